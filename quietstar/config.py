@@ -1,0 +1,323 @@
+"""Every option of a training run: one tree of dataclasses.
+
+The same tree is the YAML file, the command line (`--training.learning_rate 1e-5`) and the saved `config.yaml`.
+The `Args` of each docstring are its `--help`. Values are plain, so that what is printed can be read back exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from quietstar.errors import ConfigError
+from quietstar.textbook.options import TextbookOptions
+
+
+@dataclass
+class ModelOptions:
+    """The base model and how it thinks.
+
+    Args:
+        path: Directory or hub name of a Hugging Face causal language model. Only a hub name uses the network.
+        dtype: Type of the parameters. The optimizer keeps float32 copies of bfloat16 ones.
+        thought_length: Sampled tokens in one thought, START and END not counted.
+        lookahead: True tokens after a thought that it is judged by (the paper's non-myopic loss, section 4.4).
+        thoughts_per_position: Thoughts sampled at each position; their rewards are each other's baseline.
+        positions: Where to think: `all`, `every:N` (every N-th position), or `entropy:K` (the K positions of a text
+            whose next token the base model is least sure of; K below 1 is a fraction of the text).
+        interpolation: What the mixing weight joins: `logits` (the released code) or `log_probs` (the paper).
+        mixing_activation: `identity` leaves the mixing weight unbounded as the released code does, `sigmoid` bounds it.
+        initial_mixing_weight: Mixing weight at the first step. Null is the released code's head: exactly 0, no bias.
+            At 0 every reward and every gradient of START and END is exactly 0 too, so learning starts slowly.
+        start_text: Text whose embedding START begins as.
+        end_text: Text whose embedding END begins as.
+        embedding_scale: START and END are stored divided by this and multiplied by it in use; it scales their gradient.
+        thinking: `sample` tokens for each thought, or `pause`: tokens without content instead, as a control.
+        temperature: Sampling temperature of the thoughts.
+        backend: Which kernels to use; `auto` picks the fastest that the device has.
+    """
+
+    path: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    thought_length: int = 8
+    lookahead: int = 4
+    thoughts_per_position: int = 2
+    positions: str = "all"
+    interpolation: Literal["logits", "log_probs"] = "logits"
+    mixing_activation: Literal["identity", "sigmoid"] = "identity"
+    initial_mixing_weight: float | None = 0.1
+    start_text: str = "---"
+    end_text: str = "---"
+    embedding_scale: float = 1.0
+    thinking: Literal["sample", "pause"] = "sample"
+    temperature: float = 1.0
+    backend: Literal["auto", "triton", "torch", "reference"] = "auto"
+
+
+@dataclass
+class DataOptions:
+    """The text to learn from.
+
+    Args:
+        path: A text file (one document), a `.jsonl` file (one document per line), or a directory of both.
+        validation_path: Held-out text of the same kinds. Without it the end of the training text is held out.
+        validation_fraction: Share of the blocks held out, at least one, when there is no validation_path.
+        field: Field of a JSONL line that holds the text.
+        length: Tokens per training text: documents are joined and cut into blocks of this length.
+        append_eos: Put the tokenizer's end-of-sequence token after each document.
+    """
+
+    path: str | None = None
+    validation_path: str | None = None
+    validation_fraction: float = 0.05
+    field: str = "text"
+    length: int = 256
+    append_eos: bool = True
+
+
+@dataclass
+class ObjectiveOptions:
+    """What is minimised: a preset, and overrides of single options of it (null keeps the preset's value).
+
+    Args:
+        preset: `default`, `paper` (its equations) or `authors` (the released code, number for number).
+        base_weight: Weight of the loss of the prediction without thought.
+        talk_weight: Weight of the loss of the mixed prediction.
+        policy_weight: Weight of the REINFORCE loss of the thoughts; 0 turns it off.
+        baseline: What is subtracted from a reward: `leave_one_out` (mean of the other thoughts at the position),
+            `mean` (mean of all of them) or `none`.
+        clamp_negative_advantage: Learn only from the thoughts that were better than the baseline.
+        policy_temperature: Temperature of the log-probability in the REINFORCE loss; model.temperature is the unbiased one.
+        token_reduction: Sum or mean of the log-probabilities over the tokens of a thought.
+        reward_precision: Precision of the losses that a reward is the difference of: float32, or the model's own.
+        policy_positions: Thoughts that the REINFORCE loss uses: `valid`, or `authors` (those in the padding too).
+        loss_mean: Denominator of the mean losses: `valid` targets, or `nonzero` losses as in the released code.
+    """
+
+    preset: Literal["default", "paper", "authors"] = "default"
+    base_weight: float | None = None
+    talk_weight: float | None = None
+    policy_weight: float | None = None
+    baseline: Literal["leave_one_out", "mean", "none"] | None = None
+    clamp_negative_advantage: bool | None = None
+    policy_temperature: float | None = None
+    token_reduction: Literal["sum", "mean"] | None = None
+    reward_precision: Literal["float32", "model"] | None = None
+    policy_positions: Literal["valid", "authors"] | None = None
+    loss_mean: Literal["valid", "nonzero"] | None = None
+
+
+@dataclass
+class TrainingOptions:
+    """The training loop.
+
+    Args:
+        method: `quietstar`, or `language_modeling`: the plain next-token loss, as a control.
+        steps: Optimizer steps.
+        batch_size: Texts per optimizer step.
+        micro_batch_size: Texts per forward and backward pass, to save memory; divides batch_size. Null: all at once.
+        learning_rate: Peak learning rate of the base model.
+        warmup_steps: Steps over which the learning rate rises linearly from 0.
+        schedule: Course of the learning rate after the warm-up.
+        final_learning_rate_fraction: Where `linear` and `cosine` end, as a fraction of the peak.
+        weight_decay: Decoupled weight decay of the matrices; norms, biases, START and END have none.
+        adam_beta1: Decay of AdamW's mean of the gradient.
+        adam_beta2: Decay of AdamW's mean of the squared gradient.
+        adam_epsilon: Added to AdamW's denominator.
+        max_grad_norm: The gradient of everything but START and END is scaled down to this norm.
+        thought_embedding_lr_multiplier: Learning rate of START and END, in learning rates of the base model.
+        thought_embedding_max_grad_norm: The gradient of START and END is scaled down to this norm of their own.
+        mixing_head_lr_multiplier: Learning rate of the mixing head, in learning rates of the base model.
+        reuse_sampling_pass: Let the pass that samples the thoughts be the forward pass of gradient checkpointing too:
+            the same gradients with less work. Turn it off to have the plain two-pass step.
+        eval_every: Evaluate on the held-out text after this many steps, and at the end; 0 never.
+        eval_batches: Batches of held-out text per evaluation.
+        save_every: Save a checkpoint after this many steps, and at the end; 0 only at the end.
+        keep_checkpoints: How many of the newest checkpoints stay on disk.
+        log_every: Steps between two lines of metrics.
+        seed: Seed of the data order and of the thoughts.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads; null leaves PyTorch's choice.
+        resume: Continue from the newest checkpoint in output_dir where there is one.
+    """
+
+    method: Literal["quietstar", "language_modeling"] = "quietstar"
+    steps: int = 1000
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-6
+    warmup_steps: int = 20
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    final_learning_rate_fraction: float = 0.1
+    weight_decay: float = 0.001
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    thought_embedding_lr_multiplier: float = 100.0
+    thought_embedding_max_grad_norm: float = 1.0
+    mixing_head_lr_multiplier: float = 1.0
+    reuse_sampling_pass: bool = True
+    eval_every: int = 100
+    eval_batches: int = 8
+    save_every: int = 500
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    resume: bool = True
+
+
+@dataclass
+class TrainConfig:
+    """One training run.
+
+    Args:
+        preset: Name of the set of values that this run started from; see `quietstar/presets.py`.
+        output_dir: Directory for everything that the run writes.
+        model: The base model and how it thinks.
+        data: The text to learn from.
+        objective: What is minimised.
+        training: The training loop.
+        textbook: The embedded default experiment.
+    """
+
+    preset: str = "textbook"
+    output_dir: str = "runs/quietstar"
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    textbook: TextbookOptions = field(default_factory=TextbookOptions)
+
+
+def validate(config: TrainConfig) -> TrainConfig:
+    """Checks every value that can be checked without reading a model or a text.
+
+    Returns:
+        The same object, so that it can be used in an expression.
+
+    Raises:
+        ConfigError: naming the dotted key, the value, and what is needed.
+    """
+    model, data, training = config.model, config.data, config.training
+    for key, value, minimum in (
+        ("model.thought_length", model.thought_length, 1),
+        ("model.lookahead", model.lookahead, 1),
+        ("model.thoughts_per_position", model.thoughts_per_position, 1),
+        ("data.length", data.length, 2),
+        ("training.steps", training.steps, 1),
+        ("training.batch_size", training.batch_size, 1),
+        ("training.micro_batch_size", training.micro_batch_size, 1),
+        ("training.warmup_steps", training.warmup_steps, 0),
+        ("training.eval_every", training.eval_every, 0),
+        ("training.eval_batches", training.eval_batches, 1),
+        ("training.save_every", training.save_every, 0),
+        ("training.keep_checkpoints", training.keep_checkpoints, 1),
+        ("training.log_every", training.log_every, 1),
+        ("training.seed", training.seed, 0),
+        ("training.threads", training.threads, 1),
+    ):
+        if value is not None and value < minimum:
+            raise ConfigError(f"{key}: got {value}, needs at least {minimum}")
+    for key, number in (
+        ("model.embedding_scale", model.embedding_scale),
+        ("model.temperature", model.temperature),
+        ("objective.policy_temperature", config.objective.policy_temperature),
+        ("training.learning_rate", training.learning_rate),
+        ("training.adam_epsilon", training.adam_epsilon),
+        ("training.max_grad_norm", training.max_grad_norm),
+        ("training.thought_embedding_max_grad_norm", training.thought_embedding_max_grad_norm),
+    ):
+        if number is not None and not (number > 0 and math.isfinite(number)):
+            raise ConfigError(f"{key}: got {number}, needs a finite number above 0")
+    for key, number in (
+        ("objective.base_weight", config.objective.base_weight),
+        ("objective.talk_weight", config.objective.talk_weight),
+        ("objective.policy_weight", config.objective.policy_weight),
+        ("training.weight_decay", training.weight_decay),
+        ("training.thought_embedding_lr_multiplier", training.thought_embedding_lr_multiplier),
+        ("training.mixing_head_lr_multiplier", training.mixing_head_lr_multiplier),
+    ):
+        if number is not None and not (number >= 0 and math.isfinite(number)):
+            raise ConfigError(f"{key}: got {number}, needs a finite number of at least 0")
+    for key, number in (
+        ("data.validation_fraction", data.validation_fraction),
+        ("training.adam_beta1", training.adam_beta1),
+        ("training.adam_beta2", training.adam_beta2),
+    ):
+        if not 0 <= number < 1:
+            raise ConfigError(f"{key}: got {number}, needs at least 0 and less than 1")
+    if not 0 <= training.final_learning_rate_fraction <= 1:
+        raise ConfigError(
+            f"training.final_learning_rate_fraction: got {training.final_learning_rate_fraction}, needs 0 to 1"
+        )
+    if training.micro_batch_size is not None and training.batch_size % training.micro_batch_size:
+        raise ConfigError(
+            f"training.micro_batch_size: got {training.micro_batch_size}, "
+            f"which does not divide training.batch_size ({training.batch_size})"
+        )
+    _validate_device(training.device)
+    _validate_thinking(config)
+    for key, text in (("output_dir", config.output_dir), ("data.field", data.field)):
+        if not text:
+            raise ConfigError(f"{key}: got an empty text")
+    return config
+
+
+def _validate_device(device: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"training.device: got {device!r}, needs auto, cpu, cuda or cuda:N")
+
+
+def _validate_thinking(config: TrainConfig) -> None:
+    model = config.model
+    if model.initial_mixing_weight is not None:
+        weight = model.initial_mixing_weight
+        if not math.isfinite(weight):
+            raise ConfigError(f"model.initial_mixing_weight: got {weight}, needs a finite number or null")
+        if model.mixing_activation == "sigmoid" and not 0 < weight < 1:
+            raise ConfigError(
+                f"model.initial_mixing_weight: got {weight}, "
+                "but with model.mixing_activation sigmoid it lies strictly between 0 and 1"
+            )
+    for key, text in (("model.start_text", model.start_text), ("model.end_text", model.end_text)):
+        if not text:
+            raise ConfigError(f"{key}: got an empty text, needs one whose embedding the token can begin as")
+    _validate_positions(model.positions)
+    if config.data.length < model.thought_length + model.lookahead:
+        raise ConfigError(
+            f"data.length: got {config.data.length}, needs at least model.thought_length + model.lookahead = "
+            f"{model.thought_length} + {model.lookahead}"
+        )
+    if model.thoughts_per_position < 2 and _uses_leave_one_out(config):
+        raise ConfigError(
+            f"model.thoughts_per_position: got {model.thoughts_per_position}, needs at least 2 with "
+            "objective.baseline leave_one_out (a thought's baseline is the mean of the others at its position); "
+            "set objective.baseline to none, or objective.policy_weight to 0"
+        )
+
+
+def _uses_leave_one_out(config: TrainConfig) -> bool:
+    objective = config.objective
+    if config.training.method != "quietstar" or config.model.thinking == "pause" or objective.policy_weight == 0:
+        return False
+    return (objective.baseline or ("leave_one_out" if objective.preset == "default" else "mean")) == "leave_one_out"
+
+
+def _validate_positions(positions: str) -> None:
+    if positions == "all":
+        return
+    wanted = "needs all, every:N (N at least 1), or entropy:K (K a count of at least 1, or a fraction between 0 and 1)"
+    rule, _, amount = positions.partition(":")
+    try:
+        if rule == "every" and int(amount) >= 1:
+            return
+        if rule == "entropy" and (0 < float(amount) < 1 or int(amount) >= 1):
+            return
+    except ValueError:
+        pass
+    raise ConfigError(f"model.positions: got {positions!r}, {wanted}")

@@ -1,0 +1,27 @@
+"""What can go wrong with what a user gives. Every message names the culprit, what was wrong and what would be right."""
+
+from __future__ import annotations
+
+
+class QuietStarError(ValueError):
+    """A problem with the input. The commands print it as one line, without a traceback, and exit with status 2."""
+
+
+class ConfigError(QuietStarError):
+    """An option has a value that cannot be used; the message begins with its dotted key."""
+
+
+class DataError(QuietStarError):
+    """Training text cannot be read or is not enough; the message names the file and, where there is one, the line."""
+
+
+class CheckpointError(QuietStarError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class UnsupportedBackboneError(QuietStarError):
+    """The base model would ignore or distort the thoughts, and is refused instead of being silently wrong."""
+
+
+class NonFiniteError(QuietStarError, ArithmeticError):
+    """A loss or gradient became NaN or infinite; training stopped before the optimizer used it."""

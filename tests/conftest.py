@@ -1,0 +1,17 @@
+"""What every test runs under: no network, one profile for the property tests."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network must fail here, not on the next person's machine
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # silences the fork warning of tests that start subprocesses
+
+import torch
+from hypothesis import HealthCheck, settings
+
+# derandomize: a failure seen once is seen by everyone; no deadline: an operator's first call is far slower
+settings.register_profile("quietstar", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("quietstar")
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
