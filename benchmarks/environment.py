@@ -1,0 +1,112 @@
+"""What every benchmark writes beside its numbers: versions, hardware, date, command; and the table and CSV themselves."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "transformers", "triton", "quietstar")
+
+
+def describe(
+    script: str, arguments: Sequence[str], *, threads: int | None = None, device: str = "cpu"
+) -> dict[str, str]:
+    """The lines that make a result repeatable.
+
+    Args:
+        script: Path of the benchmark below the repository's root.
+        arguments: Its command line arguments.
+        threads: CPU threads that torch used.
+        device: "cpu" or a CUDA device; the GPU is named only where it was used.
+    """
+    facts = {
+        "command": shlex.join(["python", script, *arguments]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "cpu": f"{cpu_name()}, {os.cpu_count()} cores, {memory_gib():.0f} GiB",
+    }
+    if threads is not None:
+        facts["torch threads"] = str(threads)
+    if device.startswith("cuda"):
+        import torch
+
+        facts["gpu"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    return facts
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def commit() -> str:
+    """Short id of the checked-out commit, marked where a tracked file differs from it."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it reads well in a terminal too; the first column is left-aligned."""
+    cells = [list(columns), *[list(row) for row in rows]]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(columns))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * w if k == 0 else "-" * (w - 1) + ":" for k, w in enumerate(widths)]
+    return "\n".join([line(cells[0]), line(rule), *[line(row) for row in cells[1:]]])
+
+
+def write_csv(path: Path, facts: Mapping[str, str], rows: Sequence[Mapping[str, object]]) -> None:
+    """One row per measurement, after a head of `# name: value` lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        for name, value in facts.items():
+            file.write(f"# {name}: {value}\n")
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_markdown(path: Path, title: str, facts: Mapping[str, str], body: str) -> None:
+    """The tables under a title, the facts below them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listed = "\n".join(f"- {name}: `{value}`" for name, value in facts.items())
+    path.write_text(f"# {title}\n\n{body}\n\n## Measured with\n\n{listed}\n", encoding="utf-8")
