@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from quietstar.errors import ConfigError
+from quietstar.presets import PRESETS
 from quietstar.textbook.options import TextbookOptions
 
 
@@ -33,7 +34,7 @@ class ModelOptions:
             At 0 every reward and every gradient of START and END is exactly 0 too, so learning starts slowly.
         start_text: Text whose embedding START begins as.
         end_text: Text whose embedding END begins as.
-        embedding_scale: START and END are stored divided by this and multiplied by it in use; it scales their gradient.
+        embedding_scale: START and END are stored divided by this, which under AdamW multiplies their learning rate.
         thinking: `sample` tokens for each thought, or `pause`: tokens without content instead, as a control.
         temperature: Sampling temperature of the thoughts.
         backend: Which kernels to use; `auto` picks the fastest that the device has.
@@ -89,7 +90,7 @@ class ObjectiveOptions:
         baseline: What is subtracted from a reward: `leave_one_out` (mean of the other thoughts at the position),
             `mean` (mean of all of them) or `none`.
         clamp_negative_advantage: Learn only from the thoughts that were better than the baseline.
-        policy_temperature: Temperature of the log-probability in the REINFORCE loss; model.temperature is the unbiased one.
+        policy_temperature: Temperature of the log-probability in the REINFORCE loss.
         token_reduction: Sum or mean of the log-probabilities over the tokens of a thought.
         reward_precision: Precision of the losses that a reward is the difference of: float32, or the model's own.
         policy_positions: Thoughts that the REINFORCE loss uses: `valid`, or `authors` (those in the padding too).
@@ -194,8 +195,12 @@ class TrainConfig:
     textbook: TextbookOptions = field(default_factory=TextbookOptions)
 
 
-def validate(config: TrainConfig) -> TrainConfig:
+def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
     """Checks every value that can be checked without reading a model or a text.
+
+    Args:
+        config: What to check.
+        require_inputs: Whether a model and a text have to be named already.
 
     Returns:
         The same object, so that it can be used in an expression.
@@ -203,6 +208,7 @@ def validate(config: TrainConfig) -> TrainConfig:
     Raises:
         ConfigError: naming the dotted key, the value, and what is needed.
     """
+    _validate_preset(config, require_inputs)
     model, data, training = config.model, config.data, config.training
     for key, value, minimum in (
         ("model.thought_length", model.thought_length, 1),
@@ -266,6 +272,20 @@ def validate(config: TrainConfig) -> TrainConfig:
         if not text:
             raise ConfigError(f"{key}: got an empty text")
     return config
+
+
+def _validate_preset(config: TrainConfig, require_inputs: bool) -> None:
+    if config.preset not in PRESETS:
+        raise ConfigError(f"preset: got {config.preset!r}, needs one of {', '.join(PRESETS)}")
+    paths = {"model.path": config.model.path, "data.path": config.data.path}
+    for key, path in paths.items():
+        if config.preset == "textbook" and path is not None:
+            raise ConfigError(
+                f"{key}: got {path!r}, but preset textbook makes its own model and text; use preset plain for your own"
+            )
+        if config.preset != "textbook" and require_inputs and not path:
+            wanted = "a causal language model" if key == "model.path" else "a text to train on"
+            raise ConfigError(f"{key}: missing; preset {config.preset} needs {wanted}")
 
 
 def _validate_device(device: str) -> None:

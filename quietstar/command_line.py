@@ -1,0 +1,281 @@
+"""From arguments and YAML to a `TrainConfig`, and back to YAML.
+
+Later ones win: defaults, preset, `--config` file, `--key value` flags, in whatever order they are written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import sys
+from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from quietstar.config import TrainConfig, validate
+from quietstar.errors import ConfigError, QuietStarError
+from quietstar.presets import DESCRIPTIONS, PRESETS
+
+_Flat = dict[str, Any]
+
+
+def parse_train_config(argv: Sequence[str] | None = None, program: str = "python -m quietstar.train") -> TrainConfig:
+    """Reads the command line of a training run.
+
+    Args:
+        argv: The arguments; None takes those of the process.
+        program: How the user called it, for `--help`.
+
+    Returns:
+        A validated configuration.
+
+    Raises:
+        ConfigError: for an unknown key (with a suggestion), a value of a wrong type, or one that `validate` refuses.
+        SystemExit: with status 0 after `--help` or `--print_config`.
+    """
+    flags = _split_arguments(sys.argv[1:] if argv is None else argv)
+    print_help, print_config = flags.pop("help", None), flags.pop("print_config", None)
+    config_path = flags.pop("config", None)
+    file = {} if config_path is None else _read_yaml(config_path)
+    given = {**file, **flags}
+    preset = given.get("preset")
+    if preset is None:
+        own_input = given.get("model.path") is not None or given.get("data.path") is not None
+        preset = "plain" if own_input else "textbook"
+    if not isinstance(preset, str) or preset not in PRESETS:
+        suggestion = _did_you_mean(str(preset), list(PRESETS))
+        raise ConfigError(f"preset: got {preset!r}, needs one of {', '.join(PRESETS)}{suggestion}")
+
+    parser = _parser(program)
+    parser.set_defaults(PRESETS[preset])
+    from_file = {key: _typed(parser, key, value, f"{config_path}: ") for key, value in file.items()}
+    parser.set_defaults({**from_file, "preset": preset})  # so that --help shows what holds without further flags
+    if print_help is not None:
+        parser.print_help()
+        raise SystemExit(0)
+    from_flags = {key: _typed(parser, key, value) for key, value in flags.items()}
+    values = {**_defaults(), **PRESETS[preset], **from_file, **from_flags, "preset": preset}
+    config = validate(_build(TrainConfig, values), require_inputs=print_config is None)
+    if print_config is not None:
+        sys.stdout.write(to_yaml(config))
+        raise SystemExit(0)
+    return config
+
+
+def load_config(path: str | os.PathLike[str]) -> TrainConfig:
+    """Reads a YAML file of any subset of the options; the rest comes from the file's preset, or else the defaults.
+
+    Raises:
+        ConfigError: naming the file for anything that is not a valid configuration.
+    """
+    return parse_train_config(["--config", os.fspath(path)])
+
+
+def save_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
+    """Writes every option to a YAML file, from which `load_config` restores an equal configuration."""
+    Path(path).write_text(to_yaml(config), encoding="utf-8")
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The whole configuration as YAML, in the order of the dataclasses."""
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Runs a command and turns a problem with the user's input into one line on stderr.
+
+    Returns:
+        The exit status: 0, or 2 after a `QuietStarError`. Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        command()
+    except QuietStarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+_SWITCHES = {
+    "help": "Print this help, with the defaults of the given preset and file, and stop.",
+    "print_config": "Print the resulting options as YAML, and stop.",
+}
+_CONFIG_HELP = "YAML file with any of the options below, such as --print_config writes."
+
+
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the list of presets."""
+
+
+def _options(cls: type, prefix: str = "") -> Iterator[tuple[type, str, Any, Any]]:
+    """Yields (dataclass, dotted key, type, default) of every option."""
+    hints = get_type_hints(cls)
+    default = cls()
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _options(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield cls, prefix + field.name, hints[field.name], getattr(default, field.name)
+
+
+def _defaults() -> _Flat:
+    return {key: default for _, key, _, default in _options(TrainConfig)}
+
+
+def _option_help(cls: type) -> dict[str, str]:
+    """The `Args` section of a dataclass's docstring, by field."""
+    section = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text) for name, text in entries}
+
+
+def _parser(program: str) -> ArgumentParser:
+    """A parser that knows every option; `_split_arguments` has taken the line apart before it is used."""
+    presets = "\n".join(f"  {name:12}{text}" for name, text in DESCRIPTIONS.items())
+    parser = ArgumentParser(
+        prog=program,
+        usage=f"{program} [--preset NAME] [--config FILE] [--KEY VALUE ...] [--print_config] [--help]",
+        description=f"presets:\n{presets}\n\nprecedence: defaults < preset < --config < --KEY VALUE",
+        add_help=False,
+        exit_on_error=False,
+        formatter_class=_Formatter,
+    )
+    general = parser.add_argument_group("general")
+    for name, text in _SWITCHES.items():
+        general.add_argument(f"--{name}", action="store_true", default=SUPPRESS, help=text)
+    general.add_argument("--config", metavar="FILE", default=SUPPRESS, help=_CONFIG_HELP)
+    groups: dict[type, Any] = {TrainConfig: general}
+    for cls, key, hint, default in _options(TrainConfig):
+        group, _, name = key.rpartition(".")
+        if cls not in groups:
+            summary, _, rest = inspect.cleandoc(cls.__doc__ or "").partition("\n")
+            more = rest.partition("Args:")[0].strip()
+            groups[cls] = parser.add_argument_group(group, f"{summary} {more}".strip())
+        groups[cls].add_argument(f"--{key}", type=hint, default=default, help=_option_help(cls)[name])
+    return parser
+
+
+def _split_arguments(argv: Sequence[str]) -> dict[str, str]:
+    """Splits arguments into `--key value` or `--key=value` pairs; every key but a switch has exactly one value."""
+    known = [*_defaults(), "config", *_SWITCHES]
+    pairs: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        argument = "--help" if rest[0] == "-h" else rest[0]
+        del rest[0]
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            hint = f"; an option is written --{name} VALUE" if name in known else "; --help lists every option"
+            raise ConfigError(f"unexpected argument {argument!r}{hint}")
+        if name not in known:
+            raise ConfigError(f"unknown option --{name}{_did_you_mean(name, known, '--')}")
+        if name in _SWITCHES:
+            if equals:
+                raise ConfigError(f"{name}: takes no value, got {value!r}")
+        elif not equals:
+            # only the name of an option is no value: the default of model.start_text begins with two dashes
+            if not rest or (rest[0].startswith("--") and rest[0][2:].partition("=")[0] in known):
+                raise ConfigError(f"{name}: got no value, needs one: --{name} VALUE")
+            value = rest.pop(0)
+        if name == "config" and name in pairs:
+            raise ConfigError(f"config: given twice ({pairs[name]} and {value}), needs one file")
+        pairs[name] = value
+    return pairs
+
+
+def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """The closest known names, compared whole and by their last part, so that a wrong or missing group is found too."""
+
+    def similarity(candidate: str) -> float:
+        def ratio(a: str, b: str) -> float:
+            return difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio()
+
+        text = name.replace("-", "_")
+        return max(ratio(text, candidate), 0.97 * ratio(text.rpartition(".")[2], candidate.rpartition(".")[2]))
+
+    best = max(map(similarity, known))
+    if best < 0.7:
+        return "; --help lists every option" if prefix else ""
+    closest = [prefix + candidate for candidate in known if similarity(candidate) == best]
+    return f"; did you mean {' or '.join(closest[:3])}?"
+
+
+def _read_yaml(path: str) -> _Flat:
+    """Reads a YAML mapping into dotted keys. The safe loader builds plain values only."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise ConfigError(f"config: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config: {path} is not UTF-8 text: byte {error.start}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"config: {path}{place} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"config: {path} holds a {type(content).__name__}, needs a mapping of options")
+    flat: _Flat = {}
+    known = list(_defaults())
+    groups = {key.rpartition(".")[0] for key in known}
+    for key, value in _flatten(content, groups):
+        if key in groups:
+            raise ConfigError(f"{path}: {key}: got {value!r}, needs a mapping of options")
+        if key not in known:
+            raise ConfigError(f"{path}: unknown option {key}{_did_you_mean(key, known)}")
+        flat[key] = value
+    return flat
+
+
+def _flatten(content: Mapping[Any, Any], groups: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key in groups:
+            yield from _flatten(value, groups, f"{key}.")
+        else:
+            yield key, value
+
+
+def _typed(parser: ArgumentParser, key: str, value: object, source: str = "") -> Any:
+    """Turns a value from YAML, or the text of a flag, into the type of the option."""
+    hint = _hints()[key]
+    if isinstance(value, str) and source and hint in (str, str | None):
+        return value  # YAML has said that it is text: "null" in quotes is not null
+    try:
+        return parser.parse_object({key: value}, defaults=False)[key]
+    except ArgumentError as error:
+        raise ConfigError(f"{source}{key}: got {value!r}, needs {_describe(hint)}") from error
+
+
+def _hints() -> dict[str, Any]:
+    return {key: hint for _, key, hint, _ in _options(TrainConfig)}
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_args(hint):
+        return " or ".join(_describe(part) for part in get_args(hint))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    return names[hint]
+
+
+def _build(cls: type[Any], values: _Flat, prefix: str = "") -> Any:
+    hints = get_type_hints(cls)
+    return cls(
+        **{
+            field.name: _build(hints[field.name], values, f"{prefix}{field.name}.")
+            if dataclasses.is_dataclass(hints[field.name])
+            else values[prefix + field.name]
+            for field in dataclasses.fields(cls)
+        }
+    )

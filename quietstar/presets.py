@@ -1,0 +1,41 @@
+"""Sets of option values, by name. A preset replaces defaults; a configuration file and flags replace a preset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DESCRIPTIONS: dict[str, str] = {
+    "textbook": "the embedded default: a small model, made on the spot, learns which aside to think; needs no files",
+    "plain": "your own model and text with the default values; taken where model.path or data.path is given",
+    "mistral-7b": "the paper's setting: Mistral-7B, the released code's numbers; give data.path",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "textbook": {},
+    "plain": {},
+    # The released training script. Its n_ahead of 12 counts the text pass, START and END: 9 sampled tokens. Its learning
+    # rate falls over 100,000 steps but it stops after 100: a constant rate. Its mixing head starts at exactly 0.
+    "mistral-7b": {
+        "model.path": "mistralai/Mistral-7B-v0.1",
+        "model.dtype": "bfloat16",
+        "model.thought_length": 9,
+        "model.lookahead": 4,
+        "model.thoughts_per_position": 2,
+        "model.interpolation": "logits",
+        "model.mixing_activation": "identity",
+        "model.initial_mixing_weight": None,
+        "model.embedding_scale": 100.0,
+        "data.length": 256,
+        "objective.preset": "authors",
+        "training.steps": 100,
+        "training.batch_size": 8,
+        "training.learning_rate": 1e-6,
+        "training.warmup_steps": 20,
+        "training.schedule": "constant",
+        "training.weight_decay": 0.001,
+        "training.max_grad_norm": 1.0,
+        "training.thought_embedding_lr_multiplier": 1.0,
+        "training.eval_every": 10,
+        "training.save_every": 100,
+    },
+}
