@@ -1,0 +1,15 @@
+"""The kernels of Quiet-STaR (arXiv 2403.09629): torch only, they know nothing of models.
+
+`thought_attention` is the diagonal attention of parallel thoughts, `mixed_cross_entropy` the loss after the mixing
+head, `linear_cross_entropy` the same loss of one hidden state, `sample_tokens` draws tokens from hidden states.
+Every function takes `backend=`: "reference" is the readable specification, whole mask and whole logits; "torch" the
+fast path, which holds neither; "auto" the best one there is for the tensors' device.
+"""
+
+from __future__ import annotations
+
+from quietstar_kernels.mixed_cross_entropy import linear_cross_entropy, mixed_cross_entropy
+from quietstar_kernels.thought_attention import thought_attention
+from quietstar_kernels.token_sampling import sample_tokens
+
+__all__ = ["linear_cross_entropy", "mixed_cross_entropy", "sample_tokens", "thought_attention"]

@@ -1,0 +1,77 @@
+"""Draw tokens from hidden states without [N, V] logits: how thoughts are sampled.
+
+Quiet-STaR (arXiv 2403.09629), section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quietstar_kernels.dispatch import require_device, require_floating, require_shape, resolve_backend
+from quietstar_kernels.logits import make_options
+from quietstar_kernels.token_sampling.reference import sample_tokens_reference
+from quietstar_kernels.token_sampling.torch_backend import sample_tokens_torch
+
+__all__ = ["sample_tokens"]
+
+
+@torch.no_grad()
+def sample_tokens(
+    hidden: Tensor,
+    lm_head: Tensor,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    greedy: bool = False,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    banned: Sequence[int] = (),
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Draw one token a row from softmax(logits(hidden)); logits(h) is that of `mixed_cross_entropy`.
+
+    Each row inverts its cumulative distribution at one float64 uniform number. All rows' numbers are drawn at once from
+    a generator with the given seed on the tensors' device, so that the same seed gives the same tokens whatever the
+    chunk size and the backend. No gradient.
+
+    Args:
+        hidden: [N, E] final hidden states, any floating dtype.
+        lm_head: [V, E] output embedding.
+        seed: any integer, taken modulo 2^63. CPU and CUDA draw different numbers from one seed.
+        temperature: divides the logits, above 0.
+        greedy: take the most probable token instead; the seed is then unused.
+        softcap: cap of the logits, above 0; None: no cap.
+        logit_scale: multiplies the logits before the cap.
+        banned: token ids that are never drawn and left out of the softmax.
+        backend: "auto", "torch" or "reference".
+
+    Returns:
+        token int64 [N] and its log-probability [N] under the distribution it was drawn from, temperature and banned
+        tokens included (with `greedy` too): float32 (float64 where an input is float64).
+
+    Raises:
+        TypeError: a tensor of the wrong kind of dtype.
+        ValueError: a shape or option that does not fit; the message names the argument.
+    """
+    require_floating("hidden", hidden)
+    require_floating("lm_head", lm_head)
+    require_device("lm_head", lm_head, hidden.device)
+    sizes: dict[str, int] = {}
+    require_shape("hidden", hidden, ("N", "E"), sizes)
+    require_shape("lm_head", lm_head, ("V", "E"), sizes)
+    if sizes["V"] == 0:
+        raise ValueError("lm_head: got shape with V=0, wanted at least one token")
+    options = make_options(temperature, softcap, logit_scale, banned, sizes["V"])
+    uniform = None if greedy else draw_uniform(sizes["N"], seed, hidden.device)
+    run = sample_tokens_torch if resolve_backend(backend) == "torch" else sample_tokens_reference
+    with torch.autocast(hidden.device.type, enabled=False):  # autocast would round the logits
+        return run(hidden, lm_head, uniform, options)
+
+
+def draw_uniform(count: int, seed: int, device: torch.device) -> Tensor:
+    """float64 numbers [count] in [0, 1): the only randomness, one for each row."""
+    generator = torch.Generator(device=device).manual_seed(seed % 2**63)
+    return torch.rand(count, generator=generator, dtype=torch.float64, device=device)
