@@ -1,0 +1,40 @@
+"""Quiet-STaR on any Hugging Face causal language model: models that think before they speak.
+
+Importing this package registers the model with transformers' Auto classes.
+"""
+
+from quietstar.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    QuietStarError,
+    UnsupportedBackboneError,
+)
+from quietstar.model import (
+    Prediction,
+    QuietStarConfig,
+    QuietStarForCausalLM,
+    Thoughts,
+    load_authors_checkpoint,
+)
+from quietstar.objective import PRESETS, LearnOutput, Objective
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LearnOutput",
+    "NonFiniteError",
+    "Objective",
+    "Prediction",
+    "QuietStarConfig",
+    "QuietStarError",
+    "QuietStarForCausalLM",
+    "Thoughts",
+    "UnsupportedBackboneError",
+    "load_authors_checkpoint",
+]

@@ -1,0 +1,8 @@
+"""Thought streams on an unmodified transformers backbone."""
+
+from quietstar.model.authors_checkpoint import load_authors_checkpoint
+from quietstar.model.configuration import QuietStarConfig
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.model.thoughts import Prediction, Thoughts
+
+__all__ = ["Prediction", "QuietStarConfig", "QuietStarForCausalLM", "Thoughts", "load_authors_checkpoint"]

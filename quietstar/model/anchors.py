@@ -1,0 +1,98 @@
+"""Which text positions think."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quietstar.errors import ConfigError
+
+ENTROPY_CHUNK = 1 << 24
+"""Elements of a float32 logits chunk while entropies are computed (64 MiB)."""
+
+
+def parse_positions(positions: str) -> tuple[str, float]:
+    """Read "all", "every:N" or "entropy:K" (K a count of at least 1, or a fraction below 1).
+
+    Raises:
+        ConfigError: Anything else.
+    """
+    kind, _, number = positions.partition(":")
+    try:
+        value = float(number) if number else 1.0
+    except ValueError:
+        value = -1.0
+    valid = {
+        "all": not number,
+        "every": bool(number) and value >= 1 and value.is_integer(),
+        "entropy": bool(number) and (0 < value < 1 or (value >= 1 and value.is_integer())),
+    }
+    if not valid.get(kind, False):
+        raise ConfigError(f'positions: got {positions!r}, needs "all", "every:N" or "entropy:K" (a count or a fraction)')
+    return kind, value
+
+
+def expand_anchors(
+    anchors: Tensor | str | None, token_mask: Tensor, base_entropy: Tensor | None, thoughts_per_position: int
+) -> Tensor:
+    """The anchor of every stream.
+
+    Args:
+        anchors: None or "all" for every position but the last, a string of `parse_positions`, or int [A] or [B, A].
+        token_mask: bool [B, L].
+        base_entropy: [B, L] entropy of the base prediction, needed for "entropy:K" alone.
+        thoughts_per_position: K, how often each anchor is repeated.
+
+    Returns:
+        int32 [B, P] with P = A*K, non-decreasing in each row.
+
+    Raises:
+        ConfigError: An unknown string.
+        ValueError: Anchors of a wrong shape or outside the text.
+    """
+    batch, length = token_mask.shape
+    device = token_mask.device
+    if anchors is None or isinstance(anchors, str):
+        kind, value = parse_positions(anchors or "all")
+        last = max(length - 1, 1)  # nothing follows the last token, so its thought has nothing to learn from
+        if kind == "entropy":
+            assert base_entropy is not None
+            count = min(last, max(1, round(value * last) if value < 1 else int(value)))
+            ranked = base_entropy.masked_fill(~token_mask, -1.0)[:, :last]
+            chosen = ranked.topk(count, dim=1).indices.sort(dim=1).values
+        else:
+            chosen = torch.arange(0, last, int(value), device=device)
+    else:
+        chosen = torch.as_tensor(anchors, device=device)
+        if chosen.ndim not in (1, 2) or (chosen.ndim == 2 and chosen.shape[0] != batch) or chosen.is_floating_point():
+            raise ValueError(
+                f"anchors: got {chosen.dtype} of shape {list(chosen.shape)}, needs integers [A] or [{batch}, A]"
+            )
+        if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= length):
+            raise ValueError(
+                f"anchors: got {int(chosen.min())}..{int(chosen.max())}, needs positions in the text, 0..{length - 1}"
+            )
+        chosen = chosen.sort(dim=-1).values
+    return chosen.to(torch.int32).expand(batch, -1).repeat_interleave(thoughts_per_position, dim=1).contiguous()
+
+
+def base_entropy(hidden: Tensor, lm_head: Tensor, softcap: float | None, logit_scale: float) -> Tensor:
+    """Entropy in nats of the prediction from each hidden state, in chunks of rows.
+
+    Args:
+        hidden: [B, L, E] after the final norm.
+        lm_head: [V, E].
+
+    Returns:
+        float32 [B, L].
+    """
+    rows = hidden.flatten(0, 1)
+    chunk = max(1, ENTROPY_CHUNK // lm_head.shape[0])
+    parts = []
+    for start in range(0, rows.shape[0], chunk):
+        logits = (rows[start : start + chunk] @ lm_head.T).float() * logit_scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        logprobs = logits.log_softmax(-1)
+        parts.append(-(logprobs.exp() * logprobs).sum(-1))
+    return torch.cat(parts).view(hidden.shape[:-1])

@@ -1,0 +1,180 @@
+"""Thought streams inside an unmodified transformers model.
+
+transformers lets a model's attention be replaced by name. The function registered here sees each layer's queries, keys and
+values after rotary embedding, and a `ThoughtPass` that travels with the call as a keyword argument and says which tokens
+of the sequence are text and which belong to streams. Without one it is PyTorch's scaled-dot-product attention, so the
+base model stays usable as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from quietstar_kernels import thought_attention
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from quietstar.errors import UnsupportedBackboneError
+
+IMPLEMENTATION = "quietstar"
+
+# Keyword arguments with which some families change the attention scores; the kernels do not know them.
+UNSUPPORTED_ARGUMENTS = {
+    "softcap": "soft-caps its attention scores",
+    "s_aux": "uses attention sinks",
+    "position_bias": "adds a position bias to its attention scores",
+}
+
+
+@dataclass
+class LayerKeysValues:
+    """One layer's stored keys and values: text [B, L, Hkv, D], streams [B, P, capacity, Hkv, D]."""
+
+    text_key: Tensor
+    text_value: Tensor
+    stream_key: Tensor | None = None
+    stream_value: Tensor | None = None
+
+
+@dataclass
+class ThoughtCache:
+    """Keys and values of a text and of the streams that hang from it, by layer index."""
+
+    stream_capacity: int
+    layers: dict[int, LayerKeysValues] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ThoughtPass:
+    """What the attention of one forward pass must know. The sequence is `[text | stream 0 | stream 1 | ...]`.
+
+    Args:
+        text_length: Text tokens in this pass, 0 when the text's keys and values come from `cache`.
+        stream_length: Tokens of each stream in this pass, 0 in a pass over the text alone.
+        stream_offset: Tokens of each stream that `cache` already holds.
+        anchor: int32 [B, P], the text position that each stream hangs from.
+        text_start: int32 [B], first text token of each row that is not padding, or None without left padding.
+        backend: Kernel backend.
+        cache: Where this pass stores its keys and values and finds those of earlier passes; None in the pass over text
+            and whole streams, which needs none and must give the same result when a layer is recomputed.
+        seen: Filled with one entry (layer index, window) per attention call where the probe asks for it.
+    """
+
+    text_length: int
+    stream_length: int
+    anchor: Tensor
+    text_start: Tensor | None
+    backend: str
+    stream_offset: int = 0
+    cache: ThoughtCache | None = None
+    seen: list[tuple[int, int | None]] | None = None
+    _text_masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def text_mask(self, window: int | None, device: torch.device) -> Tensor | None:
+        """Boolean [B or 1, 1, L, L] mask of the text pass, or None where plain causal attention says the same."""
+        length = self.text_length
+        if window is not None and window >= length:
+            window = None
+        if window is None and self.text_start is None:
+            return None
+        if window not in self._text_masks:
+            query = torch.arange(length, device=device)[:, None]
+            key = torch.arange(length, device=device)[None, :]
+            visible = key <= query
+            if window is not None:
+                visible = visible & (query - key < window)
+            visible = visible[None, None]
+            if self.text_start is not None:
+                # A padding query keeps itself: softmax over nothing would be NaN and would spread through the layers.
+                visible = visible & (key >= self.text_start[:, None, None, None]) | (key == query)
+            self._text_masks[window] = visible
+        return self._text_masks[window]
+
+
+def quietstar_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    thought_pass: ThoughtPass | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer in the signature that transformers asks for.
+
+    Args:
+        query: [B, H, N, D]; key, value: [B, Hkv, N, D], with N = text tokens + stream tokens of this pass.
+        thought_pass: The layout of the N tokens; None makes this plain scaled-dot-product attention.
+
+    Returns:
+        [B, N, H, D] and None (no attention weights).
+
+    Raises:
+        UnsupportedBackboneError: The layer changes its scores in a way that the kernels do not know.
+    """
+    if thought_pass is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    for name, reason in UNSUPPORTED_ARGUMENTS.items():
+        if kwargs.get(name) is not None:
+            raise UnsupportedBackboneError(f"{type(module).__name__} {reason}, which thought attention does not support")
+    layer_index = int(module.layer_idx)  # type: ignore[arg-type]  # an attribute of every transformers attention layer
+    if thought_pass.seen is not None:
+        thought_pass.seen.append((layer_index, sliding_window))
+
+    length, outputs = thought_pass.text_length, []
+    if length:
+        text_query, text_key, text_value = query[:, :, :length], key[:, :, :length], value[:, :, :length]
+        mask = thought_pass.text_mask(sliding_window, query.device)
+        outputs.append(sdpa_attention_forward(module, text_query, text_key, text_value, mask, scaling=scaling)[0])
+        text_key, text_value = text_key.transpose(1, 2), text_value.transpose(1, 2)
+        if thought_pass.cache is not None:
+            thought_pass.cache.layers[layer_index] = LayerKeysValues(text_key, text_value)
+    if thought_pass.stream_length:
+        streams = (thought_pass.anchor.shape[1], thought_pass.stream_length)
+        stream_query = query[:, :, length:].transpose(1, 2).unflatten(1, streams)
+        stream_key = key[:, :, length:].transpose(1, 2).unflatten(1, streams)
+        stream_value = value[:, :, length:].transpose(1, 2).unflatten(1, streams)
+        if thought_pass.cache is not None:
+            stored = thought_pass.cache.layers[layer_index]
+            text_key, text_value = stored.text_key, stored.text_value
+            stream_key, stream_value = _append(thought_pass, stored, stream_key, stream_value)
+        attended = thought_attention(
+            stream_query,
+            text_key,
+            text_value,
+            stream_key,
+            stream_value,
+            thought_pass.anchor,
+            text_start=thought_pass.text_start,
+            window=sliding_window,
+            scale=scaling,
+            backend=thought_pass.backend,
+        )
+        outputs.append(attended.flatten(1, 2))
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], None
+
+
+def _append(thought_pass: ThoughtPass, stored: LayerKeysValues, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the new stream tokens behind the stored ones; return all of them, [B, P, offset + S, Hkv, D]."""
+    assert thought_pass.cache is not None
+    if stored.stream_key is None or stored.stream_value is None:
+        shape = (*key.shape[:2], thought_pass.cache.stream_capacity, *key.shape[3:])
+        stored.stream_key, stored.stream_value = key.new_empty(shape), value.new_empty(shape)
+    start, end = thought_pass.stream_offset, thought_pass.stream_offset + thought_pass.stream_length
+    stored.stream_key[:, :, start:end] = key
+    stored.stream_value[:, :, start:end] = value
+    return stored.stream_key[:, :, :end], stored.stream_value[:, :, :end]
+
+
+# The mask function serves plain calls of the base model; a thought pass brings a 4-D mask of its own and never reaches it.
+AttentionInterface.register(IMPLEMENTATION, quietstar_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

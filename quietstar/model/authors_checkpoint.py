@@ -1,0 +1,112 @@
+"""Checkpoints of the paper's authors, in their names (github.com/ezelikman/quiet-star)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from quietstar.errors import CheckpointError
+from quietstar.model.configuration import QuietStarConfig
+from quietstar.model.modeling import END, START, QuietStarForCausalLM
+
+# theirs: [2, E], row 0 the vector, row 1 an unused log-std
+VECTORS = {"start_embedding": START, "end_embedding": END}
+# theirs: talk_head.0.{0,2,4}
+HEAD_PREFIX = "talk_head.0."
+
+
+def load_authors_checkpoint(
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    config: PreTrainedConfig | None = None,
+    *,
+    embedding_scale: float = 100.0,
+    **options: Any,
+) -> QuietStarForCausalLM:
+    """Load a model that the authors' code trained, with its learned START, END and mixing head.
+
+    Their own code overwrites START and END with the embedding of "---" at the first forward after loading; here they are
+    kept.
+
+    Args:
+        source: A directory with `*.safetensors` in their names, or a state dict.
+        config: The base's configuration; by default `config.json` of the directory, whose `n_ahead` (text pass, START and
+            END counted) and `n_ahead_talk` then give `thought_length` and `lookahead`.
+        embedding_scale: Theirs is 100: the vectors are used times this.
+        options: Fields of `QuietStarConfig`. `banned_token_ids` should name the ids of their START and END tokens, by
+            default the last two of the vocabulary where it was enlarged by two.
+
+    Raises:
+        CheckpointError: A tensor is missing, unknown or of a wrong shape.
+    """
+    if isinstance(source, Mapping):
+        state = dict(source)
+        if config is None:
+            raise CheckpointError("config: missing; a state dict needs the base's configuration beside it")
+    else:
+        state = _read_directory(Path(source))
+        config = config or _read_config(Path(source))
+    for theirs, ours in (("n_ahead", "thought_length"), ("n_ahead_talk", "lookahead")):
+        if getattr(config, theirs, None) and ours not in options:
+            options[ours] = getattr(config, theirs) - (3 if theirs == "n_ahead" else 0)
+    settings: dict[str, Any] = {
+        "initial_mixing_weight": None,
+        "mixing_activation": "identity",
+        "interpolation": "logits",
+        "embedding_scale": embedding_scale,
+        **options,
+    }
+    if "banned_token_ids" not in settings and config.vocab_size % 64 == 2:
+        settings["banned_token_ids"] = [config.vocab_size - 2, config.vocab_size - 1]
+    base = AutoModelForCausalLM.from_config(config)
+    model = QuietStarForCausalLM(QuietStarConfig(text_config=base.config, **settings), base=base)
+
+    ours: dict[str, Tensor] = {}
+    vectors = torch.empty_like(model.thought_embedding.weight)
+    for name, row in VECTORS.items():
+        if name not in state:
+            raise CheckpointError(f"{name}: missing; this is not a checkpoint of the authors' Quiet-STaR code")
+        vectors[row] = state.pop(name)[0].reshape(-1)
+    ours["thought_embedding.weight"] = vectors
+    for name, tensor in state.items():
+        if name.startswith(HEAD_PREFIX):
+            ours["mixing_head.layers." + name.removeprefix(HEAD_PREFIX)] = tensor
+        else:
+            ours["base." + name] = tensor
+    expected = model.state_dict()
+    tied = set(model.all_tied_weights_keys)
+    missing = [name for name in expected if name not in ours and name not in tied]
+    unknown = [name for name in ours if name not in expected]
+    wrong = [name for name in ours if name in expected and ours[name].shape != expected[name].shape]
+    for what, names in (("missing", missing), ("unknown", unknown), ("of a wrong shape", wrong)):
+        if names:
+            raise CheckpointError(f"{len(names)} tensors {what}, first {names[0]} (in this project's names)")
+    dtype = next(iter(state.values())).dtype
+    model.to(dtype)
+    model.config.dtype = dtype
+    model.load_state_dict(ours, strict=False)
+    return model
+
+
+def _read_directory(directory: Path) -> dict[str, Tensor]:
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{directory}: no *.safetensors in it")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state.update(load_file(file))
+    return state
+
+
+def _read_config(directory: Path) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory}: no readable config.json ({error})") from error
+    return config

@@ -1,0 +1,127 @@
+"""What the engine needs of a base model, and the probe that refuses one which would be silently wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from quietstar.errors import UnsupportedBackboneError
+
+if TYPE_CHECKING:
+    from quietstar.model.modeling import QuietStarForCausalLM
+
+PROBE_TEXT = 5
+PROBE_TOLERANCE = 2e-2
+"""Largest accepted difference of hidden states, relative to their largest value: bfloat16 stays below, a dropped argument
+moves them by a tenth or more."""
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """How final hidden states become logits: `softcap(logit_scale * lm_head h)`."""
+
+    weight: Tensor
+    softcap: float | None
+    logit_scale: float
+
+
+def check_configuration(config: PreTrainedConfig) -> None:
+    """Refuse families that are known to be wrong before any weight is loaded.
+
+    Raises:
+        UnsupportedBackboneError: Naming the family and the reason.
+    """
+    family = config.model_type
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {value.get("rope_type") for value in rope.values() if isinstance(value, dict)} | {rope.get("rope_type")}
+    if kinds & {"dynamic", "longrope"}:
+        raise UnsupportedBackboneError(
+            f"{family}: its rotary frequencies depend on the longest position in a batch "
+            f"({', '.join(sorted(k for k in kinds if k))}), so a thought's keys would differ from pass to pass"
+        )
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise UnsupportedBackboneError(f"{family}: chunked attention is not supported by thought attention")
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise UnsupportedBackboneError(f"{family}: soft-caps its attention scores, which thought attention does not support")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedBackboneError(f"{family}: an encoder-decoder model; Quiet-STaR needs a decoder-only causal LM")
+
+
+def output_head(base: PreTrainedModel) -> OutputHead:
+    """The base model's output head.
+
+    Raises:
+        UnsupportedBackboneError: The head has a bias.
+    """
+    head = base.get_output_embeddings()
+    if not isinstance(head, nn.Module) or getattr(head, "bias", None) is not None:
+        raise UnsupportedBackboneError(f"{base.config.model_type}: its lm_head has a bias, which the fused loss does not support")
+    config: Any = base.config
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return OutputHead(head.weight, getattr(config, "final_logit_softcapping", None), scale)  # type: ignore[arg-type]
+
+
+def disable_dropout(base: nn.Module) -> None:
+    """Set every dropout to zero: the states that sampled a thought must be those that are trained."""
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+@torch.no_grad()
+def probe_backbone(model: QuietStarForCausalLM) -> None:
+    """Run a few tokens and compare with the plain base model.
+
+    A text of five tokens and one stream at its second position must give the hidden states that the base gives when the
+    stream simply follows the first two tokens, and the head must give the base's logits.
+
+    Raises:
+        UnsupportedBackboneError: Naming the family and what differs.
+    """
+    from quietstar.model.attention import ThoughtPass
+
+    base, config = model.base, model.base.config
+    family = config.model_type
+    device = base.get_input_embeddings().weight.device
+    ids = (torch.arange(PROBE_TEXT, device=device) * 7 + 3)[None] % base.get_input_embeddings().weight.shape[0]
+    embeds = base.get_input_embeddings()(ids)
+    anchor = torch.tensor([[1]], dtype=torch.int32, device=device)
+    stream = embeds.flip(1)[:, :3]
+    seen: list[tuple[int, int | None]] = []
+    thought_pass = ThoughtPass(PROBE_TEXT, 3, anchor, None, model.config.backend, seen=seen)
+    positions = torch.tensor([[*range(PROBE_TEXT), 2, 3, 4]], device=device)
+    hidden = model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
+
+    layers = getattr(config, "num_hidden_layers", len(seen))
+    if len(seen) != layers:
+        raise UnsupportedBackboneError(
+            f"{family}: {len(seen)} of {layers} layers passed thought attention (the others do not use transformers' "
+            "attention interface, or do not hand its keyword arguments on)"
+        )
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        if all(window is None for _, window in seen):
+            raise UnsupportedBackboneError(f"{family}: has a sliding window but does not tell the attention function")
+    plain = model.decoder(inputs_embeds=torch.cat([embeds[:, :2], stream], dim=1), use_cache=False).last_hidden_state
+    text = model.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    for name, ours, theirs in (("text", hidden[:, :PROBE_TEXT], text), ("thought", hidden[:, PROBE_TEXT:], plain[:, 2:])):
+        error = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+        if not error <= PROBE_TOLERANCE:
+            raise UnsupportedBackboneError(
+                f"{family}: {name} states differ from the plain model's by {error:.1e} of their size; "
+                "its attention does something that thought attention does not know"
+            )
+    head = output_head(base)
+    logits = (text @ head.weight.T).float() * head.logit_scale
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    theirs = base(inputs_embeds=embeds, use_cache=False).logits.float()
+    error = float((logits - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+    if not error <= PROBE_TOLERANCE:
+        raise UnsupportedBackboneError(f"{family}: lm_head applied to the final states gives other logits than the model ({error:.1e})")

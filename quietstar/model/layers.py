@@ -1,0 +1,141 @@
+"""Recording what each decoder layer puts out, and replaying it as a checkpointed forward.
+
+While thoughts are sampled, every layer computes the states that the differentiable forward would compute again. So they
+are recorded, and the differentiable forward of a layer returns the recorded output without computing; its backward
+recomputes the layer once, on text and streams together. That is the price of ordinary gradient checkpointing, with the
+sampling pass free.
+
+Both hang on the checkpointing hook that transformers' decoder layers have (`GradientCheckpointingLayer`), so no model
+file is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from quietstar.errors import UnsupportedBackboneError
+
+RunLayer = Callable[[Tensor], Tensor]
+"""One decoder layer as a function of its input [B, N, E] alone."""
+Interceptor = Callable[[int, nn.Module, RunLayer, Tensor], Tensor]
+"""Called in place of layer (index, module, run, input)."""
+
+
+def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
+    """The decoder's layers in order.
+
+    Raises:
+        UnsupportedBackboneError: The decoder has none that can be checkpointed.
+    """
+    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UnsupportedBackboneError(
+            f"{type(decoder).__name__} has no transformers GradientCheckpointingLayer, on which recording thoughts relies"
+        )
+    return layers
+
+
+@contextmanager
+def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[None]:
+    """Within this context every decoder layer's forward goes through `interceptor`."""
+    layers = decoder_layers(decoder)
+    names = ("gradient_checkpointing", "training", "_gradient_checkpointing_func")
+    before = [{name: layer.__dict__.get(name) for name in names if name in layer.__dict__} for layer in layers]
+
+    def hook(index: int, layer: nn.Module) -> Callable[..., Tensor]:
+        def call(run: Callable[..., Tensor], hidden: Tensor, *arguments: Any) -> Tensor:
+            return interceptor(index, layer, lambda states: run(states, *arguments), hidden)
+
+        return call
+
+    try:
+        for index, layer in enumerate(layers):
+            # transformers calls the hook of a layer in training mode; only the layer's own flag is set, not its children's.
+            layer.__dict__.update(
+                gradient_checkpointing=True, training=True, _gradient_checkpointing_func=hook(index, layer)
+            )
+        yield
+    finally:
+        for layer, values in zip(layers, before, strict=True):
+            for name in names:
+                layer.__dict__.pop(name, None)
+            layer.__dict__.update(values)
+
+
+class LayerRecord:
+    """Every layer's output for text and streams, [B, L + P*S, E] each, filled piece by piece while thinking."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[int, Tensor] = {}
+        self.text_length = 0
+        self.streams = 0
+
+    def write_text(self, index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
+        """An interceptor for the pass over the text."""
+        output = _run_to_tensor(layer, run, hidden)
+        self.text_length = output.shape[1]
+        self.outputs[index] = output
+        return output
+
+    def open_streams(self, streams: int, stream_length: int) -> None:
+        """Make room for P streams of S tokens behind the text."""
+        self.streams = streams
+        for index, text in self.outputs.items():
+            self.outputs[index] = text.new_empty(text.shape[0], self.text_length + streams * stream_length, text.shape[2])
+            self.outputs[index][:, : self.text_length] = text
+
+    def write_streams(self, offset: int) -> Interceptor:
+        """An interceptor for a pass over the tokens offset, offset + 1, ... of every stream."""
+
+        def write(index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
+            output = _run_to_tensor(layer, run, hidden)
+            buffer = self.outputs[index][:, self.text_length :].unflatten(1, (self.streams, -1))
+            new = output.unflatten(1, (self.streams, -1))
+            buffer[:, :, offset : offset + new.shape[2]] = new
+            return output
+
+        return write
+
+    def replay(self, index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
+        """An interceptor that returns the recorded output; the layer runs in the backward pass only."""
+        parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        output: Tensor = _Replay.apply(run, self.outputs[index], hidden, *parameters)  # type: ignore[no-untyped-call]
+        return output
+
+
+def _run_to_tensor(layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
+    output = run(hidden)
+    if not isinstance(output, Tensor):
+        raise UnsupportedBackboneError(
+            f"{type(layer).__name__} returns {type(output).__name__}, not a tensor; its output can't be recorded"
+        )
+    return output
+
+
+class _Replay(torch.autograd.Function):
+    """Identity on the recorded output; in the backward pass the layer's own gradient, by recomputation."""
+
+    @staticmethod
+    def forward(ctx: Any, run: RunLayer, recorded: Tensor, hidden: Tensor, *parameters: nn.Parameter) -> Tensor:
+        device = hidden.device.type
+        ctx.run = run
+        ctx.autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        ctx.save_for_backward(hidden, *parameters)
+        return recorded.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, *parameters = ctx.saved_tensors
+        device, enabled, dtype = ctx.autocast
+        with torch.enable_grad(), torch.autocast(device, dtype=dtype, enabled=enabled):
+            hidden = hidden.detach().requires_grad_(ctx.needs_input_grad[2])
+            output = ctx.run(hidden)
+        wanted = [tensor for tensor in (hidden, *parameters) if tensor.requires_grad]
+        found = iter(torch.autograd.grad(output, wanted, gradients[0], allow_unused=True))
+        return None, None, *(next(found) if tensor.requires_grad else None for tensor in (hidden, *parameters))

@@ -1,0 +1,518 @@
+"""`QuietStarForCausalLM`: a base model that thinks before each prediction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from quietstar_kernels import linear_cross_entropy, sample_tokens
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from quietstar.errors import ConfigError, UnsupportedBackboneError
+from quietstar.model.anchors import base_entropy, expand_anchors
+from quietstar.model.attention import IMPLEMENTATION, ThoughtPass
+from quietstar.model.backbone import OutputHead, check_configuration, disable_dropout, output_head, probe_backbone
+from quietstar.model.configuration import QuietStarConfig
+from quietstar.model.mixing_head import MixingHead, initial_output_bias
+from quietstar.model.padding import Padding, read_padding
+from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
+from quietstar.model.thoughts import Prediction, Recording, Thoughts
+
+if TYPE_CHECKING:
+    from quietstar.objective import LearnOutput, Objective
+
+START, END = 0, 1
+"""Rows of `thought_embedding`."""
+
+
+class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
+    """A causal language model that thinks before each prediction (Quiet-STaR, arXiv 2403.09629).
+
+    Sub-modules: `base`, the unmodified transformers model; `thought_embedding`, the learned START and END vectors (rows 0
+    and 1), which have no token id; `mixing_head`. Dropout is switched off in the base: the states that sampled a thought
+    must be those that are trained.
+
+    Args:
+        config: With the base's configuration as `text_config`.
+        base: A loaded base model; without one it is built from `text_config` with fresh weights.
+
+    Raises:
+        UnsupportedBackboneError: The base would be silently wrong; the message names its family and the reason.
+    """
+
+    config: QuietStarConfig
+    config_class = QuietStarConfig
+    base_model_prefix = "base"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: QuietStarConfig, base: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        text_config = config.text_config
+        if not isinstance(text_config, PreTrainedConfig):
+            raise ConfigError("text_config: missing; it holds the configuration of the base model")
+        check_configuration(text_config)
+        if base is None:
+            base = AutoModelForCausalLM.from_config(text_config)
+        self.base: PreTrainedModel = base
+        _use_thought_attention(base)
+        disable_dropout(base)
+        hidden_size = int(base.get_input_embeddings().weight.shape[1])  # type: ignore[union-attr,index]
+        self.thought_embedding = nn.Embedding(2, hidden_size)
+        self.mixing_head = MixingHead(config, hidden_size)
+        self._probed = False
+        self.post_init()
+
+    # -- building -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | os.PathLike[str] | PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        start_text: str | Sequence[int] = "---",
+        end_text: str | Sequence[int] = "---",
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> QuietStarForCausalLM:
+        """Put an untrained thinking model around a base model.
+
+        Args:
+            base: A model id or directory that `AutoModelForCausalLM.from_pretrained` takes, or a loaded model.
+            tokenizer: Turns `start_text` and `end_text` into tokens; loaded from `base` where that is a path.
+            start_text: START begins as the mean embedding of this text's tokens (or of these token ids).
+            end_text: The same for END.
+            dtype: Of the weights where `base` is a path; by default that of the checkpoint.
+            options: Fields of `QuietStarConfig`, e.g. `thought_length=16, lookahead=8`.
+
+        Raises:
+            ConfigError: `base` is not a model, a text has no tokens, or an option is unknown or out of range.
+            UnsupportedBackboneError: The base would be silently wrong.
+        """
+        if isinstance(base, PreTrainedModel):
+            model_base = base
+        else:
+            model_base = _load_base(base, dtype)
+            if tokenizer is None and (isinstance(start_text, str) or isinstance(end_text, str)):
+                tokenizer = _load_tokenizer(base)
+        known = set(QuietStarConfig.__annotations__) - {"text_config"}
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"{name}: not an option of QuietStarConfig, which has {', '.join(sorted(known))}")
+        config = QuietStarConfig(text_config=model_base.config, **options)
+        config.dtype = model_base.dtype
+        model = cls(config, base=model_base)
+        parameter = next(model_base.parameters())
+        model.thought_embedding.to(device=parameter.device, dtype=parameter.dtype)
+        model.mixing_head.to(device=parameter.device, dtype=parameter.dtype)
+        with torch.no_grad():
+            for row, name, text in ((START, "start_text", start_text), (END, "end_text", end_text)):
+                ids = _token_ids(name, text, tokenizer)
+                vector = model_base.get_input_embeddings()(torch.tensor(ids, device=parameter.device)).mean(0)
+                model.thought_embedding.weight[row] = vector / config.embedding_scale
+        model._probe_once()
+        return model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, MixingHead):
+            for layer in module.layers:
+                if isinstance(layer, nn.Linear):
+                    layer.reset_parameters()
+            last = module.layers[-1]
+            init.zeros_(last.weight)
+            if last.bias is not None:
+                init.constant_(last.bias, initial_output_bias(self.config))
+        elif module is self.thought_embedding:
+            init.normal_(module.weight, std=0.02)
+
+    # -- parts that the passes and the objective use ---------------------------------------------------------------------
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The base without its output head."""
+        decoder = self.base.get_decoder()
+        assert isinstance(decoder, nn.Module)
+        return decoder
+
+    @property
+    def head(self) -> OutputHead:
+        """The base's output head."""
+        return output_head(self.base)
+
+    @property
+    def banned(self) -> tuple[int, ...]:
+        """Tokens that no thought may contain."""
+        return tuple(self.config.banned_token_ids or ())
+
+    def thought_vectors(self) -> tuple[Tensor, Tensor]:
+        """The input vectors of START and END, [E] each."""
+        scaled = self.thought_embedding.weight * self.config.embedding_scale
+        return scaled[START], scaled[END]
+
+    def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: ThoughtPass) -> Tensor:
+        """Final hidden states [B, N, E] of the N tokens that `thought_pass` lays out."""
+        limit = getattr(self.base.config, "max_position_embeddings", None)
+        # Learned positions end where their table ends; rotary ones do not.
+        if self.base.config.model_type in ("gpt2", "gpt_bigcode", "opt", "biogpt") and limit is not None:
+            if int(position_ids.max()) >= limit:
+                raise ValueError(
+                    f"input_ids: a thought would reach position {int(position_ids.max())}, "
+                    f"the base has {limit} learned positions; use a shorter text"
+                )
+        # A 4-D mask is handed on as it is, so transformers neither builds one nor takes the streams' repeated positions
+        # for packed sequences; thought attention does not read it.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
+        output = self.decoder(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            attention_mask=mask,
+            use_cache=False,
+            thought_pass=thought_pass,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _probe_once(self) -> None:
+        if not self._probed and not any(parameter.is_meta for parameter in self.parameters()):
+            probe_backbone(self)
+            self._probed = True
+
+    def _weights_version(self) -> tuple[int, ...]:
+        return tuple(parameter._version for parameter in self.parameters())
+
+    # -- thinking -------------------------------------------------------------------------------------------------------
+
+    def think(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        anchors: Tensor | str | None = None,
+        thoughts_per_position: int | None = None,
+        tokens: Tensor | None = None,
+        temperature: float | None = None,
+        greedy: bool = False,
+        seed: int = 0,
+        record: bool = False,
+    ) -> Thoughts:
+        """Sample thoughts, without gradient (step 1 of a training step; section 4.2 of the paper).
+
+        Args:
+            input_ids: int64 [B, L].
+            attention_mask: [B, L] of 0 and 1; padding may be on the left, on the right or both.
+            anchors: Positions that think: None for all but the last, `"every:N"`, `"entropy:K"` (the K at which the base
+                is most uncertain; K a count or a fraction), or int [A] or [B, A].
+            thoughts_per_position: K; by default that of the configuration.
+            tokens: int64 [B, P, T] thoughts to score instead of sampling.
+            temperature: By default that of the configuration.
+            greedy: Take the most probable token each time.
+            seed: The same seed gives the same thoughts.
+            record: Keep the pass for `learn(reuse_sampling_pass=True)`.
+
+        Raises:
+            ValueError: A tensor has a wrong shape, or anchors lie outside the text.
+            ConfigError: `anchors` is an unknown string, or `thoughts_per_position` is below 1.
+        """
+        thoughts, cached, _ = self._think(
+            input_ids, attention_mask, anchors, thoughts_per_position, tokens, temperature, greedy, seed, record
+        )
+        if record:
+            following = lookahead_tokens(input_ids, thoughts.anchor, self.config.lookahead)
+            with torch.no_grad():
+                rest = embed_stream(self, thoughts.tokens, following)[:, :, self.config.thought_length :]
+                cached.extend(rest)
+            assert cached.record is not None
+            recording = Recording(cached.record, self._weights_version())
+            thoughts = Thoughts(
+                thoughts.tokens, thoughts.anchor, thoughts.logprob, thoughts.thoughts_per_position, recording
+            )
+        return thoughts
+
+    @torch.no_grad()
+    def _think(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        anchors: Tensor | str | None,
+        thoughts_per_position: int | None,
+        tokens: Tensor | None,
+        temperature: float | None,
+        greedy: bool,
+        seed: int,
+        record: bool,
+    ) -> tuple[Thoughts, CachedPass, Padding]:
+        """Streams up to the input of the last thought token but one; END and what follows is the caller's."""
+        self._probe_once()
+        config, head = self.config, self.head
+        count = config.thoughts_per_position if thoughts_per_position is None else thoughts_per_position
+        if count < 1:
+            raise ConfigError(f"thoughts_per_position: got {count}, needs at least 1")
+        temperature = config.temperature if temperature is None else temperature
+        padding = read_padding(input_ids, attention_mask)
+        cached = CachedPass(self, input_ids, padding, record)
+        entropy = None
+        if isinstance(anchors, str) and anchors.startswith("entropy"):
+            entropy = base_entropy(cached.text_hidden, head.weight, head.softcap, head.logit_scale)
+        anchor = expand_anchors(anchors, padding.token_mask, entropy, count)
+        batch, streams = anchor.shape
+        length = config.thought_length
+        if tokens is None and config.thinking == "pause":
+            tokens = torch.full((batch, streams, length), PAUSE, dtype=torch.int64, device=input_ids.device)
+        if tokens is not None and tokens.shape != (batch, streams, length):
+            raise ValueError(f"tokens: got shape {list(tokens.shape)}, needs {[batch, streams, length]} (texts, streams, T)")
+        cached.open_streams(anchor)
+        head_options: dict[str, Any] = {
+            "temperature": temperature,
+            "banned": self.banned,
+            "softcap": head.softcap,
+            "logit_scale": head.logit_scale,
+            "backend": config.backend,
+        }
+        if tokens is not None:
+            hidden = cached.extend(embed_stream(self, tokens, None)[:, :, :length])
+            if config.thinking == "pause":
+                logprob = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+            else:
+                flat = hidden.flatten(0, 2)
+                logprob = -linear_cross_entropy(flat, head.weight, tokens.flatten(), **head_options).view(tokens.shape)
+            return Thoughts(tokens, anchor, logprob, count), cached, padding
+
+        embed = self.base.get_input_embeddings()
+        start, _ = self.thought_vectors()
+        next_embeds = start.expand(batch, streams, 1, -1)
+        sampled, logprobs = [], []
+        for step in range(length):
+            hidden = cached.extend(next_embeds).flatten(0, 2)
+            token, logprob = sample_tokens(
+                hidden, head.weight, seed=_step_seed(seed, step), greedy=greedy, **head_options
+            )
+            sampled.append(token.view(batch, streams))
+            logprobs.append(logprob.view(batch, streams))
+            next_embeds = embed(sampled[-1])[:, :, None]
+        return Thoughts(torch.stack(sampled, -1), anchor, torch.stack(logprobs, -1), count), cached, padding
+
+    def talk(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        thoughts: Thoughts,
+        *,
+        reuse_sampling_pass: bool = True,
+    ) -> TalkStates:
+        """Differentiable hidden states of the text and of whole streams (step 2 of a training step).
+
+        Args:
+            input_ids: int64 [B, L], those that `thoughts` were made from.
+            attention_mask: As in `think`.
+            thoughts: What to think.
+            reuse_sampling_pass: Take the layers' outputs from the pass that sampled the thoughts and recompute each layer
+                in the backward pass. Thoughts without a recording, or with one that older weights made, are run once
+                without gradient first. The gradients are those of the plain pass.
+        """
+        self._probe_once()
+        if not reuse_sampling_pass:
+            padding = read_padding(input_ids, attention_mask)
+            return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, None)
+        recording = thoughts.recording
+        if recording is None or recording.weights_version != self._weights_version():
+            anchors = thoughts.anchor[:, :: thoughts.thoughts_per_position]
+            recording = self.think(
+                input_ids,
+                attention_mask,
+                anchors=anchors,
+                thoughts_per_position=thoughts.thoughts_per_position,
+                tokens=thoughts.tokens,
+                record=True,
+            ).recording
+            assert recording is not None
+        padding = read_padding(input_ids, attention_mask)
+        return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, recording.layers)
+
+    def learn(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        thoughts: Thoughts | None = None,
+        anchors: Tensor | str | None = None,
+        objective: str | Objective = "default",
+        seed: int = 0,
+        reuse_sampling_pass: bool = True,
+    ) -> LearnOutput:
+        """One training step's loss: think, talk, learn (sections 4.2-4.4 of the paper). See `quietstar.objective.learn`."""
+        from quietstar.objective import learn  # the objective imports the model, not the other way round
+
+        return learn(
+            self,
+            input_ids,
+            attention_mask,
+            thoughts=thoughts,
+            anchors=anchors,
+            objective=objective,
+            seed=seed,
+            reuse_sampling_pass=reuse_sampling_pass,
+        )
+
+    # -- predicting -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        thoughts: Thoughts | None = None,
+        anchors: Tensor | str | None = None,
+        thoughts_per_position: int = 1,
+        greedy: bool = True,
+        seed: int = 0,
+    ) -> Prediction:
+        """The next token's prediction at each anchor, without and with a thought.
+
+        Args:
+            input_ids: int64 [B, L].
+            attention_mask: As in `think`.
+            thoughts: Thoughts to use instead of new ones.
+            anchors: As in `think`; the last position may think too where it is given as a tensor.
+            thoughts_per_position: Streams per anchor.
+            greedy: Think the most probable tokens; otherwise sample with `seed`.
+        """
+        if thoughts is None:
+            thoughts, cached, _ = self._think(
+                input_ids, attention_mask, anchors, thoughts_per_position, None, None, greedy, seed, False
+            )
+        else:
+            count = thoughts.thoughts_per_position
+            made = self._think(
+                input_ids, attention_mask, thoughts.anchor[:, ::count], count, thoughts.tokens, None, True, 0, False
+            )
+            cached = made[1]
+        no_lookahead = input_ids.new_empty(*thoughts.anchor.shape, 0)
+        ending = embed_stream(self, thoughts.tokens, no_lookahead)[:, :, self.config.thought_length :]
+        hidden_thought = cached.extend(ending)[:, :, -1]
+        index = thoughts.anchor.long()[..., None].expand(-1, -1, cached.text_hidden.shape[-1])
+        hidden_base = cached.text_hidden.gather(1, index)
+        weight = self.mixing_head(hidden_base, hidden_thought)
+        base_logits = self._logits(hidden_base)
+        if self.config.interpolation == "logits":
+            mixed = torch.lerp(hidden_base.to(weight.dtype), hidden_thought.to(weight.dtype), weight[..., None])
+            talk_logits = self._logits(mixed.to(hidden_base.dtype))
+        else:
+            talk_logits = torch.lerp(
+                base_logits.log_softmax(-1), self._logits(hidden_thought).log_softmax(-1), weight[..., None]
+            )
+        return Prediction(base_logits, talk_logits, weight, thoughts)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        head = self.head
+        logits = nn.functional.linear(hidden, head.weight)
+        logits = (logits if logits.dtype == torch.float64 else logits.float()) * head.logit_scale
+        return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits with thoughts mixed in, so that any evaluator that calls the model measures the thinking model.
+
+        Every kept position thinks greedily, so the same input gives the same logits. There is no gradient here: `learn`
+        is the training step.
+
+        Args:
+            input_ids: int64 [B, L].
+            attention_mask: As in `think`.
+            labels: int64 [B, L]; with it `loss` is the mean NLL of labels[:, 1:], -100 ignored.
+            logits_to_keep: Only the last so many positions, all by default.
+            kwargs: What transformers passes around (caches, positions) is not used.
+
+        Returns:
+            `logits` float32 [B, L or logits_to_keep, V] and `loss`.
+        """
+        length = input_ids.shape[1]
+        kept = min(logits_to_keep, length) if logits_to_keep else length
+        if labels is not None and kept < length:
+            raise ValueError(f"logits_to_keep: got {logits_to_keep} together with labels, which need all {length} positions")
+        positions = torch.arange(length - kept, length, device=input_ids.device)
+        logits = self.predict(input_ids, attention_mask, anchors=positions).talk_logits
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> dict[str, Any]:
+        """The whole text at every step: `forward` keeps no cache between steps."""
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % (1 << 63)
+
+
+def _use_thought_attention(base: PreTrainedModel) -> None:
+    reason = "its layers do not use transformers' attention interface"
+    try:
+        base.set_attn_implementation(IMPLEMENTATION)
+    except (KeyError, ValueError) as error:
+        raise UnsupportedBackboneError(f"{base.config.model_type}: {reason} ({error})") from error
+    if base.config._attn_implementation != IMPLEMENTATION:
+        raise UnsupportedBackboneError(f"{base.config.model_type}: {reason}")
+
+
+def _load_base(path: str | os.PathLike[str], dtype: torch.dtype | None) -> PreTrainedModel:
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"{path}: not a model directory, it has no config.json")
+    try:
+        check_configuration(AutoConfig.from_pretrained(path))
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnsupportedBackboneError):
+            raise
+        raise ConfigError(f"{path}: can't be loaded as a causal language model: {error}") from error
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _load_tokenizer(path: str | os.PathLike[str]) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: no tokenizer, which start_text and end_text need; pass tokenizer= or token ids ({error})"
+        ) from error
+
+
+def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any) -> list[int]:
+    if not isinstance(text, str):
+        ids = list(text)
+    elif tokenizer is None:
+        raise ConfigError(f"{name}: got the text {text!r} without a tokenizer; pass tokenizer= or token ids")
+    else:
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise ConfigError(f"{name}: {text!r} has no tokens, needs at least one")
+    return ids
+
+
+AutoConfig.register("quietstar", QuietStarConfig)
+AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM)

@@ -1,0 +1,151 @@
+"""Forward passes over a text and the thought streams that hang from it.
+
+A stream of the anchor i is `START, t_1 .. t_T, END, x_{i+1} .. x_{i+lookahead-1}`; its token at index s has the rotary
+position i + 1 + s. It sees the text up to i and its own earlier tokens, nothing else.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from quietstar.model.attention import ThoughtCache, ThoughtPass
+from quietstar.model.layers import Interceptor, LayerRecord, intercept_layers
+from quietstar.model.padding import Padding
+
+if TYPE_CHECKING:
+    from quietstar.model.modeling import QuietStarForCausalLM
+
+PAUSE = -1
+"""Token id that stands for a repeated START in place of a thought token (`thinking="pause"`)."""
+
+
+@dataclass(frozen=True)
+class TalkStates:
+    """Hidden states after the final norm: `text` [B, L, E], `stream` [B, P, S, E]."""
+
+    text: Tensor
+    stream: Tensor
+
+
+def stream_position_ids(padding: Padding, anchor: Tensor, offset: int, length: int) -> Tensor:
+    """Positions of stream tokens offset .. offset+length-1, int64 [B, P, length]."""
+    first = padding.position_ids.gather(1, anchor.long()) + 1 + offset
+    return first[..., None] + torch.arange(length, device=anchor.device)
+
+
+def lookahead_tokens(input_ids: Tensor, anchor: Tensor, lookahead: int) -> Tensor:
+    """The true tokens x_{i+1} .. x_{i+lookahead-1} after each anchor i, int64 [B, P, lookahead-1].
+
+    Past the end of the text the last token is repeated; nothing is ever predicted from there.
+    """
+    offsets = torch.arange(1, lookahead, device=input_ids.device)
+    index = (anchor.long()[..., None] + offsets).clamp_max(input_ids.shape[1] - 1)
+    return input_ids.gather(1, index.flatten(1)).view(index.shape)
+
+
+def embed_stream(model: QuietStarForCausalLM, tokens: Tensor, following: Tensor | None) -> Tensor:
+    """Embeddings of START, the thought tokens and, unless `following` is None, END and the tokens that follow it.
+
+    Args:
+        tokens: int64 [B, P, T]; `PAUSE` stands for START.
+        following: int64 [B, P, lookahead-1].
+
+    Returns:
+        [B, P, 1 + T, E] or [B, P, S, E].
+    """
+    start, end = model.thought_vectors()
+    shape = (*tokens.shape[:2], 1, start.shape[-1])
+    embed = model.base.get_input_embeddings()
+    inner = embed(tokens.clamp_min(0))
+    inner = torch.where((tokens == PAUSE)[..., None], start, inner)
+    parts = [start.expand(shape), inner]
+    if following is not None:
+        parts += [end.expand(shape), embed(following)]
+    return torch.cat(parts, dim=2)
+
+
+def talk_pass(
+    model: QuietStarForCausalLM,
+    input_ids: Tensor,
+    padding: Padding,
+    tokens: Tensor,
+    anchor: Tensor,
+    record: LayerRecord | None,
+) -> TalkStates:
+    """Text and whole streams in one differentiable pass (step 2 of a training step).
+
+    With `record` the layers' outputs are taken from it and each layer is recomputed in the backward pass.
+    """
+    batch, length = input_ids.shape
+    streams, stream_length = anchor.shape[1], model.config.stream_length
+    following = lookahead_tokens(input_ids, anchor, model.config.lookahead)
+    stream_embeds = embed_stream(model, tokens, following)
+    embeds = torch.cat([model.base.get_input_embeddings()(input_ids), stream_embeds.flatten(1, 2)], dim=1)
+    positions = torch.cat(
+        [padding.position_ids, stream_position_ids(padding, anchor, 0, stream_length).flatten(1)], dim=1
+    )
+    thought_pass = ThoughtPass(length, stream_length, anchor, padding.start, model.config.backend)
+    with intercept_layers(model.decoder, record.replay) if record else nullcontext():
+        hidden = model.run_decoder(embeds, positions, thought_pass)
+    return TalkStates(hidden[:, :length], hidden[:, length:].unflatten(1, (streams, stream_length)))
+
+
+class CachedPass:
+    """A text's keys and values, and streams that grow from it piece by piece. Without gradient.
+
+    Args:
+        model: The thinking model.
+        input_ids: int64 [B, L].
+        padding: Of the same batch.
+        record: Keep every layer's outputs in `self.record` for `talk_pass`.
+
+    Attributes:
+        text_hidden: [B, L, E] after the final norm.
+    """
+
+    def __init__(self, model: QuietStarForCausalLM, input_ids: Tensor, padding: Padding, record: bool) -> None:
+        self._model = model
+        self._padding = padding
+        self._cache = ThoughtCache(stream_capacity=model.config.stream_length)
+        self._length = 0
+        self.record = LayerRecord() if record else None
+        self._anchor = torch.zeros(input_ids.shape[0], 0, dtype=torch.int32, device=input_ids.device)
+        embeds = model.base.get_input_embeddings()(input_ids)
+        self.text_hidden = self._run(
+            embeds, padding.position_ids, input_ids.shape[1], 0, self.record.write_text if self.record else None
+        )
+
+    def open_streams(self, anchor: Tensor) -> None:
+        """Hang empty streams from `anchor`, int32 [B, P]."""
+        self._anchor = anchor
+        if self.record:
+            self.record.open_streams(anchor.shape[1], self._model.config.stream_length)
+
+    def extend(self, embeds: Tensor) -> Tensor:
+        """Append [B, P, s, E] embeddings to every stream; return their hidden states [B, P, s, E]."""
+        streams, added = embeds.shape[1:3]
+        positions = stream_position_ids(self._padding, self._anchor, self._length, added).flatten(1)
+        write = self.record.write_streams(self._length) if self.record else None
+        hidden = self._run(embeds.flatten(1, 2), positions, 0, added, write)
+        self._length += added
+        return hidden.unflatten(1, (streams, added))
+
+    def _run(
+        self, embeds: Tensor, positions: Tensor, text_length: int, stream_length: int, write: Interceptor | None
+    ) -> Tensor:
+        thought_pass = ThoughtPass(
+            text_length,
+            stream_length,
+            self._anchor,
+            self._padding.start,
+            self._model.config.backend,
+            stream_offset=self._length,
+            cache=self._cache,
+        )
+        with torch.no_grad(), intercept_layers(self._model.decoder, write) if write else nullcontext():
+            return self._model.run_decoder(embeds, positions, thought_pass)

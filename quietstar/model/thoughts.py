@@ -1,0 +1,59 @@
+"""What thinking returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from quietstar.model.layers import LayerRecord
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A sampling pass kept for the differentiable forward (`learn(..., reuse_sampling_pass=True)`).
+
+    Args:
+        layers: Outputs of every decoder layer for the text and for whole streams.
+        weights_version: Version counters of the weights that made it; a recording is stale once they move.
+    """
+
+    layers: LayerRecord
+    weights_version: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """Sampled thoughts.
+
+    Args:
+        tokens: int64 [B, P, T], the T sampled tokens of each of P streams per text.
+        anchor: int32 [B, P], the text position that each stream hangs from, non-decreasing; the K thoughts of one
+            position are neighbours.
+        logprob: float32 [B, P, T], log-probability of each token at the sampling temperature, in nats.
+        thoughts_per_position: K.
+        recording: The sampling pass, where `think(record=True)` kept it.
+    """
+
+    tokens: Tensor
+    anchor: Tensor
+    logprob: Tensor
+    thoughts_per_position: int
+    recording: Recording | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The next token's prediction at each stream's anchor, without and with the thought.
+
+    Args:
+        base_logits: float32 [B, P, V], without thought.
+        talk_logits: float32 [B, P, V], mixed; normalised log-probabilities where `interpolation="log_probs"`.
+        mixing_weight: float32 [B, P], weight w of the thought.
+        thoughts: The thoughts that were used.
+    """
+
+    base_logits: Tensor
+    talk_logits: Tensor
+    mixing_weight: Tensor
+    thoughts: Thoughts

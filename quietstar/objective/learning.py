@@ -1,0 +1,223 @@
+"""One training step's loss: think, talk, learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
+from torch import Tensor
+
+from quietstar.errors import ConfigError
+from quietstar.model.padding import read_padding
+from quietstar.model.thoughts import Thoughts
+from quietstar.objective.options import Objective, resolve_objective
+
+if TYPE_CHECKING:
+    from quietstar.model.modeling import QuietStarForCausalLM
+    from quietstar.model.passes import TalkStates
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class LearnOutput:
+    """Loss and measurements of one step. J = lookahead; NLLs in nats, float32; all but the losses are detached.
+
+    Args:
+        loss: Scalar, differentiable.
+        base_loss: Scalar mean NLL of the text without thought.
+        talk_loss: Scalar mean NLL of the lookahead tokens after thoughts.
+        policy_loss: Scalar REINFORCE loss before its weight.
+        base_nll: [B, L-1], NLL of x[i+1] without thought, 0 where the target is padding.
+        talk_nll: [B, P, J], NLL of x[anchor+1+j] after the thought, 0 where there is no target.
+        base_nll_at_target: [B, P, J], NLL of the same targets without thought, 0 where there is none.
+        target_mask: bool [B, P, J], where there is a target.
+        mixing_weight: [B, P, J], weight of the thought.
+        reward: [B, P], sum over j of base_nll_at_target - talk_nll.
+        advantage: [B, P], reward after baseline and clamping.
+        thought_logprob: [B, P, T], log-probability of each thought token at the policy temperature.
+        thoughts: The thoughts.
+    """
+
+    loss: Tensor
+    base_loss: Tensor
+    talk_loss: Tensor
+    policy_loss: Tensor
+    base_nll: Tensor
+    talk_nll: Tensor
+    base_nll_at_target: Tensor
+    target_mask: Tensor
+    mixing_weight: Tensor
+    reward: Tensor
+    advantage: Tensor
+    thought_logprob: Tensor
+    thoughts: Thoughts
+
+
+def learn(
+    model: QuietStarForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    thoughts: Thoughts | None = None,
+    anchors: Tensor | str | None = None,
+    objective: str | Objective = "default",
+    seed: int = 0,
+    reuse_sampling_pass: bool = True,
+) -> LearnOutput:
+    """Think, talk and learn on one batch (Quiet-STaR, section 4).
+
+    Args:
+        model: The thinking model.
+        input_ids: int64 [B, L].
+        attention_mask: [B, L] of 0 and 1, padding on the left, on the right or both.
+        thoughts: Thoughts to learn from; by default new ones.
+        anchors: Positions that think, as in `QuietStarForCausalLM.think`; not together with `thoughts`.
+        objective: A preset's name or an `Objective`.
+        seed: Of the sampled thoughts.
+        reuse_sampling_pass: Take the forward of the differentiable pass from the sampling pass and recompute each layer
+            once in the backward pass: exact gradients at the price and memory of gradient checkpointing, with the sampling
+            free. Off, the differentiable pass runs and keeps all of its activations.
+
+    Raises:
+        ConfigError: Unknown objective or anchors; fewer than two thoughts per position with a leave-one-out baseline.
+        ValueError: A tensor has a wrong shape; the text is shorter than two tokens.
+    """
+    objective = resolve_objective(objective)
+    if input_ids.ndim == 2 and input_ids.shape[1] < 2:
+        raise ValueError(f"input_ids: got {input_ids.shape[1]} tokens, a text needs at least 2 to have something to predict")
+    reinforce = objective.policy_weight > 0 and model.config.thinking == "sample"
+    count = thoughts.thoughts_per_position if thoughts is not None else model.config.thoughts_per_position
+    if reinforce and objective.baseline == "leave_one_out" and count < 2:
+        raise ConfigError(
+            f"thoughts_per_position: got {count}, the leave_one_out baseline needs at least 2 "
+            '(or set objective.baseline to "none")'
+        )
+    if thoughts is None:
+        thoughts = model.think(input_ids, attention_mask, anchors=anchors, seed=seed, record=reuse_sampling_pass)
+    elif anchors is not None:
+        raise ConfigError("anchors: can't be given together with thoughts, which have their own")
+    states = model.talk(input_ids, attention_mask, thoughts, reuse_sampling_pass=reuse_sampling_pass)
+    return _loss(model, states, input_ids, attention_mask, thoughts, objective, reinforce)
+
+
+def _loss(
+    model: QuietStarForCausalLM,
+    states: TalkStates,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    thoughts: Thoughts,
+    objective: Objective,
+    reinforce: bool,
+) -> LearnOutput:
+    config, head = model.config, model.head
+    head_options = {"softcap": head.softcap, "logit_scale": head.logit_scale, "backend": config.backend}
+    token_mask = read_padding(input_ids, attention_mask).token_mask
+    batch, length = input_ids.shape
+
+    base_target = input_ids[:, 1:].masked_fill(~(token_mask[:, 1:] & token_mask[:, :-1]), IGNORE)
+    base_nll = linear_cross_entropy(
+        states.text[:, :-1].flatten(0, 1), head.weight, base_target.flatten(), **head_options
+    ).view(batch, length - 1)
+    base_loss = _mean(base_nll, base_target != IGNORE, objective)
+
+    # Lookahead j predicts x[anchor+1+j] from the stream's state after END and j true tokens, and from the text's at anchor+j.
+    source = thoughts.anchor.long()[..., None] + torch.arange(config.lookahead, device=input_ids.device)
+    inside = source + 1 < length
+    source = source.clamp_max(length - 2)
+    target = base_target.gather(1, source.flatten(1)).view(source.shape)
+    target_mask = inside & (target != IGNORE) & token_mask.gather(1, thoughts.anchor.long())[..., None]
+    target = target.masked_fill(~target_mask, IGNORE)
+    hidden_base = _gather(states.text, source)
+    hidden_thought = states.stream[:, :, config.thought_length + 1 :]
+    weight = model.mixing_head(hidden_base, hidden_thought)
+    talk_nll = mixed_cross_entropy(
+        hidden_base.flatten(0, 2),
+        hidden_thought.flatten(0, 2),
+        weight.flatten(),
+        head.weight,
+        target.flatten(),
+        interpolation=config.interpolation,
+        **head_options,
+    ).view(target.shape)
+    talk_loss = torch.stack(
+        [_mean(talk_nll[..., j], target_mask[..., j], objective) for j in range(config.lookahead)]
+    ).mean()
+
+    base_nll_at_target = base_nll.detach().gather(1, source.flatten(1)).view(source.shape) * target_mask
+    reward, advantage = _advantage(base_nll_at_target, talk_nll.detach(), thoughts, objective, input_ids, states)
+    if reinforce:
+        temperature = objective.policy_temperature or config.temperature
+        logprob = -linear_cross_entropy(
+            states.stream[:, :, : config.thought_length].flatten(0, 2),
+            head.weight,
+            thoughts.tokens.flatten(),
+            temperature=temperature,
+            banned=model.banned,
+            **head_options,
+        ).view(thoughts.tokens.shape)
+        policy_loss = _policy_loss(logprob, advantage, thoughts.anchor, target_mask, length, objective)
+    else:
+        logprob, policy_loss = thoughts.logprob, base_loss.new_zeros(())
+    loss = objective.base_weight * base_loss + objective.talk_weight * talk_loss
+    if reinforce:
+        loss = loss + objective.policy_weight * policy_loss
+    return LearnOutput(
+        loss=loss,
+        base_loss=base_loss.detach(),
+        talk_loss=talk_loss.detach(),
+        policy_loss=policy_loss.detach(),
+        base_nll=base_nll.detach(),
+        talk_nll=talk_nll.detach(),
+        base_nll_at_target=base_nll_at_target,
+        target_mask=target_mask,
+        mixing_weight=weight.detach(),
+        reward=reward,
+        advantage=advantage,
+        thought_logprob=logprob.detach(),
+        thoughts=thoughts,
+    )
+
+
+def _gather(hidden: Tensor, index: Tensor) -> Tensor:
+    """Rows of [B, L, E] at [B, P, J]: [B, P, J, E]."""
+    batch = torch.arange(hidden.shape[0], device=hidden.device)[:, None, None]
+    return hidden[batch, index]
+
+
+def _mean(nll: Tensor, mask: Tensor, objective: Objective) -> Tensor:
+    """Mean NLL of the targets; 0 where there is none."""
+    count = (nll != 0).sum() if objective.loss_mean == "nonzero" else mask.sum()
+    return nll.sum() / count.clamp_min(1)
+
+
+def _advantage(
+    base_nll: Tensor, talk_nll: Tensor, thoughts: Thoughts, objective: Objective, input_ids: Tensor, states: TalkStates
+) -> tuple[Tensor, Tensor]:
+    """Reward and advantage of each thought, [B, P]."""
+    if objective.reward_precision == "model":
+        dtype = states.text.dtype
+        base_nll, talk_nll = base_nll.to(dtype).to(base_nll.dtype), talk_nll.to(dtype).to(talk_nll.dtype)
+    reward = (base_nll - talk_nll).sum(-1)
+    grouped = reward.unflatten(1, (-1, thoughts.thoughts_per_position))
+    if objective.baseline != "none":
+        grouped = grouped - grouped.mean(-1, keepdim=True)
+    if objective.baseline == "leave_one_out":
+        count = thoughts.thoughts_per_position
+        grouped = grouped * (count / max(count - 1, 1))
+    advantage = grouped.flatten(1)
+    return reward, advantage.clamp_min(0) if objective.clamp_negative_advantage else advantage
+
+
+def _policy_loss(
+    logprob: Tensor, advantage: Tensor, anchor: Tensor, target_mask: Tensor, length: int, objective: Objective
+) -> Tensor:
+    """REINFORCE: mean over thoughts of -advantage * log p(thought)."""
+    score = logprob.sum(-1) if objective.token_reduction == "sum" else logprob.mean(-1)
+    if objective.policy_positions == "valid":
+        counted = target_mask.any(-1)
+    else:
+        counted = anchor < length - 1 - target_mask.shape[-1]
+    return -(advantage * score * counted).sum() / counted.sum().clamp_min(1)
