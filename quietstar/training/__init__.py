@@ -1,0 +1,29 @@
+"""One trainer for every method: loop, optimizer, checkpoints, metrics."""
+
+from __future__ import annotations
+
+from quietstar.training.checkpoint import latest_checkpoint, load_weights, save_checkpoint, verify_checkpoint
+from quietstar.training.metrics import MetricsWriter, read_metrics
+from quietstar.training.optimizer import MasterAdamW, ParameterGroup, build_optimizer, build_parameter_groups
+from quietstar.training.schedule import learning_rate
+from quietstar.training.seeds import thought_seed
+from quietstar.training.trainer import StepResult, Trainer, TrainingResult, resolve_device
+
+__all__ = [
+    "MasterAdamW",
+    "MetricsWriter",
+    "ParameterGroup",
+    "StepResult",
+    "Trainer",
+    "TrainingResult",
+    "build_optimizer",
+    "build_parameter_groups",
+    "latest_checkpoint",
+    "learning_rate",
+    "load_weights",
+    "read_metrics",
+    "resolve_device",
+    "save_checkpoint",
+    "thought_seed",
+    "verify_checkpoint",
+]

@@ -1,0 +1,289 @@
+"""AdamW that is right for low-precision parameters, with START and END in a group of their own.
+
+In bfloat16 a weight has 8 significant bits: at a learning rate of 1e-6 an update is lost in rounding for every weight
+larger than about 5e-4. The float32 masters collect the updates, and the parameters are rounded copies of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from quietstar.config import TrainingOptions
+from quietstar.errors import CheckpointError, ConfigError
+
+GRADIENT_NORM = "gradient_norm"
+THOUGHT_EMBEDDING_GRADIENT_NORM = "thought_embedding_gradient_norm"
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained alike.
+
+    Args:
+        name: What the group is.
+        parameters: (name, parameter) pairs, in the model's order.
+        learning_rate_multiplier: Times the learning rate of the step.
+        weight_decay: Decoupled weight decay.
+        norm: Name of the gradient norm that counts this group; groups with one name are measured and clipped together.
+        max_grad_norm: What that norm is clipped to.
+    """
+
+    name: str
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+    learning_rate_multiplier: float = 1.0
+    weight_decay: float = 0.0
+    norm: str = GRADIENT_NORM
+    max_grad_norm: float = 1.0
+
+
+def build_parameter_groups(model: nn.Module, options: TrainingOptions) -> list[ParameterGroup]:
+    """Sorts a model's trainable parameters into groups; a model without thoughts simply has fewer of them.
+
+    START and END (`thought_embedding`) have few rows and huge gradients. On their own they keep 100 x the learning
+    rate, which is what the authors' embedding scale of 100 amounts to under Adam, without filling everything else's
+    clipping norm.
+
+    Args:
+        model: Any module. Parameters under a submodule called `thought_embedding` or `mixing_head` get those groups.
+        options: Multipliers, weight decay and clipping norms.
+
+    Returns:
+        The groups that are not empty: `backbone`, `backbone_no_decay`, `mixing_head`, `mixing_head_no_decay`,
+        `thought_embedding`. Norms, biases, anything of fewer than 2 dimensions, and START and END have no weight decay.
+
+    Raises:
+        ConfigError: Nothing in the model requires a gradient.
+    """
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {
+        "backbone": [],
+        "backbone_no_decay": [],
+        "mixing_head": [],
+        "mixing_head_no_decay": [],
+        "thought_embedding": [],
+    }
+    norm_modules = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        module, _, leaf = name.rpartition(".")
+        parts = module.split(".")
+        if "thought_embedding" in parts:
+            members["thought_embedding"].append((name, parameter))
+            continue
+        group = "mixing_head" if "mixing_head" in parts else "backbone"
+        if parameter.ndim < 2 or leaf == "bias" or module in norm_modules:
+            group += "_no_decay"
+        members[group].append((name, parameter))
+    if not any(members.values()):
+        raise ConfigError("model: none of its parameters requires a gradient, so there is nothing to train")
+
+    groups = []
+    for group, parameters in members.items():
+        if not parameters:
+            continue
+        thought = group == "thought_embedding"
+        multiplier = 1.0
+        if thought:
+            multiplier = options.thought_embedding_lr_multiplier
+        elif group.startswith("mixing_head"):
+            multiplier = options.mixing_head_lr_multiplier
+        groups.append(
+            ParameterGroup(
+                name=group,
+                parameters=tuple(parameters),
+                learning_rate_multiplier=multiplier,
+                weight_decay=0.0 if thought or group.endswith("_no_decay") else options.weight_decay,
+                norm=THOUGHT_EMBEDDING_GRADIENT_NORM if thought else GRADIENT_NORM,
+                max_grad_norm=options.thought_embedding_max_grad_norm if thought else options.max_grad_norm,
+            )
+        )
+    return groups
+
+
+class MasterAdamW:
+    """`torch.optim.AdamW` on float32 masters of bfloat16 and float16 parameters, and directly on wider ones.
+
+    One step: `backward()` and `collect_gradients()` once per micro-batch, then `gradient_norms()`, `clip(norms)`,
+    `step(learning_rate)`, `zero_grad()`. Gradients of micro-batches are summed in float32 too: a bfloat16 sum would
+    lose the small ones.
+
+    Args:
+        groups: From `build_parameter_groups`.
+        betas: AdamW's decay of the mean of the gradient and of its square.
+        epsilon: Added to AdamW's denominator.
+
+    Raises:
+        TypeError: A parameter is not a real floating-point tensor.
+    """
+
+    def __init__(
+        self, groups: Sequence[ParameterGroup], *, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
+    ) -> None:
+        self.groups = tuple(groups)
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._trained: dict[str, Tensor] = {}  # what AdamW updates: the master, or the parameter itself
+        for group in self.groups:
+            for name, parameter in group.parameters:
+                if not parameter.is_floating_point():
+                    raise TypeError(f"parameter {name} is {parameter.dtype}, needs a floating-point type")
+                self._parameters[name] = parameter
+                narrow = parameter.dtype.itemsize < 4
+                self._trained[name] = parameter.detach().float() if narrow else parameter
+        self._masters = {name: tensor for name, tensor in self._trained.items() if tensor is not self._parameters[name]}
+        self._adam = torch.optim.AdamW(
+            [
+                {
+                    "params": [self._trained[name] for name, _ in group.parameters],
+                    "weight_decay": group.weight_decay,
+                    "learning_rate_multiplier": group.learning_rate_multiplier,
+                }
+                for group in self.groups
+            ],
+            lr=0.0,  # set by every step
+            betas=betas,
+            eps=epsilon,
+            fused=all(tensor.device.type in ("cpu", "cuda") for tensor in self._trained.values()),
+        )
+
+    @torch.no_grad()
+    def collect_gradients(self) -> None:
+        """Adds the gradients of low-precision parameters to those of their masters, and frees them."""
+        for name, master in self._masters.items():
+            parameter = self._parameters[name]
+            if parameter.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = parameter.grad.float()
+            else:
+                master.grad.add_(parameter.grad)
+            parameter.grad = None
+
+    @torch.no_grad()
+    def scale_gradients(self, factor: float) -> None:
+        """Multiplies every collected gradient by `factor`."""
+        for tensor in self._trained.values():
+            if tensor.grad is not None:
+                tensor.grad.mul_(factor)
+
+    @torch.no_grad()
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """The 2-norm of the collected gradients, by `ParameterGroup.norm`: float32 scalars, still on the device."""
+        return {
+            norm: get_total_norm([tensor.grad for tensor in self._members(norm) if tensor.grad is not None])
+            for norm in self._norm_limits()
+        }
+
+    def first_non_finite_gradient(self, norm: str) -> str | None:
+        """Name of the first parameter counted by `norm` whose gradient has a NaN or an infinity."""
+        for group in self.groups:
+            for name, _ in group.parameters:
+                gradient = self._trained[name].grad
+                if group.norm == norm and gradient is not None and not bool(gradient.isfinite().all()):
+                    return name
+        return None
+
+    @torch.no_grad()
+    def clip(self, norms: Mapping[str, Tensor]) -> None:
+        """Scales gradients down to their limits.
+
+        Args:
+            norms: What `gradient_norms` returned.
+        """
+        for norm, limit in self._norm_limits().items():
+            clip_grads_with_norm_(self._members(norm), limit, norms[norm])
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """One AdamW step, then the parameters become rounded copies of their masters.
+
+        Args:
+            learning_rate: Before the multipliers of the groups.
+        """
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate * group["learning_rate_multiplier"]
+        self._adam.step()
+        for name, master in self._masters.items():
+            self._parameters[name].copy_(master)
+
+    def zero_grad(self) -> None:
+        """Forgets all gradients."""
+        for name, tensor in self._trained.items():
+            tensor.grad = None
+            self._parameters[name].grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything to continue from, not copied.
+
+        Returns:
+            `step.NAME` [], `exp_avg.NAME` and `exp_avg_sq.NAME` (the parameter's shape) for every parameter, zeros for
+            one that has not been stepped, and float32 `master.NAME` for the low-precision ones.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, trained in self._trained.items():
+            state = self._adam.state.get(trained) or self._initial_state(trained)
+            tensors |= {f"{key}.{name}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        return tensors | {f"master.{name}": master for name, master in self._masters.items()}
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continues from `state_tensors()` of an optimizer over the same parameters. The parameters are not touched.
+
+        Args:
+            tensors: All of them; copied.
+
+        Raises:
+            CheckpointError: A tensor is missing, unknown, or has another shape or type. Nothing has been changed then.
+        """
+        wanted = self.state_tensors()
+        if missing := sorted(wanted.keys() - tensors.keys()):
+            raise CheckpointError(f"optimizer state: {_some(missing)} missing, so training cannot continue exactly")
+        if unknown := sorted(tensors.keys() - wanted.keys()):
+            raise CheckpointError(
+                f"optimizer state: {_some(unknown)} unknown: it belongs to a model with other parameters"
+            )
+        for name, want in wanted.items():
+            got = tensors[name]
+            if got.shape != want.shape or got.dtype != want.dtype:
+                raise CheckpointError(
+                    f"optimizer state: {name} is {got.dtype} {list(got.shape)}, needs {want.dtype} {list(want.shape)}"
+                )
+        for name, trained in self._trained.items():
+            state = self._initial_state(trained)
+            for key, tensor in state.items():
+                tensor.copy_(tensors[f"{key}.{name}"])
+            self._adam.state[trained] = state
+        for name, master in self._masters.items():
+            master.copy_(tensors[f"master.{name}"])
+
+    def _initial_state(self, trained: Tensor) -> dict[str, Tensor]:
+        on_device = self._adam.defaults["fused"]  # where torch's AdamW keeps its step count
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=trained.device if on_device else "cpu"),
+            "exp_avg": torch.zeros_like(trained, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(trained, requires_grad=False),
+        }
+
+    def _norm_limits(self) -> dict[str, float]:
+        return {group.norm: group.max_grad_norm for group in self.groups}
+
+    def _members(self, norm: str) -> list[Tensor]:
+        return [self._trained[name] for group in self.groups if group.norm == norm for name, _ in group.parameters]
+
+
+def build_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
+    """The optimizer of `options` over the trainable parameters of `model`, which must already be on its device."""
+    return MasterAdamW(
+        build_parameter_groups(model, options),
+        betas=(options.adam_beta1, options.adam_beta2),
+        epsilon=options.adam_epsilon,
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest + (" is" if len(names) == 1 else " are")
