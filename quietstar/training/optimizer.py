@@ -241,7 +241,7 @@ class MasterAdamW:
         """
         wanted = self.state_tensors()
         if missing := sorted(wanted.keys() - tensors.keys()):
-            raise CheckpointError(f"optimizer state: {_some(missing)} missing, so training cannot continue exactly")
+            raise CheckpointError(f"optimizer state: {_some(missing)} missing: training cannot continue exactly")
         if unknown := sorted(tensors.keys() - wanted.keys()):
             raise CheckpointError(
                 f"optimizer state: {_some(unknown)} unknown: it belongs to a model with other parameters"

@@ -1,0 +1,180 @@
+"""A run that was stopped and resumed is the run that was not: weights bit for bit, metrics line for line."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from quietstar.errors import CheckpointError
+from quietstar.training import StepResult, read_metrics
+from quietstar.training.checkpoint import list_checkpoints
+from tests.training.helpers import language_modeling_step, options, texts, tiny_llama, trainer
+
+
+class Stopped(Exception):
+    """Stands for a crash."""
+
+
+def _stopping(at_call: int) -> Any:
+    calls = 0
+
+    def step(model: Any, tokens: Tensor, seed: int) -> StepResult:
+        nonlocal calls
+        calls += 1
+        if calls == at_call:
+            raise Stopped
+        return language_modeling_step(model, tokens, seed)
+
+    return step
+
+
+def _evaluate(model: Any) -> dict[str, float | Tensor]:
+    torch.rand(3)  # an evaluation may use the global generator without changing what is trained
+    return {"loss": language_modeling_step(model, texts(4, 9), 0).loss}
+
+
+def _lines(directory: Path) -> list[dict[str, Any]]:
+    clocks = ("seconds", "tokens_per_second")
+    lines = read_metrics(directory / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
+
+
+def _assert_same(ours: nn.Module, theirs: nn.Module) -> None:
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("stopped_in_step", [2, 3, 4, 8])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "accumulation", "tied", "dropout"])
+def test_resumed_is_uninterrupted(tmp_path: Path, kind: str, stopped_in_step: int) -> None:
+    """Saved every 2 steps, logged every 3: the stops lie before the first save, between saves, and inside a log window.
+    24 texts make 6 steps an epoch, so the last stop lies behind the first epoch."""
+
+    def model() -> nn.Module:
+        dtype = torch.bfloat16 if kind in ("bfloat16", "accumulation") else torch.float32
+        return tiny_llama(dtype, tied=kind == "tied", dropout=0.3 if kind == "dropout" else 0.0)
+
+    micro = 2 if kind == "accumulation" else None
+    given = options(steps=9, micro_batch_size=micro, save_every=2, log_every=3, eval_every=4, keep_checkpoints=9)
+    whole = model()
+    finished = trainer(tmp_path / "whole", whole, options_=given, evaluate=_evaluate, evaluate_at_start=True).run()
+
+    calls_per_step = 2 if micro else 1
+    crash = _stopping(calls_per_step * (stopped_in_step - 1) + calls_per_step)  # in the step's last micro-batch
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "cut", model(), crash, options_=given, evaluate=_evaluate, evaluate_at_start=True).run()
+    resumed = model()
+    result = trainer(tmp_path / "cut", resumed, options_=given, evaluate=_evaluate, evaluate_at_start=True).run()
+
+    _assert_same(resumed, whole)
+    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
+    assert [line["step"] for line in _lines(tmp_path / "cut") if line["split"] == "train"] == [3, 6, 9]
+    assert result.best_eval_step == finished.best_eval_step
+    for file in ("optimizer.safetensors", "model.safetensors"):
+        ours, theirs = load_file(result.checkpoint / file), load_file(finished.checkpoint / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_resuming_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:
+    given = options(steps=6, save_every=2, keep_checkpoints=2)
+    whole = tiny_llama()
+    trainer(tmp_path / "whole", whole, options_=given).run()
+    trainer(tmp_path / "cut", options_=replace(given, steps=6)).run()
+    (tmp_path / "cut" / "checkpoints" / "step-00000006" / "optimizer.safetensors").unlink()
+    resumed = tiny_llama()
+    with pytest.warns(UserWarning, match=r"damaged checkpoint: .*step-00000006: optimizer\.safetensors is missing"):
+        result = trainer(tmp_path / "cut", resumed, options_=given).run()
+    _assert_same(resumed, whole)
+    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
+    assert result.checkpoint.name == "step-00000006"
+    assert [step for step, _ in list_checkpoints(tmp_path / "cut" / "checkpoints")] == [4, 6]
+
+
+def test_checkpoints_that_are_all_damaged_stop_the_run(tmp_path: Path) -> None:
+    """Starting from the beginning would overwrite the metrics, and hide that days of work are unreadable."""
+    trainer(tmp_path, options_=options(steps=2)).run()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "checkpoints" / "step-00000002" / "state.json").write_text("")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole .*state\.json has 0 bytes"):
+        trainer(tmp_path, options_=options(steps=4)).run()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_returns_at_once_and_changes_nothing(tmp_path: Path) -> None:
+    given = options(steps=4, eval_every=2)
+    model = tiny_llama()
+    first = trainer(tmp_path, model, options_=given, evaluate=_evaluate).run()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    again = tiny_llama()
+    assert trainer(tmp_path, again, _stopping(1), options_=given, evaluate=_evaluate).run() == first
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    _assert_same(again, model)
+
+
+def test_a_run_can_be_extended(tmp_path: Path) -> None:
+    given = options(steps=6, schedule="constant")
+    whole = tiny_llama()
+    trainer(tmp_path / "whole", whole, options_=given).run()
+    trainer(tmp_path / "cut", options_=replace(given, steps=3)).run()
+    extended = tiny_llama()
+    assert trainer(tmp_path / "cut", extended, options_=given).run().steps == 6
+    _assert_same(extended, whole)
+    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
+    trainer(tmp_path, options_=options(steps=2)).run()
+    for changes, data, message in (
+        ({"learning_rate": 0.5}, texts(), r"training\.learning_rate was 0\.01 and is 0\.5"),
+        ({"batch_size": 8}, texts(), r"training\.batch_size was 4 and is 8"),
+        ({}, texts(count=20), r"the training data was \[24, 12\] tokens and is \[20, 12\]"),
+        ({}, texts().flip(0), r"the training data was \[24, 12\] tokens and is other text"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"step-00000002: belongs to another run: .*{message}"):
+            trainer(tmp_path, data=data, options_=options(steps=4, **changes)).run()
+    unchanged = {"steps": 4, "log_every": 2, "save_every": 1, "keep_checkpoints": 1, "micro_batch_size": 1}
+    assert trainer(tmp_path, options_=options(**unchanged)).run().steps == 4
+
+
+class RunningMean:
+    """What a baseline of the rewards would be: it changes with every step, and the loss depends on it."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+    def compute_step(self, model: Any, tokens: Tensor, seed: int) -> StepResult:
+        loss = language_modeling_step(model, tokens, seed).loss
+        result = StepResult(loss * (1 + self.value), {"baseline": self.value})
+        self.value = 0.9 * self.value + 0.1 * float(loss.detach())
+        return result
+
+
+def test_extra_state_is_restored(tmp_path: Path) -> None:
+    given = options(steps=6, save_every=3, schedule="constant", keep_checkpoints=9)
+    models = []
+    for name in ("whole", "cut"):
+        baseline, model = RunningMean(), tiny_llama()
+        trainer(tmp_path / name, model, baseline.compute_step, options_=given, extra_state=baseline).run()
+        models.append(model)
+        if name == "cut":
+            shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000006")
+            baseline, resumed = RunningMean(), tiny_llama()
+            trainer(tmp_path / name, resumed, baseline.compute_step, options_=given, extra_state=baseline).run()
+            _assert_same(resumed, models[0])
+    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="one has extra state and the other has not"):
+        trainer(tmp_path / "cut", options_=given).run()
