@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its numbers: versions, hardware, date, command; and the table and CSV themselves."""
+"""What every benchmark writes beside its numbers (versions, hardware, date, command), and how it writes them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TUNING_PREFIXES = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "LD_PRELOAD", "PYTORCH_", "CUDA_")
 PACKAGES = ("torch", "transformers", "triton", "quietstar")
 
 
@@ -37,6 +38,9 @@ def describe(
     }
     if threads is not None:
         facts["torch threads"] = str(threads)
+    tuning = {name: value for name, value in os.environ.items() if name.startswith(TUNING_PREFIXES)}
+    if tuning:
+        facts["environment"] = " ".join(f"{name}={value}" for name, value in sorted(tuning.items()))
     if device.startswith("cuda"):
         import torch
 
@@ -79,18 +83,19 @@ def memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it reads well in a terminal too; the first column is left-aligned."""
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """A Markdown table, padded so that it reads well in a terminal too; the first `text_columns` are left-aligned."""
     cells = [list(columns), *[list(row) for row in rows]]
     widths = [max(len(row[k]) for row in cells) for k in range(len(columns))]
 
     def line(row: Sequence[str]) -> str:
         padded = [
-            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if k < text_columns else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         return "| " + " | ".join(padded) + " |"
 
-    rule = ["-" * w if k == 0 else "-" * (w - 1) + ":" for k, w in enumerate(widths)]
+    rule = ["-" * width if k < text_columns else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
     return "\n".join([line(cells[0]), line(rule), *[line(row) for row in cells[1:]]])
 
 

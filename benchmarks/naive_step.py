@@ -37,8 +37,8 @@ IGNORED = -100
 class NaiveObjective:
     """The few numbers in which the loss of the released code and the engine's default differ.
 
-    The loss is `base_weight * mean NLL_base + talk_weight * mean_j mean NLL_talk_j + policy_weight * policy`, with policy
-    `mean_t mean_(row, position) -advantage * log p(thought token t)` (`token_reduction="sum"`: summed over t).
+    The loss is `base_weight * mean NLL_base + talk_weight * mean_j mean NLL_talk_j + policy_weight * policy`, where
+    `policy = mean_t mean_(row, position) -advantage * log p(thought token t)` (`token_reduction="sum"`: sum over t).
     """
 
     base_weight: float = 0.5
@@ -55,6 +55,19 @@ class NaiveObjective:
 
 
 RELEASED = NaiveObjective()
+OBJECTIVES = {
+    "authors": RELEASED,
+    "default": NaiveObjective(
+        policy_weight=1.0,
+        baseline="leave_one_out",
+        clamp_negative_advantage=False,
+        policy_temperature=1.0,
+        token_reduction="sum",
+        policy_positions="valid",
+        loss_mean="valid",
+    ),
+}
+"""By the names of the engine's presets."""
 
 
 @dataclass
