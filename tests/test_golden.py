@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden_recording import RECORDINGS, load_recording, relative_error
+from tests.golden_recording import RECORDINGS, load_recording, relative_error
 
 ABSOLUTE = 1e-4
 GRADIENT = 1e-5

@@ -79,8 +79,8 @@ def disable_dropout(base: nn.Module) -> None:
 def probe_backbone(model: QuietStarForCausalLM) -> None:
     """Run a few tokens and compare with the plain base model.
 
-    A text of five tokens and one stream at its second position must give the hidden states that the base gives when the
-    stream simply follows the first two tokens, and the head must give the base's logits.
+    A text of five tokens and a stream of two at its second position must give the hidden states that the base gives when
+    the stream simply follows the first two tokens, and the head must give the base's logits.
 
     Raises:
         UnsupportedBackboneError: Naming the family and what differs.
@@ -93,10 +93,10 @@ def probe_backbone(model: QuietStarForCausalLM) -> None:
     ids = (torch.arange(PROBE_TEXT, device=device) * 7 + 3)[None] % base.get_input_embeddings().weight.shape[0]
     embeds = base.get_input_embeddings()(ids)
     anchor = torch.tensor([[1]], dtype=torch.int32, device=device)
-    stream = embeds.flip(1)[:, :3]
+    stream = embeds.flip(1)[:, :2]
     seen: list[tuple[int, int | None]] = []
-    thought_pass = ThoughtPass(PROBE_TEXT, 3, anchor, None, model.config.backend, seen=seen)
-    positions = torch.tensor([[*range(PROBE_TEXT), 2, 3, 4]], device=device)
+    thought_pass = ThoughtPass(PROBE_TEXT, 2, anchor, None, model.config.backend, seen=seen)
+    positions = torch.tensor([[*range(PROBE_TEXT), 2, 3]], device=device)
     hidden = model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
 
     layers = getattr(config, "num_hidden_layers", len(seen))

@@ -1,0 +1,60 @@
+"""The parallel step equals one that runs every stream by itself through a plain transformers model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model.naive import NaiveThinker, layer_windows
+from tests.model.tiny import FAMILIES, assert_same_gradients, gradients, make_ids, make_model
+
+TOLERANCE = 1e-9
+
+
+@pytest.fixture
+def keep_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transformers rounds float64 to float32 (its RMS norms do, whatever the dtype), it stays float64.
+
+    These roundings are the only reason for which a step and its definition differ by more than 1e-9: a gradient that many
+    streams share is rounded once, after their sum, in the one and once for every stream in the other.
+    """
+    to, to_float = Tensor.to, Tensor.float
+
+    def keep_or_cast(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rounds = self.dtype == torch.float64 and torch.float32 in (*args, *kwargs.values())
+        return self if rounds else to(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "to", keep_or_cast)
+    monkeypatch.setattr(Tensor, "float", lambda self: self if self.dtype == torch.float64 else to_float(self))
+
+
+@pytest.mark.usefixtures("keep_float64")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parallel_step_equals_one_stream_at_a_time(family: str) -> None:
+    model = make_model(family, dtype=torch.float64)
+    ids = make_ids(batch=2, length=7)
+    thoughts = model.think(ids, seed=1)
+    naive = NaiveThinker(model)
+    expected = naive.step(ids, thoughts.tokens, thoughts.anchor, model.config.lookahead, count=2)
+
+    prediction = model.predict(ids, thoughts=thoughts)
+    wanted_base = torch.stack([expected.base_logits[b, thoughts.anchor[b].long()] for b in range(2)])
+    torch.testing.assert_close(prediction.base_logits, wanted_base, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(prediction.talk_logits, expected.talk_logits[:, :, 0], atol=TOLERANCE, rtol=0)
+
+    for reuse_sampling_pass in (True, False):
+        model.zero_grad()
+        step = model.learn(ids, thoughts=thoughts, reuse_sampling_pass=reuse_sampling_pass)
+        step.loss.backward()
+        torch.testing.assert_close(step.talk_nll, expected.talk_nll, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(step.loss.detach(), expected.loss, atol=TOLERANCE, rtol=0)
+        assert_same_gradients(gradients(model), expected.gradients, TOLERANCE)
+
+
+def test_windows_are_in_play() -> None:
+    """The window families would pass the test above with no window at all if their layers ignored it."""
+    assert layer_windows(make_model("mistral_window").base) == [4, 4]
+    assert layer_windows(make_model("qwen2_window").base) == [None, 4]
