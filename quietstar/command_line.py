@@ -85,7 +85,8 @@ def save_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
 
 def to_yaml(config: TrainConfig) -> str:
     """The whole configuration as YAML, in the order of the dataclasses."""
-    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=120)
+    # not allow_unicode: PyYAML then writes some line separators in a way that it does not read back
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=120)
     return text
 
 
@@ -227,8 +228,10 @@ def _read_yaml(path: str) -> _Flat:
     flat: _Flat = {}
     known = list(_defaults())
     groups = {key.rpartition(".")[0] for key in known}
-    for key, value in _flatten(content, groups):
+    for key, value in _flatten(content, known):
         if key in groups:
+            if not value:
+                continue  # a group whose options are all commented out
             raise ConfigError(f"{path}: {key}: got {value!r}, needs a mapping of options")
         if key not in known:
             raise ConfigError(f"{path}: unknown option {key}{_did_you_mean(key, known)}")
@@ -236,11 +239,11 @@ def _read_yaml(path: str) -> _Flat:
     return flat
 
 
-def _flatten(content: Mapping[Any, Any], groups: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(content: Mapping[Any, Any], known: Sequence[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict) and key in groups:
-            yield from _flatten(value, groups, f"{key}.")
+        if isinstance(value, dict) and value and key not in known:
+            yield from _flatten(value, known, f"{key}.")
         else:
             yield key, value
 
@@ -248,12 +251,16 @@ def _flatten(content: Mapping[Any, Any], groups: set[str], prefix: str = "") -> 
 def _typed(parser: ArgumentParser, key: str, value: object, source: str = "") -> Any:
     """Turns a value from YAML, or the text of a flag, into the type of the option."""
     hint = _hints()[key]
-    if isinstance(value, str) and source and hint in (str, str | None):
-        return value  # YAML has said that it is text: "null" in quotes is not null
+    from_yaml = bool(source)
+    if type(value) is hint or (from_yaml and isinstance(value, str) and hint == str | None):
+        return value  # nothing to convert; "null" in quotes in YAML is text, not null
     try:
-        return parser.parse_object({key: value}, defaults=False)[key]
-    except ArgumentError as error:
-        raise ConfigError(f"{source}{key}: got {value!r}, needs {_describe(hint)}") from error
+        typed = parser.parse_object({key: value}, defaults=False)[key]
+        if typed is not None or type(None) in get_args(hint):  # jsonargparse takes null for every type
+            return typed
+    except ArgumentError:
+        pass
+    raise ConfigError(f"{source}{key}: got {value!r}, needs {_describe(hint)}")
 
 
 def _hints() -> dict[str, Any]:

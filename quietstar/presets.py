@@ -13,8 +13,8 @@ DESCRIPTIONS: dict[str, str] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "textbook": {},
     "plain": {},
-    # The released training script. Its n_ahead of 12 counts the text pass, START and END: 9 sampled tokens. Its learning
-    # rate falls over 100,000 steps but it stops after 100: a constant rate. Its mixing head starts at exactly 0.
+    # The released training script. Its n_ahead of 12 counts the text pass, START and END: 9 sampled tokens. Its rate
+    # falls over 100,000 steps but it stops after 100, so it is constant here. Its mixing head starts at exactly 0.
     "mistral-7b": {
         "model.path": "mistralai/Mistral-7B-v0.1",
         "model.dtype": "bfloat16",

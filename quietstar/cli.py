@@ -1,0 +1,45 @@
+"""The `quietstar` command: `quietstar train ...` is `python -m quietstar.train ...`."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+COMMANDS = {"train": "teach a language model to think, or run the embedded default"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command with the arguments that follow its name; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        print(f"quietstar {_version()}")
+        return 0
+    if name not in COMMANDS:
+        closest = difflib.get_close_matches(name, COMMANDS, n=1)
+        problem = f"unknown command {name!r}" if name else "no command"
+        suggestion = f"did you mean {closest[0]}?" if closest else "--help lists the commands"
+        print(f"error: {problem}; {suggestion}", file=sys.stderr)
+        return 2
+    status: int = import_module(f"quietstar.{name}").main(arguments[1:])
+    return status
+
+
+def _usage() -> str:
+    lines = [f"  quietstar {name:10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: quietstar COMMAND [--KEY VALUE ...]", "", *lines, "", "quietstar COMMAND --help: its options"]
+    )
+
+
+def _version() -> str:
+    try:
+        return version("quietstar")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "(not installed)"

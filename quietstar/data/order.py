@@ -1,0 +1,51 @@
+"""Which texts make up which batch: a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class BatchOrder:
+    """A seeded permutation of the texts per epoch, cut into batches; a batch may span the end of an epoch.
+
+    There is no state: a run's position is its step, so that a resumed run sees the very texts that it would have seen.
+    The permutation sorts a hash in integer arithmetic, so it is the same with every version of every library.
+
+    Args:
+        n: Number of texts.
+        batch_size: Texts per batch.
+        seed: Another seed, another order.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self._epochs: dict[int, NDArray[np.int64]] = {}
+
+    def indices(self, step: int) -> list[int]:
+        """The texts of the batch at a step, counted from 0."""
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
+        first = step * self.batch_size
+        return [int(self._order(place // self.n)[place % self.n]) for place in range(first, first + self.batch_size)]
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                self._epochs.clear()  # a batch needs two epochs at a time at most, unless the data is smaller than it
+            start = _mix(np.array([self.seed % 2**64], dtype=np.uint64)) + np.uint64(epoch)
+            keys = _mix(_mix(start) + np.arange(self.n, dtype=np.uint64))
+            self._epochs[epoch] = np.argsort(keys, kind="stable")
+        return self._epochs[epoch]
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's step: neighbouring numbers become unrelated ones. Overflow wraps around, as it is meant to."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

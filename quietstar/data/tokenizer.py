@@ -1,0 +1,59 @@
+"""Loading a tokenizer, and making sure that it belongs to the model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from quietstar.errors import ConfigError
+
+# Without any of these transformers makes an empty tokenizer, silently, from a model's config.json alone.
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab*", "*.model", "*.tiktoken")
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a model directory or hub name. Code from the directory or the hub is never run.
+
+    Raises:
+        ConfigError: where there is no tokenizer, or it cannot be loaded.
+    """
+    name = os.fspath(path)
+    directory = Path(name)
+    if directory.is_dir():
+        if not any(any(directory.glob(pattern)) for pattern in _VOCABULARY_FILES):
+            raise ConfigError(
+                f"model.path: {name} has no tokenizer (none of {', '.join(_VOCABULARY_FILES)}); "
+                "put the files of the model's own tokenizer there"
+            )
+    elif directory.exists() or not _could_be_hub_name(name):
+        raise ConfigError(f"model.path: {name} is not a directory; a model is a directory or a hub name")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise many kinds, plain Exception among them
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        kind = "" if directory.is_dir() else " (no directory of that name; taken as a hub name)"
+        raise ConfigError(f"model.path: the tokenizer of {name}{kind} cannot be loaded: {reason}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(f"model.path: {name} has a {type(tokenizer).__name__} where a tokenizer is needed")
+    return tokenizer
+
+
+def _could_be_hub_name(name: str) -> bool:
+    return not name.startswith((".", "~", os.sep)) and name.count("/") <= 1
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Makes sure that the model has an embedding for each token. A larger vocabulary of the model is common and fine.
+
+    Raises:
+        ConfigError: naming the highest token id and the vocabulary size.
+    """
+    vocabulary = tokenizer.get_vocab()
+    token = max(vocabulary, key=vocabulary.__getitem__)
+    if vocabulary[token] >= vocab_size:
+        raise ConfigError(
+            f"model.path: the tokenizer has token ids up to {vocabulary[token]} ({token!r}), "
+            f"but the model's vocabulary has {vocab_size} entries; tokenizer and model do not belong together"
+        )
