@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from quietstar.config import TrainConfig, validate
+from quietstar.config import ObjectiveOptions, TrainConfig, validate
 from quietstar.errors import ConfigError
+from quietstar.objective import PRESETS as objective_presets
+from quietstar.objective import Objective
 from quietstar.presets import DESCRIPTIONS, PRESETS
 
 
@@ -129,6 +131,20 @@ def test_the_first_mixing_weight_must_be_one_that_the_activation_can_give(
         validate(made)
     else:
         with pytest.raises(ConfigError, match=r"model\.initial_mixing_weight: got .* strictly between 0 and 1"):
+            validate(made)
+
+
+def test_the_objective_options_are_those_of_the_objective() -> None:
+    """`validate` knows, without importing the model, which presets use the leave-one-out baseline."""
+    names = [entry.name for entry in dataclasses.fields(ObjectiveOptions)]
+    assert names == ["preset", *(entry.name for entry in dataclasses.fields(Objective))]
+    assert set(get_args(get_type_hints(ObjectiveOptions)["preset"])) == set(objective_presets)
+    for name, objective in objective_presets.items():
+        made = config(model__thoughts_per_position=1, objective__preset=name)
+        if objective.baseline == "leave_one_out":
+            with pytest.raises(ConfigError, match="leave_one_out"):
+                validate(made)
+        else:
             validate(made)
 
 
