@@ -8,6 +8,7 @@ a tile's weights from the saved log-sum-exp; nothing larger than a tile is ever 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +105,14 @@ class _Mask:
     window: int | None
     tiles: list[Tile]
 
+    def largest_tile(self, q: Tensor) -> int:
+        """Most scores against the text that a tile has."""
+        S, H = q.shape[2:4]
+        counts = (
+            (len(self.starts[t.batch]) * (t.streams.stop - t.streams.start) * (t.last - t.first)) for t in self.tiles
+        )
+        return S * H * max(counts, default=0)
+
     def hide_text(self, scores: Tensor, tile: Tile) -> None:
         """Put -inf at the hidden keys of scores [b, Hkv, n, S * G, last - first], in place."""
         for first, last in ((tile.first, tile.clear_first), (tile.clear_last, tile.last)):
@@ -139,21 +148,24 @@ class _ThoughtAttention(torch.autograd.Function):
         mask: _Mask,
         scale: float,
     ) -> tuple[Tensor, Tensor]:
-        B, P, S, H, _ = q.shape
-        Hkv = k_text.shape[2]
+        Hkv, T = k_thought.shape[3], k_thought.shape[2]
         dtype = compute_dtype(q, k_text, v_text, k_thought, v_thought)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = torch.empty((B, P, S, H), dtype=dtype, device=q.device)
+        lse = torch.empty(q.shape[:4], dtype=dtype, device=q.device)
         keys, values = _pack_text(k_text, dtype), _pack_text(v_text, dtype)  # [B, Hkv, L, D]
+        hide_own = _own_bias(q, Hkv, T, dtype)
+        workspace = keys.new_empty(mask.largest_tile(q))
         for tile in mask.tiles:
             rows = _pack_rows(q, tile, Hkv, dtype).mul_(scale)  # [b, Hkv, n, S * G, D]
-            own_keys, own_values = _pack_own(k_thought, tile, dtype), _pack_own(v_thought, tile, dtype)
-            text, own = _scores(rows, keys, own_keys, mask, tile, S)
+            text = _times_text_transposed(rows, keys, tile, workspace)  # [b, Hkv, n, S * G, last - first]
+            own = rows @ _pack_own(k_thought, tile, dtype).mT  # [b, Hkv, n, S * G, T]
+            mask.hide_text(text, tile)
+            own.add_(hide_own)
             top = torch.maximum(text.amax(-1, keepdim=True), own.amax(-1, keepdim=True))  # finite: a query sees itself
             text.sub_(top).exp_()
             own.sub_(top).exp_()
             total = text.sum(-1, keepdim=True).add_(own.sum(-1, keepdim=True))
-            mixed = _times_text(text, values, tile).add_(own @ own_values).div_(total)
+            mixed = _times_text(text, values, tile).add_(own @ _pack_own(v_thought, tile, dtype)).div_(total)
             _unpack_rows(mixed, out, tile)
             _unpack_rows(total.log_().add_(top), lse.unsqueeze(-1), tile)
         ctx.save_for_backward(q, k_text, v_text, k_thought, v_thought, out, lse)
@@ -165,35 +177,47 @@ class _ThoughtAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k_text, v_text, k_thought, v_thought, out, lse = ctx.saved_tensors
         mask: _Mask = ctx.mask
-        S, Hkv, dtype = q.shape[2], k_text.shape[2], lse.dtype
-        keys, values = _pack_text(k_text, dtype), _pack_text(v_text, dtype)
-        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)  # [B, Hkv, L, D]
-        grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        grad_k_own = torch.empty(k_thought.shape, dtype=k_thought.dtype, device=q.device)
-        grad_v_own = torch.empty(v_thought.shape, dtype=v_thought.dtype, device=q.device)
+        Hkv, T, dtype = k_thought.shape[3], k_thought.shape[2], lse.dtype
+        keys, values = _pack_text(k_text, dtype), _pack_text(v_text, dtype)  # [B, Hkv, L, D]
+        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
+        grad_q, grad_k_own, grad_v_own = (
+            torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k_thought, v_thought)
+        )
+        hide_own = _own_bias(q, Hkv, T, dtype)
+        workspace, grad_workspace = keys.new_empty((2, mask.largest_tile(q)))
         with torch.autocast(q.device.type, enabled=False):
             for tile in mask.tiles:
                 rows = _pack_rows(q, tile, Hkv, dtype).mul_(ctx.scale)
                 own_keys, own_values = _pack_own(k_thought, tile, dtype), _pack_own(v_thought, tile, dtype)
-                text, own = _scores(rows, keys, own_keys, mask, tile, S)
-                final = _pack_rows(lse.unsqueeze(-1), tile, Hkv, dtype)  # [b, Hkv, n, S * G, 1]
-                text.sub_(final).exp_()  # the softmax weights
-                own.sub_(final).exp_()
+                text = _times_text_transposed(rows, keys, tile, workspace)
+                own = rows @ own_keys.mT
+                mask.hide_text(text, tile)
+                own.add_(hide_own)
+                log_total = _pack_rows(lse.unsqueeze(-1), tile, Hkv, dtype)  # [b, Hkv, n, S * G, 1]
+                text.sub_(log_total).exp_()  # the softmax weights
+                own.sub_(log_total).exp_()
 
                 grad_rows = _pack_rows(grad_out, tile, Hkv, dtype)
-                # d softmax: weight * (grad_weight - sum of weight * grad_weight); the sum is <grad_out, out>
-                delta = (grad_rows * _pack_rows(out, tile, Hkv, dtype)).sum(-1, keepdim=True)
-                delta -= _pack_rows(grad_lse.unsqueeze(-1), tile, Hkv, dtype)
                 _add_to_text(grad_values, text, grad_rows, tile)
                 _unpack_own(own.mT @ grad_rows, grad_v_own, tile)
-                text = _times_text_transposed(grad_rows, values, tile).sub_(delta).mul_(text)
-                own = (grad_rows @ own_values.mT).sub_(delta).mul_(own)
+                # d score = weight * (d weight - sum of weight * d weight), and that sum is <d out, out>
+                delta = _pack_rows(out, tile, Hkv, dtype).mul_(grad_rows).sum(-1, keepdim=True)
+                delta -= _pack_rows(grad_lse.unsqueeze(-1), tile, Hkv, dtype)
+                text.mul_(_times_text_transposed(grad_rows, values, tile, grad_workspace).sub_(delta))
+                own.mul_((grad_rows @ own_values.mT).sub_(delta))
                 _add_to_text(grad_keys, text, rows, tile)
                 _unpack_own(own.mT @ rows, grad_k_own, tile)
                 _unpack_rows(_times_text(text, keys, tile).add_(own @ own_keys).mul_(ctx.scale), grad_q, tile)
         grad_k_text = grad_keys.transpose(1, 2).to(k_text.dtype)
         grad_v_text = grad_values.transpose(1, 2).to(v_text.dtype)
         return grad_q, grad_k_text, grad_v_text, grad_k_own, grad_v_own, None, None
+
+
+def _own_bias(q_BPSHD: Tensor, Hkv: int, T: int, dtype: torch.dtype) -> Tensor:
+    """[S * G, T]: 0 where query s sees its stream's key t, t <= s + (T - S), and -inf where it does not."""
+    S, H = q_BPSHD.shape[2:4]
+    bias = torch.full((S, T), float("-inf"), dtype=dtype, device=q_BPSHD.device).triu_(1 + T - S)
+    return bias.repeat_interleave(H // Hkv, dim=0)
 
 
 def _pack_text(keys_BLKD: Tensor, dtype: torch.dtype) -> Tensor:
@@ -227,28 +251,20 @@ def _unpack_rows(packed: Tensor, into_BPSHD: Tensor, tile: Tile) -> None:
 
 
 def _split_heads(x_BPSHD: Tensor, Hkv: int) -> Tensor:
-    """A view [..., Hkv, G, D] of [..., H, D], whatever its strides."""
+    """A view [..., Hkv, G, D] of [..., H, D]."""
     b, n, S, H, D = x_BPSHD.shape
     return x_BPSHD.view(b, n, S, Hkv, H // Hkv, D)
 
 
-def _scores(rows: Tensor, keys: Tensor, own_keys: Tensor, mask: _Mask, tile: Tile, S: int) -> tuple[Tensor, Tensor]:
-    """Masked scores against the text [b, Hkv, n, S * G, last - first] and the own keys [b, Hkv, n, S * G, T]."""
-    text = _times_text_transposed(rows, keys, tile)
-    mask.hide_text(text, tile)
-    own = rows @ own_keys.mT
-    T = own_keys.shape[3]
-    if S > 1:
-        later = torch.ones((S, T), dtype=torch.bool, device=own.device).triu_(1 + T - S)
-        later = later.repeat_interleave(own.shape[3] // S, dim=0)  # [S * G, T]
-        own.masked_fill_(later, float("-inf"))
-    return text, own
-
-
-def _times_text_transposed(rows: Tensor, keys: Tensor, tile: Tile) -> Tensor:
-    """rows [b, Hkv, n, S * G, D] times the tile's text keys -> [b, Hkv, n, S * G, last - first]."""
-    visible = keys[tile.batch, :, tile.first : tile.last]
-    return (rows.flatten(2, 3) @ visible.mT).view(*rows.shape[:4], tile.last - tile.first)
+def _times_text_transposed(rows: Tensor, keys: Tensor, tile: Tile, workspace: Tensor) -> Tensor:
+    """rows [b, Hkv, n, S * G, D] times the tile's text keys -> [b, Hkv, n, S * G, last - first] in the workspace."""
+    visible = keys[tile.batch, :, tile.first : tile.last].flatten(0, 1)  # [b * Hkv, last - first, D]
+    rows_of_heads = rows.view(visible.shape[0], -1, rows.shape[4])
+    shape = (*rows_of_heads.shape[:2], visible.shape[1])
+    # memory that has been touched before: fresh pages for every tile would cost a tenth of the time on a CPU
+    result = workspace[: math.prod(shape)].view(shape)
+    torch.bmm(rows_of_heads, visible.mT, out=result)
+    return result.view(*rows.shape[:4], visible.shape[1])
 
 
 def _times_text(weights: Tensor, values: Tensor, tile: Tile) -> Tensor:
