@@ -88,13 +88,14 @@ def rows_in_chunk(vocabulary: int, device: torch.device) -> int:
     return max(1, limit // max(1, vocabulary))
 
 
-def operand_dtype(lm_head: Tensor, result: torch.dtype, *hidden: Tensor) -> torch.dtype:
+def operand_dtype(lm_head: Tensor, result: torch.dtype, *hidden: Tensor | None) -> torch.dtype:
     """The dtype in which hidden states and lm_head are multiplied into `result` logits.
 
-    A CUDA device multiplies low precision operands and keeps its float32 sums; a CPU cannot, so there they are widened.
+    A CUDA device multiplies low precision operands and keeps the float32 sums; a CPU cannot, so there they are widened.
     """
-    low = lm_head.dtype in (torch.bfloat16, torch.float16) and all(x.dtype == lm_head.dtype for x in hidden)
-    return lm_head.dtype if low and lm_head.is_cuda and result == torch.float32 else result
+    low = lm_head.dtype in (torch.bfloat16, torch.float16) and result == torch.float32
+    same = all(x is None or x.dtype == lm_head.dtype for x in hidden)
+    return lm_head.dtype if low and same and lm_head.is_cuda else result
 
 
 def product(left: Tensor, right: Tensor, result: torch.dtype) -> Tensor:

@@ -96,7 +96,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         floating = [x for x in (hidden_base, hidden_thought, weight, lm_head) if x is not None]
         dtype = compute_dtype(*floating)
-        head = lm_head.to(operand_dtype(lm_head, dtype, *floating))
+        head = lm_head.to(operand_dtype(lm_head, dtype, hidden_base, hidden_thought))
         size = rows_in_chunk(lm_head.shape[0], lm_head.device)
         loss = torch.zeros(target.shape, dtype=dtype, device=target.device)
         lse = loss.new_zeros((2 if interpolation == "log_probs" else 1, *target.shape))
@@ -121,7 +121,7 @@ class _HeadLoss(torch.autograd.Function):
         options: LogitOptions = ctx.options
         dtype = lse.dtype
         floating = [x for x in (hidden_base, hidden_thought, weight, lm_head) if x is not None]
-        head = lm_head.to(operand_dtype(lm_head, dtype, *floating))
+        head = lm_head.to(operand_dtype(lm_head, dtype, hidden_base, hidden_thought))
         size = rows_in_chunk(lm_head.shape[0], lm_head.device)
         needs_base, needs_thought, needs_weight, needs_head = ctx.needs_input_grad[:4]
         # ignored rows keep the zeros

@@ -1,0 +1,173 @@
+"""Sampling: the right distribution, the same tokens from the same seed, and log-probabilities that belong to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quietstar_kernels import linear_cross_entropy, sample_tokens
+from quietstar_kernels.logits import LOGITS_IN_CHUNK
+from tests.kernels.largest_tensor import LargestTensor
+
+CPU_CHUNK = LOGITS_IN_CHUNK["cpu"]
+BACKENDS = ["reference", "torch"]
+
+
+@pytest.fixture(autouse=True)
+def _restore_chunk() -> Any:
+    yield
+    LOGITS_IN_CHUNK["cpu"] = CPU_CHUNK
+
+
+def random_inputs(seed: int, N: int, E: int, V: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(N, E, generator=generator, dtype=torch.float64)
+    return hidden.to(dtype), torch.randn(V, E, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@settings(max_examples=60)
+@given(
+    inputs=st.integers(0, 2**16),
+    seed=st.integers(-(2**80), 2**80),
+    N=st.integers(0, 20),
+    V=st.integers(3, 30),
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
+    softcap=st.sampled_from([None, 2.0]),
+    logit_scale=st.sampled_from([1.0, 1.6]),
+    banned=st.sampled_from([(), (0,), (2, 0)]),
+    greedy=st.booleans(),
+    chunk=st.sampled_from([1, 50, CPU_CHUNK]),
+)
+def test_torch_backend_equals_reference_and_its_logprob_is_the_negative_loss(
+    inputs: int,
+    seed: int,
+    N: int,
+    V: int,
+    temperature: float,
+    softcap: float | None,
+    logit_scale: float,
+    banned: tuple[int, ...],
+    greedy: bool,
+    chunk: int,
+) -> None:
+    LOGITS_IN_CHUNK["cpu"] = chunk
+    hidden, head = random_inputs(inputs, N, 4, V)
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "softcap": softcap,
+        "logit_scale": logit_scale,
+        "banned": banned,
+    }
+    wanted_token, wanted_logprob = sample_tokens(hidden, head, seed=seed, greedy=greedy, backend="reference", **options)
+    token, logprob = sample_tokens(hidden, head, seed=seed, greedy=greedy, backend="torch", **options)
+    assert torch.equal(token, wanted_token) and token.dtype == torch.int64 and token.shape == (N,)
+    assert not torch.isin(token, torch.tensor(banned, dtype=torch.int64)).any()
+    torch.testing.assert_close(logprob, wanted_logprob, rtol=1e-12, atol=1e-12)
+    loss = linear_cross_entropy(hidden, head, token, backend="reference", **options)
+    torch.testing.assert_close(logprob, -loss, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "banned": (1, 5), "softcap": 1.5}])
+def test_draws_follow_the_distribution(backend: str, options: dict[str, Any]) -> None:
+    """Pearson's chi-square statistic over 40,000 draws from one row's distribution."""
+    N, V = 40_000, 12
+    hidden, head = random_inputs(2, 1, 3, V)
+    token, _ = sample_tokens(hidden.expand(N, -1), head, seed=7, backend=backend, **options)
+    allowed = [v for v in range(V) if v not in options.get("banned", ())]
+    every = torch.tensor(allowed)
+    expected = (-linear_cross_entropy(hidden.expand(len(allowed), -1), head, every, **options)).exp() * N
+    counts = torch.bincount(token, minlength=V)
+    assert counts.sum() == N and counts[every].sum() == N
+    statistic = ((counts[every] - expected).square() / expected).sum()
+    critical = {11: 31.264, 9: 27.877}[len(allowed) - 1]  # the 0.999 quantile for that many degrees of freedom
+    assert expected.min() > 5 and statistic < critical
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reproducible_and_independent_of_the_chunk_size(dtype: torch.dtype) -> None:
+    hidden, head = random_inputs(3, 300, 8, 50, dtype)
+    first = sample_tokens(hidden, head, seed=11)
+    assert first[1].dtype == torch.float32
+    torch.manual_seed(5)  # the global generator plays no part
+    state = torch.get_rng_state()
+    for chunk in (1, 777, CPU_CHUNK):
+        LOGITS_IN_CHUNK["cpu"] = chunk
+        token, logprob = sample_tokens(hidden, head, seed=11)
+        assert torch.equal(token, first[0])
+        torch.testing.assert_close(logprob, first[1])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(sample_tokens(hidden, head, seed=12)[0], first[0])
+    assert torch.equal(sample_tokens(hidden, head, seed=11 - 2**63)[0], first[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_number_at_the_very_end_of_the_interval_draws_a_possible_token(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding in a cumulative sum must not let the last uniform number fall on tokens of probability 0, or past V."""
+    nearly_one = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64))
+    uniform = torch.stack([nearly_one, torch.zeros_like(nearly_one)]).repeat(50)
+    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: uniform)
+    hidden, head = random_inputs(4, 100, 4, 40)
+    options: dict[str, Any] = {"seed": 0, "banned": (0, 1, 38, 39), "temperature": 0.05, "backend": backend}
+    token, logprob = sample_tokens(hidden, head, **options)
+    assert int(token.min()) >= 2 and int(token.max()) < 38 and torch.isfinite(logprob).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_greedy_takes_the_most_probable_allowed_token_without_a_gradient(backend: str) -> None:
+    hidden, head = random_inputs(5, 20, 4, 9)
+    hidden.requires_grad_()
+    token, logprob = sample_tokens(hidden, head, seed=0, greedy=True, banned=(3,), backend=backend)
+    logits = (hidden.detach() @ head.T).index_fill(-1, torch.tensor([3]), float("-inf"))
+    assert torch.equal(token, logits.argmax(-1)) and not logprob.requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend: str) -> None:
+    hidden, head = random_inputs(6, 200, 16, 40, torch.float32)
+    plain = sample_tokens(hidden, head, seed=1, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = sample_tokens(hidden, head, seed=1, backend=backend)
+    assert torch.equal(inside[0], plain[0]) and torch.equal(inside[1], plain[1])
+
+
+def test_no_more_logits_than_a_chunk() -> None:
+    LOGITS_IN_CHUNK["cpu"] = 512
+    hidden, head = random_inputs(7, 500, 4, 64, torch.float32)
+    with LargestTensor() as largest:
+        sample_tokens(hidden, head, seed=0, softcap=2.0)
+    assert largest.elements <= max(512, hidden.numel())  # [N, V] logits would be 32,000
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"hidden": torch.zeros(5)}, ValueError, r"hidden: got shape \[5\], wanted \[N, E\]"),
+        ({"hidden": torch.zeros(5, 3).long()}, TypeError, r"hidden: got dtype torch.int64"),
+        ({"lm_head": torch.zeros(7, 4)}, ValueError, r"lm_head: got shape \[7, 4\], wanted \[V, E=3\]"),
+        ({"lm_head": torch.zeros(0, 3)}, ValueError, r"lm_head: got shape with V=0"),
+        ({"temperature": -1.0}, ValueError, r"temperature: got -1.0"),
+        ({"banned": (-1,)}, ValueError, r"banned: got token -1"),
+        ({"softcap": 0.0}, ValueError, r"softcap: got 0.0"),
+    ],
+)
+def test_bad_arguments_are_named(backend: str, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"hidden": torch.zeros(5, 3), "lm_head": torch.zeros(7, 3), **changes}
+    with pytest.raises(error, match=message):
+        sample_tokens(**arguments, seed=0, backend=backend)
+
+
+def test_backend_names() -> None:
+    hidden, head = random_inputs(0, 2, 3, 7)
+    with pytest.raises(ValueError, match=r"backend: 'triton' is not built into this version"):
+        sample_tokens(hidden, head, seed=0, backend="triton")
+    with pytest.raises(ValueError, match=r"backend: got 'Torch', wanted one of"):
+        sample_tokens(hidden, head, seed=0, backend="Torch")
