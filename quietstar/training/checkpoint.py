@@ -230,13 +230,13 @@ def _save_model(model: nn.Module, directory: Path) -> None:
         save_file({name: tensors[name].detach().contiguous() for name in first_names.values()}, directory / WEIGHTS)
         return
     bar_was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would break the training bar
+    transformers_logging.disable_progress_bar()  # it would break the training bar
     try:
         # the module's own names and not the hub's historic ones, so that loading needs no conversion
         model.save_pretrained(str(directory), save_original_format=False)
     finally:
         if bar_was_on:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()
 
 
 def _weight_files(path: Path) -> list[Path]:

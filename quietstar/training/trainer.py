@@ -241,7 +241,7 @@ class Trainer(Generic[ModelT]):
             torch.manual_seed(module_seed(options.seed, step, micro_index))
             result = self._compute_step(self.model, batch, thought_seed(options.seed, step, micro_index))
             weight = float(len(micro_texts)) if result.weight is None else result.weight
-            (result.loss * (weight / len(texts))).backward()  # type: ignore[no-untyped-call]
+            (result.loss * (weight / len(texts))).backward()
             self.optimizer.collect_gradients()
             loss = float(result.loss.detach())
             if not math.isfinite(loss):

@@ -74,19 +74,44 @@ def test_accumulated_micro_batches_are_one_big_batch(tmp_path: Path, micro_batch
 def test_micro_batches_count_by_their_weight(tmp_path: Path) -> None:
     """Texts with few targets: a mean of the micro-batches' means would give their targets too much weight."""
 
-    def step(model: nn.Module, tokens: Tensor, seed: int) -> StepResult:
-        targets = tokens[:, 1:].where(torch.arange(11) < 1 + tokens[:, :1] % 9, -100)  # 1 to 9 targets per text
-        logits = model(input_ids=tokens).logits[:, :-1]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return StepResult(loss, weight=float((targets >= 0).sum()))
+    def step_with(weighted: bool) -> Any:
+        def step(model: nn.Module, tokens: Tensor, seed: int) -> StepResult:
+            targets = tokens[:, 1:].where(torch.arange(11) < 1 + tokens[:, :1] % 9, -100)  # 1 to 9 targets per text
+            logits = model(input_ids=tokens).logits[:, :-1]
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            return StepResult(loss, weight=float((targets >= 0).sum()) if weighted else None)
 
-    weights = []
-    for size in (None, 2):
+        return step
+
+    results = []
+    for name, size, weighted in (("whole", None, False), ("weighted", None, True), ("parts", 2, True)):
         model = tiny_llama(torch.float64)
-        trainer(tmp_path / str(size), model, step, options_=options(micro_batch_size=size)).run()
-        weights.append(snapshot(model))
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-10, atol=1e-10)
+        given = options(micro_batch_size=size, max_grad_norm=1e9)
+        trainer(tmp_path / name, model, step_with(weighted), options_=given).run()
+        norms = [line["gradient_norm"] for line in read_metrics(tmp_path / name / "metrics.jsonl")]
+        results.append((snapshot(model), norms))
+    (_, plain_norms), (whole, whole_norms), (parts, part_norms) = results
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-10, atol=1e-10)
+    assert part_norms == pytest.approx(whole_norms, rel=1e-9)
+    assert whole_norms == pytest.approx(plain_norms, rel=1e-4)  # llama's norms round to float32 on the way
+
+
+def test_gradients_are_clipped_before_they_are_used(tmp_path: Path) -> None:
+    """Adam hides a common factor of all gradients until they are smaller than its epsilon, as here."""
+
+    def step(model: ToyThinker, tokens: Tensor, seed: int) -> StepResult:
+        return StepResult(model(tokens[:, :4].float()).square().mean())
+
+    model = ToyThinker()
+    before = snapshot(model)
+    given = options(steps=1, warmup_steps=0, max_grad_norm=1e-14, thought_embedding_lr_multiplier=1.0, weight_decay=0.0)
+    trainer(tmp_path, model, step, options_=given).run()
+    moved = {name: float((tensor - before[name]).abs().max()) for name, tensor in model.state_dict().items()}
+    assert moved.pop("thought_embedding.weight") == pytest.approx(1e-2 * 0.1, rel=1e-2)
+    assert max(moved.values()) < 1e-6
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert line["gradient_norm"] > 1e-3  # reported as it was before clipping
 
 
 def test_a_step_with_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
