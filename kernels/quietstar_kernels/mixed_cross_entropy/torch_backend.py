@@ -120,7 +120,6 @@ class _HeadLoss(torch.autograd.Function):
         hidden_base, hidden_thought, weight, lm_head, target, lse = ctx.saved_tensors
         options: LogitOptions = ctx.options
         dtype = lse.dtype
-        floating = [x for x in (hidden_base, hidden_thought, weight, lm_head) if x is not None]
         head = lm_head.to(operand_dtype(lm_head, dtype, hidden_base, hidden_thought))
         size = rows_in_chunk(lm_head.shape[0], lm_head.device)
         needs_base, needs_thought, needs_weight, needs_head = ctx.needs_input_grad[:4]
