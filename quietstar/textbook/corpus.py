@@ -1,0 +1,91 @@
+"""The textbook: sums modulo 7, some with a worked aside, most with a useless one.
+
+2+6+4+3=1                direct
+2+6+4+3=[2,1,5,1]1       worked aside: the running sums
+2+6+4+3=[2+6+4+3]1       useless aside of the same length
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+from quietstar.errors import ConfigError
+
+MODULUS = 7
+SYMBOLS = "0123456+=[],\n"
+DIRECT_SHARE = 0.2
+HELD_OUT_SHARE = 0.1
+
+
+def parse_operands(operands: str) -> range:
+    """Read "4" or "3-5".
+
+    Raises:
+        ConfigError: Anything else, or fewer than two operands.
+    """
+    low, _, high = operands.partition("-")
+    try:
+        counts = range(int(low), int(high or low) + 1)
+    except ValueError:
+        counts = range(0)
+    if not counts or counts[0] < 2 or counts[-1] > 8:
+        raise ConfigError(
+            f"textbook.operands: got {operands!r}, needs a count such as 4 or a range such as 3-5, from 2 to 8"
+        )
+    return counts
+
+
+def working(digits: list[int]) -> str:
+    """The running sums modulo 7, e.g. "2,1,5,1" for 2+6+4+3."""
+    total, sums = 0, []
+    for digit in digits:
+        total = (total + digit) % MODULUS
+        sums.append(str(total))
+    return ",".join(sums)
+
+
+def is_held_out(digits: list[int]) -> bool:
+    """Whether an expression is kept out of all training, by its hash: a tenth of them."""
+    digest = hashlib.sha256(" ".join(map(str, digits)).encode()).digest()
+    return int.from_bytes(digest[:4]) < HELD_OUT_SHARE * 2**32
+
+
+def direct_line(digits: list[int]) -> str:
+    """`2+6+4+3=1` and a line break."""
+    return f"{'+'.join(map(str, digits))}={sum(digits) % MODULUS}\n"
+
+
+def textbook_line(digits: list[int], useful_asides: float, rng: random.Random) -> str:
+    """A line of the textbook of a random kind."""
+    expression, answer = "+".join(map(str, digits)), sum(digits) % MODULUS
+    if rng.random() < DIRECT_SHARE:
+        return direct_line(digits)
+    aside = working(digits) if rng.random() < useful_asides else expression
+    return f"{expression}=[{aside}]{answer}\n"
+
+
+def draw(counts: range, held_out: bool, rng: random.Random) -> list[int]:
+    """Operands of a random expression on one side of the split."""
+    while True:
+        digits = [rng.randrange(MODULUS) for _ in range(rng.choice(counts))]
+        if is_held_out(digits) == held_out:
+            return digits
+
+
+def textbook_text(characters: int, counts: range, useful_asides: float, seed: int) -> str:
+    """At least so many characters of the textbook, without held-out expressions."""
+    rng, lines, size = random.Random(f"textbook {seed}"), [], 0
+    while size < characters:
+        lines.append(textbook_line(draw(counts, False, rng), useful_asides, rng))
+        size += len(lines[-1])
+    return "".join(lines)
+
+
+def direct_text(characters: int, counts: range, held_out: bool, seed: int) -> str:
+    """At least so many characters of direct lines."""
+    rng, lines, size = random.Random(f"direct {held_out} {seed}"), [], 0
+    while size < characters:
+        lines.append(direct_line(draw(counts, held_out, rng)))
+        size += len(lines[-1])
+    return "".join(lines)
