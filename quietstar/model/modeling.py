@@ -130,16 +130,15 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, MixingHead):
-            for layer in module.layers:
-                if isinstance(layer, nn.Linear):
-                    layer.reset_parameters()
-            last = module.layers[-1]
-            init.zeros_(last.weight)
-            if last.bias is not None:
-                init.constant_(last.bias, initial_output_bias(self.config))
-        elif module is self.thought_embedding:
+        # transformers asks for every module that holds parameters itself; the base's own initialise themselves.
+        if module is self.thought_embedding:
             init.normal_(module.weight, std=0.02)
+        elif module is self.mixing_head.layers[-1]:
+            init.zeros_(module.weight)
+            if module.bias is not None:
+                init.constant_(module.bias, initial_output_bias(self.config))
+        elif isinstance(module, nn.Linear):
+            module.reset_parameters()
 
     # -- parts that the passes and the objective use ---------------------------------------------------------------------
 
