@@ -73,13 +73,18 @@ def draw(counts: range, held_out: bool, rng: random.Random) -> list[int]:
             return digits
 
 
-def textbook_text(characters: int, counts: range, useful_asides: float, seed: int) -> str:
-    """At least so many characters of the textbook, without held-out expressions."""
-    rng, lines, size = random.Random(f"textbook {seed}"), [], 0
-    while size < characters:
-        lines.append(textbook_line(draw(counts, False, rng), useful_asides, rng))
-        size += len(lines[-1])
-    return "".join(lines)
+def textbook_text(pages: int, page_length: int, counts: range, useful_asides: float, seed: int) -> str:
+    """The textbook without held-out expressions, in pages of so many characters.
+
+    A page starts with a new line and ends where it is full, so that every training text starts at the start of a line.
+    """
+    rng, made = random.Random(f"textbook {seed}"), []
+    for _ in range(pages):
+        page = ""
+        while len(page) < page_length:
+            page += textbook_line(draw(counts, False, rng), useful_asides, rng)
+        made.append(page[:page_length])
+    return "".join(made)
 
 
 def direct_text(characters: int, counts: range, held_out: bool, seed: int) -> str:

@@ -29,8 +29,8 @@ HELD_OUT_TEXTS = 256
 CURVE_TEXTS = 32
 PRETRAINING = TrainingOptions(
     method="language_modeling",
-    batch_size=32,
-    learning_rate=3e-3,
+    batch_size=16,
+    learning_rate=1e-3,
     warmup_steps=50,
     final_learning_rate_fraction=0.1,
     weight_decay=0.01,
@@ -100,10 +100,10 @@ def _write_texts(config: TrainConfig, out: Path) -> TrainConfig:
     """The textbook and the direct lines of both sides of the split, as files."""
     counts, seed = parse_operands(config.textbook.operands), config.training.seed
     out.mkdir(parents=True, exist_ok=True)
-    read = PRETRAINING.batch_size * PRETRAINING_LENGTH * config.textbook.pretraining_steps
+    pages = PRETRAINING.batch_size * config.textbook.pretraining_steps
     trained_on = config.training.batch_size * config.data.length * config.training.steps
     texts = {
-        "textbook": textbook_text(read, counts, config.textbook.useful_asides, seed),
+        "textbook": textbook_text(pages, PRETRAINING_LENGTH, counts, config.textbook.useful_asides, seed),
         "direct": direct_text(trained_on, counts, held_out=False, seed=seed),
         # The same held-out lines for every seed, so that seeds differ by their model alone.
         "held_out": direct_text(config.data.length * (HELD_OUT_TEXTS + 1), counts, held_out=True, seed=0),

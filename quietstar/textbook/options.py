@@ -20,5 +20,5 @@ class TextbookOptions:
     seeds: int = 1
     operands: str = "4"
     useful_asides: float = 0.3
-    pretraining_steps: int = 900
+    pretraining_steps: int = 1200
     controls: bool = True
