@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,16 @@ from quietstar.data import check_vocabulary, load_texts, load_tokenizer
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training import Trainer, TrainingResult
 from quietstar.training.methods import Evaluate, compute_step, evaluate_on
+
+
+KEPT_OF_A_THINKING_MODEL = ("initial_mixing_weight", "mixing_activation", "embedding_scale", "start_text", "end_text")
+"""Options that only shape the weights of a model that does not think yet."""
+
+
+def is_thinking_model(path: str) -> bool:
+    """Whether a directory holds a saved `QuietStarForCausalLM`."""
+    file = Path(path) / "config.json"
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == "quietstar"
 
 
 def thinking_options(options: ModelOptions) -> dict[str, Any]:
@@ -62,16 +73,26 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
 
 
 def load_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
-    """The base model named by the options, made to think.
+    """The model named by the options: a base model made to think, or a thinking model as it was saved.
+
+    A saved thinking model keeps START, END and its mixing head; of the options those hold that change no weights, such
+    as `thought_length` and `lookahead`.
 
     Raises:
         ConfigError, UnsupportedBackboneError: It can't be used; the message says why.
     """
     assert options.path is not None
-    torch.manual_seed(0)  # the mixing head's first layers are random
-    model = QuietStarForCausalLM.from_base(
-        options.path, tokenizer, dtype=getattr(torch, options.dtype), **thinking_options(options)
-    )
+    dtype = getattr(torch, options.dtype)
+    thinking = thinking_options(options)
+    if is_thinking_model(options.path):
+        model = QuietStarForCausalLM.from_pretrained(options.path, dtype=dtype, use_safetensors=True)
+        for name in KEPT_OF_A_THINKING_MODEL:
+            thinking.pop(name)
+        for name, value in thinking.items():
+            setattr(model.config, name, value)
+    else:
+        torch.manual_seed(0)  # the mixing head's first layers are random
+        model = QuietStarForCausalLM.from_base(options.path, tokenizer, dtype=dtype, **thinking)
     check_vocabulary(tokenizer, model.head.weight.shape[0])
     return model
 

@@ -32,8 +32,8 @@ def character_model(seed: int) -> LlamaForCausalLM:
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         max_position_embeddings=256,
-        # Lines are short: with the usual 10,000 most of a head's frequencies hardly move over one, and whether the running
-        # sums are learned at all then hangs on the seed.
+        # Lines are short: with the usual 10,000 most of a head's frequencies hardly move over one, and whether the
+        # running sums are learned at all then hangs on the seed.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=False,
         bos_token_id=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -178,7 +178,7 @@ def _correct(thoughts: Thoughts, expressions: list[list[list[int]]]) -> Tensor:
 
 
 def _of_the_next_text(thoughts: Thoughts) -> Thoughts:
-    return Thoughts(thoughts.tokens.roll(1, 0), thoughts.anchor, thoughts.logprob, thoughts.thoughts_per_position)
+    return replace(thoughts, tokens=thoughts.tokens.roll(1, 0))
 
 
 def _kinds(rows: Tensor) -> Tensor:

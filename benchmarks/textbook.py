@@ -1,0 +1,100 @@
+"""The embedded default and its options, each a row: what the thinking model learns on the textbook of sums.
+
+    python benchmarks/textbook.py
+
+Every row is `python -m quietstar.train` with the options shown, over the same seeds; rows whose textbook is the same
+start from the same character models. The first row runs the controls too and is the table and figure of the README.
+Writes textbook.md, textbook.png and textbook_options.md to `--results`; what is finished is kept in `--output`, and the
+same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+
+from benchmarks.environment import describe, markdown_table, write_markdown  # noqa: E402
+from quietstar.command_line import parse_train_config  # noqa: E402
+from quietstar.textbook.experiment import run_textbook  # noqa: E402
+from quietstar.textbook.report import COLUMNS, markdown, spread  # noqa: E402
+
+ROWS: dict[str, dict[str, str]] = {
+    "default": {},
+    "thought length 4": {"model.thought_length": "4"},
+    "thought length 16": {"model.thought_length": "16"},
+    "lookahead 3": {"model.lookahead": "3"},
+    "4 thoughts per position": {"model.thoughts_per_position": "4"},
+    "a quarter of the positions, by entropy": {"model.positions": "entropy:0.25"},
+    "3 to 5 operands": {"textbook.operands": "3-5"},
+    "10 % of asides useful": {"textbook.useful_asides": "0.1"},
+    "3 % of asides useful": {"textbook.useful_asides": "0.03"},
+    "objective preset paper": {"objective.preset": "paper", "objective.policy_weight": "1"},
+    "mixing weight starts at 0": {"model.initial_mixing_weight": "null"},
+}
+SHOWN = ("answer NLL, no thought", "answer NLL, with thought", "accuracy, with thought", "correct workings")
+
+
+def run(name: str, options: argparse.Namespace, shared: Path) -> dict[str, Any]:
+    """One row: measures by seed and arm."""
+    changed = ROWS[name]
+    out = options.output / name.replace(" ", "-").replace("%", "percent").replace(",", "")
+    words = ["--output_dir", str(out), "--textbook.seeds", str(options.seeds)]
+    words += ["--training.threads", str(options.threads)]
+    words += [word for key, value in changed.items() for word in (f"--{key}", value)]
+    if name != "default":
+        words += ["--textbook.controls", "false"]
+        if not any(key.startswith("textbook.") for key in changed):
+            for base in shared.glob("seed-*/base"):
+                target = out / base.parent.name / "base"
+                if not target.exists():
+                    shutil.copytree(base, target)
+    print(f"== {name}: python -m quietstar.train {' '.join(words)}", flush=True)
+    config = parse_train_config(words)
+    run_textbook(config)
+    return dict(json.loads((out / "results.json").read_text()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/textbook-options"))
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    options = parser.parse_args()
+    facts = describe("benchmarks/textbook.py", sys.argv[1:], threads=options.threads)
+    shared = options.output / "default"
+    table: list[list[str]] = []
+    for name in options.rows:
+        results = run(name, options, shared)
+        if name == "default":
+            config = parse_train_config(["--textbook.seeds", str(options.seeds)])
+            body = markdown(config, {int(seed): arms for seed, arms in results.items()})
+            body += "\n![curves](textbook.png)"
+            write_markdown(options.results / "textbook.md", "The embedded default, with its controls", facts, body)
+            shutil.copy(shared / "curves.png", options.results / "textbook.png")
+        arms = [arms["quietstar"] for arms in results.values()]
+        before = [arms["before"] for arms in results.values()]
+        flags = " ".join(f"--{key} {value}" for key, value in ROWS[name].items()) or "-"
+        cells = [spread([COLUMNS[column](measures) for measures in arms]) for column in SHOWN]
+        workings = spread([COLUMNS["correct workings"](measures) for measures in before])
+        table.append([name, f"`{flags}`", workings, *cells])
+        columns = ["option", "command line", "correct workings before", *SHOWN]
+        body = (
+            f"Mean ± standard error over {options.seeds} seeds, after 100 steps of Quiet-STaR, on held-out sums. "
+            "A working counts as correct as far as it fits into the thought (4 tokens hold half of it).\n\n"
+            + markdown_table(columns, table, text_columns=2)
+        )
+        write_markdown(options.results / "textbook_options.md", "Options of the embedded default", facts, body)
+        print(body, flush=True)
+
+
+if __name__ == "__main__":
+    main()
