@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quietstar.errors import ConfigError
+from quietstar.errors import ConfigError, DataError
 
 ENTROPY_CHUNK = 1 << 24
 """Elements of a float32 logits chunk while entropies are computed (64 MiB)."""
+INTEGERS = (torch.int32, torch.int64)
 
 
 def parse_positions(positions: str) -> tuple[str, float]:
@@ -39,6 +40,7 @@ def expand_anchors(
 
     Args:
         anchors: None or "all" for every position but the last, a string of `parse_positions`, or int [A] or [B, A].
+            "every:N" counts from the first text token of each row. A fraction K is one of L - 1.
         token_mask: bool [B, L].
         base_entropy: [B, L] entropy of the base prediction, needed for "entropy:K" alone.
         thoughts_per_position: K, how often each anchor is repeated.
@@ -48,7 +50,7 @@ def expand_anchors(
 
     Raises:
         ConfigError: An unknown string.
-        ValueError: Anchors of a wrong shape or outside the text.
+        DataError: Anchors of a wrong dtype or shape, or outside the text.
     """
     batch, length = token_mask.shape
     device = token_mask.device
@@ -58,18 +60,22 @@ def expand_anchors(
         if kind == "entropy":
             assert base_entropy is not None
             count = min(last, max(1, round(value * last) if value < 1 else int(value)))
-            ranked = base_entropy.masked_fill(~token_mask, -1.0)[:, :last]
+            predicts = token_mask[:, :last] & token_mask[:, -last:]  # padding comes last, where a row has too few others
+            ranked = base_entropy[:, :last].masked_fill(~predicts, -1.0)
             chosen = ranked.topk(count, dim=1).indices.sort(dim=1).values
         else:
             chosen = torch.arange(0, last, int(value), device=device)
+            if value > 1:
+                start = token_mask.int().argmax(1, keepdim=True)
+                chosen = (chosen + start % int(value)).clamp_max(length - 1)
     else:
         chosen = torch.as_tensor(anchors, device=device)
-        if chosen.ndim not in (1, 2) or (chosen.ndim == 2 and chosen.shape[0] != batch) or chosen.is_floating_point():
-            raise ValueError(
+        if chosen.ndim not in (1, 2) or (chosen.ndim == 2 and chosen.shape[0] != batch) or chosen.dtype not in INTEGERS:
+            raise DataError(
                 f"anchors: got {chosen.dtype} of shape {list(chosen.shape)}, needs integers [A] or [{batch}, A]"
             )
         if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= length):
-            raise ValueError(
+            raise DataError(
                 f"anchors: got {int(chosen.min())}..{int(chosen.max())}, needs positions in the text, 0..{length - 1}"
             )
         chosen = chosen.sort(dim=-1).values

@@ -64,7 +64,8 @@ def load_authors_checkpoint(
     }
     if "banned_token_ids" not in settings and config.vocab_size % 64 == 2:
         settings["banned_token_ids"] = [config.vocab_size - 2, config.vocab_size - 1]
-    base = AutoModelForCausalLM.from_config(config)
+    dtype = _dtype(state)
+    base = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model = QuietStarForCausalLM(QuietStarConfig(text_config=base.config, **settings), base=base)
 
     ours: dict[str, Tensor] = {}
@@ -72,7 +73,10 @@ def load_authors_checkpoint(
     for name, row in VECTORS.items():
         if name not in state:
             raise CheckpointError(f"{name}: missing; this is not a checkpoint of the authors' Quiet-STaR code")
-        vectors[row] = state.pop(name)[0].reshape(-1)
+        learned = state.pop(name)
+        if learned.shape != vectors.shape:
+            raise CheckpointError(f"{name}: got shape {list(learned.shape)}, needs {list(vectors.shape)}")
+        vectors[row] = learned[0]
     ours["thought_embedding.weight"] = vectors
     for name, tensor in state.items():
         if name.startswith(HEAD_PREFIX):
@@ -87,11 +91,15 @@ def load_authors_checkpoint(
     for what, names in (("missing", missing), ("unknown", unknown), ("of a wrong shape", wrong)):
         if names:
             raise CheckpointError(f"{len(names)} tensors {what}, first {names[0]} (in this project's names)")
-    dtype = next(iter(state.values())).dtype
     model.to(dtype)
     model.config.dtype = dtype
     model.load_state_dict(ours, strict=False)
     return model
+
+
+def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of the checkpoint's first backbone tensor."""
+    return next((x.dtype for name, x in state.items() if name not in VECTORS), torch.get_default_dtype())
 
 
 def _read_directory(directory: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -21,7 +21,8 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from quietstar.errors import ConfigError, UnsupportedBackboneError
+from quietstar.data.tokenizer import load_tokenizer
+from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
 from quietstar.model.anchors import base_entropy, expand_anchors
 from quietstar.model.attention import IMPLEMENTATION, ThoughtPass
 from quietstar.model.backbone import OutputHead, check_configuration, disable_dropout, output_head, probe_backbone
@@ -76,6 +77,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         self.mixing_head = MixingHead(config, hidden_size)
         self._probed = False
         self.post_init()
+        if config.banned_token_ids and self.generation_config is not None:
+            self.generation_config.suppress_tokens = list(config.banned_token_ids)
 
     # -- building -------------------------------------------------------------------------------------------------------
 
@@ -106,10 +109,15 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if isinstance(base, PreTrainedModel):
             model_base = base
+        elif not isinstance(base, (str, os.PathLike)):
+            raise ConfigError(
+                f"base: got a {type(base).__name__}, needs a path or a transformers model; adapters are put on the thinking "
+                "model afterwards, e.g. peft.get_peft_model(model, config)"
+            )
         else:
             model_base = _load_base(base, dtype)
             if tokenizer is None and (isinstance(start_text, str) or isinstance(end_text, str)):
-                tokenizer = _load_tokenizer(base)
+                tokenizer = load_tokenizer(base)
         known = set(QuietStarConfig.__annotations__) - {"text_config"}
         for name in options:
             if name not in known:
@@ -122,8 +130,9 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         model.mixing_head.to(device=parameter.device, dtype=parameter.dtype)
         with torch.no_grad():
             for row, name, text in ((START, "start_text", start_text), (END, "end_text", end_text)):
-                ids = _token_ids(name, text, tokenizer)
-                vector = model_base.get_input_embeddings()(torch.tensor(ids, device=parameter.device)).mean(0)
+                embed = model_base.get_input_embeddings()
+                ids = _token_ids(name, text, tokenizer, embed.weight.shape[0])
+                vector = embed(torch.tensor(ids, device=parameter.device)).mean(0)
                 model.thought_embedding.weight[row] = vector / config.embedding_scale
         model._probe_once()
         return model
@@ -165,12 +174,23 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         return scaled[START], scaled[END]
 
     def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: ThoughtPass) -> Tensor:
-        """Final hidden states [B, N, E] of the N tokens that `thought_pass` lays out."""
+        """Final hidden states [B, N, E] of the N tokens that `thought_pass` lays out.
+
+        Raises:
+            UnsupportedBackboneError: The base's attention was replaced after this model was made.
+            DataError: A position lies behind the base's learned ones.
+        """
+        implementation = self.base.config._attn_implementation
+        if implementation != IMPLEMENTATION:
+            raise UnsupportedBackboneError(
+                f"{self.base.config.model_type}: its attention is now {implementation!r}, under which streams see everything; "
+                f"set it back with base.set_attn_implementation({IMPLEMENTATION!r})"
+            )
         limit = getattr(self.base.config, "max_position_embeddings", None)
         # Learned positions end where their table ends; rotary ones do not.
         if self.base.config.model_type in ("gpt2", "gpt_bigcode", "opt", "biogpt") and limit is not None:
             if int(position_ids.max()) >= limit:
-                raise ValueError(
+                raise DataError(
                     f"input_ids: a thought would reach position {int(position_ids.max())}, "
                     f"the base has {limit} learned positions; use a shorter text"
                 )
@@ -186,6 +206,11 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _prepare(self) -> None:
+        """What can change between calls: adapters bring dropout of their own; weights arrive after the constructor."""
+        disable_dropout(self.base)
+        self._probe_once()
 
     def _probe_once(self) -> None:
         if not self._probed and not any(parameter.is_meta for parameter in self.parameters()):
@@ -225,8 +250,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             record: Keep the pass for `learn(reuse_sampling_pass=True)`.
 
         Raises:
-            ValueError: A tensor has a wrong shape, or anchors lie outside the text.
-            ConfigError: `anchors` is an unknown string, or `thoughts_per_position` is below 1.
+            DataError: A tensor has a wrong shape, or anchors lie outside the text.
+            ConfigError: `anchors` is an unknown string, or an option is out of range.
         """
         thoughts, cached, _ = self._think(
             input_ids, attention_mask, anchors, thoughts_per_position, tokens, temperature, greedy, seed, record
@@ -237,10 +262,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                 rest = embed_stream(self, thoughts.tokens, following)[:, :, self.config.thought_length :]
                 cached.extend(rest)
             assert cached.record is not None
-            recording = Recording(cached.record, self._weights_version())
-            thoughts = Thoughts(
-                thoughts.tokens, thoughts.anchor, thoughts.logprob, thoughts.thoughts_per_position, recording
-            )
+            inputs = (input_ids, attention_mask, thoughts.tokens, thoughts.anchor)
+            thoughts = replace(thoughts, recording=Recording(cached.record, self._weights_version(), inputs))
         return thoughts
 
     @torch.no_grad()
@@ -257,12 +280,14 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         record: bool,
     ) -> tuple[Thoughts, CachedPass, Padding]:
         """Streams up to the input of the last thought token but one; END and what follows is the caller's."""
-        self._probe_once()
+        self._prepare()
         config, head = self.config, self.head
         count = config.thoughts_per_position if thoughts_per_position is None else thoughts_per_position
         if count < 1:
             raise ConfigError(f"thoughts_per_position: got {count}, needs at least 1")
         temperature = config.temperature if temperature is None else temperature
+        if not temperature > 0:
+            raise ConfigError(f"temperature: got {temperature}, needs a value above 0; greedy=True takes the most probable")
         padding = read_padding(input_ids, attention_mask)
         cached = CachedPass(self, input_ids, padding, record)
         entropy = None
@@ -274,7 +299,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         if tokens is None and config.thinking == "pause":
             tokens = torch.full((batch, streams, length), PAUSE, dtype=torch.int64, device=input_ids.device)
         if tokens is not None and tokens.shape != (batch, streams, length):
-            raise ValueError(f"tokens: got shape {list(tokens.shape)}, needs {[batch, streams, length]} (texts, streams, T)")
+            raise DataError(f"tokens: got shape {list(tokens.shape)}, needs {[batch, streams, length]} (texts, streams, T)")
         cached.open_streams(anchor)
         head_options: dict[str, Any] = {
             "temperature": temperature,
@@ -290,7 +315,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             else:
                 flat = hidden.flatten(0, 2)
                 logprob = -linear_cross_entropy(flat, head.weight, tokens.flatten(), **head_options).view(tokens.shape)
-            return Thoughts(tokens, anchor, logprob, count), cached, padding
+            return Thoughts(tokens, anchor, logprob, count, temperature), cached, padding
 
         embed = self.base.get_input_embeddings()
         start, _ = self.thought_vectors()
@@ -304,7 +329,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             sampled.append(token.view(batch, streams))
             logprobs.append(logprob.view(batch, streams))
             next_embeds = embed(sampled[-1])[:, :, None]
-        return Thoughts(torch.stack(sampled, -1), anchor, torch.stack(logprobs, -1), count), cached, padding
+        tokens, logprob = torch.stack(sampled, -1), torch.stack(logprobs, -1)
+        return Thoughts(tokens, anchor, logprob, count, temperature), cached, padding
 
     def talk(
         self,
@@ -321,15 +347,20 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: As in `think`.
             thoughts: What to think.
             reuse_sampling_pass: Take the layers' outputs from the pass that sampled the thoughts and recompute each layer
-                in the backward pass. Thoughts without a recording, or with one that older weights made, are run once
-                without gradient first. The gradients are those of the plain pass.
+                in the backward pass. Thoughts without a recording, or with one that other weights or another text made,
+                are run once without gradient first. The gradients are those of the plain pass.
+
+        Raises:
+            DataError: The thoughts do not fit the text or the configuration.
         """
-        self._probe_once()
+        self._prepare()
+        padding = read_padding(input_ids, attention_mask)
+        self._check_thoughts(input_ids, thoughts)
         if not reuse_sampling_pass:
-            padding = read_padding(input_ids, attention_mask)
             return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, None)
         recording = thoughts.recording
-        if recording is None or recording.weights_version != self._weights_version():
+        inputs = (input_ids, attention_mask, thoughts.tokens, thoughts.anchor)
+        if recording is None or not recording.fits(self._weights_version(), inputs):
             anchors = thoughts.anchor[:, :: thoughts.thoughts_per_position]
             recording = self.think(
                 input_ids,
@@ -340,8 +371,18 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                 record=True,
             ).recording
             assert recording is not None
-        padding = read_padding(input_ids, attention_mask)
         return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, recording.layers)
+
+    def _check_thoughts(self, input_ids: Tensor, thoughts: Thoughts) -> None:
+        (batch, length), streams = input_ids.shape, thoughts.anchor.shape[-1]
+        wanted = (batch, streams, self.config.thought_length)
+        if thoughts.tokens.shape != wanted or thoughts.anchor.shape != wanted[:2]:
+            raise DataError(
+                f"thoughts: got tokens {list(thoughts.tokens.shape)} and anchors {list(thoughts.anchor.shape)}, "
+                f"needs tokens {list(wanted)} (texts, streams, T) and anchors {list(wanted[:2])}"
+            )
+        if streams % thoughts.thoughts_per_position:
+            raise DataError(f"thoughts: {streams} streams are not a multiple of {thoughts.thoughts_per_position} a position")
 
     def learn(
         self,
@@ -392,11 +433,31 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             thoughts_per_position: Streams per anchor.
             greedy: Think the most probable tokens; otherwise sample with `seed`.
         """
+        thoughts, weight, hidden_base, hidden_thought = self._end_thoughts(
+            input_ids, attention_mask, thoughts, anchors, thoughts_per_position, greedy, seed
+        )
+        talk_logits = self._mixed_logits(weight, hidden_base, hidden_thought)
+        return Prediction(self._logits(hidden_base), talk_logits, weight, thoughts)
+
+    def _end_thoughts(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        thoughts: Thoughts | None,
+        anchors: Tensor | str | None,
+        thoughts_per_position: int,
+        greedy: bool,
+        seed: int,
+    ) -> tuple[Thoughts, Tensor, Tensor, Tensor]:
+        """Thoughts, mixing weight [B, P], and the hidden states [B, P, E] at the anchor and after END."""
         if thoughts is None:
             thoughts, cached, _ = self._think(
                 input_ids, attention_mask, anchors, thoughts_per_position, None, None, greedy, seed, False
             )
         else:
+            if anchors is not None:
+                raise ConfigError("anchors: can't be given together with thoughts, which have their own")
+            self._check_thoughts(input_ids, thoughts)
             count = thoughts.thoughts_per_position
             made = self._think(
                 input_ids, attention_mask, thoughts.anchor[:, ::count], count, thoughts.tokens, None, True, 0, False
@@ -407,16 +468,14 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         hidden_thought = cached.extend(ending)[:, :, -1]
         index = thoughts.anchor.long()[..., None].expand(-1, -1, cached.text_hidden.shape[-1])
         hidden_base = cached.text_hidden.gather(1, index)
-        weight = self.mixing_head(hidden_base, hidden_thought)
-        base_logits = self._logits(hidden_base)
+        return thoughts, self.mixing_head(hidden_base, hidden_thought), hidden_base, hidden_thought
+
+    def _mixed_logits(self, weight: Tensor, hidden_base: Tensor, hidden_thought: Tensor) -> Tensor:
         if self.config.interpolation == "logits":
             mixed = torch.lerp(hidden_base.to(weight.dtype), hidden_thought.to(weight.dtype), weight[..., None])
-            talk_logits = self._logits(mixed.to(hidden_base.dtype))
-        else:
-            talk_logits = torch.lerp(
-                base_logits.log_softmax(-1), self._logits(hidden_thought).log_softmax(-1), weight[..., None]
-            )
-        return Prediction(base_logits, talk_logits, weight, thoughts)
+            return self._logits(mixed.to(hidden_base.dtype))
+        base_logprobs, thought_logprobs = (self._logits(h).log_softmax(-1) for h in (hidden_base, hidden_thought))
+        return torch.lerp(base_logprobs, thought_logprobs, weight[..., None])
 
     def _logits(self, hidden: Tensor) -> Tensor:
         head = self.head
@@ -441,19 +500,25 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: int64 [B, L].
             attention_mask: As in `think`.
-            labels: int64 [B, L]; with it `loss` is the mean NLL of labels[:, 1:], -100 ignored.
+            labels: int64 [B, L]; with it `loss` is the cross entropy of `logits` with labels[:, 1:], -100 ignored.
             logits_to_keep: Only the last so many positions, all by default.
             kwargs: What transformers passes around (caches, positions) is not used.
 
         Returns:
             `logits` float32 [B, L or logits_to_keep, V] and `loss`.
+
+        Raises:
+            DataError: A tensor has a wrong shape.
+            ConfigError: `logits_to_keep` together with labels.
         """
+        read_padding(input_ids, attention_mask)
         length = input_ids.shape[1]
         kept = min(logits_to_keep, length) if logits_to_keep else length
         if labels is not None and kept < length:
-            raise ValueError(f"logits_to_keep: got {logits_to_keep} together with labels, which need all {length} positions")
+            raise ConfigError(f"logits_to_keep: got {logits_to_keep} together with labels, which need all {length} positions")
         positions = torch.arange(length - kept, length, device=input_ids.device)
-        logits = self.predict(input_ids, attention_mask, anchors=positions).talk_logits
+        _, *states = self._end_thoughts(input_ids, attention_mask, None, positions, 1, True, 0)
+        logits = self._mixed_logits(*states)
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
@@ -492,16 +557,7 @@ def _load_base(path: str | os.PathLike[str], dtype: torch.dtype | None) -> PreTr
     return model
 
 
-def _load_tokenizer(path: str | os.PathLike[str]) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: no tokenizer, which start_text and end_text need; pass tokenizer= or token ids ({error})"
-        ) from error
-
-
-def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any) -> list[int]:
+def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary: int) -> list[int]:
     if not isinstance(text, str):
         ids = list(text)
     elif tokenizer is None:
@@ -510,6 +566,8 @@ def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any) -> list[int
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ConfigError(f"{name}: {text!r} has no tokens, needs at least one")
+    if not all(0 <= token < vocabulary for token in ids):
+        raise ConfigError(f"{name}: {text!r} has the token ids {ids}, the base has {vocabulary} tokens")
     return ids
 
 

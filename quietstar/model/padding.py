@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quietstar.errors import DataError
+
 
 @dataclass(frozen=True)
 class Padding:
@@ -31,16 +33,16 @@ def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
         attention_mask: [B, L] of 0 and 1, or None for no padding.
 
     Raises:
-        ValueError: `input_ids` or `attention_mask` has a wrong shape, or a row's text is empty or has a gap.
+        DataError: `input_ids` or `attention_mask` has a wrong shape, or a row's text is empty or has a gap.
     """
-    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-        raise ValueError(f"input_ids: got shape {list(input_ids.shape)}, needs [batch, length] with length at least 1")
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise DataError(f"input_ids: got shape {list(input_ids.shape)}, needs [batch, length] with at least one token")
     if attention_mask is None:
         token_mask = torch.ones_like(input_ids, dtype=torch.bool)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         return Padding(token_mask, None, positions)
     if attention_mask.shape != input_ids.shape:
-        raise ValueError(
+        raise DataError(
             f"attention_mask: got shape {list(attention_mask.shape)}, needs that of input_ids, {list(input_ids.shape)}"
         )
     token_mask = attention_mask.bool()
@@ -52,7 +54,7 @@ def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
     if bad.any():
         row = int(bad.int().argmax())
         what = "masks every token" if int(count[row]) == 0 else "has a gap inside the text"
-        raise ValueError(f"attention_mask: row {row} {what}; only padding on the left and on the right is supported")
+        raise DataError(f"attention_mask: row {row} {what}; only padding on the left and on the right is supported")
     return Padding(
         token_mask,
         start.int() if bool((start > 0).any()) else None,

@@ -61,8 +61,10 @@ def embed_stream(model: QuietStarForCausalLM, tokens: Tensor, following: Tensor 
     start, end = model.thought_vectors()
     shape = (*tokens.shape[:2], 1, start.shape[-1])
     embed = model.base.get_input_embeddings()
-    inner = embed(tokens.clamp_min(0))
-    inner = torch.where((tokens == PAUSE)[..., None], start, inner)
+    if model.config.thinking == "pause":
+        inner = torch.where((tokens == PAUSE)[..., None], start, embed(tokens.clamp_min(0)))
+    else:
+        inner = embed(tokens)
     parts = [start.expand(shape), inner]
     if following is not None:
         parts += [end.expand(shape), embed(following)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from quietstar.model.layers import LayerRecord
@@ -16,10 +17,16 @@ class Recording:
     Args:
         layers: Outputs of every decoder layer for the text and for whole streams.
         weights_version: Version counters of the weights that made it; a recording is stale once they move.
+        inputs: What it was made from: input_ids, attention_mask, tokens, anchor.
     """
 
     layers: LayerRecord
     weights_version: tuple[int, ...]
+    inputs: tuple[Tensor | None, ...]
+
+    def fits(self, weights_version: tuple[int, ...], inputs: tuple[Tensor | None, ...]) -> bool:
+        """Whether a pass with these weights and inputs would give the same outputs."""
+        return weights_version == self.weights_version and all(map(_equal, inputs, self.inputs))
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Thoughts:
             position are neighbours.
         logprob: float32 [B, P, T], log-probability of each token at the sampling temperature, in nats.
         thoughts_per_position: K.
+        temperature: The temperature that they were sampled at.
         recording: The sampling pass, where `think(record=True)` kept it.
     """
 
@@ -39,6 +47,7 @@ class Thoughts:
     anchor: Tensor
     logprob: Tensor
     thoughts_per_position: int
+    temperature: float = 1.0
     recording: Recording | None = None
 
 
@@ -48,7 +57,8 @@ class Prediction:
 
     Args:
         base_logits: float32 [B, P, V], without thought.
-        talk_logits: float32 [B, P, V], mixed; normalised log-probabilities where `interpolation="log_probs"`.
+        talk_logits: float32 [B, P, V], mixed; where `interpolation="log_probs"` the paper's mixture of log-probabilities,
+            which does not sum to one.
         mixing_weight: float32 [B, P], weight w of the thought.
         thoughts: The thoughts that were used.
     """
@@ -57,3 +67,9 @@ class Prediction:
     talk_logits: Tensor
     mixing_weight: Tensor
     thoughts: Thoughts
+
+
+def _equal(left: Tensor | None, right: Tensor | None) -> bool:
+    if left is right:
+        return True
+    return left is not None and right is not None and left.shape == right.shape and torch.equal(left, right)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
 from torch import Tensor
 
-from quietstar.errors import ConfigError
+from quietstar.errors import ConfigError, DataError
 from quietstar.model.padding import read_padding
 from quietstar.model.thoughts import Thoughts
 from quietstar.objective.options import Objective, resolve_objective
@@ -38,7 +38,7 @@ class LearnOutput:
         reward: [B, P], sum over j of base_nll_at_target - talk_nll.
         advantage: [B, P], reward after baseline and clamping.
         thought_logprob: [B, P, T], log-probability of each thought token at the policy temperature.
-        thoughts: The thoughts.
+        thoughts: The thoughts, without their recording: it would stay in memory for as long as this does.
     """
 
     loss: Tensor
@@ -83,11 +83,11 @@ def learn(
 
     Raises:
         ConfigError: Unknown objective or anchors; fewer than two thoughts per position with a leave-one-out baseline.
-        ValueError: A tensor has a wrong shape; the text is shorter than two tokens.
+        DataError: A tensor has a wrong shape; the text is shorter than two tokens.
     """
     objective = resolve_objective(objective)
     if input_ids.ndim == 2 and input_ids.shape[1] < 2:
-        raise ValueError(f"input_ids: got {input_ids.shape[1]} tokens, a text needs at least 2 to have something to predict")
+        raise DataError(f"input_ids: got {input_ids.shape[1]} tokens, a text needs at least 2 to have something to predict")
     reinforce = objective.policy_weight > 0 and model.config.thinking == "sample"
     count = thoughts.thoughts_per_position if thoughts is not None else model.config.thoughts_per_position
     if reinforce and objective.baseline == "leave_one_out" and count < 2:
@@ -149,7 +149,7 @@ def _loss(
     base_nll_at_target = base_nll.detach().gather(1, source.flatten(1)).view(source.shape) * target_mask
     reward, advantage = _advantage(base_nll_at_target, talk_nll.detach(), thoughts, objective, input_ids, states)
     if reinforce:
-        temperature = objective.policy_temperature or config.temperature
+        temperature = thoughts.temperature if objective.policy_temperature is None else objective.policy_temperature
         logprob = -linear_cross_entropy(
             states.stream[:, :, : config.thought_length].flatten(0, 2),
             head.weight,
@@ -177,7 +177,7 @@ def _loss(
         reward=reward,
         advantage=advantage,
         thought_logprob=logprob.detach(),
-        thoughts=thoughts,
+        thoughts=replace(thoughts, recording=None),
     )
 
 
@@ -201,12 +201,12 @@ def _advantage(
         dtype = states.text.dtype
         base_nll, talk_nll = base_nll.to(dtype).to(base_nll.dtype), talk_nll.to(dtype).to(talk_nll.dtype)
     reward = (base_nll - talk_nll).sum(-1)
-    grouped = reward.unflatten(1, (-1, thoughts.thoughts_per_position))
-    if objective.baseline != "none":
+    count = thoughts.thoughts_per_position
+    grouped = reward.unflatten(1, (-1, count))
+    if objective.baseline != "none" and count > 1:
         grouped = grouped - grouped.mean(-1, keepdim=True)
-    if objective.baseline == "leave_one_out":
-        count = thoughts.thoughts_per_position
-        grouped = grouped * (count / max(count - 1, 1))
+        if objective.baseline == "leave_one_out":
+            grouped = grouped * (count / (count - 1))
     advantage = grouped.flatten(1)
     return reward, advantage.clamp_min(0) if objective.clamp_negative_advantage else advantage
 

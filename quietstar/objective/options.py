@@ -25,7 +25,7 @@ class Objective:
             language-modelling loss, which a common clipping norm then wipes out; 1 is the scale of that loss.
         baseline: What is subtracted from a thought's reward. `"leave_one_out"`, the mean reward of the position's other
             thoughts, is unbiased and keeps the scale; `"mean"` (the authors') includes the thought itself and so shrinks
-            the advantage by (K-1)/K; `"none"` leaves the comparison with the prediction without thought alone.
+            the advantage by (K-1)/K, and subtracts nothing at K = 1; `"none"` leaves the comparison with the prediction without thought alone.
         clamp_negative_advantage: Learn from thoughts that helped only (the authors'). It throws away half of the signal,
             and its advantages, all of one sign, push the entropy of thoughts down whatever they are worth.
         policy_temperature: Temperature of the log-probabilities in REINFORCE. `None` is the temperature that thoughts
