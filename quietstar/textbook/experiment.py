@@ -68,7 +68,9 @@ def _run_seed(config: TrainConfig, out: Path) -> dict[str, dict[str, Any]]:
     base = _pretrain(config, out)
     config = replace(config, model=replace(config.model, path=str(base)))
     tokenizer = character_tokenizer()
-    held_out, _ = load_texts(replace(config.data, path=config.data.validation_path, validation_path=None), tokenizer)
+    held_out, _ = load_texts(
+        replace(config.data, path=config.data.validation_path, validation_path=None, validation_fraction=0.0), tokenizer
+    )
     held_out = PackedTexts(held_out.tokens[:HELD_OUT_TEXTS])
 
     arms = {"before": config, "quietstar": config}
