@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.command_line import parse_train_config, run_command, to_yaml
@@ -17,7 +18,6 @@ from quietstar.data import check_vocabulary, load_texts, load_tokenizer
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training import Trainer, TrainingResult
 from quietstar.training.methods import Evaluate, compute_step, evaluate_on
-
 
 KEPT_OF_A_THINKING_MODEL = ("initial_mixing_weight", "mixing_activation", "embedding_scale", "start_text", "end_text")
 """Options that only shape the weights of a model that does not think yet."""
@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         config = parse_train_config(argv)
+        transformers.utils.logging.disable_progress_bar()  # of loading and saving; the training has its own
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         if config.preset == "textbook":
