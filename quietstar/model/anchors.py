@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quietstar.errors import ConfigError, DataError
+from quietstar.model.backbone import OutputHead
 
 ENTROPY_CHUNK = 1 << 24
 """Elements of a float32 logits chunk while entropies are computed (64 MiB)."""
@@ -29,7 +30,9 @@ def parse_positions(positions: str) -> tuple[str, float]:
         "entropy": bool(number) and (0 < value < 1 or (value >= 1 and value.is_integer())),
     }
     if not valid.get(kind, False):
-        raise ConfigError(f'positions: got {positions!r}, needs "all", "every:N" or "entropy:K" (a count or a fraction)')
+        raise ConfigError(
+            f'positions: got {positions!r}, needs "all", "every:N" or "entropy:K" (a count or a fraction)'
+        )
     return kind, value
 
 
@@ -60,7 +63,8 @@ def expand_anchors(
         if kind == "entropy":
             assert base_entropy is not None
             count = min(last, max(1, round(value * last) if value < 1 else int(value)))
-            predicts = token_mask[:, :last] & token_mask[:, -last:]  # padding comes last, where a row has too few others
+            # Padding, and the last token before it, are taken only where a row has too few others.
+            predicts = token_mask[:, :last] & token_mask[:, -last:]
             ranked = base_entropy[:, :last].masked_fill(~predicts, -1.0)
             chosen = ranked.topk(count, dim=1).indices.sort(dim=1).values
         else:
@@ -82,23 +86,18 @@ def expand_anchors(
     return chosen.to(torch.int32).expand(batch, -1).repeat_interleave(thoughts_per_position, dim=1).contiguous()
 
 
-def base_entropy(hidden: Tensor, lm_head: Tensor, softcap: float | None, logit_scale: float) -> Tensor:
+def base_entropy(hidden: Tensor, head: OutputHead) -> Tensor:
     """Entropy in nats of the prediction from each hidden state, in chunks of rows.
 
     Args:
         hidden: [B, L, E] after the final norm.
-        lm_head: [V, E].
+        head: With V tokens.
 
     Returns:
         float32 [B, L].
     """
-    rows = hidden.flatten(0, 1)
-    chunk = max(1, ENTROPY_CHUNK // lm_head.shape[0])
     parts = []
-    for start in range(0, rows.shape[0], chunk):
-        logits = (rows[start : start + chunk] @ lm_head.T).float() * logit_scale
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        logprobs = logits.log_softmax(-1)
+    for rows in hidden.flatten(0, 1).split(max(1, ENTROPY_CHUNK // head.weight.shape[0])):
+        logprobs = head.logits(rows).float().log_softmax(-1)
         parts.append(-(logprobs.exp() * logprobs).sum(-1))
     return torch.cat(parts).view(hidden.shape[:-1])

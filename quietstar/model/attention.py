@@ -1,9 +1,9 @@
 """Thought streams inside an unmodified transformers model.
 
-transformers lets a model's attention be replaced by name. The function registered here sees each layer's queries, keys and
-values after rotary embedding, and a `ThoughtPass` that travels with the call as a keyword argument and says which tokens
-of the sequence are text and which belong to streams. Without one it is PyTorch's scaled-dot-product attention, so the
-base model stays usable as it is.
+transformers lets a model's attention be replaced by name. The function registered here sees each layer's queries, keys
+and values after rotary embedding, and a `ThoughtPass` that travels with the call as a keyword argument and says which
+tokens of the sequence are text and which belong to streams. Without one it is PyTorch's scaled-dot-product attention,
+so the base model stays usable as it is.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from quietstar_kernels import thought_attention
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from quietstar.errors import UnsupportedBackboneError
+from quietstar_kernels import thought_attention
 
 IMPLEMENTATION = "quietstar"
 
@@ -125,7 +125,9 @@ def quietstar_attention(
         )
     for name, reason in UNSUPPORTED_ARGUMENTS.items():
         if kwargs.get(name) is not None:
-            raise UnsupportedBackboneError(f"{type(module).__name__} {reason}, which thought attention does not support")
+            raise UnsupportedBackboneError(
+                f"{type(module).__name__} {reason}, which thought attention does not support"
+            )
     layer_index = int(module.layer_idx)  # type: ignore[arg-type]  # an attribute of every transformers attention layer
     if thought_pass.seen is not None:
         thought_pass.seen.append((layer_index, sliding_window))
@@ -175,6 +177,7 @@ def _append(thought_pass: ThoughtPass, stored: LayerKeysValues, key: Tensor, val
     return stored.stream_key[:, :, :end], stored.stream_value[:, :, :end]
 
 
-# The mask function serves plain calls of the base model; a thought pass brings a 4-D mask of its own and never reaches it.
+# The mask function serves plain calls of the base model; a thought pass brings a 4-D mask of its own and never reaches
+# it.
 AttentionInterface.register(IMPLEMENTATION, quietstar_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

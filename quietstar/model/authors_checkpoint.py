@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from quietstar.errors import CheckpointError
@@ -31,13 +31,13 @@ def load_authors_checkpoint(
 ) -> QuietStarForCausalLM:
     """Load a model that the authors' code trained, with its learned START, END and mixing head.
 
-    Their own code overwrites START and END with the embedding of "---" at the first forward after loading; here they are
-    kept.
+    Their own code overwrites START and END with the embedding of "---" at the first forward after loading; here they
+    are kept.
 
     Args:
         source: A directory with `*.safetensors` in their names, or a state dict.
-        config: The base's configuration; by default `config.json` of the directory, whose `n_ahead` (text pass, START and
-            END counted) and `n_ahead_talk` then give `thought_length` and `lookahead`.
+        config: The base's configuration; by default `config.json` of the directory, whose `n_ahead` (text pass, START
+            and END counted) and `n_ahead_talk` then give `thought_length` and `lookahead`.
         embedding_scale: Theirs is 100: the vectors are used times this.
         options: Fields of `QuietStarConfig`. `banned_token_ids` should name the ids of their START and END tokens, by
             default the last two of the vocabulary where it was enlarged by two.
@@ -52,9 +52,9 @@ def load_authors_checkpoint(
     else:
         state = _read_directory(Path(source))
         config = config or _read_config(Path(source))
-    for theirs, ours in (("n_ahead", "thought_length"), ("n_ahead_talk", "lookahead")):
-        if getattr(config, theirs, None) and ours not in options:
-            options[ours] = getattr(config, theirs) - (3 if theirs == "n_ahead" else 0)
+    for theirs, option, surplus in (("n_ahead", "thought_length", 3), ("n_ahead_talk", "lookahead", 0)):
+        if getattr(config, theirs, None) and option not in options:
+            options[option] = getattr(config, theirs) - surplus
     settings: dict[str, Any] = {
         "initial_mixing_weight": None,
         "mixing_activation": "identity",
@@ -91,7 +91,7 @@ def load_authors_checkpoint(
     for what, names in (("missing", missing), ("unknown", unknown), ("of a wrong shape", wrong)):
         if names:
             raise CheckpointError(f"{len(names)} tensors {what}, first {names[0]} (in this project's names)")
-    model.to(dtype)
+    nn.Module.to(model, dtype)
     model.config.dtype = dtype
     model.load_state_dict(ours, strict=False)
     return model

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from quietstar.errors import UnsupportedBackboneError
+from quietstar_kernels.dispatch import compute_dtype
+from quietstar_kernels.logits import LogitOptions, operand_dtype, product
 
 if TYPE_CHECKING:
     from quietstar.model.modeling import QuietStarForCausalLM
@@ -18,8 +20,8 @@ PROBE_TEXT = 5
 PROBE_STREAM = 2
 PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
 LOW_PRECISION_TOLERANCE = 3e-2
-"""Largest accepted difference of hidden states, relative to their largest value. A dropped argument moves them by a tenth or
-more, a wrong scale by less, which only the tolerance of float32 sees."""
+"""Largest accepted difference of hidden states, relative to their largest value. A dropped argument moves them by a
+tenth or more, a wrong scale by less, which only the tolerance of float32 sees."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,23 @@ class OutputHead:
     weight: Tensor
     softcap: float | None
     logit_scale: float
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., E] -> [..., V] in float32, or float64 for float64 states, computed as the losses compute them."""
+        dtype = compute_dtype(hidden, self.weight)
+        operand = operand_dtype(self.weight, dtype, hidden)
+        raw = product(hidden.flatten(0, -2).to(operand), self.weight.to(operand).T, dtype)
+        options = LogitOptions(softcap=self.softcap, logit_scale=self.logit_scale)
+        return options.transform(raw).view(*hidden.shape[:-1], -1)
+
+    def mixed_logits(self, hidden_base: Tensor, hidden_thought: Tensor, weight: Tensor, interpolation: str) -> Tensor:
+        """The prediction whose loss `mixed_cross_entropy` gives: [..., E], [..., E] and [...] -> [..., V]."""
+        share = weight[..., None]
+        if interpolation == "log_probs":
+            base, thought = (self.logits(hidden).log_softmax(-1) for hidden in (hidden_base, hidden_thought))
+            return torch.lerp(base, thought, share)
+        mixed = torch.lerp(hidden_base.to(share.dtype), hidden_thought.to(share.dtype), share)
+        return self.logits(mixed.to(operand_dtype(self.weight, share.dtype, hidden_base)))
 
 
 def check_configuration(config: PreTrainedConfig) -> None:
@@ -40,15 +59,18 @@ def check_configuration(config: PreTrainedConfig) -> None:
     family = config.model_type
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {value.get("rope_type") for value in rope.values() if isinstance(value, dict)} | {rope.get("rope_type")}
-    if kinds & {"dynamic", "longrope"}:
+    changing = [kind for kind in ("dynamic", "longrope") if kind in kinds]
+    if changing:
         raise UnsupportedBackboneError(
             f"{family}: its rotary frequencies depend on the longest position in a batch "
-            f"({', '.join(sorted(kinds & {'dynamic', 'longrope'}))}), so a thought's keys would differ from pass to pass"
+            f"({', '.join(changing)}), so a thought's keys would differ from pass to pass"
         )
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         raise UnsupportedBackboneError(f"{family}: chunked attention is not supported by thought attention")
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise UnsupportedBackboneError(f"{family}: soft-caps its attention scores, which thought attention does not support")
+        raise UnsupportedBackboneError(
+            f"{family}: soft-caps its attention scores, which thought attention does not support"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedBackboneError(f"{family}: an encoder-decoder model; Quiet-STaR needs a decoder-only causal LM")
 
@@ -62,10 +84,12 @@ def output_head(base: PreTrainedModel) -> OutputHead:
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
         raise UnsupportedBackboneError(
-            f"{base.config.model_type}: its lm_head is a {type(head).__name__}, the fused loss needs a plain linear layer"
+            f"{base.config.model_type}: its lm_head is a {type(head).__name__}, the fused loss needs a plain linear one"
         )
     if head.bias is not None:
-        raise UnsupportedBackboneError(f"{base.config.model_type}: its lm_head has a bias, which the fused loss does not support")
+        raise UnsupportedBackboneError(
+            f"{base.config.model_type}: its lm_head has a bias, which the fused loss does not support"
+        )
     config: Any = base.config
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     return OutputHead(head.weight, getattr(config, "final_logit_softcapping", None), scale)
@@ -85,57 +109,58 @@ def disable_dropout(base: nn.Module) -> None:
 def probe_backbone(model: QuietStarForCausalLM) -> None:
     """Run a few tokens and compare with the plain base model.
 
-    A text of five tokens and a stream of two at its second position must give the hidden states that the base gives with
-    its own attention when the stream simply follows the first two tokens, and the head must give the base's logits.
+    A text of five tokens and a stream of two at its second position must give the hidden states that the base gives
+    with its own attention when the stream simply follows the first two tokens, and the head must give its logits.
 
     Raises:
         UnsupportedBackboneError: Naming the family and what differs.
     """
     from quietstar.model.attention import ThoughtPass
 
-    base, config = model.base, model.base.config
-    family = config.model_type
-    device = base.get_input_embeddings().weight.device
-    ids = (torch.arange(PROBE_TEXT, device=device) * 7 + 3)[None] % base.get_input_embeddings().weight.shape[0]
-    embeds = base.get_input_embeddings()(ids)
+    base: Any = model.base
+    config, embed = base.config, base.get_input_embeddings()
+    family, device = config.model_type, embed.weight.device
+    ids = (torch.arange(PROBE_TEXT, device=device) * 7 + 3)[None] % embed.weight.shape[0]
+    embeds = embed(ids)
     anchor = torch.tensor([[1]], dtype=torch.int32, device=device)
     stream = embeds.flip(1)[:, :PROBE_STREAM]
     tolerance = PROBE_TOLERANCE.get(embeds.dtype, LOW_PRECISION_TOLERANCE)
     seen: list[tuple[int, int | None]] = []
     thought_pass = ThoughtPass(PROBE_TEXT, PROBE_STREAM, anchor, None, model.config.backend, seen=seen)
     positions = torch.tensor([[*range(PROBE_TEXT), 2, 3]], device=device)
+    implementation = config._attn_implementation
     try:
         hidden = model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
+        _check_layers(config, seen)
+        base.set_attn_implementation("eager")  # the family's own attention, with whatever it does to its scores
+        followed = torch.cat([embeds[:, :2], stream], dim=1)
+        plain = model.decoder(inputs_embeds=followed, use_cache=False).last_hidden_state
+        text = model.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        logits = base(inputs_embeds=embeds, use_cache=False).logits.float()
     except UnsupportedBackboneError:
         raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedBackboneError(f"{family}: text and thoughts can't be run in one pass ({error})") from error
-    _check_layers(config, seen)
-
-    implementation = config._attn_implementation
-    base.set_attn_implementation("eager")  # the family's own attention, with whatever it does to its scores
-    try:
-        followed = torch.cat([embeds[:, :2], stream], dim=1)
-        plain = model.decoder(inputs_embeds=followed, use_cache=False).last_hidden_state
-        output = base(inputs_embeds=embeds, use_cache=False)
-        text = model.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
     finally:
         base.set_attn_implementation(implementation)
-    for name, ours, theirs in (("text", hidden[:, :PROBE_TEXT], text), ("thought", hidden[:, PROBE_TEXT:], plain[:, 2:])):
-        error = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
-        if not error <= tolerance:
+    text_error = _relative(hidden[:, :PROBE_TEXT], text)
+    thought_error = _relative(hidden[:, PROBE_TEXT:], plain[:, 2:])
+    for name, difference in (("text", text_error), ("thought", thought_error)):
+        if not difference <= tolerance:
             raise UnsupportedBackboneError(
-                f"{family}: {name} states differ from the plain model's by {error:.1e} of their size; "
+                f"{family}: {name} states differ from the plain model's by {difference:.1e} of their size; "
                 "its attention does something that thought attention does not know"
             )
     head = output_head(base)
-    logits = (text @ head.weight.T).float() * head.logit_scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    theirs = output.logits.float()
-    error = float((logits - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
-    if not error <= tolerance:
-        raise UnsupportedBackboneError(f"{family}: lm_head applied to the final states gives other logits than the model ({error:.1e})")
+    difference = _relative(head.logits(text).float(), logits)
+    if not difference <= tolerance:
+        raise UnsupportedBackboneError(
+            f"{family}: lm_head applied to the final states gives other logits than the model ({difference:.1e})"
+        )
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
 
 
 def _check_layers(config: PreTrainedConfig, seen: list[tuple[int, int | None]]) -> None:
@@ -150,7 +175,9 @@ def _check_layers(config: PreTrainedConfig, seen: list[tuple[int, int | None]]) 
     if not window or not getattr(config, "use_sliding_window", True):
         return
     if window < 2 + PROBE_STREAM:
-        raise UnsupportedBackboneError(f"{family}: a sliding window of {window} is below the {2 + PROBE_STREAM} of the probe")
+        raise UnsupportedBackboneError(
+            f"{family}: a sliding window of {window} is below the {2 + PROBE_STREAM} of the probe"
+        )
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     for (layer, told), kind in zip(seen, kinds, strict=True):
         if (told == window) != (kind == "sliding_attention"):

@@ -26,12 +26,14 @@ class QuietStarConfig(PreTrainedConfig):
             mixes log-probabilities (the paper's equation in section 4.3).
         mixing_activation: What turns the mixing head's output into the weight w of the thought: `"identity"` (the
             authors', unbounded) or `"sigmoid"`.
-        initial_mixing_weight: The weight w of an untrained model. `None` is the authors' head: no output bias and exactly
-            zero (a half under `"sigmoid"`). At w = 0 every reward and every gradient of START and END is exactly zero,
-            so that learning starts only after the mixing head alone has moved; a small positive weight avoids that.
+        initial_mixing_weight: The weight w of an untrained model. `None` is the authors' head: no output bias and
+            exactly zero (a half under `"sigmoid"`). At w = 0 every reward and every gradient of START and END is
+            exactly zero, so that learning starts only after the mixing head alone has moved; a small positive weight
+            avoids that.
         embedding_scale: START and END are their embedding rows times this. The authors use 100 so that Adam moves them
             100 times faster; with 1 the trainer gives them a learning rate of their own instead.
-        thinking: `"sample"` thinks in sampled tokens; `"pause"` repeats START in their place (a control without content).
+        thinking: `"sample"` thinks in sampled tokens; `"pause"` repeats START in their place (a control without
+            content).
         temperature: Sampling temperature of thoughts, above 0.
         banned_token_ids: Tokens that thoughts and `generate` never use, e.g. START and END where they have ids.
         backend: Kernel backend, see `quietstar_kernels`.
@@ -65,7 +67,7 @@ class QuietStarConfig(PreTrainedConfig):
             for name in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"):
                 if kwargs.get(name) is None and hasattr(self.text_config, name):
                     kwargs[name] = getattr(self.text_config, name)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         self._check()
 
     def _check(self) -> None:

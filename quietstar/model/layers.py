@@ -33,10 +33,10 @@ def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
     Raises:
         UnsupportedBackboneError: The decoder has none that can be checkpointed.
     """
-    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise UnsupportedBackboneError(
-            f"{type(decoder).__name__} has no transformers GradientCheckpointingLayer, on which recording thoughts relies"
+            f"{type(decoder).__name__} has no transformers GradientCheckpointingLayer, which recording thoughts needs"
         )
     return layers
 
@@ -56,7 +56,8 @@ def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[N
 
     try:
         for index, layer in enumerate(layers):
-            # transformers calls the hook of a layer in training mode; only the layer's own flag is set, not its children's.
+            # transformers calls the hook of a layer in training mode; only the layer's own flag is set, not its
+            # children's.
             layer.__dict__.update(
                 gradient_checkpointing=True, training=True, _gradient_checkpointing_func=hook(index, layer)
             )
@@ -87,7 +88,9 @@ class LayerRecord:
         """Make room for P streams of S tokens behind the text."""
         self.streams = streams
         for index, text in self.outputs.items():
-            self.outputs[index] = text.new_empty(text.shape[0], self.text_length + streams * stream_length, text.shape[2])
+            self.outputs[index] = text.new_empty(
+                text.shape[0], self.text_length + streams * stream_length, text.shape[2]
+            )
             self.outputs[index][:, : self.text_length] = text
 
     def write_streams(self, offset: int) -> Interceptor:

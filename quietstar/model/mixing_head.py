@@ -27,6 +27,13 @@ class MixingHead(nn.Module):
             nn.Linear(hidden_size, 1, bias=config.initial_mixing_weight is not None),
         )
 
+    @property
+    def output(self) -> nn.Linear:
+        """The last layer."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     def forward(self, hidden_base: Tensor, hidden_thought: Tensor) -> Tensor:
         """Weight of the thought.
 

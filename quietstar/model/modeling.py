@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from quietstar_kernels import linear_cross_entropy, sample_tokens
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -31,20 +30,23 @@ from quietstar.model.mixing_head import MixingHead, initial_output_bias
 from quietstar.model.padding import Padding, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.thoughts import Prediction, Recording, Thoughts
+from quietstar_kernels import linear_cross_entropy, sample_tokens
 
 if TYPE_CHECKING:
     from quietstar.objective import LearnOutput, Objective
 
 START, END = 0, 1
 """Rows of `thought_embedding`."""
+LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "opt", "biogpt")
+"""Families whose positions end where their table ends."""
 
 
 class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     """A causal language model that thinks before each prediction (Quiet-STaR, arXiv 2403.09629).
 
-    Sub-modules: `base`, the unmodified transformers model; `thought_embedding`, the learned START and END vectors (rows 0
-    and 1), which have no token id; `mixing_head`. Dropout is switched off in the base: the states that sampled a thought
-    must be those that are trained.
+    Sub-modules: `base`, the unmodified transformers model; `thought_embedding`, the learned START and END vectors (rows
+    0 and 1), which have no token id; `mixing_head`. Dropout is switched off in the base: the states that sampled a
+    thought must be those that are trained.
 
     Args:
         config: With the base's configuration as `text_config`.
@@ -72,15 +74,15 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         self.base: PreTrainedModel = base
         _use_thought_attention(base)
         disable_dropout(base)
-        hidden_size = int(base.get_input_embeddings().weight.shape[1])  # type: ignore[union-attr,index]
+        hidden_size = int(base.get_input_embeddings().weight.shape[1])  # type: ignore[index]
         self.thought_embedding = nn.Embedding(2, hidden_size)
         self.mixing_head = MixingHead(config, hidden_size)
         self._probed = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
         if config.banned_token_ids and self.generation_config is not None:
             self.generation_config.suppress_tokens = list(config.banned_token_ids)
 
-    # -- building -------------------------------------------------------------------------------------------------------
+    # -- building ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_base(
@@ -111,8 +113,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             model_base = base
         elif not isinstance(base, (str, os.PathLike)):
             raise ConfigError(
-                f"base: got a {type(base).__name__}, needs a path or a transformers model; adapters are put on the thinking "
-                "model afterwards, e.g. peft.get_peft_model(model, config)"
+                f"base: got a {type(base).__name__}, needs a path or a transformers model; adapters are put on the "
+                "thinking model afterwards, e.g. peft.get_peft_model(model, config)"
             )
         else:
             model_base = _load_base(base, dtype)
@@ -130,7 +132,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         model.mixing_head.to(device=parameter.device, dtype=parameter.dtype)
         with torch.no_grad():
             for row, name, text in ((START, "start_text", start_text), (END, "end_text", end_text)):
-                embed = model_base.get_input_embeddings()
+                embed: Any = model_base.get_input_embeddings()
                 ids = _token_ids(name, text, tokenizer, embed.weight.shape[0])
                 vector = embed(torch.tensor(ids, device=parameter.device)).mean(0)
                 model.thought_embedding.weight[row] = vector / config.embedding_scale
@@ -141,15 +143,15 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         # transformers asks for every module that holds parameters itself; the base's own initialise themselves.
         if module is self.thought_embedding:
-            init.normal_(module.weight, std=0.02)
-        elif module is self.mixing_head.layers[-1]:
-            init.zeros_(module.weight)
-            if module.bias is not None:
-                init.constant_(module.bias, initial_output_bias(self.config))
+            init.normal_(self.thought_embedding.weight, std=0.02)
+        elif module is self.mixing_head.output:
+            init.zeros_(self.mixing_head.output.weight)
+            if self.mixing_head.output.bias is not None:
+                init.constant_(self.mixing_head.output.bias, initial_output_bias(self.config))
         elif isinstance(module, nn.Linear):
             module.reset_parameters()
 
-    # -- parts that the passes and the objective use ---------------------------------------------------------------------
+    # -- parts that the passes and the objective use -------------------------------------------------------------------
 
     @property
     def decoder(self) -> nn.Module:
@@ -180,18 +182,18 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             UnsupportedBackboneError: The base's attention was replaced after this model was made.
             DataError: A position lies behind the base's learned ones.
         """
-        implementation = self.base.config._attn_implementation
-        if implementation != IMPLEMENTATION:
+        config = self.base.config
+        if config._attn_implementation != IMPLEMENTATION:
             raise UnsupportedBackboneError(
-                f"{self.base.config.model_type}: its attention is now {implementation!r}, under which streams see everything; "
-                f"set it back with base.set_attn_implementation({IMPLEMENTATION!r})"
+                f"{config.model_type}: its attention is now {config._attn_implementation!r}, under which streams would "
+                f"see everything; set it back with base.set_attn_implementation({IMPLEMENTATION!r})"
             )
-        limit = getattr(self.base.config, "max_position_embeddings", None)
-        # Learned positions end where their table ends; rotary ones do not.
-        if self.base.config.model_type in ("gpt2", "gpt_bigcode", "opt", "biogpt") and limit is not None:
-            if int(position_ids.max()) >= limit:
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and config.model_type in LEARNED_POSITIONS:
+            last = int(position_ids.max())
+            if last >= limit:
                 raise DataError(
-                    f"input_ids: a thought would reach position {int(position_ids.max())}, "
+                    f"input_ids: a thought would reach position {last}, "
                     f"the base has {limit} learned positions; use a shorter text"
                 )
         # A 4-D mask is handed on as it is, so transformers neither builds one nor takes the streams' repeated positions
@@ -220,7 +222,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     def _weights_version(self) -> tuple[int, ...]:
         return tuple(parameter._version for parameter in self.parameters())
 
-    # -- thinking -------------------------------------------------------------------------------------------------------
+    # -- thinking ------------------------------------------------------------------------------------------------------
 
     def think(
         self,
@@ -240,8 +242,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: int64 [B, L].
             attention_mask: [B, L] of 0 and 1; padding may be on the left, on the right or both.
-            anchors: Positions that think: None for all but the last, `"every:N"`, `"entropy:K"` (the K at which the base
-                is most uncertain; K a count or a fraction), or int [A] or [B, A].
+            anchors: Positions that think: None for all but the last, `"every:N"`, `"entropy:K"` (the K at which the
+                base is most uncertain; K a count or a fraction), or int [A] or [B, A].
             thoughts_per_position: K; by default that of the configuration.
             tokens: int64 [B, P, T] thoughts to score instead of sampling.
             temperature: By default that of the configuration.
@@ -287,19 +289,23 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             raise ConfigError(f"thoughts_per_position: got {count}, needs at least 1")
         temperature = config.temperature if temperature is None else temperature
         if not temperature > 0:
-            raise ConfigError(f"temperature: got {temperature}, needs a value above 0; greedy=True takes the most probable")
+            raise ConfigError(
+                f"temperature: got {temperature}, needs a value above 0; greedy=True takes the most probable"
+            )
         padding = read_padding(input_ids, attention_mask)
         cached = CachedPass(self, input_ids, padding, record)
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
-            entropy = base_entropy(cached.text_hidden, head.weight, head.softcap, head.logit_scale)
+            entropy = base_entropy(cached.text_hidden, head)
         anchor = expand_anchors(anchors, padding.token_mask, entropy, count)
         batch, streams = anchor.shape
         length = config.thought_length
         if tokens is None and config.thinking == "pause":
             tokens = torch.full((batch, streams, length), PAUSE, dtype=torch.int64, device=input_ids.device)
         if tokens is not None and tokens.shape != (batch, streams, length):
-            raise DataError(f"tokens: got shape {list(tokens.shape)}, needs {[batch, streams, length]} (texts, streams, T)")
+            raise DataError(
+                f"tokens: got shape {list(tokens.shape)}, needs {[batch, streams, length]} (texts, streams, T)"
+            )
         cached.open_streams(anchor)
         head_options: dict[str, Any] = {
             "temperature": temperature,
@@ -346,9 +352,9 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: int64 [B, L], those that `thoughts` were made from.
             attention_mask: As in `think`.
             thoughts: What to think.
-            reuse_sampling_pass: Take the layers' outputs from the pass that sampled the thoughts and recompute each layer
-                in the backward pass. Thoughts without a recording, or with one that other weights or another text made,
-                are run once without gradient first. The gradients are those of the plain pass.
+            reuse_sampling_pass: Take the layers' outputs from the pass that sampled the thoughts and recompute each
+                layer in the backward pass. Thoughts without a recording, or with one that other weights or another text
+                made, are run once without gradient first. The gradients are those of the plain pass.
 
         Raises:
             DataError: The thoughts do not fit the text or the configuration.
@@ -374,15 +380,17 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, recording.layers)
 
     def _check_thoughts(self, input_ids: Tensor, thoughts: Thoughts) -> None:
-        (batch, length), streams = input_ids.shape, thoughts.anchor.shape[-1]
-        wanted = (batch, streams, self.config.thought_length)
+        streams = thoughts.anchor.shape[-1]
+        wanted = (input_ids.shape[0], streams, self.config.thought_length)
         if thoughts.tokens.shape != wanted or thoughts.anchor.shape != wanted[:2]:
             raise DataError(
                 f"thoughts: got tokens {list(thoughts.tokens.shape)} and anchors {list(thoughts.anchor.shape)}, "
                 f"needs tokens {list(wanted)} (texts, streams, T) and anchors {list(wanted[:2])}"
             )
         if streams % thoughts.thoughts_per_position:
-            raise DataError(f"thoughts: {streams} streams are not a multiple of {thoughts.thoughts_per_position} a position")
+            raise DataError(
+                f"thoughts: {streams} streams are not a multiple of {thoughts.thoughts_per_position} a position"
+            )
 
     def learn(
         self,
@@ -395,7 +403,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         seed: int = 0,
         reuse_sampling_pass: bool = True,
     ) -> LearnOutput:
-        """One training step's loss: think, talk, learn (sections 4.2-4.4 of the paper). See `quietstar.objective.learn`."""
+        """One training step's loss: think, talk, learn (sections 4.2-4.4); see `quietstar.objective.learn`."""
         from quietstar.objective import learn  # the objective imports the model, not the other way round
 
         return learn(
@@ -409,7 +417,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             reuse_sampling_pass=reuse_sampling_pass,
         )
 
-    # -- predicting -----------------------------------------------------------------------------------------------------
+    # -- predicting ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def predict(
@@ -433,11 +441,12 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             thoughts_per_position: Streams per anchor.
             greedy: Think the most probable tokens; otherwise sample with `seed`.
         """
-        thoughts, weight, hidden_base, hidden_thought = self._end_thoughts(
+        thoughts, hidden_base, hidden_thought, weight = self._end_thoughts(
             input_ids, attention_mask, thoughts, anchors, thoughts_per_position, greedy, seed
         )
-        talk_logits = self._mixed_logits(weight, hidden_base, hidden_thought)
-        return Prediction(self._logits(hidden_base), talk_logits, weight, thoughts)
+        head = self.head
+        talk_logits = head.mixed_logits(hidden_base, hidden_thought, weight, self.config.interpolation)
+        return Prediction(head.logits(hidden_base), talk_logits, weight, thoughts)
 
     def _end_thoughts(
         self,
@@ -449,7 +458,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         greedy: bool,
         seed: int,
     ) -> tuple[Thoughts, Tensor, Tensor, Tensor]:
-        """Thoughts, mixing weight [B, P], and the hidden states [B, P, E] at the anchor and after END."""
+        """Thoughts, the hidden states [B, P, E] at the anchor and after END, and the mixing weight [B, P]."""
         if thoughts is None:
             thoughts, cached, _ = self._think(
                 input_ids, attention_mask, anchors, thoughts_per_position, None, None, greedy, seed, False
@@ -468,20 +477,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         hidden_thought = cached.extend(ending)[:, :, -1]
         index = thoughts.anchor.long()[..., None].expand(-1, -1, cached.text_hidden.shape[-1])
         hidden_base = cached.text_hidden.gather(1, index)
-        return thoughts, self.mixing_head(hidden_base, hidden_thought), hidden_base, hidden_thought
-
-    def _mixed_logits(self, weight: Tensor, hidden_base: Tensor, hidden_thought: Tensor) -> Tensor:
-        if self.config.interpolation == "logits":
-            mixed = torch.lerp(hidden_base.to(weight.dtype), hidden_thought.to(weight.dtype), weight[..., None])
-            return self._logits(mixed.to(hidden_base.dtype))
-        base_logprobs, thought_logprobs = (self._logits(h).log_softmax(-1) for h in (hidden_base, hidden_thought))
-        return torch.lerp(base_logprobs, thought_logprobs, weight[..., None])
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        head = self.head
-        logits = nn.functional.linear(hidden, head.weight)
-        logits = (logits if logits.dtype == torch.float64 else logits.float()) * head.logit_scale
-        return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+        return thoughts, hidden_base, hidden_thought, self.mixing_head(hidden_base, hidden_thought)
 
     @torch.no_grad()
     def forward(
@@ -515,16 +511,22 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         length = input_ids.shape[1]
         kept = min(logits_to_keep, length) if logits_to_keep else length
         if labels is not None and kept < length:
-            raise ConfigError(f"logits_to_keep: got {logits_to_keep} together with labels, which need all {length} positions")
+            raise ConfigError(
+                f"logits_to_keep: got {logits_to_keep} together with labels, which need all {length} positions"
+            )
         positions = torch.arange(length - kept, length, device=input_ids.device)
-        _, *states = self._end_thoughts(input_ids, attention_mask, None, positions, 1, True, 0)
-        logits = self._mixed_logits(*states)
+        _, hidden_base, hidden_thought, weight = self._end_thoughts(
+            input_ids, attention_mask, None, positions, 1, True, 0
+        )
+        logits = self.head.mixed_logits(hidden_base, hidden_thought, weight, self.config.interpolation)
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # type: ignore[override]  # the other arguments serve caches
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> dict[str, Any]:
         """The whole text at every step: `forward` keeps no cache between steps."""
         return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
 

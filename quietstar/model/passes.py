@@ -83,7 +83,7 @@ def talk_pass(
 
     With `record` the layers' outputs are taken from it and each layer is recomputed in the backward pass.
     """
-    batch, length = input_ids.shape
+    length = input_ids.shape[1]
     streams, stream_length = anchor.shape[1], model.config.stream_length
     following = lookahead_tokens(input_ids, anchor, model.config.lookahead)
     stream_embeds = embed_stream(model, tokens, following)
@@ -135,7 +135,7 @@ class CachedPass:
         write = self.record.write_streams(self._length) if self.record else None
         hidden = self._run(embeds.flatten(1, 2), positions, 0, added, write)
         self._length += added
-        return hidden.unflatten(1, (streams, added))
+        return hidden.view(hidden.shape[0], streams, added, -1)
 
     def _run(
         self, embeds: Tensor, positions: Tensor, text_length: int, stream_length: int, write: Interceptor | None

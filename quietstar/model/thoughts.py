@@ -57,8 +57,8 @@ class Prediction:
 
     Args:
         base_logits: float32 [B, P, V], without thought.
-        talk_logits: float32 [B, P, V], mixed; where `interpolation="log_probs"` the paper's mixture of log-probabilities,
-            which does not sum to one.
+        talk_logits: float32 [B, P, V], mixed; where `interpolation="log_probs"` the paper's mixture of
+            log-probabilities, which does not sum to one.
         mixing_weight: float32 [B, P], weight w of the thought.
         thoughts: The thoughts that were used.
     """

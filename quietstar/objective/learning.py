@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
 from torch import Tensor
 
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.padding import read_padding
 from quietstar.model.thoughts import Thoughts
 from quietstar.objective.options import Objective, resolve_objective
+from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
 
 if TYPE_CHECKING:
     from quietstar.model.modeling import QuietStarForCausalLM
@@ -78,8 +78,8 @@ def learn(
         objective: A preset's name or an `Objective`.
         seed: Of the sampled thoughts.
         reuse_sampling_pass: Take the forward of the differentiable pass from the sampling pass and recompute each layer
-            once in the backward pass: exact gradients at the price and memory of gradient checkpointing, with the sampling
-            free. Off, the differentiable pass runs and keeps all of its activations.
+            once in the backward pass: exact gradients at the price and memory of gradient checkpointing, with the
+            sampling free. Off, the differentiable pass runs and keeps all of its activations.
 
     Raises:
         ConfigError: Unknown objective or anchors; fewer than two thoughts per position with a leave-one-out baseline.
@@ -87,7 +87,9 @@ def learn(
     """
     objective = resolve_objective(objective)
     if input_ids.ndim == 2 and input_ids.shape[1] < 2:
-        raise DataError(f"input_ids: got {input_ids.shape[1]} tokens, a text needs at least 2 to have something to predict")
+        raise DataError(
+            f"input_ids: got {input_ids.shape[1]} tokens, a text needs at least 2 to have something to predict"
+        )
     reinforce = objective.policy_weight > 0 and model.config.thinking == "sample"
     count = thoughts.thoughts_per_position if thoughts is not None else model.config.thoughts_per_position
     if reinforce and objective.baseline == "leave_one_out" and count < 2:
@@ -113,7 +115,7 @@ def _loss(
     reinforce: bool,
 ) -> LearnOutput:
     config, head = model.config, model.head
-    head_options = {"softcap": head.softcap, "logit_scale": head.logit_scale, "backend": config.backend}
+    head_options: dict[str, Any] = {"softcap": head.softcap, "logit_scale": head.logit_scale, "backend": config.backend}
     token_mask = read_padding(input_ids, attention_mask).token_mask
     batch, length = input_ids.shape
 
@@ -123,7 +125,8 @@ def _loss(
     ).view(batch, length - 1)
     base_loss = _mean(base_nll, base_target != IGNORE, objective)
 
-    # Lookahead j predicts x[anchor+1+j] from the stream's state after END and j true tokens, and from the text's at anchor+j.
+    # Lookahead j predicts x[anchor+1+j] from the stream's state after END and j true tokens, and from the text's at
+    # anchor+j.
     source = thoughts.anchor.long()[..., None] + torch.arange(config.lookahead, device=input_ids.device)
     inside = source + 1 < length
     source = source.clamp_max(length - 2)

@@ -24,21 +24,22 @@ class Objective:
         policy_weight: Weight of REINFORCE. The authors' 1e6 makes its gradient 1e3 to 1e4 times that of the
             language-modelling loss, which a common clipping norm then wipes out; 1 is the scale of that loss.
         baseline: What is subtracted from a thought's reward. `"leave_one_out"`, the mean reward of the position's other
-            thoughts, is unbiased and keeps the scale; `"mean"` (the authors') includes the thought itself and so shrinks
-            the advantage by (K-1)/K, and subtracts nothing at K = 1; `"none"` leaves the comparison with the prediction without thought alone.
-        clamp_negative_advantage: Learn from thoughts that helped only (the authors'). It throws away half of the signal,
-            and its advantages, all of one sign, push the entropy of thoughts down whatever they are worth.
+            thoughts, is unbiased and keeps the scale; `"mean"` (the authors') includes the thought itself and so
+            shrinks the advantage by (K-1)/K, and subtracts nothing at K = 1; `"none"` leaves the comparison with the
+            prediction without thought alone.
+        clamp_negative_advantage: Learn from thoughts that helped only (the authors'). It throws away half of the
+            signal, and its advantages, all of one sign, push the entropy of thoughts down whatever they are worth.
         policy_temperature: Temperature of the log-probabilities in REINFORCE. `None` is the temperature that thoughts
             were sampled at, the only one for which the gradient is that of the expected reward; the authors sample at 1
             and use 3, without an importance weight.
         token_reduction: `"sum"` of a thought's token log-probabilities is the log-probability of the thought; the
             authors' `"mean"` divides the policy gradient by the thought's length.
-        reward_precision: Rewards are differences of NLLs. In `"float32"` they are exact; `"model"` rounds the NLLs to the
-            model's dtype first (the authors'): in bfloat16 an NLL of 8 to 16 is a multiple of 1/16.
+        reward_precision: Rewards are differences of NLLs. In `"float32"` they are exact; `"model"` rounds the NLLs to
+            the model's dtype first (the authors'): in bfloat16 an NLL of 8 to 16 is a multiple of 1/16.
         policy_positions: `"valid"` averages over thoughts that have a target; `"authors"` over all positions that have
             a whole lookahead and one more token behind it, padding counted.
-        loss_mean: `"valid"` divides by the number of targets; `"nonzero"` by the number of losses that are not exactly 0
-            (the authors', who mark padding that way).
+        loss_mean: `"valid"` divides by the number of targets; `"nonzero"` by the number of losses that are not exactly
+            0 (the authors', who mark padding that way).
     """
 
     base_weight: float = 0.5

@@ -1,7 +1,7 @@
 """The definition of a training step, slowly: each stream by itself through a plain transformers model.
 
-Nothing of this project is used here but the weights: the base is a fresh model with transformers' own attention, and the
-mixing, the losses and REINFORCE are written out.
+Nothing of this project is used here but the weights: the base is a fresh model with transformers' own attention, and
+the mixing, the losses and REINFORCE are written out.
 """
 
 from __future__ import annotations

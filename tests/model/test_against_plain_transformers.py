@@ -18,8 +18,8 @@ TOLERANCE = 1e-9
 def keep_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where transformers rounds float64 to float32 (its RMS norms do, whatever the dtype), it stays float64.
 
-    These roundings are the only reason for which a step and its definition differ by more than 1e-9: a gradient that many
-    streams share is rounded once, after their sum, in the one and once for every stream in the other.
+    These roundings are the only reason for which a step and its definition differ by more than 1e-9: a gradient that
+    many streams share is rounded once, after their sum, in the one and once for every stream in the other.
     """
     to, to_float = Tensor.to, Tensor.float
 
