@@ -1,16 +1,36 @@
-"""Tiny tensors: a second thread costs more than it brings."""
+"""What the model's tests share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
+    """Tiny tensors: a second thread costs more than it brings."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def keep_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transformers rounds float64 to float32 (its RMS norms do, whatever the dtype), it stays float64.
+
+    These roundings are the only reason for which a step and its definition differ by more than 1e-9: a gradient that
+    many streams share is rounded once, after their sum, in the one and once for every stream in the other.
+    """
+    to, to_float = Tensor.to, Tensor.float
+
+    def keep_or_cast(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rounds = self.dtype == torch.float64 and torch.float32 in (*args, *kwargs.values())
+        return self if rounds else to(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "to", keep_or_cast)
+    monkeypatch.setattr(Tensor, "float", lambda self: self if self.dtype == torch.float64 else to_float(self))

@@ -72,6 +72,7 @@ class NaiveThinker(nn.Module):
         output = self.base(
             inputs_embeds=embeds_1NE,
             attention_mask=masks[self.windows[0]],
+            position_ids=torch.arange(count)[None],
             use_cache=False,
             output_hidden_states=True,
         )

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 from tests.model.naive import NaiveThinker, layer_windows
 from tests.model.tiny import FAMILIES, assert_same_gradients, gradients, make_ids, make_model
 
 TOLERANCE = 1e-9
-
-
-@pytest.fixture
-def keep_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where transformers rounds float64 to float32 (its RMS norms do, whatever the dtype), it stays float64.
-
-    These roundings are the only reason for which a step and its definition differ by more than 1e-9: a gradient that
-    many streams share is rounded once, after their sum, in the one and once for every stream in the other.
-    """
-    to, to_float = Tensor.to, Tensor.float
-
-    def keep_or_cast(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rounds = self.dtype == torch.float64 and torch.float32 in (*args, *kwargs.values())
-        return self if rounds else to(self, *args, **kwargs)
-
-    monkeypatch.setattr(Tensor, "to", keep_or_cast)
-    monkeypatch.setattr(Tensor, "float", lambda self: self if self.dtype == torch.float64 else to_float(self))
 
 
 @pytest.mark.usefixtures("keep_float64")

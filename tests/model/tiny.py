@@ -24,6 +24,7 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2}
+WINDOW_THEN_FULL: dict[str, Any] = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {**GROUPED, "model_type": "mistral", "sliding_window": None},
@@ -61,6 +62,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attention_multiplier": 0.5,
         "residual_multiplier": 0.7,
         "embedding_multiplier": 2.0,
+    },
+    # below: accepted by the probe and therefore tested, beyond the families that the README names
+    "gemma3_text": {**GROUPED, "model_type": "gemma3_text", "head_dim": 8, **WINDOW_THEN_FULL},
+    "olmo3": {**GROUPED, "model_type": "olmo3", **WINDOW_THEN_FULL},
+    "cohere2": {**GROUPED, "model_type": "cohere2", "head_dim": 8, **WINDOW_THEN_FULL},
+    "smollm3": {**GROUPED, "model_type": "smollm3"},
+    "opt": {
+        "model_type": "opt",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": None,
     },
 }
 
