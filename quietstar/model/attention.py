@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -141,10 +142,10 @@ def quietstar_attention(
         if thought_pass.cache is not None:
             thought_pass.cache.layers[layer_index] = LayerKeysValues(text_key, text_value)
     if thought_pass.stream_length:
-        streams = (thought_pass.anchor.shape[1], thought_pass.stream_length)
-        stream_query = query[:, :, length:].transpose(1, 2).unflatten(1, streams)
-        stream_key = key[:, :, length:].transpose(1, 2).unflatten(1, streams)
-        stream_value = value[:, :, length:].transpose(1, 2).unflatten(1, streams)
+        stream_query, stream_key, stream_value = (
+            rearrange(tensor[:, :, length:], "b h (p s) d -> b p s h d", p=thought_pass.anchor.shape[1])
+            for tensor in (query, key, value)
+        )
         if thought_pass.cache is not None:
             stored = thought_pass.cache.layers[layer_index]
             text_key, text_value = stored.text_key, stored.text_value
