@@ -41,6 +41,15 @@ ROWS: dict[str, dict[str, str]] = {
 SHOWN = ("answer NLL, no thought", "answer NLL, with thought", "accuracy, with thought", "correct workings")
 
 
+def stream_tokens(changed: dict[str, str]) -> int:
+    """Tokens of all streams of one text, to which the cost of a step is nearly proportional."""
+    config = parse_train_config([word for key, value in changed.items() for word in (f"--{key}", value)])
+    model, places = config.model, config.data.length - 1
+    kind, _, amount = model.positions.partition(":")
+    anchors = {"all": places, "entropy": round(float(amount or 0) * places)}[kind]
+    return anchors * model.thoughts_per_position * (model.thought_length + 1 + model.lookahead)
+
+
 def run(name: str, options: argparse.Namespace, shared: Path) -> dict[str, Any]:
     """One row: measures by seed and arm."""
     changed = ROWS[name]
@@ -85,8 +94,8 @@ def main() -> None:
         flags = " ".join(f"--{key} {value}" for key, value in ROWS[name].items()) or "-"
         cells = [spread([COLUMNS[column](measures) for measures in arms]) for column in SHOWN]
         workings = spread([COLUMNS["correct workings"](measures) for measures in before])
-        table.append([name, f"`{flags}`", workings, *cells])
-        columns = ["option", "command line", "correct workings before", *SHOWN]
+        table.append([name, f"`{flags}`", str(stream_tokens(ROWS[name])), workings, *cells])
+        columns = ["option", "command line", "stream tokens per text", "correct workings before", *SHOWN]
         body = (
             f"Mean ± standard error over {options.seeds} seeds, after 100 steps of Quiet-STaR, on held-out sums. "
             "A working counts as correct as far as it fits into the thought (4 tokens hold half of it).\n\n"
