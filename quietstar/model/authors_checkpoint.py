@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from quietstar.errors import CheckpointError
@@ -91,7 +92,11 @@ def load_authors_checkpoint(
     for what, names in (("missing", missing), ("unknown", unknown), ("of a wrong shape", wrong)):
         if names:
             raise CheckpointError(f"{len(names)} tensors {what}, first {names[0]} (in this project's names)")
-    nn.Module.to(model, dtype)
+    for module in (
+        model.thought_embedding,
+        model.mixing_head,
+    ):  # the base has its dtype; its rotary buffers stay float32
+        module.to(dtype)
     model.config.dtype = dtype
     model.load_state_dict(ours, strict=False)
     return model
@@ -108,7 +113,10 @@ def _read_directory(directory: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{directory}: no *.safetensors in it")
     state: dict[str, Tensor] = {}
     for file in files:
-        state.update(load_file(file))
+        try:
+            state.update(load_file(file))
+        except SafetensorError as error:
+            raise CheckpointError(f"{file}: not readable as safetensors ({error})") from error
     return state
 
 

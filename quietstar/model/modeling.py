@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -79,6 +81,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         self.mixing_head = MixingHead(config, hidden_size)
         self._probed = False
         self.post_init()  # type: ignore[no-untyped-call]
+        # Not from the configuration, whose `temperature` is that of thoughts.
+        self.generation_config = copy.deepcopy(base.generation_config)
         if config.banned_token_ids and self.generation_config is not None:
             self.generation_config.suppress_tokens = list(config.banned_token_ids)
 
@@ -124,6 +128,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         for name in options:
             if name not in known:
                 raise ConfigError(f"{name}: not an option of QuietStarConfig, which has {', '.join(sorted(known))}")
+        model_base.config.dtype = model_base.dtype
         config = QuietStarConfig(text_config=model_base.config, **options)
         config.dtype = model_base.dtype
         model = cls(config, base=model_base)
@@ -551,9 +556,9 @@ def _load_base(path: str | os.PathLike[str], dtype: torch.dtype | None) -> PreTr
     try:
         check_configuration(AutoConfig.from_pretrained(path))
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnsupportedBackboneError):
-            raise
+    except UnsupportedBackboneError:
+        raise
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{path}: can't be loaded as a causal language model: {error}") from error
     assert isinstance(model, PreTrainedModel)
     return model

@@ -34,7 +34,7 @@ class NaiveThinker(nn.Module):
     def __init__(self, model: QuietStarForCausalLM) -> None:
         super().__init__()
         config = copy.deepcopy(model.base.config)
-        self.base = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(model.dtype)
+        self.base = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=model.dtype)
         self.base.load_state_dict(model.base.state_dict())
         assert self.base.config._attn_implementation == "sdpa"
         self.thought_embedding = nn.Embedding.from_pretrained(model.thought_embedding.weight.detach().clone())

@@ -99,7 +99,7 @@ def states(model: QuietStarForCausalLM, scene: Scene, ids: Tensor, thoughts: Tho
     return torch.cat([talk.text[0], talk.stream[0].flatten(0, 1)]).detach()
 
 
-@settings(max_examples=40)
+@settings(max_examples=80)
 @given(scenes(), st.booleans(), st.data())
 def test_perturbing_an_input_changes_what_the_mask_allows_and_nothing_else(
     scene: Scene, reuse: bool, data: st.DataObject

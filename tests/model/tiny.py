@@ -91,14 +91,14 @@ def family_config(family: str, **changes: Any) -> PreTrainedConfig:
 def make_base(family: str = "mistral", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A plain model whose weights are large enough for attention and every multiplier to matter."""
     torch.manual_seed(seed)
-    base: PreTrainedModel = AutoModelForCausalLM.from_config(family_config(family, **changes))
+    base: PreTrainedModel = AutoModelForCausalLM.from_config(family_config(family, **changes), dtype=dtype)
     with torch.no_grad():
         for parameter in base.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0.0, 0.25)
+                parameter.copy_(0.25 * torch.randn(parameter.shape))
             else:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return base.to(dtype).eval()
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    return base.eval()
 
 
 def make_model(
