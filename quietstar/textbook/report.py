@@ -106,6 +106,7 @@ def spread(values: Sequence[float | None]) -> str:
     """Mean, and the standard error where there are several values."""
     numbers = [value for value in values if value is not None]
     mean = sum(numbers) / len(numbers)
+    mean = 0.0 if abs(mean) < 0.0005 else mean  # no "-0.000"
     if len(numbers) < 2:
         return f"{mean:.3f}"
     variance = sum((value - mean) ** 2 for value in numbers) / (len(numbers) - 1)
