@@ -33,6 +33,7 @@ from quietstar.model.padding import Padding, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.thoughts import Prediction, Recording, Thoughts
 from quietstar_kernels import linear_cross_entropy, sample_tokens
+from quietstar_kernels.dispatch import resolve_backend
 
 if TYPE_CHECKING:
     from quietstar.objective import LearnOutput, Objective
@@ -71,6 +72,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         if not isinstance(text_config, PreTrainedConfig):
             raise ConfigError("text_config: missing; it holds the configuration of the base model")
         check_configuration(text_config)
+        _check_options(config, text_config)
         if base is None:
             base = AutoModelForCausalLM.from_config(text_config)
         self.base: PreTrainedModel = base
@@ -392,6 +394,11 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                 f"thoughts: got tokens {list(thoughts.tokens.shape)} and anchors {list(thoughts.anchor.shape)}, "
                 f"needs tokens {list(wanted)} (texts, streams, T) and anchors {list(wanted[:2])}"
             )
+        highest = int(thoughts.anchor.max()) if streams else 0
+        if highest >= input_ids.shape[1]:
+            raise DataError(
+                f"thoughts: got anchors up to {highest}, needs positions in the text, 0..{input_ids.shape[1] - 1}"
+            )
         if streams % thoughts.thoughts_per_position:
             raise DataError(
                 f"thoughts: {streams} streams are not a multiple of {thoughts.thoughts_per_position} a position"
@@ -538,6 +545,16 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
 
 def _step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % (1 << 63)
+
+
+def _check_options(config: QuietStarConfig, text_config: PreTrainedConfig) -> None:
+    try:
+        resolve_backend(config.backend)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for token in config.banned_token_ids or ():
+        if not 0 <= token < text_config.vocab_size:
+            raise ConfigError(f"banned_token_ids: got {token}, the base has {text_config.vocab_size} tokens")
 
 
 def _use_thought_attention(base: PreTrainedModel) -> None:
