@@ -106,11 +106,11 @@ def spread(values: Sequence[float | None]) -> str:
     """Mean, and the standard error where there are several values."""
     numbers = [value for value in values if value is not None]
     mean = sum(numbers) / len(numbers)
-    mean = 0.0 if abs(mean) < 0.0005 else mean  # no "-0.000"
+    shown = f"{round(mean, 3) + 0.0:.3f}"  # adding zero turns "-0.000" into "0.000"
     if len(numbers) < 2:
-        return f"{mean:.3f}"
+        return shown
     variance = sum((value - mean) ** 2 for value in numbers) / (len(numbers) - 1)
-    return f"{mean:.3f} ± {math.sqrt(variance / len(numbers)):.3f}"
+    return f"{shown} ± {math.sqrt(variance / len(numbers)):.3f}"
 
 
 def draw_curves(results: Results, out: Path) -> bool:
