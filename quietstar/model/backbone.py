@@ -83,8 +83,9 @@ def output_head(base: PreTrainedModel) -> OutputHead:
     """
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
+        kind = f"{type(head).__module__}.{type(head).__name__}"
         raise UnsupportedBackboneError(
-            f"{base.config.model_type}: its lm_head is a {type(head).__name__}, the fused loss needs a plain linear one"
+            f"{base.config.model_type}: its lm_head is a {kind}, the fused loss needs a plain one (torch.nn.Linear)"
         )
     if head.bias is not None:
         raise UnsupportedBackboneError(
