@@ -197,7 +197,7 @@ def test_policy_weight_zero_and_k_of_one(model: QuietStarForCausalLM) -> None:
 def test_the_policy_gradient_is_that_of_the_expected_reward() -> None:
     """REINFORCE against the exact derivative: every thought of one token enumerated, the reward held fixed.
 
-    With T = 1 and temperature 1, the derivative of sum_t p(t) R(t) is the expectation of the estimator, whatever baseline.
+    With T = 1 and temperature 1, the derivative of sum_t p(t) R(t) is what the estimator expects, with any baseline.
     """
     model = make_model("gpt2", dtype=torch.float64, thought_length=1, lookahead=1, thoughts_per_position=2)
     ids, anchor = IDS[:1, :3], torch.tensor([1])
