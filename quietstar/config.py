@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from quietstar.errors import ConfigError
+from quietstar.positions import parse_positions
 from quietstar.presets import PRESETS
 from quietstar.textbook.options import TextbookOptions
 
@@ -307,7 +308,7 @@ def _validate_thinking(config: TrainConfig) -> None:
     for key, text in (("model.start_text", model.start_text), ("model.end_text", model.end_text)):
         if not text:
             raise ConfigError(f"{key}: got an empty text, needs one whose embedding the token can begin as")
-    _validate_positions(model.positions)
+    parse_positions(model.positions, "model.positions")
     if config.data.length < model.thought_length + model.lookahead:
         raise ConfigError(
             f"data.length: got {config.data.length}, needs at least model.thought_length + model.lookahead = "
@@ -326,18 +327,3 @@ def _uses_leave_one_out(config: TrainConfig) -> bool:
     if config.training.method != "quietstar" or config.model.thinking == "pause" or objective.policy_weight == 0:
         return False
     return (objective.baseline or ("leave_one_out" if objective.preset == "default" else "mean")) == "leave_one_out"
-
-
-def _validate_positions(positions: str) -> None:
-    if positions == "all":
-        return
-    wanted = "needs all, every:N (N at least 1), or entropy:K (K a count of at least 1, or a fraction between 0 and 1)"
-    rule, _, amount = positions.partition(":")
-    try:
-        if rule == "every" and int(amount) >= 1:
-            return
-        if rule == "entropy" and (0 < float(amount) < 1 or int(amount) >= 1):
-            return
-    except ValueError:
-        pass
-    raise ConfigError(f"model.positions: got {positions!r}, {wanted}")

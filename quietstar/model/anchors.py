@@ -5,35 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quietstar.errors import ConfigError, DataError
+from quietstar.errors import DataError
 from quietstar.model.backbone import OutputHead
+from quietstar.positions import parse_positions
 
 ENTROPY_CHUNK = 1 << 24
 """Elements of a float32 logits chunk while entropies are computed (64 MiB)."""
 INTEGERS = (torch.int32, torch.int64)
-
-
-def parse_positions(positions: str) -> tuple[str, float]:
-    """Read "all", "every:N" or "entropy:K" (K a count of at least 1, or a fraction below 1).
-
-    Raises:
-        ConfigError: Anything else.
-    """
-    kind, _, number = positions.partition(":")
-    try:
-        value = float(number) if number else 1.0
-    except ValueError:
-        value = -1.0
-    valid = {
-        "all": not number,
-        "every": bool(number) and value >= 1 and value.is_integer(),
-        "entropy": bool(number) and (0 < value < 1 or (value >= 1 and value.is_integer())),
-    }
-    if not valid.get(kind, False):
-        raise ConfigError(
-            f'positions: got {positions!r}, needs "all", "every:N" or "entropy:K" (a count or a fraction)'
-        )
-    return kind, value
 
 
 def expand_anchors(
@@ -58,7 +36,7 @@ def expand_anchors(
     batch, length = token_mask.shape
     device = token_mask.device
     if anchors is None or isinstance(anchors, str):
-        kind, value = parse_positions(anchors or "all")
+        kind, value = parse_positions("all" if anchors is None else anchors)
         last = max(length - 1, 1)  # nothing follows the last token, so its thought has nothing to learn from
         if kind == "entropy":
             assert base_entropy is not None
