@@ -14,6 +14,7 @@ from typing import Literal
 from quietstar.errors import ConfigError
 from quietstar.positions import parse_positions
 from quietstar.presets import PRESETS
+from quietstar.textbook.corpus import parse_operands
 from quietstar.textbook.options import TextbookOptions
 
 
@@ -227,6 +228,8 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
         ("training.log_every", training.log_every, 1),
         ("training.seed", training.seed, 0),
         ("training.threads", training.threads, 1),
+        ("textbook.seeds", config.textbook.seeds, 1),
+        ("textbook.pretraining_steps", config.textbook.pretraining_steps, 1),
     ):
         if value is not None and value < minimum:
             raise ConfigError(f"{key}: got {value}, needs at least {minimum}")
@@ -258,10 +261,13 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
     ):
         if not 0 <= number < 1:
             raise ConfigError(f"{key}: got {number}, needs at least 0 and less than 1")
-    if not 0 <= training.final_learning_rate_fraction <= 1:
-        raise ConfigError(
-            f"training.final_learning_rate_fraction: got {training.final_learning_rate_fraction}, needs 0 to 1"
-        )
+    for key, number in (
+        ("training.final_learning_rate_fraction", training.final_learning_rate_fraction),
+        ("textbook.useful_asides", config.textbook.useful_asides),
+    ):
+        if not 0 <= number <= 1:
+            raise ConfigError(f"{key}: got {number}, needs 0 to 1")
+    parse_operands(config.textbook.operands)
     if training.micro_batch_size is not None and training.batch_size % training.micro_batch_size:
         raise ConfigError(
             f"training.micro_batch_size: got {training.micro_batch_size}, "
