@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ def describe(
         device: "cpu" or a CUDA device; the GPU is named only where it was used.
     """
     facts = {
-        "command": shlex.join(["python", script, *arguments]),
+        "command": shlex.join(["python", script, *map(without_folders, arguments)]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "commit": commit(),
         "python": platform.python_version(),
@@ -40,12 +41,17 @@ def describe(
         facts["torch threads"] = str(threads)
     tuning = {name: value for name, value in os.environ.items() if name.startswith(TUNING_PREFIXES)}
     if tuning:
-        facts["environment"] = " ".join(f"{name}={value}" for name, value in sorted(tuning.items()))
+        facts["environment"] = " ".join(f"{name}={without_folders(value)}" for name, value in sorted(tuning.items()))
     if device.startswith("cuda"):
         import torch
 
         facts["gpu"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return facts
+
+
+def without_folders(text: str) -> str:
+    """Absolute paths cut to their last component: where a machine keeps its files is no part of a result."""
+    return re.sub(r"(?:(?<=[=:,])|^)/(?!/)[^=:,]*", lambda path: Path(path[0]).name, text)
 
 
 def version(package: str) -> str:
