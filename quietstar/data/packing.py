@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,11 +27,9 @@ class PackedTexts:
 
     Args:
         tokens: int64 [n, length], the blocks in the order of the documents.
-        dropped: Tokens at the end that did not fill a block.
     """
 
     tokens: Tensor
-    dropped: int = 0
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -40,10 +38,6 @@ class PackedTexts:
     def length(self) -> int:
         """Tokens per text."""
         return self.tokens.shape[1]
-
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        """The texts at some indices: int64 [len(indices), length]."""
-        return self.tokens[torch.as_tensor(indices, dtype=torch.int64)]
 
 
 def pack(
@@ -84,7 +78,7 @@ def pack(
         )
     blocks = total // length
     joined = np.concatenate(parts)[: blocks * length].astype(np.int64)
-    return PackedTexts(torch.from_numpy(joined).view(blocks, length), dropped=total - blocks * length)
+    return PackedTexts(torch.from_numpy(joined).view(blocks, length))
 
 
 def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -133,7 +127,7 @@ def split(texts: PackedTexts, fraction: float) -> tuple[PackedTexts, PackedTexts
             f"data.path: {len(texts)} text(s) of {texts.length} tokens, of which {held_out} would be held out; "
             "give more text or a data.validation_path, or set data.validation_fraction to 0"
         )
-    train = PackedTexts(texts.tokens[:-held_out], texts.dropped)
+    train = PackedTexts(texts.tokens[:-held_out])
     return train, PackedTexts(texts.tokens[-held_out:])
 
 
