@@ -11,7 +11,6 @@ DESCRIPTIONS: dict[str, str] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Settings that reach the same result are many (benchmarks/results/textbook.md); the cosine schedule matters most.
     "textbook": {
         "output_dir": "runs/textbook",
         "model.thought_length": 8,
@@ -35,6 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     # The released training script. Its n_ahead of 12 counts the text pass, START and END: 9 sampled tokens. Its rate
     # falls over 100,000 steps but it stops after 100, so it is constant here. Its mixing head starts at exactly 0.
+    # Not as released: START and END are clipped by themselves and do not decay, and texts are packed, not random crops.
     "mistral-7b": {
         "model.path": "mistralai/Mistral-7B-v0.1",
         "model.dtype": "bfloat16",
