@@ -88,18 +88,44 @@ def rows_in_chunk(vocabulary: int, device: torch.device) -> int:
     return max(1, limit // max(1, vocabulary))
 
 
-def operand_dtype(lm_head: Tensor, result: torch.dtype, *hidden: Tensor | None) -> torch.dtype:
-    """The dtype in which hidden states and lm_head are multiplied into `result` logits.
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a device multiplies matrices of `dtype` into float32 sums.
 
-    A CUDA device multiplies low precision operands and keeps the float32 sums; a CPU cannot, so there they are widened.
+    CUDA multiplies low precision as it is; a CPU cannot keep float32 sums of it, so there it is widened.
     """
-    low = lm_head.dtype in (torch.bfloat16, torch.float16) and result == torch.float32
+    return dtype if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def operand_dtype(lm_head: Tensor, result: torch.dtype, *hidden: Tensor | None) -> torch.dtype:
+    """The dtype in which hidden states and lm_head are multiplied into `result` logits."""
     same = all(x is None or x.dtype == lm_head.dtype for x in hidden)
-    return lm_head.dtype if low and same and lm_head.is_cuda else result
+    return product_dtype(lm_head.device, lm_head.dtype) if same and result == torch.float32 else result
 
 
 def product(left: Tensor, right: Tensor, result: torch.dtype) -> Tensor:
     """left @ right with sums and result in `result`, whatever the dtype of the operands."""
     if left.dtype == result:
         return torch.mm(left, right)
-    return torch.mm(left, right, out_dtype=result)
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=result)
+    return torch.mm(left.to(result), right.to(result))
+
+
+def raw_logits(hidden: Tensor, head: Tensor, result: torch.dtype) -> Tensor:
+    """hidden @ head^T in `result`, accurate also for hidden states that head's dtype cannot hold.
+
+    A mixture of two bfloat16 states is not a bfloat16 state, and rounding it to one would bury the small change that a
+    small mixing weight makes, which is the reward. It is multiplied in two parts, the rounded state and what the
+    rounding left, which keeps 16 bits of it (22 of float16): two low precision products cost far less than a float32
+    one. For a moment that holds twice the logits.
+
+    Args:
+        hidden: [N, E] in head's dtype, or in `result`.
+        head: [V, E] in the dtype of the product, `operand_dtype`.
+        result: dtype of the [N, V] logits.
+    """
+    high = hidden.to(head.dtype)
+    raw = product(high, head.T, result)
+    if hidden.dtype == result != head.dtype:
+        raw += product((hidden - high).to(head.dtype), head.T, result)
+    return raw

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from quietstar.errors import UnsupportedBackboneError
 from quietstar_kernels.dispatch import compute_dtype
-from quietstar_kernels.logits import LogitOptions, operand_dtype, product
+from quietstar_kernels.logits import LogitOptions, operand_dtype, raw_logits
 
 if TYPE_CHECKING:
     from quietstar.model.modeling import QuietStarForCausalLM
@@ -34,11 +34,7 @@ class OutputHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., V] in float32, or float64 for float64 states, computed as the losses compute them."""
-        dtype = compute_dtype(hidden, self.weight)
-        operand = operand_dtype(self.weight, dtype, hidden)
-        raw = product(hidden.flatten(0, -2).to(operand), self.weight.to(operand).T, dtype)
-        options = LogitOptions(softcap=self.softcap, logit_scale=self.logit_scale)
-        return options.transform(raw).view(*hidden.shape[:-1], -1)
+        return self._logits(hidden, operand_dtype(self.weight, compute_dtype(hidden, self.weight), hidden))
 
     def mixed_logits(self, hidden_base: Tensor, hidden_thought: Tensor, weight: Tensor, interpolation: str) -> Tensor:
         """The prediction whose loss `mixed_cross_entropy` gives: [..., E], [..., E] and [...] -> [..., V]."""
@@ -46,8 +42,15 @@ class OutputHead:
         if interpolation == "log_probs":
             base, thought = (self.logits(hidden).log_softmax(-1) for hidden in (hidden_base, hidden_thought))
             return torch.lerp(base, thought, share)
-        mixed = torch.lerp(hidden_base.to(share.dtype), hidden_thought.to(share.dtype), share)
-        return self.logits(mixed.to(operand_dtype(self.weight, share.dtype, hidden_base)))
+        dtype = compute_dtype(hidden_base, hidden_thought, share, self.weight)
+        mixed = torch.lerp(hidden_base.to(dtype), hidden_thought.to(dtype), share.to(dtype))
+        return self._logits(mixed, operand_dtype(self.weight, dtype, hidden_base, hidden_thought))
+
+    def _logits(self, hidden: Tensor, operand: torch.dtype) -> Tensor:
+        """Logits whose product with the head is in `operand`; see `raw_logits`."""
+        raw = raw_logits(hidden.flatten(0, -2), self.weight.to(operand), compute_dtype(hidden, self.weight))
+        options = LogitOptions(softcap=self.softcap, logit_scale=self.logit_scale)
+        return options.transform(raw).view(*hidden.shape[:-1], -1)
 
 
 def check_configuration(config: PreTrainedConfig) -> None:

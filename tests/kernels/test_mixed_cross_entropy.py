@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
+from quietstar_kernels import logits as shared
 from quietstar_kernels.logits import LOGITS_IN_CHUNK
 from tests.kernels.largest_tensor import LargestTensor
 
@@ -200,9 +201,19 @@ def test_int32_targets_and_expanded_upstream_gradient() -> None:
         assert_close(both[1], both[0], 1e-12)
 
 
+@pytest.fixture(params=["widened", "low_precision"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Multiply as a CPU does, or operands of low precision with float32 sums, as CUDA does."""
+    if request.param == "low_precision":
+        monkeypatch.setattr(shared, "product_dtype", lambda device, dtype: dtype)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_low_precision_error_is_within_twice_that_of_plain_pytorch(dtype: torch.dtype, interpolation: str) -> None:
+def test_low_precision_error_is_within_twice_that_of_plain_pytorch(
+    dtype: torch.dtype, interpolation: str, products: str
+) -> None:
     tensors, target = random_inputs(7, 64, 32, 50, dtype=dtype)
     exact = [x.detach().double().requires_grad_() for x in tensors]
     upstream = torch.randn(64, generator=torch.Generator().manual_seed(98)).to(dtype)
@@ -226,6 +237,26 @@ def test_low_precision_error_is_within_twice_that_of_plain_pytorch(dtype: torch.
         assert (got.double() - wanted).abs().max() <= budget
     # rewards are differences of losses: the inputs are exact, so the loss may only have float32's error
     assert (loss.double() - truth_loss).abs().max() <= 1e-5 * truth_loss.abs().max()
+
+
+@pytest.mark.parametrize("weight", [1e-4, 1e-3, 1e-2, 1e-1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_reward_of_a_small_weight_is_not_rounding_noise(
+    weight: float, dtype: torch.dtype, interpolation: str, products: str
+) -> None:
+    """The reward is a small difference of two losses; rounding the mixed state would be larger than it."""
+    (base, thought, _, head), target = random_inputs(12, 128, 64, 100, dtype=dtype)
+    head = head * 64**-0.5
+
+    def reward(backend: str, *inputs: Tensor) -> Tensor:
+        talk = mixed_cross_entropy(*inputs, target, interpolation=interpolation, backend=backend)
+        return linear_cross_entropy(inputs[0], inputs[3], target, backend=backend) - talk
+
+    inputs = [x.detach() for x in (base, thought, torch.full((128,), weight), head)]
+    wanted = reward("reference", *(x.double() for x in inputs))
+    error = reward("torch", *inputs).double() - wanted
+    assert float(error.std() / wanted.std()) < 0.05
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,6 +3,11 @@
 A row's loss is a weighted sum of the losses of its predictions: "logits" has one prediction, from the mixed hidden
 state; "log_probs" has two, with weights w and 1 - w; `linear_cross_entropy` has one, from the only hidden state. Saved
 for the backward pass are the inputs and one log-sum-exp for each prediction; a chunk's logits are computed again.
+
+Where the product with lm_head is in low precision (`logits.product_dtype`), the logits of a mixed state are accurate to
+float32 all the same (`logits.raw_logits`), in both passes, so that the softmax of the backward pass fits the saved
+log-sum-exp. Its two products of the logits' gradient are in plain low precision: that gradient is rounded, and with it
+the mixed state, each by at most half a unit in the last place. Gradients are no differences of nearly equal numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from quietstar_kernels.dispatch import compute_dtype
-from quietstar_kernels.logits import LogitOptions, operand_dtype, product, rows_in_chunk
+from quietstar_kernels.logits import LogitOptions, operand_dtype, product, raw_logits, rows_in_chunk
 
 
 def mixed_cross_entropy_torch(
@@ -46,13 +51,16 @@ class _Rows:
     weight: Tensor | None  # [n, 1]
     target: Tensor  # [n, 1]
 
-    def predictions(self, interpolation: str) -> list[tuple[Tensor, Tensor | None]]:
-        """The hidden states [n, E] whose losses add up to the rows' loss, with their weights [n, 1]; None is 1."""
+    def predictions(self, interpolation: str, operand: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
+        """The hidden states [n, E] whose losses add up to the rows' loss, with their weights [n, 1]; None is 1.
+
+        States are in `operand`, that of the product with lm_head, which holds the inputs exactly; a mixed state is not.
+        """
         if self.thought is None or self.weight is None:
-            return [(self.base, None)]
+            return [(self.base.to(operand), None)]
         if interpolation == "logits":
             return [(torch.lerp(self.base, self.thought, self.weight), None)]
-        return [(self.thought, self.weight), (self.base, 1 - self.weight)]
+        return [(self.thought.to(operand), self.weight), (self.base.to(operand), 1 - self.weight)]
 
 
 def _chunks(
@@ -101,8 +109,9 @@ class _HeadLoss(torch.autograd.Function):
         loss = torch.zeros(target.shape, dtype=dtype, device=target.device)
         lse = loss.new_zeros((2 if interpolation == "log_probs" else 1, *target.shape))
         for rows in _chunks(hidden_base, hidden_thought, weight, target, ignore_index, size, dtype):
-            for lse_of_prediction, (hidden, share) in zip(lse, rows.predictions(interpolation), strict=True):
-                logits = product(hidden.to(head.dtype), head.T, dtype)
+            predictions = rows.predictions(interpolation, head.dtype)
+            for lse_of_prediction, (hidden, share) in zip(lse, predictions, strict=True):
+                logits = raw_logits(hidden, head, dtype)
                 options.transform_(logits)
                 at_target = logits.gather(-1, rows.target)
                 top = logits.amax(-1, keepdim=True)
@@ -133,9 +142,9 @@ class _HeadLoss(torch.autograd.Function):
             for rows in _chunks(hidden_base, hidden_thought, weight, target, ctx.ignore_index, size, dtype):
                 upstream = grad_loss[rows.index].unsqueeze(-1)
                 nlls, grads = [], []
-                for log_sum_N, (hidden, share) in zip(lse, rows.predictions(ctx.interpolation), strict=True):
-                    operand = hidden.to(head.dtype)
-                    logits = product(operand, head.T, dtype)
+                predictions = rows.predictions(ctx.interpolation, head.dtype)
+                for log_sum_N, (hidden, share) in zip(lse, predictions, strict=True):
+                    logits = raw_logits(hidden, head, dtype)
                     slope = options.transform_(logits)
                     log_sum = log_sum_N[rows.index].unsqueeze(-1)
                     nlls.append(log_sum - logits.gather(-1, rows.target))
@@ -148,7 +157,7 @@ class _HeadLoss(torch.autograd.Function):
                         grad_logits.mul_(slope)
                     grad_logits = grad_logits.to(head.dtype)
                     if grad_head is not None:
-                        _add_product_(grad_head, grad_logits.T, operand)
+                        _add_product_(grad_head, grad_logits.T, hidden.to(head.dtype))
                     if needs_hidden:
                         grads.append(product(grad_logits, head, dtype))
                 if not needs_hidden:
