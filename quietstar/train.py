@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.command_line import parse_train_config, run_command, to_yaml
 from quietstar.config import ModelOptions, TrainConfig
 from quietstar.data import check_vocabulary, load_texts, load_tokenizer
-from quietstar.model import QuietStarForCausalLM
+from quietstar.model import QuietStarConfig, QuietStarForCausalLM
+from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.training import Trainer, TrainingResult
 from quietstar.training.methods import Evaluate, compute_step, evaluate_on
 
 KEPT_OF_A_THINKING_MODEL = ("initial_mixing_weight", "mixing_activation", "embedding_scale", "start_text", "end_text")
 """Options that only shape the weights of a model that does not think yet."""
-
-
-def is_thinking_model(path: str) -> bool:
-    """Whether a directory holds a saved `QuietStarForCausalLM`."""
-    file = Path(path) / "config.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == "quietstar"
 
 
 def thinking_options(options: ModelOptions) -> dict[str, Any]:
@@ -84,8 +78,10 @@ def load_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> Qui
     assert options.path is not None
     dtype = getattr(torch, options.dtype)
     thinking = thinking_options(options)
-    if is_thinking_model(options.path):
-        model = QuietStarForCausalLM.from_pretrained(options.path, dtype=dtype, use_safetensors=True)
+    if load_configuration(options.path).model_type == QuietStarConfig.model_type:
+        saved = load_causal_lm(options.path, dtype)
+        assert isinstance(saved, QuietStarForCausalLM)
+        model = saved
         for name in KEPT_OF_A_THINKING_MODEL:
             thinking.pop(name)
         for name, value in thinking.items():

@@ -11,10 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.configuration import QuietStarConfig
+from quietstar.model.loading import load_configuration
 from quietstar.model.modeling import END, START, QuietStarForCausalLM
 
 # theirs: [2, E], row 0 the vector, row 1 an unused log-std
@@ -40,8 +41,8 @@ def load_authors_checkpoint(
         config: The base's configuration; by default `config.json` of the directory, whose `n_ahead` (text pass, START
             and END counted) and `n_ahead_talk` then give `thought_length` and `lookahead`.
         embedding_scale: Theirs is 100: the vectors are used times this.
-        options: Fields of `QuietStarConfig`. `banned_token_ids` should name the ids of their START and END tokens, by
-            default the last two of the vocabulary where it was enlarged by two.
+        options: Fields of `QuietStarConfig`. `banned_token_ids` should name the ids that their tokenizer gives START
+            and END (32000 and 32001 in the released checkpoint), which their thoughts never contain.
 
     Raises:
         CheckpointError: A tensor is missing, unknown or of a wrong shape.
@@ -52,7 +53,10 @@ def load_authors_checkpoint(
             raise CheckpointError("config: missing; a state dict needs the base's configuration beside it")
     else:
         state = _read_directory(Path(source))
-        config = config or _read_config(Path(source))
+        try:
+            config = config or load_configuration(source)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
     for theirs, option, surplus in (("n_ahead", "thought_length", 3), ("n_ahead_talk", "lookahead", 0)):
         if getattr(config, theirs, None) and option not in options:
             options[option] = getattr(config, theirs) - surplus
@@ -63,8 +67,6 @@ def load_authors_checkpoint(
         "embedding_scale": embedding_scale,
         **options,
     }
-    if "banned_token_ids" not in settings and config.vocab_size % 64 == 2:
-        settings["banned_token_ids"] = [config.vocab_size - 2, config.vocab_size - 1]
     dtype = _dtype(state)
     base = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model = QuietStarForCausalLM(QuietStarConfig(text_config=base.config, **settings), base=base)
@@ -118,11 +120,3 @@ def _read_directory(directory: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise CheckpointError(f"{file}: not readable as safetensors ({error})") from error
     return state
-
-
-def _read_config(directory: Path) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory}: no readable config.json ({error})") from error
-    return config

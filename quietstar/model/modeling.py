@@ -6,11 +6,9 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -28,6 +26,7 @@ from quietstar.model.anchors import base_entropy, expand_anchors
 from quietstar.model.attention import IMPLEMENTATION, ThoughtPass
 from quietstar.model.backbone import OutputHead, check_configuration, disable_dropout, output_head, probe_backbone
 from quietstar.model.configuration import QuietStarConfig
+from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.model.mixing_head import MixingHead, initial_output_bias
 from quietstar.model.padding import Padding, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
@@ -123,7 +122,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                 "thinking model afterwards, e.g. peft.get_peft_model(model, config)"
             )
         else:
-            model_base = _load_base(base, dtype)
+            check_configuration(load_configuration(base))
+            model_base = load_causal_lm(base, dtype)
             if tokenizer is None and (isinstance(start_text, str) or isinstance(end_text, str)):
                 tokenizer = load_tokenizer(base)
         known = set(QuietStarConfig.__annotations__) - {"text_config"}
@@ -226,8 +226,11 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             probe_backbone(self)
             self._probed = True
 
-    def _weights_version(self) -> tuple[int, ...]:
-        return tuple(parameter._version for parameter in self.parameters())
+    def _fingerprint(self) -> tuple[object, ...]:
+        """What a recording depends on besides its inputs; a write through `.data` alone can't be seen."""
+        config = self.config
+        weights = tuple((id(parameter), parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        return (config.embedding_scale, config.thinking, config.thought_length, config.lookahead, *weights)
 
     # -- thinking ------------------------------------------------------------------------------------------------------
 
@@ -271,8 +274,9 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                 rest = embed_stream(self, thoughts.tokens, following)[:, :, self.config.thought_length :]
                 cached.extend(rest)
             assert cached.record is not None
-            inputs = (input_ids, attention_mask, thoughts.tokens, thoughts.anchor)
-            thoughts = replace(thoughts, recording=Recording(cached.record, self._weights_version(), inputs))
+            mask = None if attention_mask is None else attention_mask.clone()
+            inputs = (input_ids.clone(), mask, thoughts.tokens, thoughts.anchor)
+            thoughts = replace(thoughts, recording=Recording(cached.record, self._fingerprint(), inputs))
         return thoughts
 
     @torch.no_grad()
@@ -373,7 +377,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, None)
         recording = thoughts.recording
         inputs = (input_ids, attention_mask, thoughts.tokens, thoughts.anchor)
-        if recording is None or not recording.fits(self._weights_version(), inputs):
+        if recording is None or not recording.fits(self._fingerprint(), inputs):
             anchors = thoughts.anchor[:, :: thoughts.thoughts_per_position]
             recording = self.think(
                 input_ids,
@@ -394,14 +398,25 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                 f"thoughts: got tokens {list(thoughts.tokens.shape)} and anchors {list(thoughts.anchor.shape)}, "
                 f"needs tokens {list(wanted)} (texts, streams, T) and anchors {list(wanted[:2])}"
             )
-        highest = int(thoughts.anchor.max()) if streams else 0
-        if highest >= input_ids.shape[1]:
+        count, length = thoughts.thoughts_per_position, input_ids.shape[1]
+        if streams % count:
+            raise DataError(f"thoughts: {streams} streams are not a multiple of {count} a position")
+        if not streams:
+            return
+        anchor, tokens = thoughts.anchor, thoughts.tokens
+        grouped = anchor.unflatten(1, (-1, count))
+        if bool((grouped != grouped[..., :1]).any() | (anchor[:, 1:] < anchor[:, :-1]).any()):
+            raise DataError(f"thoughts: anchors must not decrease, the {count} thoughts of a position side by side")
+        if int(anchor.min()) < 0 or int(anchor.max()) >= length:
             raise DataError(
-                f"thoughts: got anchors up to {highest}, needs positions in the text, 0..{input_ids.shape[1] - 1}"
+                f"thoughts: got anchors {int(anchor.min())}..{int(anchor.max())}, needs positions in the text, "
+                f"0..{length - 1}"
             )
-        if streams % thoughts.thoughts_per_position:
+        lowest = PAUSE if self.config.thinking == "pause" else 0
+        vocabulary = self.head.weight.shape[0]
+        if int(tokens.min()) < lowest or int(tokens.max()) >= vocabulary:
             raise DataError(
-                f"thoughts: {streams} streams are not a multiple of {thoughts.thoughts_per_position} a position"
+                f"thoughts: got tokens {int(tokens.min())}..{int(tokens.max())}, needs {lowest}..{vocabulary - 1}"
             )
 
     def learn(
@@ -565,20 +580,6 @@ def _use_thought_attention(base: PreTrainedModel) -> None:
         raise UnsupportedBackboneError(f"{base.config.model_type}: {reason} ({error})") from error
     if base.config._attn_implementation != IMPLEMENTATION:
         raise UnsupportedBackboneError(f"{base.config.model_type}: {reason}")
-
-
-def _load_base(path: str | os.PathLike[str], dtype: torch.dtype | None) -> PreTrainedModel:
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"{path}: not a model directory, it has no config.json")
-    try:
-        check_configuration(AutoConfig.from_pretrained(path))
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
-    except UnsupportedBackboneError:
-        raise
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise ConfigError(f"{path}: can't be loaded as a causal language model: {error}") from error
-    assert isinstance(model, PreTrainedModel)
-    return model
 
 
 def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary: int) -> list[int]:

@@ -16,17 +16,17 @@ class Recording:
 
     Args:
         layers: Outputs of every decoder layer for the text and for whole streams.
-        weights_version: Version counters of the weights that made it; a recording is stale once they move.
+        fingerprint: Identity and version of the weights that made it, and the settings that it depends on.
         inputs: What it was made from: input_ids, attention_mask, tokens, anchor.
     """
 
     layers: LayerRecord
-    weights_version: tuple[int, ...]
+    fingerprint: tuple[object, ...]
     inputs: tuple[Tensor | None, ...]
 
-    def fits(self, weights_version: tuple[int, ...], inputs: tuple[Tensor | None, ...]) -> bool:
+    def fits(self, fingerprint: tuple[object, ...], inputs: tuple[Tensor | None, ...]) -> bool:
         """Whether a pass with these weights and inputs would give the same outputs."""
-        return weights_version == self.weights_version and all(map(_equal, inputs, self.inputs))
+        return fingerprint == self.fingerprint and all(map(_equal, inputs, self.inputs))
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def test_thoughts_that_do_not_fit() -> None:
             model.learn(IDS, thoughts=longer, reuse_sampling_pass=reuse)
         with pytest.raises(DataError, match=r"thoughts: got tokens \[2, 10, 2\] .* needs tokens \[1, 10, 2\]"):
             model.learn(IDS[:1], thoughts=thoughts, reuse_sampling_pass=reuse)
-        with pytest.raises(DataError, match=r"thoughts: got anchors up to 4, needs positions in the text, 0\.\.2"):
+        with pytest.raises(DataError, match=r"thoughts: got anchors 0..4, needs positions in the text, 0\.\.2"):
             model.learn(IDS[:, :3], thoughts=thoughts, reuse_sampling_pass=reuse)
     with pytest.raises(DataError, match="thoughts: got tokens"):
         model.predict(IDS, thoughts=longer)
