@@ -142,6 +142,20 @@ def test_low_precision_is_as_exact_as_the_plain_step(autocast: bool) -> None:
     assert errors[False] < 0.3
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_backward_pass_recomputes_in_the_precision_of_the_forward(autocast: bool) -> None:
+    """`loss.backward()` usually stands outside of the autocast context that the forward ran in."""
+    model = make_model()
+    dtypes: list[torch.dtype] = []
+    model.base.model.layers[0].mlp.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model.learn(IDS).loss
+    forward = len(dtypes)
+    loss.backward()
+    assert len(dtypes) == forward + 1
+    assert set(dtypes) == {torch.bfloat16 if autocast else torch.float32}
+
+
 @pytest.mark.usefixtures("keep_float64")
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_with_transformers_gradient_checkpointing_switched_on(use_reentrant: bool) -> None:
