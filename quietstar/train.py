@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"trained {result.steps} steps in {result.seconds:.0f} s: {Path(result.checkpoint)}")
         if result.eval_metrics:
             values = result.eval_metrics
-            names = [name for name in ("base_nll", "talk_nll", "gain") if name in values]
+            names = [name for name in ("text_nll", "base_nll", "talk_nll", "gain") if name in values]
             print("held-out text: " + ", ".join(f"{name} {values[name]:.4f}" for name in names))
 
     return run_command(command)

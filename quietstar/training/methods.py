@@ -61,11 +61,17 @@ def language_modeling_step(model: QuietStarForCausalLM, tokens: Tensor, seed: in
         backend=model.config.backend,
     )
     loss = nll.mean()
-    return StepResult(loss, {"base_nll": loss.detach()})
+    return StepResult(loss, {"text_nll": loss.detach()})
 
 
 def step_metrics(output: LearnOutput) -> dict[str, Tensor]:
-    """Means over the targets of a batch, in nats: NLL without and with thought, their difference, and what moves it."""
+    """What a step reports, NLLs and gains in nats.
+
+    Returns:
+        `text_nll`: mean NLL of the whole text without thought. Over the targets of the thoughts alone: `base_nll`
+        without and `talk_nll` with thought, their difference `gain`, and `gain_0`, `gain_1`, ... by lookahead;
+        `mixing_weight`. Over thoughts: `reward`, its mean absolute value `reward_size`, and `thought_logprob` per token.
+    """
     mask = output.target_mask
     count = mask.sum().clamp_min(1)
     thinking = mask.any(-1)
@@ -73,7 +79,8 @@ def step_metrics(output: LearnOutput) -> dict[str, Tensor]:
     base = (output.base_nll_at_target * mask).sum() / count
     talk = (output.talk_nll * mask).sum() / count
     metrics = {
-        "base_nll": output.base_loss,
+        "text_nll": output.base_loss,
+        "base_nll": base,
         "talk_nll": talk,
         "gain": base - talk,
         "reward": (output.reward * thinking).sum() / thoughts,
@@ -109,7 +116,7 @@ def evaluate_on(texts: Tensor, config: TrainConfig) -> Evaluate:
             tokens = batch.to(device)
             if config.training.method == "language_modeling":
                 metrics = dict(language_modeling_step(model, tokens, 0).metrics)
-                metrics["loss"] = metrics["base_nll"]
+                metrics["loss"] = metrics["text_nll"]
             else:
                 output = model.learn(
                     tokens,
