@@ -70,7 +70,8 @@ def step_metrics(output: LearnOutput) -> dict[str, Tensor]:
     Returns:
         `text_nll`: mean NLL of the whole text without thought. Over the targets of the thoughts alone: `base_nll`
         without and `talk_nll` with thought, their difference `gain`, and `gain_0`, `gain_1`, ... by lookahead;
-        `mixing_weight`. Over thoughts: `reward`, its mean absolute value `reward_size`, and `thought_logprob` per token.
+        `mixing_weight`. Over thoughts: `reward`, its mean absolute value `reward_size`, and `thought_logprob` (per
+        token).
     """
     mask = output.target_mask
     count = mask.sum().clamp_min(1)
