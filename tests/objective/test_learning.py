@@ -107,6 +107,14 @@ def test_the_temperature_of_reinforce_is_that_of_the_thoughts(model: QuietStarFo
     torch.testing.assert_close(model.learn(IDS, thoughts=thoughts).thought_logprob, thoughts.logprob, atol=1e-6, rtol=0)
 
 
+def test_banned_tokens_are_left_out_of_the_policy_too() -> None:
+    """REINFORCE scores a thought under the distribution that it was drawn from."""
+    model = make_model(dtype=torch.float64, banned_token_ids=list(range(20)))
+    step = model.learn(IDS, seed=1)
+    assert (step.thoughts.tokens >= 20).all()
+    torch.testing.assert_close(step.thought_logprob, step.thoughts.logprob, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("positions", ["valid", "authors"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_policy_loss(model: QuietStarForCausalLM, reduction: str, positions: str) -> None:
