@@ -9,6 +9,7 @@ so the base model stays usable as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class ThoughtPass:
         text_length: Text tokens in this pass, 0 when the text's keys and values come from `cache`.
         stream_length: Tokens of each stream in this pass, 0 in a pass over the text alone.
         stream_offset: Tokens of each stream that `cache` already holds.
-        anchor: int32 [B, P], the text position that each stream hangs from.
+        anchor: int32 [B, P], the text position that each stream hangs from, on any device.
         text_start: int32 [B], first text token of each row that is not padding, or None without left padding.
         backend: Kernel backend.
         cache: Where this pass stores its keys and values and finds those of earlier passes; None in the pass over text
@@ -74,6 +75,16 @@ class ThoughtPass:
     cache: ThoughtCache | None = None
     seen: list[tuple[int, int | None]] | None = None
     _text_masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    @cached_property
+    def host_anchor(self) -> Tensor:
+        """The anchors where the kernels plan: copied once a pass, because a copy waits for the device."""
+        return self.anchor.cpu()
+
+    @cached_property
+    def host_text_start(self) -> Tensor | None:
+        """`text_start` on the host, as `host_anchor`."""
+        return None if self.text_start is None else self.text_start.cpu()
 
     def text_mask(self, window: int | None, device: torch.device) -> Tensor | None:
         """Boolean [B or 1, 1, L, L] mask of the text pass, or None where plain causal attention says the same."""
@@ -140,6 +151,8 @@ def quietstar_attention(
         outputs.append(sdpa_attention_forward(module, text_query, text_key, text_value, mask, scaling=scaling)[0])
         text_key, text_value = text_key.transpose(1, 2), text_value.transpose(1, 2)
         if thought_pass.cache is not None:
+            # every sampling step reads them head by head: laid out like that once, float32 is never copied again
+            text_key, text_value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (text_key, text_value))
             thought_pass.cache.layers[layer_index] = LayerKeysValues(text_key, text_value)
     if thought_pass.stream_length:
         stream_query, stream_key, stream_value = (
@@ -156,8 +169,8 @@ def quietstar_attention(
             text_value,
             stream_key,
             stream_value,
-            thought_pass.anchor,
-            text_start=thought_pass.text_start,
+            thought_pass.host_anchor,
+            text_start=thought_pass.host_text_start,
             window=sliding_window,
             scale=scaling,
             backend=thought_pass.backend,

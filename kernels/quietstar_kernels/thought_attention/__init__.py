@@ -76,7 +76,8 @@ def thought_attention(
     Query (p, s) sees text key j where text_start <= j <= anchor[p] and anchor[p] - j < window, and its own stream's
     keys t <= s + (T - S). S == T is the training pass; S == 1 is one sampling step over a stream of T tokens. Several
     thoughts at one position repeat its anchor: the text keys are stored once. Scores, softmax and sums are float32
-    (float64 where an input is float64).
+    (float64 where an input is float64). Tiles are planned on the host: an anchor or text_start on a CUDA device is
+    copied there, for which the host waits, so a caller with many layers should copy them once and pass those.
 
     Args:
         q: [B, P, S, H, D] queries of P streams, any floating dtype; like every input it may be a non-contiguous view.
@@ -84,9 +85,9 @@ def thought_attention(
         v_text: [B, L, Hkv, D] text values.
         k_thought: [B, P, T, Hkv, D] keys of the streams, T >= S.
         v_thought: [B, P, T, Hkv, D] values of the streams.
-        anchor: int32 or int64, [P] or [B, P], non-decreasing along P, 0 <= anchor < L.
-        text_start: int32 or int64 [B], the first text position that is not left padding; None: no padding. A stream
-            whose anchor lies in the padding sees itself only.
+        anchor: int32 or int64, [P] or [B, P], non-decreasing along P, 0 <= anchor < L, on any device.
+        text_start: int32 or int64 [B], on any device, the first text position that is not left padding; None: no
+            padding. A stream whose anchor lies in the padding sees itself only.
         window: sliding window in text positions, measured from the anchor; None: the whole text.
         scale: factor of the scores; None: D ** -0.5.
         backend: "auto", "torch" or "reference".

@@ -81,13 +81,21 @@ def thought_attention_torch(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """out [B, P, S, H, D] and lse [B, P, S, H]; see `quietstar_kernels.thought_attention`. `anchor` is on the host."""
+    # Nothing here waits for the device if text_start is on the host too: from pageable memory, which a clone is, a copy
+    # that does not block has left the host when the call returns.
     B, _, S, H, _ = q.shape
     L, T = k_text.shape[1], k_thought.shape[2]
     keys = (L if window is None else min(L, window)) + T
     starts = [0] * B if text_start is None else [max(0, int(start)) for start in text_start.tolist()]
     rows = [anchor.tolist()] if anchor.dim() == 1 else anchor.tolist()
     workspace = WORKSPACE_SCORES.get(q.device.type, WORKSPACE_SCORES["cuda"])
-    mask = _Mask(anchor.to(q.device), starts, window, list(plan_tiles(rows, starts, window, S * H * keys, workspace)))
+    mask = _Mask(
+        anchor.clone().to(q.device, non_blocking=True),
+        starts,
+        torch.tensor(starts, dtype=torch.int64).to(q.device, non_blocking=True),
+        window,
+        list(plan_tiles(rows, starts, window, S * H * keys, workspace)),
+    )
     out: Tensor
     lse: Tensor
     out, lse = _ThoughtAttention.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
@@ -102,6 +110,7 @@ class _Mask:
 
     anchor: Tensor  # [P] or [B, P]
     starts: list[int]  # B
+    starts_B: Tensor
     window: int | None
     tiles: list[Tile]
 
@@ -126,9 +135,8 @@ class _Mask:
         anchor = self.anchor[..., tile.streams] if self.anchor.dim() == 1 else self.anchor[tile.batch, tile.streams]
         anchor = anchor.reshape(-1, 1, anchor.shape[-1], 1, 1)  # [b or 1, 1, n, 1, 1]
         hidden = key > anchor
-        starts = self.starts[tile.batch]
-        if max(starts) > first:
-            hidden = hidden | (key < torch.tensor(starts, device=device).view(-1, 1, 1, 1, 1))
+        if max(self.starts[tile.batch]) > first:
+            hidden = hidden | (key < self.starts_B[tile.batch].view(-1, 1, 1, 1, 1))
         if self.window is not None:
             hidden = hidden | (key <= anchor - self.window)
         return hidden
