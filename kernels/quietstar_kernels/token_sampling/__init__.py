@@ -34,8 +34,10 @@ def sample_tokens(
     """Draw one token a row from softmax(logits(hidden)); logits(h) is that of `mixed_cross_entropy`.
 
     Each row inverts its cumulative distribution at one float64 uniform number. All rows' numbers are drawn at once from
-    a generator with the given seed on the tensors' device, so that the same seed gives the same tokens whatever the
-    chunk size and the backend. No gradient.
+    a generator with the given seed on the tensors' device, so that the same seed gives the same numbers whatever the
+    chunk size and the backend. The tokens are then the same too, but where a number falls within rounding of the border
+    between two tokens: the reference sums a float64 softmax, torch the exponentials in the logits' precision, and a
+    product's rounding may depend on the number of rows. No gradient.
 
     Args:
         hidden: [N, E] final hidden states, any floating dtype.
