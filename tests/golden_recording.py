@@ -40,11 +40,18 @@ class Recording:
 
     def model(self, **options: Any) -> QuietStarForCausalLM:
         sizes = (
-            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-            "rope_theta rms_norm_eps sliding_window"
-        ).split()
-        # Without pad_token_id: nn.Embedding gives its padding row no gradient, and the authors embed sampled tokens by a
-        # product with the whole table, so their thoughts train that row.
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "rope_theta",
+            "rms_norm_eps",
+            "sliding_window",
+        )
+        # Without pad_token_id: nn.Embedding gives its padding row no gradient, and the authors embed sampled tokens by
+        # a product with the whole table, so their thoughts train that row.
         config = MistralConfig(**{name: self.settings[name] for name in sizes}, tie_word_embeddings=False)
         return load_authors_checkpoint(
             self.weights(),
