@@ -60,6 +60,8 @@ def check_configuration(config: PreTrainedConfig) -> None:
         UnsupportedBackboneError: Naming the family and the reason.
     """
     family = config.model_type
+    if family == "quietstar":
+        raise UnsupportedBackboneError(f"{family}: a thinking model already; load it with from_pretrained")
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {value.get("rope_type") for value in rope.values() if isinstance(value, dict)} | {rope.get("rope_type")}
     changing = [kind for kind in ("dynamic", "longrope") if kind in kinds]
@@ -99,12 +101,24 @@ def output_head(base: PreTrainedModel) -> OutputHead:
     return OutputHead(head.weight, getattr(config, "final_logit_softcapping", None), scale)
 
 
+RANDOM_IN_TRAINING = (
+    "attention_dropout",
+    "dropout",
+    "activation_dropout",
+    "hidden_dropout",
+    "layerdrop",
+    "jitter_noise",
+    "router_jitter_noise",
+    "input_jitter_noise",
+)
+
+
 def disable_dropout(base: nn.Module) -> None:
-    """Set every dropout to zero: the states that sampled a thought must be those that are trained."""
+    """Set every dropout and router jitter to zero: the states that sampled a thought must be those that are trained."""
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout", "activation_dropout", "hidden_dropout", "layerdrop"):
+        for name in RANDOM_IN_TRAINING:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
 
