@@ -90,12 +90,12 @@ class Step:
 
     def __init__(self, side: str, shape: Shape, conditions: Conditions) -> None:
         import torch
-        from transformers import MistralConfig, MistralForCausalLM
+        from transformers import AutoModelForCausalLM, MistralConfig
 
         self.side, self.shape, self.conditions = side, shape, conditions
         self.device = torch.device(conditions.device)
         torch.manual_seed(conditions.seed)
-        base = MistralForCausalLM(
+        base = AutoModelForCausalLM.from_config(
             MistralConfig(
                 vocab_size=shape.vocabulary,
                 hidden_size=shape.hidden,
@@ -106,9 +106,10 @@ class Step:
                 max_position_embeddings=shape.length + shape.stream_length,
                 sliding_window=None,
                 attn_implementation="sdpa",
-            )
+            ),
+            dtype=getattr(torch, conditions.dtype),  # built so, its rotary frequencies stay float32
         )
-        base.to(device=self.device, dtype=getattr(torch, conditions.dtype))
+        base.to(device=self.device)
         delimiters = torch.randn(2, shape.hidden) * base.config.initializer_range
         (self._build_naive if side.startswith("naive") else self._build_engine)(base, delimiters)
 

@@ -67,3 +67,13 @@ def test_thoughts_that_cannot_be(anchors: list[int], token: int, message: str, r
     thoughts = Thoughts(tokens, torch.tensor([anchors], dtype=torch.int32), torch.zeros(tokens.shape), 2)
     with pytest.raises(DataError, match=message):
         model.learn(IDS, thoughts=thoughts, reuse_sampling_pass=reuse_sampling_pass)
+
+
+def test_a_router_draws_no_jitter_while_it_trains() -> None:
+    """Mixtral multiplies a router's input by noise while training: sampling, forward and recomputation differed."""
+    changes = {"model_type": "mixtral", "router_jitter_noise": 0.3, "num_local_experts": 2, "num_experts_per_tok": 1}
+    model = make_model(changes=changes).train()
+    thoughts = model.think(IDS, record=True)
+    losses = [model.learn(IDS, thoughts=thoughts, reuse_sampling_pass=reuse).loss for reuse in (True, False, False)]
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-4, rtol=1e-4)
+    assert torch.equal(losses[1], losses[2])
