@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from quietstar.errors import ConfigError
 from quietstar.positions import parse_positions
@@ -143,7 +143,8 @@ class TrainingOptions:
         seed: Seed of the data order and of the thoughts.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads; null leaves PyTorch's choice.
-        resume: Continue from the newest checkpoint in output_dir where there is one.
+        resume: Continue from the newest checkpoint in output_dir where there is one. Turned off, a directory with
+            checkpoints is refused; the embedded default deletes what it has written there and starts over.
     """
 
     method: Literal["quietstar", "language_modeling"] = "quietstar"
@@ -279,6 +280,18 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
         if not text:
             raise ConfigError(f"{key}: got an empty text")
     return config
+
+
+def run_options(config: TrainConfig) -> dict[str, Any]:
+    """What a run trains and on what, by dotted key: it is another run if one of these changes.
+
+    Without the options of the training loop, which the trainer compares itself, as it does the text; without where to
+    read and write texts; and without `model.backend`, which changes speed alone.
+    """
+    options = {"model": asdict(config.model), "objective": asdict(config.objective), "data": asdict(config.data)}
+    dropped = {"model.backend", "data.path", "data.validation_path", "data.validation_fraction"}
+    flat = {f"{group}.{name}": value for group, values in options.items() for name, value in values.items()}
+    return {key: value for key, value in flat.items() if key not in dropped}
 
 
 def _validate_preset(config: TrainConfig, require_inputs: bool) -> None:

@@ -12,12 +12,13 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.command_line import parse_train_config, run_command, to_yaml
-from quietstar.config import ModelOptions, TrainConfig
+from quietstar.config import ModelOptions, TrainConfig, run_options
 from quietstar.data import check_vocabulary, load_texts, load_tokenizer
 from quietstar.model import QuietStarConfig, QuietStarForCausalLM
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.training import Trainer, TrainingResult
 from quietstar.training.methods import Evaluate, compute_step, evaluate_on
+from quietstar.training.output_dir import make_output_dir
 
 KEPT_OF_A_THINKING_MODEL = ("initial_mixing_weight", "mixing_activation", "embedding_scale", "start_text", "end_text")
 """Options that only shape the weights of a model that does not think yet."""
@@ -45,11 +46,13 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
 
     Raises:
         ConfigError, DataError, UnsupportedBackboneError: For what is wrong with the model, the text or an option.
+        CheckpointError: `config.output_dir` holds a run of other options, or only damaged checkpoints.
         NonFiniteError: A loss or gradient was not a number; the last checkpoint is intact.
     """
     assert config.model.path is not None  # checked with the configuration
     tokenizer = load_tokenizer(config.model.path)
     training_texts, held_out = load_texts(config.data, tokenizer)
+    make_output_dir(Path(config.output_dir))  # before the model, which may take minutes to load
     model = load_model(config.model, tokenizer)
     trainer = Trainer(
         model,
@@ -61,6 +64,7 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
         evaluate_at_start=True,
         tokenizer=tokenizer,
         config_yaml=to_yaml(config),
+        run_options=run_options(config),
         progress_label=label,
     )
     return trainer.run()

@@ -110,6 +110,27 @@ def test_a_thinking_model_is_trained_further_with_what_it_learned(base: Path, te
     torch.testing.assert_close(new.mixing_head.layers[0].weight, old.mixing_head.layers[0].weight)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.thought_length", "4", "model.thought_length was 3 and is 4"),
+        ("model.interpolation", "log_probs", "model.interpolation was 'logits' and is 'log_probs'"),
+        ("objective.policy_weight", "0", "objective.policy_weight was None and is 0.0"),
+        ("training.learning_rate", "1", "training.learning_rate was 0.001 and is 1.0"),
+    ],
+)
+def test_a_finished_run_is_not_that_of_other_options(
+    base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: str, message: str
+) -> None:
+    run = tmp_path / "run"
+    assert main(arguments(base, text, run)) == 0
+    saved = (run / "config.yaml").read_text()
+    error = error_of(arguments(base, text, run, f"--{key}", value), capsys)
+    assert f"belongs to another run: {message}. Set it back, or choose another output_dir" in error
+    assert (run / "config.yaml").read_text() == saved
+    assert main(arguments(base, text, run, "--model.backend", "reference")) == 0
+
+
 def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a wrong input gives, with exit status 2 and no traceback."""
     assert main(words) == 2
@@ -129,6 +150,15 @@ class TestBadInput:
     ) -> None:
         text.write_text(content)
         assert str(text) in error_of(arguments(base, text, tmp_path / "run"), capsys)
+
+    @pytest.mark.parametrize("below", ["", "run"])
+    def test_output_dir_that_cannot_be_written(
+        self, base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
+    ) -> None:
+        (tmp_path / "file").write_text("in the way")
+        out = tmp_path / "file" / below
+        for words in (arguments(base, text, out), ["--output_dir", str(out)]):
+            assert f"output_dir: cannot write to {out}" in error_of(words, capsys)
 
     def test_text_shorter_than_one_block(
         self, base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -29,6 +29,7 @@ from quietstar.training.checkpoint import (
 )
 from quietstar.training.metrics import MetricsWriter, without_non_finite
 from quietstar.training.optimizer import build_optimizer
+from quietstar.training.output_dir import changed_options, make_output_dir
 from quietstar.training.progress import Progress
 from quietstar.training.schedule import learning_rate
 from quietstar.training.seeds import module_seed, thought_seed
@@ -37,7 +38,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 # Changing any other option in the middle of a run would make it a run of neither the old nor the new options.
 # `steps` may change so that a run can be extended: the schedule then follows the new number from there on.
-_MAY_CHANGE = frozenset(
+MAY_CHANGE = frozenset(
     {"steps", "micro_batch_size", "reuse_sampling_pass", "eval_every", "eval_batches", "save_every", "keep_checkpoints"}
     | {"log_every", "device", "threads", "resume"}
 )
@@ -120,6 +121,8 @@ class Trainer(Generic[ModelT]):
         extra_state: See `ExtraState`.
         tokenizer: Saved with each checkpoint.
         config_yaml: Text for `config.yaml`.
+        run_options: What else decides what is trained, plain JSON values by dotted key. Saved with each checkpoint; a
+            run is resumed only with equal ones.
         progress_label: Stands in front of the progress on stderr; None prints nothing.
 
     Raises:
@@ -141,6 +144,7 @@ class Trainer(Generic[ModelT]):
         extra_state: ExtraState | None = None,
         tokenizer: SavesPretrained | None = None,
         config_yaml: str | None = None,
+        run_options: Mapping[str, Any] | None = None,
         progress_label: str | None = "train",
     ) -> None:
         self.device = resolve_device(options.device)
@@ -162,6 +166,7 @@ class Trainer(Generic[ModelT]):
         self._extra_state = extra_state
         self._tokenizer = tokenizer
         self._config_yaml = config_yaml
+        self._run_options = None if run_options is None else dict(run_options)
         self._progress_label = progress_label
         self._record = _Record()
         self._newest: Path | None = None  # checkpoint
@@ -170,11 +175,12 @@ class Trainer(Generic[ModelT]):
         """Trains up to `options.steps` and returns what was reached; a finished run returns at once.
 
         Raises:
+            ConfigError: The output directory cannot be written to.
             NonFiniteError: A loss or gradient is NaN or infinite. The step that found it has not changed the weights.
             CheckpointError: The output directory holds checkpoints that are all damaged or of another run, or holds any
                 while `options.resume` is off.
         """
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        make_output_dir(self.output_dir)
         with _surroundings(self.model, self.device, self.options.threads):
             start = self._resume()
             if self._config_yaml is not None:
@@ -290,6 +296,7 @@ class Trainer(Generic[ModelT]):
         self._record.seconds = time.monotonic() - self._started
         state = {
             "options": asdict(self.options),
+            "run_options": self._run_options,
             "data": self._data_fingerprint(),
             "record": self._record.state_dict(),
             "extra": None if self._extra_state is None else self._extra_state.state_dict(),
@@ -322,12 +329,12 @@ class Trainer(Generic[ModelT]):
         return int(state["step"])
 
     def _check_same_run(self, path: Path, state: Mapping[str, Any]) -> None:
-        ours, theirs = asdict(self.options), state["options"]
-        changed = [
-            f"training.{key} was {theirs.get(key)!r} and is {ours.get(key)!r}"
-            for key in sorted(ours.keys() | theirs.keys())
-            if key not in _MAY_CHANGE and ours.get(key) != theirs.get(key)
-        ]
+        theirs = state.get("run_options")
+        changed = changed_options(_fixed(state["options"]), _fixed(asdict(self.options)))
+        if (theirs is None) != (self._run_options is None):
+            changed.append("one says what its model and objective are and the other does not")
+        else:
+            changed += changed_options(theirs or {}, self._run_options or {})
         if state["data"] != self._data_fingerprint():
             was, now = state["data"]["shape"], list(self._tokens.shape)
             changed.append(f"the training data was {was} tokens and is " + (f"{now}" if was != now else "other text"))
@@ -343,6 +350,10 @@ class Trainer(Generic[ModelT]):
             digest = hashlib.sha256(self._tokens.contiguous().cpu().numpy().data).hexdigest()
             self._fingerprint = {"shape": list(self._tokens.shape), "sha256": digest}
         return self._fingerprint
+
+
+def _fixed(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"training.{name}": value for name, value in options.items() if name not in MAY_CHANGE}
 
 
 def resolve_device(name: str) -> torch.device:

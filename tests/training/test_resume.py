@@ -144,6 +144,29 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Pa
     assert trainer(tmp_path, options_=options(**unchanged)).run().steps == 4
 
 
+def test_a_run_of_another_model_or_objective_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    model = {"model.thought_length": 8, "model.path": "a", "objective.policy_weight": None}
+    (tmp_path / "run").mkdir()
+
+    def run(run_options: dict[str, Any] | None, steps: int) -> None:
+        yaml = {"config_yaml": f"{run_options}"}
+        trainer(tmp_path / "run", options_=options(steps=steps), run_options=run_options, **yaml).run()
+
+    run(model, 2)
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    for changed, message in (
+        (model | {"model.thought_length": 4}, r"model\.thought_length was 8 and is 4\. Set it back, or choose another"),
+        (model | {"model.path": "b"}, r"model\.path was 'a' and is 'b'"),
+        (model | {"objective.policy_weight": 0.0}, r"objective\.policy_weight was None and is 0\.0"),
+        (None, "one says what its model and objective are and the other does not"),
+    ):
+        for steps in (2, 4):  # finished already, or to be extended
+            with pytest.raises(CheckpointError, match=rf"step-00000002: belongs to another run: .*{message}"):
+                run(changed, steps)
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    run(model, 4)
+
+
 class RunningMean:
     """What a baseline of the rewards would be: it changes with every step, and the loss depends on it."""
 

@@ -1,0 +1,44 @@
+"""The directory that a run writes to: that it can, and that what is there already comes from the same options."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quietstar.errors import ConfigError
+
+
+def make_output_dir(directory: Path) -> None:
+    """Make a directory where there is none, and try to write into it.
+
+    Raises:
+        ConfigError: It cannot be made or written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: cannot write to {directory} ({error.strerror}); needs a directory that you may write to"
+        ) from None
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write plain values to a file that is whole or as before, even if the process dies."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, file)
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A phrase with the old and the new value for each dotted key whose values differ; a missing one counts as None."""
+    return [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
