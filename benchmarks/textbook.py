@@ -17,11 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
 from benchmarks.environment import describe, markdown_table, write_markdown  # noqa: E402
 from quietstar.command_line import parse_train_config  # noqa: E402
+from quietstar.positions import parse_positions  # noqa: E402
 from quietstar.textbook.experiment import run_textbook  # noqa: E402
 from quietstar.textbook.report import COLUMNS, markdown, spread  # noqa: E402
 
@@ -45,8 +48,8 @@ def stream_tokens(changed: dict[str, str]) -> int:
     """Tokens of all streams of one text, to which the cost of a step is nearly proportional."""
     config = parse_train_config([word for key, value in changed.items() for word in (f"--{key}", value)])
     model, places = config.model, config.data.length - 1
-    kind, _, amount = model.positions.partition(":")
-    anchors = {"all": places, "entropy": round(float(amount or 0) * places)}[kind]
+    kind, share = parse_positions(model.positions)
+    anchors = {"all": places, "entropy": round(share * places)}[kind]
     return anchors * model.thoughts_per_position * (model.thought_length + 1 + model.lookahead)
 
 
@@ -63,7 +66,10 @@ def run(name: str, options: argparse.Namespace, shared: Path) -> dict[str, Any]:
             for base in shared.glob("seed-*/base"):
                 target = out / base.parent.name / "base"
                 if not target.exists():
-                    shutil.copytree(base, target)
+                    new = target.with_name("base.new")
+                    shutil.rmtree(new, ignore_errors=True)
+                    shutil.copytree(base, new)
+                    new.rename(target)
     print(f"== {name}: python -m quietstar.train {' '.join(words)}", flush=True)
     config = parse_train_config(words)
     run_textbook(config)
@@ -78,6 +84,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)  # of measuring too, not of training alone
     facts = describe("benchmarks/textbook.py", sys.argv[1:], threads=options.threads)
     shared = options.output / "default"
     table: list[list[str]] = []

@@ -6,7 +6,8 @@ without brackets and without labels, through the same `quietstar.train.train` th
 
 from __future__ import annotations
 
-import json
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from quietstar.data import PackedTexts, load_texts
 from quietstar.model import QuietStarForCausalLM
 from quietstar.textbook.character_model import character_model, character_tokenizer
 from quietstar.textbook.corpus import direct_text, parse_operands, textbook_text
+from quietstar.textbook.finished import arm_options, base_options, not_the_same, read_finished, write_finished
 from quietstar.textbook.measure import find_answers, measure_answers, measure_characters, sample_thoughts
 from quietstar.textbook.report import ARMS, write_report
 from quietstar.train import load_model, thinking_options, train
 from quietstar.training import Trainer
 from quietstar.training.methods import Evaluate, language_modeling_step
+from quietstar.training.output_dir import make_output_dir
 
 HELD_OUT_TEXTS = 256
 CURVE_TEXTS = 32
@@ -42,65 +45,119 @@ PRETRAINING = TrainingOptions(
 )
 PRETRAINING_LENGTH = 48
 FIXED_WEIGHTS = (0.3, 0.5, 0.7, 1.0)
+MEASURES = "measures.json"
+BASE_OPTIONS = "textbook.json"
 
 
 def run_textbook(config: TrainConfig) -> None:
     """Run every seed and arm, print the table, and write it with the figure to `config.output_dir`.
 
-    What is finished is kept: the same command goes on where it was stopped.
+    What is finished is kept: the same command goes on where it was stopped. With `training.resume` off, what the
+    experiment has written there is deleted first.
 
     Raises:
-        ConfigError: An option is out of range.
+        ConfigError: An option is out of range, or `config.output_dir` cannot be written to.
+        CheckpointError: Something there was made with other options; nothing has been changed then.
     """
-    parse_operands(config.textbook.operands)
+    started = time.monotonic()
     out = Path(config.output_dir)
+    make_output_dir(out)
     first = config.training.seed
-    results = {}
-    for seed in range(first, first + config.textbook.seeds):
-        training = replace(config.training, seed=seed)
-        results[seed] = _run_seed(replace(config, training=training), out / f"seed-{seed}")
+    seeds = {seed: _of_seed(config, seed) for seed in range(first, first + config.textbook.seeds)}
+    if config.training.resume:
+        for seed_config in seeds.values():
+            _check_finished(seed_config)
+    else:
+        for seed in seeds:
+            _delete_finished(_directory(out, seed))
+    results = {seed: _run_seed(seed_config) for seed, seed_config in seeds.items()}
     print(write_report(config, results, out))
+    print(f"This command took {time.monotonic() - started:.0f} s.")
 
 
-def _run_seed(config: TrainConfig, out: Path) -> dict[str, dict[str, Any]]:
+def _directory(out: Path, seed: int) -> Path:
+    return out / f"seed-{seed}"
+
+
+def _of_seed(config: TrainConfig, seed: int) -> TrainConfig:
+    """The options of one seed; its directory is their `output_dir`."""
+    out = _directory(Path(config.output_dir), seed)
+    return replace(
+        config,
+        output_dir=str(out),
+        training=replace(config.training, seed=seed),
+        model=replace(config.model, path=str(out / "base")),
+        data=replace(
+            config.data, path=str(out / "direct.txt"), validation_path=str(out / "held_out.txt"), append_eos=False
+        ),
+    )
+
+
+def _arms(config: TrainConfig) -> dict[str, TrainConfig]:
+    """The options of each arm of one seed."""
+    arms = {"before": config, "quietstar": config}
+    if config.textbook.controls:
+        arms["no_reinforce"] = replace(config, objective=replace(config.objective, policy_weight=0.0))
+        arms["pause"] = replace(config, model=replace(config.model, thinking="pause"))
+        arms["language_modeling"] = replace(config, training=replace(config.training, method="language_modeling"))
+    out = Path(config.output_dir)
+    return {arm: replace(options, preset="plain", output_dir=str(out / arm)) for arm, options in arms.items()}
+
+
+def _check_finished(config: TrainConfig) -> None:
+    """Raises CheckpointError where something of this seed was finished with other options."""
+    _has_read(config)
+    for arm in _arms(config).values():
+        read_finished(Path(arm.output_dir) / MEASURES, arm_options(arm))
+
+
+def _delete_finished(directory: Path) -> None:
+    for name in (*ARMS, "reading", "base"):
+        if (directory / name).is_dir():
+            shutil.rmtree(directory / name)
+
+
+def _run_seed(config: TrainConfig) -> dict[str, dict[str, Any]]:
     """Measures of every arm of one seed, by arm."""
-    config = _write_texts(config, out)
-    base = _pretrain(config, out)
-    config = replace(config, model=replace(config.model, path=str(base)))
+    _write_texts(config)
+    _pretrain(config)
     tokenizer = character_tokenizer()
     held_out, _ = load_texts(
         replace(config.data, path=config.data.validation_path, validation_path=None, validation_fraction=0.0), tokenizer
     )
     held_out = PackedTexts(held_out.tokens[:HELD_OUT_TEXTS])
 
-    arms = {"before": config, "quietstar": config}
-    if config.textbook.controls:
-        arms["no_reinforce"] = replace(config, objective=replace(config.objective, policy_weight=0.0))
-        arms["pause"] = replace(config, model=replace(config.model, thinking="pause"))
-        arms["language_modeling"] = replace(config, training=replace(config.training, method="language_modeling"))
     results: dict[str, dict[str, Any]] = {}
-    for arm, arm_config in arms.items():
-        file = out / arm / "measures.json"
-        if not (file.is_file() and config.training.resume):
-            model = load_model(arm_config.model, tokenizer)
-            if arm != "before":
-                curve = held_out.tokens[:CURVE_TEXTS]
-                arm_config = replace(arm_config, preset="plain", output_dir=str(out / arm))
-                trained = train(arm_config, evaluate=_curve_on(curve), label=arm)
-                model = QuietStarForCausalLM.from_pretrained(trained.checkpoint)
-            measures = _measure(model, held_out.tokens)
-            if arm == "before":
-                measures["fixed_weights"] = _at_fixed_weights(config.model, held_out.tokens)
+    for arm, arm_config in _arms(config).items():
+        file, options = Path(arm_config.output_dir) / MEASURES, arm_options(arm_config)
+        measures = read_finished(file, options)
+        if measures is None:
+            measures = _run_arm(arm, arm_config, held_out.tokens)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(measures, indent=1))
-        results[arm] = json.loads(file.read_text())
-        print(f"seed {config.training.seed}, {ARMS[arm]}: " + _in_words(results[arm]), flush=True)
+            write_finished(file, measures, options)
+        results[arm] = measures
+        print(f"seed {config.training.seed}, {ARMS[arm]}: " + _in_words(measures), flush=True)
     return results
 
 
-def _write_texts(config: TrainConfig, out: Path) -> TrainConfig:
+def _run_arm(arm: str, config: TrainConfig, held_out: torch.Tensor) -> dict[str, Any]:
+    """Train one arm, unless it is the one before training, and measure it."""
+    seconds, started = 0.0, time.monotonic()
+    if arm == "before":
+        model = load_model(config.model, character_tokenizer())
+    else:
+        trained = train(config, evaluate=_curve_on(held_out[:CURVE_TEXTS]), label=arm)
+        seconds, started = trained.seconds, time.monotonic()  # earlier parts of a stopped run count too
+        model = QuietStarForCausalLM.from_pretrained(trained.checkpoint)
+    measures = _measure(model, held_out)
+    if arm == "before":
+        measures["fixed_weights"] = _at_fixed_weights(config.model, held_out)
+    return {**measures, "seconds": seconds + time.monotonic() - started}
+
+
+def _write_texts(config: TrainConfig) -> None:
     """The textbook and the direct lines of both sides of the split, as files."""
-    counts, seed = parse_operands(config.textbook.operands), config.training.seed
+    counts, seed, out = parse_operands(config.textbook.operands), config.training.seed, Path(config.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     pages = PRETRAINING.batch_size * config.textbook.pretraining_steps
     trained_on = config.training.batch_size * config.data.length * config.training.steps
@@ -112,17 +169,23 @@ def _write_texts(config: TrainConfig, out: Path) -> TrainConfig:
     }
     for name, text in texts.items():
         (out / f"{name}.txt").write_text(text)
-    data = replace(
-        config.data, path=str(out / "direct.txt"), validation_path=str(out / "held_out.txt"), append_eos=False
-    )
-    return replace(config, data=data)
 
 
-def _pretrain(config: TrainConfig, out: Path) -> Path:
-    """The character model that has read the textbook, as a model directory."""
-    directory = out / "base"
-    if config.training.resume and (directory / "config.json").is_file():
-        return directory
+def _has_read(config: TrainConfig) -> bool:
+    """Whether the character model that has read this textbook is there."""
+    base = Path(config.output_dir) / "base"
+    if not base.exists():
+        return False
+    if read_finished(base / BASE_OPTIONS, base_options(config)) is None:
+        raise not_the_same(base, [f"it has no {BASE_OPTIONS} that says which"])
+    return True
+
+
+def _pretrain(config: TrainConfig) -> None:
+    """Make the character model that has read the textbook, as a model directory."""
+    if _has_read(config):
+        return
+    out = Path(config.output_dir)
     tokenizer, seed = character_tokenizer(), config.training.seed
     model = QuietStarForCausalLM.from_base(character_model(seed), tokenizer, **thinking_options(config.model))
     textbook = replace(
@@ -142,11 +205,20 @@ def _pretrain(config: TrainConfig, out: Path) -> Path:
         resume=config.training.resume,
     )
     Trainer(
-        model, language_modeling_step, texts, options, out / "reading", progress_label=f"seed {seed}: read the textbook"
+        model,
+        language_modeling_step,
+        texts,
+        options,
+        out / "reading",
+        run_options=base_options(config),
+        progress_label=f"seed {seed}: read the textbook",
     ).run()
-    tokenizer.save_pretrained(directory)
-    model.base.save_pretrained(directory)
-    return directory
+    new = out / "base.new"
+    shutil.rmtree(new, ignore_errors=True)
+    tokenizer.save_pretrained(new)
+    model.base.save_pretrained(new)
+    write_finished(new / BASE_OPTIONS, {}, base_options(config))
+    new.rename(out / "base")
 
 
 def _curve_on(texts: torch.Tensor) -> Evaluate:
