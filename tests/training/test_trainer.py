@@ -137,7 +137,7 @@ def test_each_micro_batch_gets_its_texts_and_its_seed(tmp_path: Path) -> None:
 
     order = BatchOrder(len(data), given.batch_size, given.seed)
     wanted = [
-        (data.batch(order.indices(step - 1)[2 * micro : 2 * micro + 2]).tolist(), thought_seed(5, step, micro))
+        (data.tokens[order.indices(step - 1)[2 * micro : 2 * micro + 2]].tolist(), thought_seed(5, step, micro))
         for step in (1, 2, 3)
         for micro in (0, 1)
     ]
