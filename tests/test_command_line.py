@@ -37,7 +37,7 @@ def keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 def test_no_argument_is_the_embedded_default() -> None:
     config = parse_train_config([])
-    assert config == TrainConfig()
+    assert config == parse_train_config(["--preset", "textbook"])
     assert config.preset == "textbook"
 
 
@@ -194,7 +194,7 @@ def test_numbers_in_a_file_may_be_written_as_on_the_command_line(tmp_path: Path)
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     for text in ("", "# nothing yet\n", "model:\n  # lookahead: 3\ntraining: {}\n"):
-        assert load_config(write(tmp_path / "a.yaml", text)) == TrainConfig()
+        assert load_config(write(tmp_path / "a.yaml", text)) == parse_train_config([])
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
