@@ -35,6 +35,7 @@ ROWS: dict[str, dict[str, str]] = {
     "lookahead 3": {"model.lookahead": "3"},
     "4 thoughts per position": {"model.thoughts_per_position": "4"},
     "a quarter of the positions, by entropy": {"model.positions": "entropy:0.25"},
+    "half of the positions, by entropy": {"model.positions": "entropy:0.55"},
     "3 to 5 operands": {"textbook.operands": "3-5"},
     "10 % of asides useful": {"textbook.useful_asides": "0.1"},
     "3 % of asides useful": {"textbook.useful_asides": "0.03"},
@@ -76,6 +77,22 @@ def run(name: str, options: argparse.Namespace, shared: Path) -> dict[str, Any]:
     return dict(json.loads((out / "results.json").read_text()))
 
 
+def options_markdown(measured: dict[str, dict[str, Any]]) -> str:
+    """The table of all rows: measures of each, by seed and arm."""
+    columns = ["option", "command line", "seeds", "stream tokens per text", "correct workings before", *SHOWN]
+    table = []
+    for name, results in measured.items():
+        flags = " ".join(f"--{key} {value}" for key, value in ROWS[name].items()) or "-"
+        before = [COLUMNS["correct workings"](arms["before"]) for arms in results.values()]
+        cells = [spread([COLUMNS[column](arms["quietstar"]) for arms in results.values()]) for column in SHOWN]
+        table.append([name, f"`{flags}`", str(len(results)), str(stream_tokens(ROWS[name])), spread(before), *cells])
+    return (
+        "Mean ± standard error over the seeds, after 100 steps of Quiet-STaR, on held-out sums; NLL in nats, chance is "
+        "ln 7 = 1.946. A working counts as correct as far as it fits into the thought (4 tokens hold half of it).\n\n"
+        + markdown_table(columns, table, text_columns=2)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/textbook-options"))
@@ -87,27 +104,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)  # of measuring too, not of training alone
     facts = describe("benchmarks/textbook.py", sys.argv[1:], threads=options.threads)
     shared = options.output / "default"
-    table: list[list[str]] = []
+    measured: dict[str, dict[str, Any]] = {}
     for name in options.rows:
-        results = run(name, options, shared)
+        measured[name] = run(name, options, shared)
         if name == "default":
             config = parse_train_config(["--textbook.seeds", str(options.seeds)])
-            body = markdown(config, {int(seed): arms for seed, arms in results.items()})
+            body = markdown(config, {int(seed): arms for seed, arms in measured[name].items()})
             body += "\n![curves](textbook.png)"
             write_markdown(options.results / "textbook.md", "The embedded default, with its controls", facts, body)
             shutil.copy(shared / "curves.png", options.results / "textbook.png")
-        arms = [arms["quietstar"] for arms in results.values()]
-        before = [arms["before"] for arms in results.values()]
-        flags = " ".join(f"--{key} {value}" for key, value in ROWS[name].items()) or "-"
-        cells = [spread([COLUMNS[column](measures) for measures in arms]) for column in SHOWN]
-        workings = spread([COLUMNS["correct workings"](measures) for measures in before])
-        table.append([name, f"`{flags}`", str(stream_tokens(ROWS[name])), workings, *cells])
-        columns = ["option", "command line", "stream tokens per text", "correct workings before", *SHOWN]
-        body = (
-            f"Mean ± standard error over {options.seeds} seeds, after 100 steps of Quiet-STaR, on held-out sums. "
-            "A working counts as correct as far as it fits into the thought (4 tokens hold half of it).\n\n"
-            + markdown_table(columns, table, text_columns=2)
-        )
+        body = options_markdown(measured)
         write_markdown(options.results / "textbook_options.md", "Options of the embedded default", facts, body)
         print(body, flush=True)
 
