@@ -176,6 +176,18 @@ class TestBadInput:
         text.write_bytes(b"1+1=2\n2+2=\xff4\n" * 9)
         assert f"{text}:2" in error_of(arguments(base, text, tmp_path / "run"), capsys)
 
+    def test_text_that_the_tokenizer_cannot_encode(
+        self, base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        text.write_text("letters\n" * 9)
+        assert f"{text}: the tokenizer can't encode" in error_of(arguments(base, text, tmp_path / "run"), capsys)
+
+    def test_start_text_that_the_tokenizer_cannot_encode(
+        self, base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = arguments(base, text, tmp_path / "run", "--model.start_text", "---")
+        assert "start_text: the tokenizer can't encode '---'" in error_of(words, capsys)
+
     def test_malformed_json_line(self, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "text.jsonl"
         file.write_text('{"text": "1+1=2"}\n{"text": \n')

@@ -66,7 +66,10 @@ def pack(
     sources: dict[str, None] = {}  # a dict keeps the order, for the message
     for document in documents:
         sources[document.source] = None
-        parts += [np.asarray(ids, dtype=np.int32) for ids in token_ids(document.text, tokenizer)]
+        try:
+            parts += [np.asarray(ids, dtype=np.int32) for ids in token_ids(document.text, tokenizer)]
+        except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
+            raise DataError(f"{document.source}: the tokenizer can't encode this text: {error}") from error
         if append_eos:
             parts.append(np.asarray([eos], dtype=np.int32))
     total = sum(part.size for part in parts)

@@ -588,7 +588,10 @@ def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary:
     elif tokenizer is None:
         raise ConfigError(f"{name}: got the text {text!r} without a tokenizer; pass tokenizer= or token ids")
     else:
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
+            raise ConfigError(f"{name}: the tokenizer can't encode {text!r}: {error}") from error
     if not ids:
         raise ConfigError(f"{name}: {text!r} has no tokens, needs at least one")
     if not all(0 <= token < vocabulary for token in ids):
