@@ -36,11 +36,10 @@ ROWS: dict[str, dict[str, str]] = {
     "4 thoughts per position": {"model.thoughts_per_position": "4"},
     "a quarter of the positions, by entropy": {"model.positions": "entropy:0.25"},
     "half of the positions, by entropy": {"model.positions": "entropy:0.55"},
+    "3 or 4 operands": {"textbook.operands": "3-4"},
     "3 to 5 operands": {"textbook.operands": "3-5"},
     "10 % of asides useful": {"textbook.useful_asides": "0.1"},
     "3 % of asides useful": {"textbook.useful_asides": "0.03"},
-    "objective preset paper": {"objective.preset": "paper", "objective.policy_weight": "1"},
-    "mixing weight starts at 0": {"model.initial_mixing_weight": "null"},
 }
 SHOWN = ("answer NLL, no thought", "answer NLL, with thought", "accuracy, with thought", "correct workings")
 

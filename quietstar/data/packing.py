@@ -69,7 +69,8 @@ def pack(
         try:
             parts += [np.asarray(ids, dtype=np.int32) for ids in token_ids(document.text, tokenizer)]
         except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
-            raise DataError(f"{document.source}: the tokenizer can't encode this text: {error}") from error
+            where = document.source if document.line is None else f"{document.source}:{document.line}"
+            raise DataError(f"{where}: the tokenizer can't encode this text: {error}") from error
         if append_eos:
             parts.append(np.asarray([eos], dtype=np.int32))
     total = sum(part.size for part in parts)
