@@ -37,8 +37,13 @@ ROWS: dict[str, dict[str, str]] = {
     "a quarter of the positions, by entropy": {"model.positions": "entropy:0.25"},
     "half of the positions, by entropy": {"model.positions": "entropy:0.55"},
     "3 or 4 operands": {"textbook.operands": "3-4"},
+    "3 or 4 operands, read for longer": {"textbook.operands": "3-4", "textbook.pretraining_steps": "3600"},
     "3 to 5 operands": {"textbook.operands": "3-5"},
     "10 % of asides useful": {"textbook.useful_asides": "0.1"},
+    "10 % of asides useful, read for longer": {
+        "textbook.useful_asides": "0.1",
+        "textbook.pretraining_steps": "3600",
+    },
     "3 % of asides useful": {"textbook.useful_asides": "0.03"},
 }
 SHOWN = ("answer NLL, no thought", "answer NLL, with thought", "accuracy, with thought", "correct workings")
@@ -88,7 +93,10 @@ def options_markdown(measured: dict[str, dict[str, Any]]) -> str:
     return (
         "Mean ± standard error over the seeds, after 100 steps of Quiet-STaR, on held-out sums; NLL in nats, chance is "
         "ln 7 = 1.946. A working counts as correct as far as it fits into the thought (4 tokens hold half of it).\n\n"
-        + markdown_table(columns, table, text_columns=2)
+        "Where there are no correct workings before, the character model has not learned them from its textbook, and "
+        "there is nothing to select. Workings of several lengths have to fit one thought length. Entropy cannot tell "
+        "the answer from the operands, which are as uncertain and can't be predicted at all: a quarter of the places "
+        "goes to operands alone.\n\n" + markdown_table(columns, table, text_columns=2)
     )
 
 
