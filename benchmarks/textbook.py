@@ -22,11 +22,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
-from benchmarks.environment import describe, markdown_table, write_markdown  # noqa: E402
-from quietstar.command_line import parse_train_config  # noqa: E402
-from quietstar.positions import parse_positions  # noqa: E402
-from quietstar.textbook.experiment import run_textbook  # noqa: E402
-from quietstar.textbook.report import COLUMNS, markdown, spread  # noqa: E402
+from benchmarks.environment import describe, markdown_table, write_markdown
+from quietstar.command_line import parse_train_config
+from quietstar.positions import parse_positions
+from quietstar.textbook.experiment import run_textbook
+from quietstar.textbook.report import COLUMNS, markdown, spread
 
 ROWS: dict[str, dict[str, str]] = {
     "default": {},

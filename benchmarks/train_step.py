@@ -41,7 +41,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
-from benchmarks.environment import describe, markdown_table, write_csv, write_markdown  # noqa: E402  (needs the path above)
+from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
 
 # torch is imported where a measurement needs it and not here: the parent only waits, and should take no memory (or GPU)
 # from the child that it measures.

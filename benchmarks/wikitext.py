@@ -20,13 +20,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
-import torch  # noqa: E402
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM  # noqa: E402
+import torch
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
-from benchmarks.environment import describe, markdown_table, write_markdown  # noqa: E402
-from quietstar import QuietStarForCausalLM  # noqa: E402
-from quietstar.train import main as train  # noqa: E402
-from quietstar.training import latest_checkpoint, read_metrics  # noqa: E402
+from benchmarks.environment import describe, markdown_table, write_markdown
+from quietstar import QuietStarForCausalLM
+from quietstar.train import main as train
+from quietstar.training import latest_checkpoint, read_metrics
 
 
 def make_model(directory: Path) -> None:

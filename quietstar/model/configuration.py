@@ -67,7 +67,7 @@ class QuietStarConfig(PreTrainedConfig):
             for name in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"):
                 if kwargs.get(name) is None and hasattr(self.text_config, name):
                     kwargs[name] = getattr(self.text_config, name)
-        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         self._check()
 
     def _check(self) -> None:

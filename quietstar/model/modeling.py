@@ -81,7 +81,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         self.thought_embedding = nn.Embedding(2, hidden_size)
         self.mixing_head = MixingHead(config, hidden_size)
         self._probed = False
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         # Not from the configuration, whose `temperature` is that of thoughts.
         self.generation_config = copy.deepcopy(base.generation_config)
         if config.banned_token_ids and self.generation_config is not None:
