@@ -1,0 +1,336 @@
+"""Compiling kernel calls for GPUs that are not there, and reading what came out.
+
+A `Launch` is specialised as Triton's own launcher would (pointers and sizes divisible by 16, sizes equal to 1, what
+the kernel asks not to be specialised), with Triton's own functions, and compiled by the assembler that Triton ships.
+Nothing is taken from a cache, nor from `TRITON_*` variables of the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import queue
+import re
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+# Triton reads its environment when it is imported, so that only a worker imports it, or anything that does.
+if TYPE_CHECKING:
+    from quietstar_kernels.launch import Launch
+
+KIBIBYTE = 1024
+TIME_LIMIT = 300.0
+"""Seconds after which a compiler counts as hanging."""
+
+TARGETS: dict[str, tuple[str, int | str, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_86": ("cuda", 86, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+"""Backend, architecture and threads of a warp."""
+
+SHARED_MEMORY_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+"""KiB that one program may have."""
+
+TENSOR_MEMORY_LIMIT = 512
+"""Columns of a Blackwell multiprocessor, all of which one program may have."""
+
+MATRIX_INSTRUCTIONS = {
+    "wgmma": r"\bwgmma\.mma_async\.",
+    "tcgen05": r"\btcgen05\.mma\.",
+    "mma_sync": r"\bmma\.sync\.",
+    "mfma": r"\bv_mfma_",
+}
+"""Patterns of Hopper's, Blackwell's and Ampere's matrix instructions in PTX, and of AMD's in its assembly."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kernel to compile; `variant` is one of `kernel_cases.variants`."""
+
+    architecture: str
+    kernel: str
+    case: str
+    variant: str
+    configuration: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the assembler reports for one kernel.
+
+    Attributes:
+        registers: of a thread; on gfx942 vector registers of both kinds.
+        spill_stores, spill_loads: bytes of a thread; on gfx942 the stores count spilled vector registers, the loads 0.
+        stack: bytes of a thread.
+        shared_memory: bytes of a program.
+        tensor_memory: columns of a program (Blackwell).
+        wgmma, tcgen05, mma_sync, mfma: matrix instructions in the code, by kind.
+        seconds: that compiling took.
+        error: why there is no code; empty where there is.
+    """
+
+    registers: int = 0
+    spill_stores: int = 0
+    spill_loads: int = 0
+    stack: int = 0
+    shared_memory: int = 0
+    tensor_memory: int = 0
+    wgmma: int = 0
+    tcgen05: int = 0
+    mma_sync: int = 0
+    mfma: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def spills(self) -> bool:
+        return self.spill_stores + self.spill_loads > 0
+
+    def matrix_instructions(self) -> dict[str, int]:
+        """Kind -> number, of those that occur."""
+        return {kind: count for kind in MATRIX_INSTRUCTIONS if (count := getattr(self, kind))}
+
+    def fits(self, architecture: str) -> bool:
+        """Whether a program has room on the chip."""
+        return (
+            self.shared_memory <= SHARED_MEMORY_LIMIT[architecture] * KIBIBYTE
+            and self.tensor_memory <= TENSOR_MEMORY_LIMIT
+        )
+
+
+def compile_launch(launch: Launch, architecture: str) -> Compiled:
+    """Compile one call for an architecture. To be called in a worker, whose environment is clean.
+
+    Raises:
+        Exception: whatever Triton's compiler does.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    start = time.perf_counter()
+    target = GPUTarget(*TARGETS[architecture])
+    backend = make_backend(target)
+    kernel = launch.kernel
+    # What JITFunction.run does between the call and the compiler. It asks the driver for the device and so cannot be
+    # called without one; its parts can.
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(
+        **launch.arguments, **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages
+    )
+    parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
+    source = ASTSource(kernel, signature, constants, attributes)
+
+    triton.knobs.compilation.always_compile = True
+    triton.knobs.nvidia.dump_ptxas_log = True  # the assembler's report of registers and spills, on stdout
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        compiled = triton.compile(source, target=target, options=parsed.__dict__)
+    if "ptx" in compiled.asm:
+        code = compiled.asm["ptx"]
+        figures = read_nvidia(log.getvalue())
+    else:
+        code = compiled.asm["amdgcn"]
+        figures = read_amd(code)
+    matrix = {kind: len(re.findall(pattern, code)) for kind, pattern in MATRIX_INSTRUCTIONS.items()}
+    return Compiled(
+        **figures,
+        **matrix,
+        shared_memory=compiled.metadata.shared,
+        tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
+        seconds=round(time.perf_counter() - start, 2),
+    )
+
+
+def read_nvidia(log: str) -> dict[str, int]:
+    """The figures in the report of `ptxas -v`, the sums over its functions."""
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    registers = re.findall(r"Used (\d+) registers", log)
+    if not frames or not registers:
+        raise ValueError(f"no figures in the assembler's report: {log!r}")
+    stack, stores, loads = (sum(int(frame[k]) for frame in frames) for k in range(3))
+    return {
+        "registers": max(map(int, registers)),
+        "spill_stores": stores,
+        "spill_loads": loads,
+        "stack": stack,
+    }
+
+
+def read_amd(assembly: str) -> dict[str, int]:
+    """The figures in the metadata at the end of AMD's assembly."""
+
+    def figure(name: str) -> int:
+        found = re.search(rf"^\s*\.{name}:\s*(\d+)", assembly, flags=re.MULTILINE)
+        if found is None:
+            raise ValueError(f"no .{name} in the assembly's metadata")
+        return int(found[1])
+
+    return {
+        "registers": figure("vgpr_count"),
+        "spill_stores": figure("vgpr_spill_count"),
+        "spill_loads": 0,
+        "stack": figure("private_segment_fixed_size"),
+    }
+
+
+def compile_task(task: Task) -> Compiled:
+    """Compile one task; an error becomes a result. To be called in a worker."""
+    import torch
+
+    from benchmarks import kernel_cases
+    from quietstar_kernels.launch import Launch
+
+    try:
+        launch = kernel_cases.launch(
+            task.kernel, task.case, task.variant, dict(task.configuration), torch.device("meta")
+        )
+        assert isinstance(launch, Launch)
+        return compile_launch(launch, task.architecture)
+    except Exception as error:  # whatever the compiler raises belongs to this kernel, and the others are still to come
+        return Compiled(error=summary(error))
+
+
+def summary(error: BaseException | None) -> str:
+    """An error and those that caused it on one line, of each the end: Triton's begin with source code."""
+    chain = []
+    while error is not None:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+        chain.append(f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__)
+        error = error.__cause__ or error.__context__
+    return " <- ".join(chain)
+
+
+def triton_version() -> str:
+    """The version that a worker imports."""
+    import triton
+
+    return str(triton.__version__)
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+
+
+def _work(connection: multiprocessing.connection.Connection, cache: str) -> None:
+    """A worker: answers tasks until it is told to stop."""
+    for name in [name for name in os.environ if name.startswith("TRITON_")]:
+        del os.environ[name]  # an interpreter, another assembler or debugging options would change what is measured
+    os.environ["TRITON_CACHE_DIR"] = cache
+    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")  # the default is what users run
+    import torch
+
+    torch.set_num_threads(1)
+    while (task := connection.recv()) is not None:
+        try:
+            connection.send(triton_version() if task == "version" else compile_task(task))
+        except Exception:
+            connection.send(Compiled(error=traceback.format_exc()))
+
+
+class Worker:
+    """A process that compiles. One that dies, as LLVM does where it does not know how, is replaced."""
+
+    def __init__(self, cache: str) -> None:
+        self._cache = cache
+        self._context = multiprocessing.get_context("spawn")  # a fork would have imported Triton already
+        self._process: Any = None
+
+    def _start(self) -> None:
+        self._connection, other = self._context.Pipe()
+        self._process = self._context.Process(target=_work, args=(other, self._cache), daemon=True)
+        self._process.start()
+        other.close()
+
+    def ask(self, task: Task | str) -> Any:
+        if self._process is None:
+            self._start()
+        try:
+            self._connection.send(task)
+            if not self._connection.poll(TIME_LIMIT):
+                self._stop()
+                return Compiled(error=f"the compiler took more than {TIME_LIMIT:.0f} s")
+            return self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            self._process = None
+            return Compiled(error=f"the compiler died with exit code {code}")
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process = None
+
+    def close(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._connection.send(None)
+            self._process.join(timeout=5)
+            if self._process is not None and self._process.is_alive():
+                self._stop()
+
+
+def compile_all(tasks: Iterable[Task], jobs: int) -> Iterator[tuple[Task, Compiled]]:
+    """Compile every task in `jobs` processes, in the order in which they are done.
+
+    Two tasks whose kernels are the same, but for the case or the variant, are both compiled.
+    """
+    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[Task, Compiled]] = queue.SimpleQueue()
+    count = 0
+    for task in tasks:
+        waiting.put(task)
+        count += 1
+    stop = threading.Event()
+
+    def serve(worker: Worker) -> None:
+        with contextlib.closing(worker):
+            while not stop.is_set():
+                try:
+                    task = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                done.put((task, worker.ask(task)))
+
+    with tempfile.TemporaryDirectory() as cache:
+        threads = [threading.Thread(target=serve, args=(Worker(cache),)) for _ in range(max(1, min(jobs, count)))]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(count):
+                yield done.get()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def installed_triton() -> str:
+    """Version of the Triton that compiles, asked of a worker."""
+    with tempfile.TemporaryDirectory() as cache, contextlib.closing(Worker(cache)) as worker:
+        return str(worker.ask("version"))
+
+
+def as_row(task: Task, compiled: Compiled) -> dict[str, object]:
+    """One line of a table: what was compiled, then what came out. `seconds` differ from run to run and are left out."""
+    row: dict[str, object] = {**asdict(task), "configuration": describe_configuration(dict(task.configuration))}
+    row |= asdict(replace(compiled, seconds=0.0))
+    del row["seconds"]
+    return row
+
+
+def describe_configuration(configuration: dict[str, int]) -> str:
+    """As in "BLOCK_M=64 BLOCK_N=64 num_warps=4 num_stages=2"."""
+    return " ".join(f"{name}={value}" for name, value in configuration.items())

@@ -1,0 +1,263 @@
+"""Every kernel of the pinned table compiled for every architecture, without a GPU: registers, spills, shared memory.
+
+    python benchmarks/compile_kernels.py
+
+Each line of `configurations.json` is compiled through the same `Launch` that runs, in its variants (window, soft cap,
+a head size that is no power of two, ...), by the Triton that is installed. The table is printed and written to
+`benchmarks/results/compiled_kernels_triton_<version>.csv` and `.md`. A table that is worse than the committed one wants
+`--reason`, which is written at its top.
+
+`--check` writes nothing and fails where a kernel does not compile, does not fit its chip, spills in a forward pass,
+lacks its matrix instructions, or is worse than its committed row; a Triton without a committed table is held to the
+rest. `--quick` leaves out what `is_quick` says, so that continuous integration can afford the check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+
+os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted cannot be compiled; workers clear the rest themselves
+
+from benchmarks.ahead_of_time import (
+    MATRIX_INSTRUCTIONS,
+    SHARED_MEMORY_LIMIT,
+    TARGETS,
+    TENSOR_MEMORY_LIMIT,
+    Compiled,
+    Task,
+    as_row,
+    compile_all,
+    installed_triton,
+)
+from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
+
+RESULTS = ROOT / "benchmarks" / "results"
+SCRIPT = "benchmarks/compile_kernels.py"
+KEY = ("architecture", "kernel", "case", "variant")
+MAY_NOT_GROW = ("registers", "spill_stores", "spill_loads", "stack", "shared_memory", "tensor_memory")
+
+Row = Mapping[str, object]
+
+
+def table_path(triton: str) -> Path:
+    """Where the CSV of a Triton version lies; patch releases share one."""
+    return RESULTS / f"compiled_kernels_triton_{minor_version(triton)}.csv"
+
+
+def minor_version(triton: str) -> str:
+    return ".".join(triton.split(".")[:2])
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("# ")))
+
+
+def tasks(architectures: Sequence[str], kernels: str, quick: bool) -> list[Task]:
+    """The lines of the pinned table, in their variants.
+
+    Args:
+        architectures: rows of the pinned table.
+        kernels: a regular expression that the kernel's name must match.
+        quick: leave out what `is_quick` does.
+    """
+    from benchmarks.kernel_cases import variants
+    from quietstar_kernels.configurations import table
+
+    found = [
+        Task(architecture, kernel, case, variant, tuple(configuration.items()))
+        for architecture in architectures
+        for kernel, cases in table()[architecture].items()
+        for case, configuration in cases.items()
+        for variant in variants(kernel, case)
+        if re.search(kernels, kernel)
+    ]
+    return [task for task in found if is_quick(task)] if quick else found
+
+
+def is_quick(task: Task) -> bool:
+    """Whether a task is part of `--quick`."""
+    return True
+
+
+def is_forward(kernel: str) -> bool:
+    """Whether a kernel runs without gradients too, where a spill would cost every user."""
+    return "backward" not in kernel and "gradient" not in kernel
+
+
+def beyond_limits(row: Row) -> list[str]:
+    """What of a row no reason excuses."""
+    name = ", ".join(str(row[part]) for part in KEY)
+    if row["error"]:
+        return [f"{name}: does not compile: {row['error']}"]
+    architecture, kernel, case = str(row["architecture"]), str(row["kernel"]), str(row["case"])
+    figures = {field: int(str(row[field])) for field in (*MAY_NOT_GROW, *MATRIX_INSTRUCTIONS)}
+    problems = []
+    limit = SHARED_MEMORY_LIMIT[architecture]
+    if not Compiled(**figures).fits(architecture):
+        problems.append(
+            f"{name}: {figures['shared_memory'] / 1024:.1f} KiB of shared memory and {figures['tensor_memory']} columns "
+            f"of tensor memory, where {architecture} has {limit} KiB and {TENSOR_MEMORY_LIMIT} columns"
+        )
+    if is_forward(kernel) and Compiled(**figures).spills:
+        problems.append(f"{name}: spills {figures['spill_stores']} bytes; a forward kernel must not")
+    if needs_wgmma(architecture, kernel, case) and not figures["wgmma"]:
+        problems.append(f"{name}: no wgmma instruction")
+    return problems
+
+
+def needs_wgmma(architecture: str, kernel: str, case: str) -> bool:
+    """Whether a kernel would run at a fraction of a Hopper GPU's speed without its own matrix instructions."""
+    return architecture == "sm_90" and kernel.startswith("thought_attention.") and case.startswith("16-bit")
+
+
+def worse(before: Row, now: Row) -> list[str]:
+    """The figures in which a row is worse than its committed one."""
+    name = ", ".join(str(now[part]) for part in KEY)
+    if now["error"] or before["error"]:
+        return []  # a kernel that does not compile is beyond the limits, and one that does now is no worse
+    problems = [
+        f"{name}: {field} {before[field]} -> {now[field]}"
+        for field in MAY_NOT_GROW
+        if int(str(now[field])) > int(str(before[field]))
+    ]
+    problems += [
+        f"{name}: {field} instructions {before[field]} -> 0"
+        for field in MATRIX_INSTRUCTIONS
+        if int(str(before[field])) and not int(str(now[field]))
+    ]
+    return problems
+
+
+def compare(before: Sequence[Row], now: Sequence[Row], *, whole: bool) -> tuple[list[str], list[str]]:
+    """Hold rows against the committed table.
+
+    Args:
+        before: the committed rows.
+        now: the rows compiled now.
+        whole: whether `now` should have every row that `before` has.
+
+    Returns:
+        The figures that are worse, and the rows for which the table is out of date.
+    """
+    committed = {tuple(str(row[part]) for part in KEY): row for row in before}
+    problems, outdated = [], []
+    for row in now:
+        key = tuple(str(row[part]) for part in KEY)
+        known = committed.pop(key, None)
+        if known is None:
+            outdated.append(f"{', '.join(key)}: not in the table")
+            continue
+        problems += worse(known, row)
+        if known["configuration"] != row["configuration"]:
+            outdated.append(f"{', '.join(key)}: {known['configuration']} -> {row['configuration']}")
+    if whole:
+        outdated += [f"{', '.join(key)}: in the table, but there is no such kernel" for key in committed]
+    return problems, outdated
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table for people."""
+
+    def cells(row: Row) -> list[str]:
+        name = [str(row[part]) for part in (*KEY, "configuration")]
+        if row["error"]:
+            return [*name, "does not compile", "", "", "", ""]
+        spills = f"{row['spill_stores']} / {row['spill_loads']}"
+        tensor = f" + {row['tensor_memory']} columns" if int(str(row["tensor_memory"])) else ""
+        shared = f"{int(str(row['shared_memory'])) / 1024:.1f}{tensor}"
+        matrix = ", ".join(f"{kind} {row[kind]}" for kind in MATRIX_INSTRUCTIONS if int(str(row[kind])))
+        return [*name, str(row["registers"]), spills, str(row["stack"]), shared, matrix or "-"]
+
+    columns = (*KEY, "configuration", "registers", "spills", "stack", "shared memory", "matrix instructions")
+    return markdown_table(columns, [cells(row) for row in rows], text_columns=5)
+
+
+LEGEND = """Registers, spills (bytes stored / loaded) and stack are those of a thread, shared memory is in KiB of a program;
+on sm_100 the columns of tensor memory stand beside it. On gfx942 the registers are vector registers, and the spills the
+vector registers spilled. Matrix instructions are counted in the code, not as they run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers that run at a time")
+    parser.add_argument("--architectures", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="ARCHITECTURE")
+    parser.add_argument("--kernels", default="", metavar="REGEX", help="only kernels whose name matches")
+    parser.add_argument("--quick", action="store_true", help="what continuous integration compiles")
+    parser.add_argument("--check", action="store_true", help="compare with the committed table; write nothing")
+    parser.add_argument("--reason", help="why the new table may be worse than the committed one")
+    options = parser.parse_args(arguments)
+
+    start = time.perf_counter()
+    triton = installed_triton()
+    wanted = tasks(options.architectures, options.kernels, options.quick)
+    whole = options.architectures == list(TARGETS) and not options.kernels and not options.quick
+    rows_by_task: dict[Task, Row] = {}
+    compiler_seconds = 0.0
+    for task, compiled in compile_all(wanted, options.jobs):
+        rows_by_task[task] = as_row(task, compiled)
+        compiler_seconds += compiled.seconds
+        if sys.stderr.isatty():
+            print(f"\r{len(rows_by_task)}/{len(wanted)}", end="", file=sys.stderr, flush=True)
+    rows = [rows_by_task[task] for task in wanted]
+    if not rows:
+        print("nothing to compile", file=sys.stderr)
+        return 2
+
+    print(markdown(rows))
+    print(
+        f"\n{len(rows)} kernels, triton {triton}, {time.perf_counter() - start:.0f} s with {options.jobs} jobs "
+        f"({compiler_seconds:.0f} s of compilers)"
+    )
+    broken = [problem for row in rows for problem in beyond_limits(row)]
+    path = table_path(triton)
+    problems, outdated = compare(read_table(path), rows, whole=whole) if path.exists() else ([], [])
+    report("beyond the limits", broken)
+    report(f"worse than {path.name}", problems)
+    if options.check:
+        report(f"not what {path.name} was made with", outdated)
+        if broken or problems or outdated:
+            print(
+                "\nMend the kernel, or its line of configurations.json. Where the change is worth it, remake the table "
+                f"with triton {minor_version(triton)}:\n  python {SCRIPT} --reason 'why it is'"
+            )
+            return 1
+        compared = f"no worse than {path.name}" if path.exists() else f"no table of triton {triton} to compare with"
+        print(f"within the limits; {compared}")
+        return 0
+    if not whole:
+        print("\nnot written: not every kernel was compiled")
+        return 0
+    if problems and not options.reason:
+        print("\nnot written: worse than the committed table, and no --reason says why that is right")
+        return 1
+    facts = describe(SCRIPT, sys.argv[1:] if arguments is None else arguments) | {"triton": triton}
+    if options.reason:
+        facts = {"reason": options.reason, **facts}
+    write_csv(path, facts, rows)
+    note = f"Changed because: {options.reason}\n\n" if options.reason else ""
+    write_markdown(
+        path.with_suffix(".md"), f"Kernels compiled by Triton {triton}", facts, note + LEGEND + "\n\n" + markdown(rows)
+    )
+    print(f"written: {path.relative_to(ROOT)} and .md")
+    return 0
+
+
+def report(title: str, problems: Sequence[str]) -> None:
+    if problems:
+        print(f"\n{title}:")
+        print("\n".join(f"  {problem}" for problem in problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""A representative call of every kernel, by the names of the pinned table: what is compiled, and what the tuner times.
+
+The sizes are Mistral-7B's with 8 texts of 256 tokens and streams of 16. Sizes are no part of a case, so that a kernel
+compiled for these is the one that runs for others; what makes another kernel of it is a *variant*: a window, a soft
+cap, left padding, a head size that is no power of two, the other 16-bit type.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quietstar_kernels.configurations import Configuration
+from quietstar_kernels.launch import Launch
+from quietstar_kernels.thought_attention import op as thought_attention
+
+B, L, P, S, H, HKV = 8, 256, 256, 16, 32, 8
+STEP_KEYS = 9
+"""Own keys of a stream in the sampling step: the mean over a stream of 16."""
+
+DTYPES = {"16-bit": torch.bfloat16, "32-bit": torch.float32, "64-bit": torch.float64}
+
+
+class Case:
+    """Tensors for one case and variant.
+
+    Args:
+        case: as in the pinned table, such as "16-bit D128".
+        variant: one of `variants(...)`.
+        device: where the tensors are; on the meta device they take no memory.
+    """
+
+    def __init__(self, case: str, variant: str, device: torch.device) -> None:
+        self.case = case
+        self.options = set(variant.split(" + "))
+        self.device = device
+        self.dtype = torch.float16 if "fp16" in self.options else DTYPES[case.split()[0]]
+        self.result_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def size(self, letter: str) -> int:
+        """The size that the variant or else the case gives as in "D128"."""
+        found = [part for part in (*self.options, *self.case.split()) if re.fullmatch(rf"{letter}\d+", part)]
+        return int(found[0].removeprefix(letter))
+
+    def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+
+
+# --------------------------------------------------------------------------------------------------- thought attention
+
+
+def _attention_variants(case: str) -> tuple[str, ...]:
+    everything = "window + softcap + padding"
+    if case.startswith("64-bit"):
+        return "plain", everything
+    found = ["plain", "window + padding", "softcap", everything]
+    if case.startswith("16-bit"):
+        found.append("fp16")
+    if case.endswith("D128"):
+        found.append("D80")
+    return tuple(found)
+
+
+def _attention(case: Case, tokens: int, keys: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors and the options that the kernels share."""
+    D = case.size("D")
+    padded = "padding" in case.options
+    tensors = {
+        "q": case.random(B, P, tokens, H, D),
+        "k_text": case.random(B, L, HKV, D),
+        "v_text": case.random(B, L, HKV, D),
+        "k_thought": case.random(B, P, keys, HKV, D),
+        "v_thought": case.random(B, P, keys, HKV, D),
+        "anchor": torch.arange(P, dtype=torch.int32, device=case.device),
+        "text_start": torch.zeros(B, dtype=torch.int32, device=case.device) if padded else None,
+    }
+    options = {
+        "window": L if "window" in case.options else None,
+        "scale": D**-0.5,
+        "softcap": 30.0 if "softcap" in case.options else None,
+    }
+    return tensors, options
+
+
+def _attention_forward(case: Case, configuration: Configuration, tokens: int = S, keys: int = S) -> Launch:
+    tensors, options = _attention(case, tokens, keys)
+    out, lse = case.empty(*tensors["q"].shape), case.empty(B, P, tokens, H, dtype=case.result_dtype)
+    return thought_attention.forward_launch(**tensors, out=out, lse=lse, **options, configuration=configuration)
+
+
+def _attention_step(case: Case, configuration: Configuration) -> Launch:
+    return _attention_forward(case, configuration, tokens=1, keys=STEP_KEYS)
+
+
+def _attention_saved(case: Case) -> dict[str, Tensor]:
+    """What the backward kernels have besides the inputs: lse is about that of random keys."""
+    return {
+        "lse": torch.full((B, P, S, H), 5.0, dtype=case.result_dtype, device=case.device),
+        "delta": case.random(B, P, S, H, dtype=case.result_dtype),
+        "grad_out": case.random(B, P, S, H, case.size("D")),
+    }
+
+
+def _attention_backward_streams(case: Case, configuration: Configuration) -> Launch:
+    tensors, options = _attention(case, S, S)
+    tensors |= _attention_saved(case)
+    for name in ("q", "k_thought", "v_thought"):
+        tensors[f"grad_{name}"] = torch.empty_like(tensors[name])
+    tensors |= {"out": case.random(*tensors["q"].shape), "grad_lse": torch.zeros_like(tensors["lse"])}
+    return thought_attention.backward_streams_launch(**tensors, **options, configuration=configuration)
+
+
+def _attention_backward_text(case: Case, configuration: Configuration) -> Launch:
+    tensors, options = _attention(case, S, S)
+    del tensors["k_thought"], tensors["v_thought"]
+    tensors |= _attention_saved(case)
+    parts = thought_attention.grad_text_parts(tensors["k_text"], configuration)
+    for name in ("k", "v"):
+        tensors[f"grad_{name}_parts"] = case.empty(parts, B, HKV, L, case.size("D"), dtype=case.result_dtype)
+    return thought_attention.backward_text_launch(**tensors, **options, configuration=configuration)
+
+
+# ------------------------------------------------------------------------------------------------------------ registry
+
+KERNELS: dict[str, tuple[Callable[[str], tuple[str, ...]], Callable[[Case, Configuration], Launch]]] = {
+    "thought_attention.forward": (_attention_variants, _attention_forward),
+    "thought_attention.step": (_attention_variants, _attention_step),
+    "thought_attention.backward_streams": (_attention_variants, _attention_backward_streams),
+    "thought_attention.backward_text": (_attention_variants, _attention_backward_text),
+}
+"""Kernel -> the variants of a case, and the call."""
+
+
+def variants(kernel: str, case: str) -> tuple[str, ...]:
+    """Every variant in which a case compiles to a kernel of its own; the first is the plain one."""
+    return KERNELS[kernel][0](case)
+
+
+def launch(kernel: str, case: str, variant: str, configuration: Configuration, device: torch.device) -> Launch:
+    """A representative call, not yet run.
+
+    Args:
+        kernel: as in the pinned table.
+        case: as in the pinned table.
+        variant: one of `variants(kernel, case)`.
+        configuration: block sizes, warps and stages.
+        device: "meta" to compile, "cuda" to run.
+    """
+    return KERNELS[kernel][1](Case(case, variant, device), configuration)
