@@ -8,6 +8,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network must fail he
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # silences the fork warning of tests that start subprocesses
 
 import torch
+
+if not torch.cuda.is_available():
+    # read when the kernels are first imported: without a GPU, Triton's interpreter runs them
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from hypothesis import HealthCheck, settings
 
 # derandomize: a failure seen once is seen by everyone; no deadline: an operator's first call is far slower

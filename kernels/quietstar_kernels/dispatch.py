@@ -2,30 +2,74 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "triton", "torch", "reference")
+BACKEND_VARIABLE = "QUIETSTAR_BACKEND"
+"""Environment variable that replaces "auto": what a whole run or test suite uses, without a change to its code."""
+
+TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
-def resolve_backend(backend: str) -> str:
-    """Name the backend that will run: "torch" or "reference".
-
-    Args:
-        backend: one of `BACKENDS`; "auto" is "torch" in this version.
+def check_backend(backend: str) -> str:
+    """Return `backend`, with "auto" replaced by `QUIETSTAR_BACKEND` where that is set.
 
     Raises:
-        ValueError: the name is unknown, or it is "triton", which this version does not have.
+        ValueError: the name, or the environment variable's, is unknown.
     """
+    source = "backend"
+    if backend == "auto" and os.environ.get(BACKEND_VARIABLE):
+        source, backend = BACKEND_VARIABLE, os.environ[BACKEND_VARIABLE]
     if backend not in BACKENDS:
-        raise ValueError(f"backend: got {backend!r}, wanted one of {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"{source}: got {backend!r}, wanted one of {', '.join(map(repr, BACKENDS))}")
+    return backend
+
+
+def resolve_backend(backend: str, tensor: Tensor) -> str:
+    """Name the backend that will run: "triton", "torch" or "reference".
+
+    Args:
+        backend: one of `BACKENDS`; "auto" is "triton" for CUDA tensors of 16 or 32 bits, and else "torch".
+        tensor: the first argument, whose device and dtype decide.
+
+    Raises:
+        ValueError: the name is unknown, or "triton" cannot run where the tensor is.
+        TypeError: "triton" does not know the tensor's dtype.
+    """
+    backend = check_backend(backend)
+    if backend == "auto":
+        fast = tensor.device.type == "cuda" and tensor.dtype in TRITON_DTYPES[:3] and _has_triton()
+        return "triton" if fast else "torch"
     if backend == "triton":
-        raise ValueError(
-            "backend: 'triton' is not built into this version; use 'auto' or 'torch', which also runs on CUDA tensors"
-        )
-    return "torch" if backend == "auto" else backend
+        if not _has_triton():
+            raise ValueError("backend: 'triton' is not installed here (it exists for Linux); 'torch' runs everywhere")
+        if tensor.device.type != "cuda" and not interpreting():
+            raise ValueError(
+                f"backend: 'triton' wants CUDA tensors, got {tensor.device}; use 'torch', or set TRITON_INTERPRET=1 "
+                "before the start to interpret the kernels on a CPU, slowly"
+            )
+        if tensor.dtype not in TRITON_DTYPES:
+            raise TypeError(f"backend: 'triton' computes bfloat16, float16, float32 and float64, got {tensor.dtype}")
+    return backend
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def interpreting() -> bool:
+    """Whether Triton interprets its kernels on the CPU: fixed when they are first imported."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -47,6 +91,22 @@ def require_integer(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: got {type(tensor).__name__}, wanted an int32 or int64 tensor")
     if tensor.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: got dtype {tensor.dtype}, wanted int32 or int64")
+
+
+def require_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raise TypeError unless `tensor` has `dtype`, that of the first argument."""
+    if tensor.dtype != dtype:
+        raise TypeError(
+            f"{name}: got dtype {tensor.dtype}, wanted {dtype} like the first argument; backend 'torch' mixes dtypes"
+        )
+
+
+def require_dense_rows(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless the last dimension is dense in memory; the other strides may be anything."""
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        raise ValueError(
+            f"{name}: got stride {tensor.stride(-1)} along the last dimension, wanted 1; pass {name}.contiguous()"
+        )
 
 
 def require_shape(name: str, tensor: Tensor, letters: Sequence[str], sizes: dict[str, int]) -> None:

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from quietstar_kernels.dispatch import (
+    require_dense_rows,
     require_device,
+    require_dtype,
     require_floating,
     require_integer,
     require_shape,
     resolve_backend,
 )
+from quietstar_kernels.positions import positions_of
+from quietstar_kernels.thought_attention.op import LARGEST_D, thought_attention_op
 from quietstar_kernels.thought_attention.reference import thought_attention_reference
 from quietstar_kernels.thought_attention.torch_backend import thought_attention_torch
 
@@ -35,6 +39,7 @@ def thought_attention(
     text_start: Tensor | None = None,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     backend: str = "auto",
     return_lse: Literal[False] = False,
 ) -> Tensor: ...
@@ -52,6 +57,7 @@ def thought_attention(
     text_start: Tensor | None = None,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     backend: str = "auto",
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -68,6 +74,7 @@ def thought_attention(
     text_start: Tensor | None = None,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     backend: str = "auto",
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -76,8 +83,12 @@ def thought_attention(
     Query (p, s) sees text key j where text_start <= j <= anchor[p] and anchor[p] - j < window, and its own stream's
     keys t <= s + (T - S). S == T is the training pass; S == 1 is one sampling step over a stream of T tokens. Several
     thoughts at one position repeat its anchor: the text keys are stored once. Scores, softmax and sums are float32
-    (float64 where an input is float64). Tiles are planned on the host: an anchor or text_start on a CUDA device is
-    copied there, for which the host waits, so a caller with many layers should copy them once and pass those.
+    (float64 where an input is float64).
+
+    The values of an anchor tensor are checked, and copied between host and device, at its first use and whenever it has
+    been written to: the host waits for the device once for each tensor, not once for each layer. Under `torch.compile`
+    they are not checked, an anchor past the text then counting as its last position. A CUDA graph of the "triton"
+    backend can be captured once a call outside of it has been made with the same anchor and text_start.
 
     Args:
         q: [B, P, S, H, D] queries of P streams, any floating dtype; like every input it may be a non-contiguous view.
@@ -90,7 +101,11 @@ def thought_attention(
             padding. A stream whose anchor lies in the padding sees itself only.
         window: sliding window in text positions, measured from the anchor; None: the whole text.
         scale: factor of the scores; None: D ** -0.5.
-        backend: "auto", "torch" or "reference".
+        softcap: scores become softcap * tanh(scores / softcap), above 0; None: no cap.
+        backend: "auto", "triton", "torch" or "reference". "triton" wants one dtype for all tensors, D <= 256 and a
+            dense last dimension. Its forward pass needs no memory but its results; its backward pass the log-sum-exp
+            once more and float32 parts of the text's gradients, at most 16 of them and 1 where the text is long. Its
+            sums have one order: the same call gives the same bits.
         return_lse: also return the log-sum-exp of the scaled scores.
 
     Returns:
@@ -99,7 +114,7 @@ def thought_attention(
 
     Raises:
         TypeError: a tensor of the wrong kind of dtype.
-        ValueError: a shape, anchor, window or backend that does not fit; the message names the argument.
+        ValueError: a shape, device, stride, anchor, window or backend that does not fit; the message names it.
     """
     tensors = {"q": q, "k_text": k_text, "v_text": v_text, "k_thought": k_thought, "v_thought": v_thought}
     for name, tensor in tensors.items():
@@ -120,26 +135,65 @@ def thought_attention(
     if text_start is not None:
         require_integer("text_start", text_start)
         require_shape("text_start", text_start, ("B",), sizes)
-    anchor = _check_anchor(anchor, sizes)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap: got {softcap}, wanted a number above 0, or None")
+    _check_anchor(anchor, sizes)
     if scale is None:
         scale = sizes["D"] ** -0.5
-    run = thought_attention_torch if resolve_backend(backend) == "torch" else thought_attention_reference
+    run = {"triton": _triton, "torch": thought_attention_torch, "reference": thought_attention_reference}
     with torch.autocast(q.device.type, enabled=False):  # autocast would round the scores
-        out, lse = run(q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale)
+        out, lse = run[resolve_backend(backend, q)](
+            q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap
+        )
     return (out, lse) if return_lse else out
 
 
-def _check_anchor(anchor: Tensor, sizes: dict[str, int]) -> Tensor:
-    """Check dtype, shape, range and order; returns the anchors on the host, where the tiles are planned."""
+def _triton(
+    q: Tensor,
+    k_text: Tensor,
+    v_text: Tensor,
+    k_thought: Tensor,
+    v_thought: Tensor,
+    anchor: Tensor,
+    text_start: Tensor | None,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """out [B, P, S, H, D] and lse [B, P, S, H]; see `thought_attention`."""
+    tensors = {"q": q, "k_text": k_text, "v_text": v_text, "k_thought": k_thought, "v_thought": v_thought}
+    for name, tensor in tensors.items():
+        require_dtype(name, tensor, q.dtype)
+        require_dense_rows(name, tensor)
+    if not 1 <= q.shape[-1] <= LARGEST_D:
+        raise ValueError(f"q: got D={q.shape[-1]}, backend 'triton' wants 1 <= D <= {LARGEST_D}; 'torch' takes any")
+    anchor = _on_device(anchor, q.device)
+    text_start = None if text_start is None else _on_device(text_start, q.device)
+    out: Tensor
+    lse: Tensor
+    out, lse = thought_attention_op(*tensors.values(), anchor, text_start, window, scale, softcap)
+    return out, lse
+
+
+def _on_device(positions: Tensor, device: torch.device) -> Tensor:
+    if torch.compiler.is_compiling():  # a graph holds operators only, so there it is copied at every call
+        return positions.to(device, torch.int32).contiguous()
+    return positions_of(positions).on(device)
+
+
+def _check_anchor(anchor: Tensor, sizes: dict[str, int]) -> None:
+    """Check dtype and shape, and where values may be read, range and order."""
     require_integer("anchor", anchor)
     require_shape("anchor", anchor, ("P",) if anchor.dim() == 1 else ("B", "P"), sizes)
-    anchor = anchor.detach().cpu()
-    if anchor.numel() == 0:
-        return anchor
-    low, high = (int(bound) for bound in anchor.aminmax())
+    if torch.compiler.is_compiling():
+        return
+    positions = positions_of(anchor)
+    if anchor.numel() == 0 or sizes["L"] in positions.checked:
+        return
+    low, high = (int(bound) for bound in positions.host.aminmax())
     if low < 0 or high >= sizes["L"]:
         culprit = low if low < 0 else high
         raise ValueError(f"anchor: got {culprit}, wanted text positions 0 <= anchor < L={sizes['L']}")
-    if bool((anchor[..., 1:] < anchor[..., :-1]).any()):
+    if bool((positions.host[..., 1:] < positions.host[..., :-1]).any()):
         raise ValueError("anchor: got a decreasing sequence, wanted anchors in non-decreasing order along P")
-    return anchor
+    positions.checked.add(sizes["L"])

@@ -18,6 +18,7 @@ def thought_attention_reference(
     text_start_B: Tensor | None,
     window: int | None,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """out [B, P, S, H, D] and lse [B, P, S, H] (K in the names is Hkv); see `quietstar_kernels.thought_attention`."""
     B, P, S, H, D = q_BPSHD.shape
@@ -30,6 +31,8 @@ def thought_attention_reference(
     q = q_BPSHD.to(dtype).reshape(B, P, S, Hkv, H // Hkv, D)
     text_scores = torch.einsum("bpskgd,bjkd->bpskgj", q, k_text_BLKD.to(dtype)) * scale
     own_scores = torch.einsum("bpskgd,bptkd->bpskgt", q, k_thought_BPTKD.to(dtype)) * scale
+    if softcap is not None:
+        text_scores, own_scores = (softcap * torch.tanh(x / softcap) for x in (text_scores, own_scores))
 
     key = torch.arange(L, device=device)
     anchor_BP1 = anchor.to(device).expand(B, P).unsqueeze(-1)

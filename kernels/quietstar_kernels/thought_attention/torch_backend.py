@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from quietstar_kernels.dispatch import compute_dtype
+from quietstar_kernels.positions import positions_of
 
 WORKSPACE_SCORES = {"cpu": 2**20, "cuda": 2**26}
 """Most scores in a tile by device type, as far as one stream of every text fits: 4 MiB and 256 MiB of float32."""
@@ -79,18 +80,18 @@ def thought_attention_torch(
     text_start: Tensor | None,
     window: int | None,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """out [B, P, S, H, D] and lse [B, P, S, H]; see `quietstar_kernels.thought_attention`. `anchor` is on the host."""
-    # Nothing here waits for the device if text_start is on the host too: from pageable memory, which a clone is, a copy
-    # that does not block has left the host when the call returns.
+    """out [B, P, S, H, D] and lse [B, P, S, H]; see `quietstar_kernels.thought_attention`."""
     B, _, S, H, _ = q.shape
     L, T = k_text.shape[1], k_thought.shape[2]
     keys = (L if window is None else min(L, window)) + T
-    starts = [0] * B if text_start is None else [max(0, int(start)) for start in text_start.tolist()]
-    rows = [anchor.tolist()] if anchor.dim() == 1 else anchor.tolist()
+    starts = [0] * B if text_start is None else positions_of(text_start).host.clamp_min(0).tolist()
+    anchors = positions_of(anchor)
+    rows = [anchors.host.tolist()] if anchor.dim() == 1 else anchors.host.tolist()
     workspace = WORKSPACE_SCORES.get(q.device.type, WORKSPACE_SCORES["cuda"])
     mask = _Mask(
-        anchor.clone().to(q.device, non_blocking=True),
+        anchors.on(q.device),
         starts,
         torch.tensor(starts, dtype=torch.int64).to(q.device, non_blocking=True),
         window,
@@ -99,7 +100,7 @@ def thought_attention_torch(
     out: Tensor
     lse: Tensor
     out, lse = _ThoughtAttention.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-        q, k_text, v_text, k_thought, v_thought, mask, scale
+        q, k_text, v_text, k_thought, v_thought, mask, scale, softcap
     )
     return out, lse
 
@@ -155,6 +156,7 @@ class _ThoughtAttention(torch.autograd.Function):
         v_thought: Tensor,
         mask: _Mask,
         scale: float,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor]:
         Hkv, T = k_thought.shape[3], k_thought.shape[2]
         dtype = compute_dtype(q, k_text, v_text, k_thought, v_thought)
@@ -167,6 +169,8 @@ class _ThoughtAttention(torch.autograd.Function):
             rows = _pack_rows(q, tile, Hkv, dtype).mul_(scale)  # [b, Hkv, n, S * G, D]
             text = _times_text_transposed(rows, keys, tile, workspace)  # [b, Hkv, n, S * G, last - first]
             own = rows @ _pack_own(k_thought, tile, dtype).mT  # [b, Hkv, n, S * G, T]
+            for scores in (text, own):
+                _cap(scores, softcap)
             mask.hide_text(text, tile)
             own.add_(hide_own)
             top = torch.maximum(text.amax(-1, keepdim=True), own.amax(-1, keepdim=True))  # finite: a query sees itself
@@ -177,7 +181,7 @@ class _ThoughtAttention(torch.autograd.Function):
             _unpack_rows(mixed, out, tile)
             _unpack_rows(total.log_().add_(top), lse.unsqueeze(-1), tile)
         ctx.save_for_backward(q, k_text, v_text, k_thought, v_thought, out, lse)
-        ctx.mask, ctx.scale = mask, scale
+        ctx.mask, ctx.scale, ctx.softcap = mask, scale, softcap
         return out, lse
 
     @staticmethod
@@ -199,6 +203,7 @@ class _ThoughtAttention(torch.autograd.Function):
                 own_keys, own_values = _pack_own(k_thought, tile, dtype), _pack_own(v_thought, tile, dtype)
                 text = _times_text_transposed(rows, keys, tile, workspace)
                 own = rows @ own_keys.mT
+                text_slope, own_slope = (_cap(scores, ctx.softcap, slope=True) for scores in (text, own))
                 mask.hide_text(text, tile)
                 own.add_(hide_own)
                 log_total = _pack_rows(lse.unsqueeze(-1), tile, Hkv, dtype)  # [b, Hkv, n, S * G, 1]
@@ -213,12 +218,25 @@ class _ThoughtAttention(torch.autograd.Function):
                 delta -= _pack_rows(grad_lse.unsqueeze(-1), tile, Hkv, dtype)
                 text.mul_(_times_text_transposed(grad_rows, values, tile, grad_workspace).sub_(delta))
                 own.mul_((grad_rows @ own_values.mT).sub_(delta))
+                if text_slope is not None and own_slope is not None:
+                    text.mul_(text_slope)
+                    own.mul_(own_slope)
                 _add_to_text(grad_keys, text, rows, tile)
                 _unpack_own(own.mT @ rows, grad_k_own, tile)
                 _unpack_rows(_times_text(text, keys, tile).add_(own @ own_keys).mul_(ctx.scale), grad_q, tile)
         grad_k_text = grad_keys.transpose(1, 2).to(k_text.dtype)
         grad_v_text = grad_values.transpose(1, 2).to(v_text.dtype)
-        return grad_q, grad_k_text, grad_v_text, grad_k_own, grad_v_own, None, None
+        return grad_q, grad_k_text, grad_v_text, grad_k_own, grad_v_own, None, None, None
+
+
+def _cap(scores: Tensor, softcap: float | None, *, slope: bool = False) -> Tensor | None:
+    """softcap * tanh(scores / softcap) in place; with `slope` returns the derivative, None without a softcap."""
+    if softcap is None:
+        return None
+    scores.div_(softcap).tanh_()
+    derivative = 1 - scores.square() if slope else None
+    scores.mul_(softcap)
+    return derivative
 
 
 def _own_bias(q_BPSHD: Tensor, Hkv: int, T: int, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,33 @@
+"""A kernel call as a value: run now, or compiled ahead of time by whoever wants to look at the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a Triton kernel.
+
+    Args:
+        kernel: the `@triton.jit` function.
+        grid: programs along each axis.
+        arguments: run-time arguments by name: tensors, ints, floats, None.
+        constants: `tl.constexpr` arguments by name.
+        num_warps: warps of a program.
+        num_stages: stages of the software pipeline.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+
+    def run(self) -> None:
+        if all(self.grid):
+            self.kernel[self.grid](
+                **self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
+            )

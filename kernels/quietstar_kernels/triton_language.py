@@ -1,0 +1,36 @@
+"""Functions for use inside Triton kernels that mean the same when compiled and when interpreted."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# The interpreter multiplies bfloat16 as if it were integers, and truncates where the hardware rounds.
+INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def dot(left, right, accumulator):
+    """accumulator + left @ right, in the accumulator's precision; float32 operands are not rounded to TF32."""
+    if INTERPRETING:
+        left = left.to(accumulator.dtype)
+        right = right.to(accumulator.dtype)
+    return tl.dot(left, right, accumulator, input_precision="ieee", out_dtype=accumulator.dtype)
+
+
+@triton.jit
+def cast(x, dtype: tl.constexpr):
+    """x in `dtype`, rounded to nearest even."""
+    if INTERPRETING and dtype == tl.bfloat16:
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        bits = bits + 0x7FFF + ((bits >> 16) & 1)
+        return (bits & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
+    return x.to(dtype)
+
+
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent, to an absolute error of a unit in the last place of 1."""
+    return 1 - 2 / (tl.exp(2 * x) + 1)
