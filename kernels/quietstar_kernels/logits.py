@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 LOGITS_IN_CHUNK = {"cpu": 2**21, "cuda": 2**26}
 """Most logits held at a time by device type, as far as one row fits: 8 MiB and 256 MiB of float32."""
+
+LOGITS_IN_CACHE = {"cpu": 2**21, "cuda": 2**23}
+"""The same where each logit is read once, as a loss or a token needs it: 32 MiB stay in a GPU's second level cache."""
+
+ROW_TILE = 128
+"""Rows that a matrix product computes at a time: a chunk that is no multiple of it wastes part of its last tile."""
+
+ROW_ALIGNMENT = 64
+"""Rows of logits begin at multiples of so many elements, 128 bytes of 16 bits: fast products need 16 bytes at least,
+which the 64,004 bytes of Mistral's 32,002 tokens are not."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +71,23 @@ class LogitOptions:
             raw.mul_(self.logit_scale / self.softcap).tanh_()
             slope = torch.square(raw).neg_().add_(1.0).mul_(self.slope)  # tanh' = 1 - tanh^2
             raw.mul_(self.softcap / self.temperature)
-        if self.banned:
-            raw.index_fill_(-1, self._banned_ids(raw.device), float("-inf"))
+        self.ban_(raw)
         return slope
+
+    def ban_(self, raw: Tensor) -> None:
+        """Set the banned tokens of raw logits [..., V] to -inf, without a wait from a device's second call on.
+
+        Not to be traced: it keeps the ids on the device.
+        """
+        if self.banned:
+            raw.index_fill_(-1, banned_ids(self.banned, raw.device), float("-inf"))
+
+    @property
+    def factors(self) -> tuple[float, float]:
+        """(inner, outer): logits = outer * tanh(inner * raw) with a softcap, else outer * raw."""
+        if self.softcap is None:
+            return 1.0, self.slope
+        return self.logit_scale / self.softcap, self.softcap / self.temperature
 
     @property
     def slope(self) -> float:
@@ -82,10 +107,42 @@ def make_options(
     return options
 
 
-def rows_in_chunk(vocabulary: int, device: torch.device) -> int:
-    """Rows whose logits are held at a time: at most LOGITS_IN_CHUNK logits, at least one row."""
+@lru_cache(maxsize=64)
+def banned_ids(banned: tuple[int, ...], device: torch.device) -> Tensor:
+    """int64 ids on a device, copied there once: a copy would wait, and a CUDA graph could not hold it."""
+    return torch.tensor(banned, dtype=torch.int64, device=device)
+
+
+def rows_in_chunk(rows: int, vocabulary: int, device: torch.device, *, gradient: bool) -> int:
+    """Rows whose logits are held at a time: `rows` in equal parts, of at most LOGITS_IN_CHUNK logits or one row.
+
+    Args:
+        rows: how many there are.
+        vocabulary: logits of a row.
+        device: where they are.
+        gradient: whether logits are read more than once; else there are at most LOGITS_IN_CACHE of them too.
+    """
     limit = LOGITS_IN_CHUNK.get(device.type, LOGITS_IN_CHUNK["cuda"])
-    return max(1, limit // max(1, vocabulary))
+    if not gradient:
+        limit = min(limit, LOGITS_IN_CACHE.get(device.type, LOGITS_IN_CACHE["cuda"]))
+    most = max(1, limit // max(1, vocabulary))
+    if rows <= most:
+        return max(1, rows)
+    tile = ROW_TILE if most >= ROW_TILE else 1
+    most -= most % tile
+    equal = -(-rows // -(-rows // most))
+    return -(-equal // tile) * tile
+
+
+def empty_logits(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised [rows, vocabulary], whose rows begin at multiples of ROW_ALIGNMENT elements."""
+    stride = -(-vocabulary // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    return torch.empty((rows, stride), dtype=dtype, device=device)[:, :vocabulary]
+
+
+def dense(matrix: Tensor) -> Tensor:
+    """The matrix, copied if a product would have to copy it each time."""
+    return matrix if 1 in matrix.stride() else matrix.contiguous()
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -102,13 +159,23 @@ def operand_dtype(lm_head: Tensor, result: torch.dtype, *hidden: Tensor | None) 
     return product_dtype(lm_head.device, lm_head.dtype) if same and result == torch.float32 else result
 
 
-def product(left: Tensor, right: Tensor, result: torch.dtype) -> Tensor:
-    """left @ right with sums and result in `result`, whatever the dtype of the operands."""
+def product(left: Tensor, right: Tensor, result: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """left @ right with sums and result in `result`, whatever the dtype of the operands; written to `out` if given."""
     if left.dtype == result:
-        return torch.mm(left, right)
+        return torch.mm(left, right, out=out)
     if left.is_cuda:
-        return torch.mm(left, right, out_dtype=result)
-    return torch.mm(left.to(result), right.to(result))
+        return torch.mm(left, right, out_dtype=result, out=out)
+    return torch.mm(left.to(result), right.to(result), out=out)
+
+
+def add_product_(into: Tensor, left: Tensor, right: Tensor) -> None:
+    """into += left @ right, summed in the precision of `into`."""
+    if left.dtype == into.dtype:
+        torch.addmm(into, left, right, out=into)
+    elif left.is_cuda:
+        torch.addmm(into, left, right, out_dtype=into.dtype, out=into)
+    else:
+        torch.addmm(into, left.to(into.dtype), right.to(into.dtype), out=into)
 
 
 def raw_logits(hidden: Tensor, head: Tensor, result: torch.dtype) -> Tensor:

@@ -5,27 +5,64 @@ Quiet-STaR (arXiv 2403.09629), section 4.3 (the mixing head) and 4.4 (the losses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from quietstar_kernels.dispatch import (
+    check_backend,
     require_device,
     require_floating,
     require_integer,
     require_shape,
-    resolve_backend,
 )
 from quietstar_kernels.logits import LogitOptions, make_options
+from quietstar_kernels.mixed_cross_entropy.op import check_target, head_loss
 from quietstar_kernels.mixed_cross_entropy.reference import mixed_cross_entropy_reference
-from quietstar_kernels.mixed_cross_entropy.torch_backend import mixed_cross_entropy_torch
 
 __all__ = ["linear_cross_entropy", "mixed_cross_entropy"]
 
 INTERPOLATIONS = ("logits", "log_probs")
 
-Loss = Callable[[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, str, LogitOptions, int], Tensor]
+
+@overload
+def mixed_cross_entropy(
+    hidden_base: Tensor,
+    hidden_thought: Tensor,
+    weight: Tensor,
+    lm_head: Tensor,
+    target: Tensor,
+    *,
+    row_weight: None = None,
+    interpolation: str = ...,
+    temperature: float = ...,
+    softcap: float | None = ...,
+    logit_scale: float = ...,
+    banned: Sequence[int] = ...,
+    ignore_index: int = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def mixed_cross_entropy(
+    hidden_base: Tensor,
+    hidden_thought: Tensor,
+    weight: Tensor,
+    lm_head: Tensor,
+    target: Tensor,
+    *,
+    row_weight: Tensor,
+    interpolation: str = ...,
+    temperature: float = ...,
+    softcap: float | None = ...,
+    logit_scale: float = ...,
+    banned: Sequence[int] = ...,
+    ignore_index: int = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def mixed_cross_entropy(
@@ -35,6 +72,7 @@ def mixed_cross_entropy(
     lm_head: Tensor,
     target: Tensor,
     *,
+    row_weight: Tensor | None = None,
     interpolation: str = "logits",
     temperature: float = 1.0,
     softcap: float | None = None,
@@ -42,7 +80,7 @@ def mixed_cross_entropy(
     banned: Sequence[int] = (),
     ignore_index: int = -100,
     backend: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Negative log-likelihood of each target under the mixture of the predictions with and without thought.
 
     logits(h) = softcap(logit_scale * h @ lm_head^T) / temperature, where softcap(z) = cap * tanh(z / cap), with the
@@ -53,33 +91,46 @@ def mixed_cross_entropy(
     - "log_probs": -(w log p(hidden_thought) + (1 - w) log p(hidden_base))[target], the paper's equation, not
       renormalised.
 
-    Logits and losses are float32 (float64 where a floating input is float64). The torch backend holds the logits of
-    one chunk of rows at a time: at most `logits.LOGITS_IN_CHUNK` of them (8 MiB on a CPU, 256 MiB on CUDA), as far as
-    one row fits; the backward pass recomputes them. Every row may have its own upstream gradient. On CUDA, inputs that
-    share a low precision are multiplied in it, a mixed state in two parts whose logits are added: the loss keeps
-    float32's accuracy, for a moment with twice the logits.
+    Logits and losses are float32 (float64 where a floating input is float64). Every row may have its own upstream
+    gradient; where those are known beforehand, as the weights of a weighted sum, give them as `row_weight`: the forward
+    pass then makes all gradients, with three quarters of the arithmetic.
+
+    Precision: on CUDA, inputs that share a 16-bit dtype are multiplied in it, and a mixed state is rounded to it. What
+    that takes from the loss is put back to first order, from the gradient, whenever a gradient of a hidden state or of
+    the weight is wanted, which leaves an error of second order; the loss without gradients is that of the rounded
+    state. Gradients have the error of one such rounding of the state and one of the logits' gradient. A CPU multiplies
+    in float32 and rounds neither.
+
+    Memory: the logits of one chunk of rows at a time. With gradients that is at most `logits.LOGITS_IN_CHUNK` logits,
+    as far as one row fits, in float32 and, on CUDA, again in the inputs' 16 bits, with three chunks of states; without,
+    `logits.LOGITS_IN_CACHE` in float32. For Mistral-7B's head (V = 32002, E = 4096) in bfloat16 on CUDA: 2048 rows,
+    263 + 131 + 67 MB, or 256 rows, 33 + 2 MB. The gradient of lm_head adds 524 MB of float32 sums and 262 MB for
+    itself; for the backward pass the gradients of the hidden states are kept, [N, E] for each prediction.
 
     Args:
         hidden_base: [N, E] final hidden states without thought, any floating dtype.
-        hidden_thought: [N, E] final hidden states after the thought.
+        hidden_thought: [N, E] final hidden states after the thought; on "triton" in hidden_base's dtype, like lm_head.
         weight: [N] the weight of the thought; 1 - weight is the weight of the base.
         lm_head: [V, E] output embedding.
         target: int64 or int32 [N] token ids.
+        row_weight: [N] weight of each row's loss, without a gradient; None: one loss for each row.
         interpolation: "logits" or "log_probs".
         temperature: divides the logits, above 0.
         softcap: cap of the logits, above 0; None: no cap.
         logit_scale: multiplies the logits before the cap.
         banned: token ids that are left out of the softmax; none may be a target.
-        ignore_index: rows with this target have loss 0 and gradient 0, and are not computed.
-        backend: "auto", "torch" or "reference".
+        ignore_index: rows with this target have loss 0 and gradient 0, whatever else they hold.
+        backend: "auto", "triton", "torch" or "reference".
 
     Returns:
         Loss of each row [N], float32 (float64 where a floating input is float64), differentiable with respect to
-        hidden_base, hidden_thought, weight and lm_head.
+        hidden_base, hidden_thought, weight and lm_head, once. With `row_weight`: (loss, nll), the scalar
+        sum(row_weight * nll), which is differentiable instead, and the losses of the rows, which are not.
 
     Raises:
         TypeError: a tensor of the wrong kind of dtype.
-        ValueError: a shape, target or option that does not fit; the message names the argument.
+        ValueError: a shape, target or option that does not fit; the message names the argument. On CUDA a target that
+            does not fit is found by the device, as PyTorch's own losses do it: an assertion, some time later.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation: got {interpolation!r}, wanted {' or '.join(map(repr, INTERPOLATIONS))}")
@@ -90,13 +141,43 @@ def mixed_cross_entropy(
     require_shape("hidden_base", hidden_base, ("N", "E"), sizes)
     require_shape("hidden_thought", hidden_thought, ("N", "E"), sizes)
     require_shape("weight", weight, ("N",), sizes)
-    _check_head(hidden_base, lm_head, target, sizes)
+    _check_rest(hidden_base, lm_head, target, row_weight, sizes)
     options = make_options(temperature, softcap, logit_scale, banned, sizes["V"])
-    _check_target(target, ignore_index, sizes["V"], options.banned)
-    with torch.autocast(hidden_base.device.type, enabled=False):  # autocast would round the logits
-        return _backend(backend)(
-            hidden_base, hidden_thought, weight, lm_head, target, interpolation, options, ignore_index
-        )
+    return _loss(
+        hidden_base, hidden_thought, weight, lm_head, target, row_weight, interpolation, options, ignore_index, backend
+    )
+
+
+@overload
+def linear_cross_entropy(
+    hidden: Tensor,
+    lm_head: Tensor,
+    target: Tensor,
+    *,
+    row_weight: None = None,
+    temperature: float = ...,
+    softcap: float | None = ...,
+    logit_scale: float = ...,
+    banned: Sequence[int] = ...,
+    ignore_index: int = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def linear_cross_entropy(
+    hidden: Tensor,
+    lm_head: Tensor,
+    target: Tensor,
+    *,
+    row_weight: Tensor,
+    temperature: float = ...,
+    softcap: float | None = ...,
+    logit_scale: float = ...,
+    banned: Sequence[int] = ...,
+    ignore_index: int = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def linear_cross_entropy(
@@ -104,29 +185,31 @@ def linear_cross_entropy(
     lm_head: Tensor,
     target: Tensor,
     *,
+    row_weight: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
     banned: Sequence[int] = (),
     ignore_index: int = -100,
     backend: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Negative log-likelihood of each target: -log softmax(logits(hidden))[target].
 
     Args:
         hidden: [N, E] final hidden states, any floating dtype.
-        lm_head: [V, E] output embedding.
+        lm_head: [V, E] output embedding; on "triton" in hidden's dtype.
         target: int64 or int32 [N] token ids.
-        temperature: see `mixed_cross_entropy`, like all that follow.
+        row_weight: see `mixed_cross_entropy`, like all that follow.
+        temperature: divides the logits.
         softcap: cap of the logits.
         logit_scale: multiplies the logits before the cap.
         banned: token ids that are left out of the softmax.
-        ignore_index: rows with this target have loss 0 and gradient 0, and are not computed.
-        backend: "auto", "torch" or "reference".
+        ignore_index: rows with this target have loss 0 and gradient 0.
+        backend: "auto", "triton", "torch" or "reference".
 
     Returns:
         Loss of each row [N], float32 (float64 where a floating input is float64), differentiable with respect to
-        hidden and lm_head.
+        hidden and lm_head; with `row_weight`: (loss, nll).
 
     Raises:
         TypeError: a tensor of the wrong kind of dtype.
@@ -135,32 +218,69 @@ def linear_cross_entropy(
     require_floating("hidden", hidden)
     sizes: dict[str, int] = {}
     require_shape("hidden", hidden, ("N", "E"), sizes)
-    _check_head(hidden, lm_head, target, sizes)
+    _check_rest(hidden, lm_head, target, row_weight, sizes)
     options = make_options(temperature, softcap, logit_scale, banned, sizes["V"])
-    _check_target(target, ignore_index, sizes["V"], options.banned)
-    with torch.autocast(hidden.device.type, enabled=False):  # autocast would round the logits
-        return _backend(backend)(hidden, None, None, lm_head, target, "logits", options, ignore_index)
+    return _loss(hidden, None, None, lm_head, target, row_weight, "logits", options, ignore_index, backend)
 
 
-def _backend(backend: str) -> Loss:
-    return mixed_cross_entropy_torch if resolve_backend(backend) == "torch" else mixed_cross_entropy_reference
+def _loss(
+    hidden_base: Tensor,
+    hidden_thought: Tensor | None,
+    weight: Tensor | None,
+    lm_head: Tensor,
+    target: Tensor,
+    row_weight: Tensor | None,
+    interpolation: str,
+    options: LogitOptions,
+    ignore_index: int,
+    backend: str,
+) -> Tensor | tuple[Tensor, Tensor]:
+    if check_backend(backend) == "reference":
+        check_target(target, ignore_index, lm_head.shape[0], options.banned)
+        with torch.autocast(hidden_base.device.type, enabled=False):  # autocast would round the logits
+            nll = mixed_cross_entropy_reference(
+                hidden_base, hidden_thought, weight, lm_head, target, interpolation, options, ignore_index
+            )
+        if row_weight is None:
+            return nll
+        return (row_weight.to(nll.dtype).masked_fill(target == ignore_index, 0.0) * nll).sum(), nll.detach()
+
+    def needs_gradient(*tensors: Tensor | None) -> bool:
+        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+    loss, nll, *_ = head_loss(
+        hidden_base,
+        hidden_thought,
+        weight,
+        lm_head,
+        target,
+        row_weight,
+        interpolation,
+        options.temperature,
+        options.softcap,
+        options.logit_scale,
+        options.banned,
+        ignore_index,
+        needs_gradient(hidden_base, hidden_thought),
+        needs_gradient(weight),
+        needs_gradient(lm_head),
+        backend,
+    )
+    return loss if row_weight is None else (loss, nll)
 
 
-def _check_head(hidden: Tensor, lm_head: Tensor, target: Tensor, sizes: dict[str, int]) -> None:
+def _check_rest(
+    hidden: Tensor, lm_head: Tensor, target: Tensor, row_weight: Tensor | None, sizes: dict[str, int]
+) -> None:
     require_floating("lm_head", lm_head)
     require_device("lm_head", lm_head, hidden.device)
     require_shape("lm_head", lm_head, ("V", "E"), sizes)
     require_integer("target", target)
     require_device("target", target, hidden.device)
     require_shape("target", target, ("N",), sizes)
-
-
-def _check_target(target: Tensor, ignore_index: int, vocabulary: int, banned: tuple[int, ...]) -> None:
-    wrong = (target < 0) | (target >= vocabulary)
-    if banned:
-        wrong |= torch.isin(target, torch.tensor(banned, device=target.device))
-    wrong &= target != ignore_index
-    if bool(wrong.any()):
-        token = int(target[wrong][0])
-        reason = "which is banned" if token in banned else f"wanted 0 <= id < V={vocabulary}"
-        raise ValueError(f"target: got token {token}, {reason}; ignore_index={ignore_index} leaves a row out")
+    if row_weight is not None:
+        require_floating("row_weight", row_weight)
+        require_device("row_weight", row_weight, hidden.device)
+        require_shape("row_weight", row_weight, ("N",), sizes)
+        if row_weight.requires_grad:
+            raise ValueError("row_weight: requires a gradient, which it does not get; pass row_weight.detach()")

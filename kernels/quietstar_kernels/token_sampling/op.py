@@ -1,0 +1,140 @@
+"""Sampling as PyTorch operators: chunks of rows, their product with lm_head, and one pass from logits to tokens.
+
+Nothing here waits for the device. A CUDA graph can hold `sample_tokens` with given numbers, but no new seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from quietstar_kernels.configurations import Configuration, configuration
+from quietstar_kernels.dispatch import compute_dtype, require_dtype, resolve_backend
+from quietstar_kernels.launch import Launch
+from quietstar_kernels.logits import LogitOptions, dense, empty_logits, operand_dtype, product, rows_in_chunk
+from quietstar_kernels.token_sampling.torch_backend import choose_tokens
+
+
+def sample_launch(
+    raw: Tensor,
+    uniform: Tensor | None,
+    token: Tensor,
+    logprob: Tensor,
+    lse: Tensor,
+    options: LogitOptions,
+    configuration: Configuration,
+) -> Launch:
+    """`torch_backend.choose_tokens`; raw's banned tokens are -inf already, and it is not overwritten."""
+    from quietstar_kernels.token_sampling import triton_kernels
+
+    rows, vocabulary = raw.shape
+    inner, outer = options.factors
+    blocks = {name: size for name, size in configuration.items() if name.startswith("BLOCK_")}
+    blocks_of_vocabulary = -(-vocabulary // blocks["BLOCK_VOCABULARY"])
+    return Launch(
+        triton_kernels.sample_kernel,
+        (-(-rows // blocks["BLOCK_ROWS"]),),
+        {
+            "raw": raw,
+            "uniform": uniform,
+            "token": token,
+            "logprob": logprob,
+            "lse": lse,
+            "raw_stride": raw.stride(0),
+            "rows": rows,
+            "vocabulary": vocabulary,
+            "inner": inner,
+            "outer": outer,
+        },
+        {
+            "SOFTCAP": options.softcap is not None,
+            "BLOCKS": 1 << (blocks_of_vocabulary - 1).bit_length(),
+            **blocks,
+        },
+        configuration["num_warps"],
+        configuration["num_stages"],
+    )
+
+
+@torch.library.custom_op("quietstar::draw_uniform", mutates_args=())
+def draw_uniform(hidden: Tensor, seed: int) -> Tensor:
+    """float64 numbers in [0, 1), one for each row of hidden [N, E], on its device: the only randomness."""
+    generator = torch.Generator(device=hidden.device).manual_seed(seed)
+    return torch.rand(hidden.shape[0], generator=generator, dtype=torch.float64, device=hidden.device)
+
+
+@draw_uniform.register_fake
+def _(hidden: Tensor, seed: int) -> Tensor:
+    return hidden.new_empty(hidden.shape[0], dtype=torch.float64)
+
+
+def compute_tokens(
+    hidden: Tensor,
+    lm_head: Tensor,
+    uniform: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    logit_scale: float,
+    banned: Sequence[int],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """token, logprob and log-sum-exp of the logits, each [N]; see `quietstar_kernels.sample_tokens`.
+
+    Args:
+        uniform: float64 [N] in [0, 1), the number that each row's cumulative distribution is inverted at; None: greedy.
+    """
+    backend = resolve_backend(backend, hidden)
+    if backend == "triton":
+        require_dtype("lm_head", lm_head, hidden.dtype)
+    options = LogitOptions(temperature, softcap, logit_scale, tuple(banned))
+    N, V = hidden.shape[0], lm_head.shape[0]
+    dtype = compute_dtype(hidden, lm_head)
+    token = torch.empty(N, dtype=torch.int64, device=hidden.device)
+    logprob = torch.empty(N, dtype=dtype, device=hidden.device)
+    lse = torch.empty_like(logprob)
+    with torch.autocast(hidden.device.type, enabled=False):  # autocast would round the logits
+        head = dense(lm_head.to(operand_dtype(lm_head, dtype, hidden)))
+        size = rows_in_chunk(N, V, hidden.device, gradient=False)
+        logits = empty_logits(size, V, dtype, hidden.device)
+        for first in range(0, N, size):
+            rows = slice(first, min(first + size, N))
+            raw = product(dense(hidden[rows].to(head.dtype)), head.T, dtype, out=logits[: rows.stop - first])  # [n, V]
+            numbers = None if uniform is None else uniform[rows]
+            if backend == "triton":
+                options.ban_(raw)
+                chosen = configuration("token_sampling.sample", f"{raw.element_size() * 8}-bit", raw.device)
+                sample_launch(raw, numbers, token[rows], logprob[rows], lse[rows], options, chosen).run()
+            else:
+                choose_tokens(raw, numbers, token[rows], logprob[rows], lse[rows], options)
+    return token, logprob, lse
+
+
+sample = torch.library.custom_op("quietstar::sample_tokens", compute_tokens, mutates_args=())
+
+
+@sample.register_fake
+def _(
+    hidden: Tensor,
+    lm_head: Tensor,
+    uniform: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    logit_scale: float,
+    banned: Sequence[int],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    N = hidden.shape[0]
+    dtype = compute_dtype(hidden, lm_head)
+    return (
+        hidden.new_empty(N, dtype=torch.int64),
+        hidden.new_empty(N, dtype=dtype),
+        hidden.new_empty(N, dtype=dtype),
+    )
+
+
+@register_flop_formula(torch.ops.quietstar.sample_tokens)
+def _(hidden: Sequence[int], lm_head: Sequence[int], *settings: object, out_shape: object = None) -> int:
+    return 2 * hidden[0] * lm_head[0] * lm_head[1]
