@@ -15,11 +15,11 @@ import os
 import queue
 import re
 import tempfile
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -282,45 +282,55 @@ class Worker:
                 self._stop()
 
 
-def compile_all(tasks: Iterable[Task], jobs: int) -> Iterator[tuple[Task, Compiled]]:
-    """Compile every task in `jobs` processes, in the order in which they are done.
+class Compilers:
+    """Worker processes that compile, to be used in a `with` statement; methods may be called from any thread.
 
-    Two tasks whose kernels are the same, but for the case or the variant, are both compiled.
+    Args:
+        jobs: compilers that run at a time. They start when they are first needed.
     """
-    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[Task, Compiled]] = queue.SimpleQueue()
-    count = 0
-    for task in tasks:
-        waiting.put(task)
-        count += 1
-    stop = threading.Event()
 
-    def serve(worker: Worker) -> None:
-        with contextlib.closing(worker):
-            while not stop.is_set():
-                try:
-                    task = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                done.put((task, worker.ask(task)))
+    def __init__(self, jobs: int) -> None:
+        self._jobs = max(1, jobs)
 
-    with tempfile.TemporaryDirectory() as cache:
-        threads = [threading.Thread(target=serve, args=(Worker(cache),)) for _ in range(max(1, min(jobs, count)))]
-        for thread in threads:
-            thread.start()
+    def __enter__(self) -> Compilers:
+        self._cache = tempfile.TemporaryDirectory()
+        self._workers = [Worker(self._cache.name) for _ in range(self._jobs)]
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._cache.cleanup()
+
+    def compile(self, task: Task) -> Compiled:
+        """Compile one task, as soon as a worker is idle."""
+        compiled = self._ask(task)
+        assert isinstance(compiled, Compiled)
+        return compiled
+
+    def compile_all(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Compiled]]:
+        """Compile tasks, in the order in which they are done."""
+        with ThreadPoolExecutor(self._jobs) as threads:
+            waiting = {threads.submit(self.compile, task): task for task in tasks}
+            try:
+                for done in as_completed(waiting):
+                    yield waiting[done], done.result()
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+    def triton_version(self) -> str:
+        """Version of the Triton that compiles."""
+        return str(self._ask("version"))
+
+    def _ask(self, task: Task | str) -> Any:
+        worker = self._idle.get()
         try:
-            for _ in range(count):
-                yield done.get()
+            return worker.ask(task)
         finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-
-
-def installed_triton() -> str:
-    """Version of the Triton that compiles, asked of a worker."""
-    with tempfile.TemporaryDirectory() as cache, contextlib.closing(Worker(cache)) as worker:
-        return str(worker.ask("version"))
+            self._idle.put(worker)
 
 
 def as_row(task: Task, compiled: Compiled) -> dict[str, object]:

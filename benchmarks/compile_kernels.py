@@ -34,10 +34,9 @@ from benchmarks.ahead_of_time import (
     TARGETS,
     TENSOR_MEMORY_LIMIT,
     Compiled,
+    Compilers,
     Task,
     as_row,
-    compile_all,
-    installed_triton,
 )
 from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
 
@@ -79,8 +78,8 @@ def tasks(architectures: Sequence[str], kernels: str, quick: bool) -> list[Task]
         for architecture in architectures
         for kernel, cases in table()[architecture].items()
         for case, configuration in cases.items()
-        for variant in variants(kernel, case)
         if re.search(kernels, kernel)
+        for variant in variants(kernel, case)
     ]
     return [task for task in found if is_quick(task)] if quick else found
 
@@ -106,8 +105,8 @@ def beyond_limits(row: Row) -> list[str]:
     limit = SHARED_MEMORY_LIMIT[architecture]
     if not Compiled(**figures).fits(architecture):
         problems.append(
-            f"{name}: {figures['shared_memory'] / 1024:.1f} KiB of shared memory and {figures['tensor_memory']} columns "
-            f"of tensor memory, where {architecture} has {limit} KiB and {TENSOR_MEMORY_LIMIT} columns"
+            f"{name}: {figures['shared_memory'] / 1024:.1f} KiB of shared memory and {figures['tensor_memory']} "
+            f"columns of tensor memory, where {architecture} has {limit} KiB and {TENSOR_MEMORY_LIMIT} columns"
         )
     if is_forward(kernel) and Compiled(**figures).spills:
         problems.append(f"{name}: spills {figures['spill_stores']} bytes; a forward kernel must not")
@@ -183,9 +182,9 @@ def markdown(rows: Sequence[Row]) -> str:
     return markdown_table(columns, [cells(row) for row in rows], text_columns=5)
 
 
-LEGEND = """Registers, spills (bytes stored / loaded) and stack are those of a thread, shared memory is in KiB of a program;
-on sm_100 the columns of tensor memory stand beside it. On gfx942 the registers are vector registers, and the spills the
-vector registers spilled. Matrix instructions are counted in the code, not as they run."""
+LEGEND = """Registers, spills (bytes stored / loaded) and stack are those of a thread, shared memory is in KiB of a
+program; on sm_100 the columns of tensor memory stand beside it. On gfx942 the registers are vector registers, and the
+spills the vector registers spilled. Matrix instructions are counted in the code, not as they run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,16 +198,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     start = time.perf_counter()
-    triton = installed_triton()
     wanted = tasks(options.architectures, options.kernels, options.quick)
     whole = options.architectures == list(TARGETS) and not options.kernels and not options.quick
     rows_by_task: dict[Task, Row] = {}
     compiler_seconds = 0.0
-    for task, compiled in compile_all(wanted, options.jobs):
-        rows_by_task[task] = as_row(task, compiled)
-        compiler_seconds += compiled.seconds
-        if sys.stderr.isatty():
-            print(f"\r{len(rows_by_task)}/{len(wanted)}", end="", file=sys.stderr, flush=True)
+    with Compilers(options.jobs) as compilers:
+        triton = compilers.triton_version()
+        for task, compiled in compilers.compile_all(wanted):
+            rows_by_task[task] = as_row(task, compiled)
+            compiler_seconds += compiled.seconds
+            if sys.stderr.isatty():
+                print(f"\r{len(rows_by_task)}/{len(wanted)}", end="", file=sys.stderr, flush=True)
     rows = [rows_by_task[task] for task in wanted]
     if not rows:
         print("nothing to compile", file=sys.stderr)

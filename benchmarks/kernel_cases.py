@@ -16,11 +16,16 @@ from torch import Tensor
 
 from quietstar_kernels.configurations import Configuration
 from quietstar_kernels.launch import Launch
+from quietstar_kernels.logits import LogitOptions, empty_logits
+from quietstar_kernels.mixed_cross_entropy import op as mixed_cross_entropy
 from quietstar_kernels.thought_attention import op as thought_attention
+from quietstar_kernels.token_sampling import op as token_sampling
 
 B, L, P, S, H, HKV = 8, 256, 256, 16, 32, 8
 STEP_KEYS = 9
 """Own keys of a stream in the sampling step: the mean over a stream of 16."""
+N, V, E = 2048, 32002, 4096
+IGNORE_INDEX = -100
 
 DTYPES = {"16-bit": torch.bfloat16, "32-bit": torch.float32, "64-bit": torch.float64}
 
@@ -41,10 +46,10 @@ class Case:
         self.dtype = torch.float16 if "fp16" in self.options else DTYPES[case.split()[0]]
         self.result_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
 
-    def size(self, letter: str) -> int:
-        """The size that the variant or else the case gives as in "D128"."""
+    def size(self, letter: str, usual: int = 0) -> int:
+        """The size that the variant or else the case gives, as in "D128"."""
         found = [part for part in (*self.options, *self.case.split()) if re.fullmatch(rf"{letter}\d+", part)]
-        return int(found[0].removeprefix(letter))
+        return int(found[0].removeprefix(letter)) if found else usual
 
     def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(shape, dtype=dtype or self.dtype, device=self.device)
@@ -58,14 +63,9 @@ class Case:
 
 def _attention_variants(case: str) -> tuple[str, ...]:
     everything = "window + softcap + padding"
-    if case.startswith("64-bit"):
-        return "plain", everything
-    found = ["plain", "window + padding", "softcap", everything]
-    if case.startswith("16-bit"):
-        found.append("fp16")
-    if case.endswith("D128"):
-        found.append("D80")
-    return tuple(found)
+    if case == "16-bit D128":
+        return "plain", "fp16", "D80", "window + padding", "softcap", everything
+    return ("plain",) if case.startswith("64-bit") else ("plain", everything)
 
 
 def _attention(case: Case, tokens: int, keys: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,6 +127,96 @@ def _attention_backward_text(case: Case, configuration: Configuration) -> Launch
     return thought_attention.backward_text_launch(**tensors, **options, configuration=configuration)
 
 
+# ---------------------------------------------------------------------------------------------------------------- head
+
+
+def _head_variants(*more: str) -> Callable[[str], tuple[str, ...]]:
+    return lambda case: ("plain", *(() if case.startswith("64-bit") else more))
+
+
+def _targets(case: Case) -> Tensor:
+    return torch.zeros(N, dtype=torch.int64, device=case.device)
+
+
+def _states(case: Case, dtype: torch.dtype, mixed: bool) -> dict[str, Tensor | None]:
+    """Hidden states in the model's dtype and what they are mixed with."""
+    return {
+        "base": case.random(N, E, dtype=dtype),
+        "thought": case.random(N, E, dtype=dtype) if mixed else None,
+        "weight": torch.full((N,), 0.1, dtype=dtype, device=case.device) if mixed else None,
+    }
+
+
+def _mix(case: Case, configuration: Configuration) -> Launch:
+    """A training step's mixture; "linear" only rounds the states, without gradients."""
+    mixed = "linear" not in case.options
+    return mixed_cross_entropy.mix_launch(
+        **_states(case, case.dtype, mixed),
+        target=_targets(case),
+        row_scale=case.random(N, dtype=case.result_dtype) if mixed else None,
+        states=case.empty(N, E),
+        scaled=case.empty(N, E) if mixed else None,
+        ignore_index=IGNORE_INDEX,
+        configuration=configuration,
+    )
+
+
+def _raw_logits(case: Case) -> Tensor:
+    raw = empty_logits(N, case.size("V", V), case.dtype, case.device)
+    return raw.normal_()
+
+
+def _logit_options(case: Case) -> LogitOptions:
+    return LogitOptions(softcap=30.0 if "softcap" in case.options else None)
+
+
+def _loss(case: Case, configuration: Configuration, gradient: Tensor | None = None) -> Launch:
+    return mixed_cross_entropy.loss_launch(
+        raw=_raw_logits(case),
+        target=_targets(case),
+        lse=case.random(N),
+        nll=None if "known lse" in case.options else case.empty(N),
+        gradient=gradient,
+        options=_logit_options(case),
+        ignore_index=IGNORE_INDEX,
+        configuration=configuration,
+    )
+
+
+def _loss_gradient(case: Case, configuration: Configuration) -> Launch:
+    """The gradient in the product's dtype, beside the logits."""
+    dtype = torch.bfloat16 if case.dtype == torch.float32 else case.dtype
+    return _loss(case, configuration, empty_logits(N, case.size("V", V), dtype, case.device))
+
+
+def _hidden_gradient(case: Case, configuration: Configuration) -> Launch:
+    """From the gradient of the mixed state in the sums' dtype; the model's is a 16-bit one unless they are float64."""
+    low = torch.bfloat16 if case.dtype == torch.float32 else case.dtype
+    return mixed_cross_entropy.hidden_gradient_launch(
+        gradient=case.random(N, E),
+        **_states(case, low, mixed=True),
+        states=case.random(N, E, dtype=low),
+        target=_targets(case),
+        stored=case.empty(N, E, dtype=low),
+        nll=None if low == case.dtype else case.random(N),
+        to_weight=case.empty(N),
+        ignore_index=IGNORE_INDEX,
+        configuration=configuration,
+    )
+
+
+def _sample(case: Case, configuration: Configuration) -> Launch:
+    return token_sampling.sample_launch(
+        raw=_raw_logits(case),
+        uniform=None if "greedy" in case.options else torch.rand(N, dtype=torch.float64, device=case.device),
+        token=torch.empty(N, dtype=torch.int64, device=case.device),
+        logprob=case.empty(N),
+        lse=case.empty(N),
+        options=_logit_options(case),
+        configuration=configuration,
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------ registry
 
 KERNELS: dict[str, tuple[Callable[[str], tuple[str, ...]], Callable[[Case, Configuration], Launch]]] = {
@@ -134,6 +224,11 @@ KERNELS: dict[str, tuple[Callable[[str], tuple[str, ...]], Callable[[Case, Confi
     "thought_attention.step": (_attention_variants, _attention_step),
     "thought_attention.backward_streams": (_attention_variants, _attention_backward_streams),
     "thought_attention.backward_text": (_attention_variants, _attention_backward_text),
+    "mixed_cross_entropy.mix": (_head_variants("linear"), _mix),
+    "mixed_cross_entropy.loss": (_head_variants("softcap"), _loss),
+    "mixed_cross_entropy.loss_gradient": (_head_variants("softcap", "known lse"), _loss_gradient),
+    "mixed_cross_entropy.hidden_gradient": (_head_variants(), _hidden_gradient),
+    "token_sampling.sample": (_head_variants("softcap", "greedy", "V151936"), _sample),
 }
 """Kernel -> the variants of a case, and the call."""
 

@@ -1,0 +1,307 @@
+"""The offline tuner of `configurations.json`: block sizes, warps and stages of every kernel for one architecture.
+
+    python benchmarks/tune.py --by time                              # the GPU that is there
+    python benchmarks/tune.py --by compile --architectures sm_90     # no GPU wanted
+
+Candidates are the combinations in `CANDIDATES`, and the configuration that is pinned now. One that does not compile,
+has no room on the chip or spills, in any variant, is out; if all are, those that spill least stay.
+
+* `--by time`: of the rest the fastest, by the median time of the representative call in `kernel_cases.py` with a cold
+  cache. The sizes of that call are fixed, and no size is part of a case: a batch of another size runs the same code.
+* `--by compile`: of the rest the one with the largest tile, then the most stages, then the fewest warps: the larger a
+  tile, the less is read for it, and stages hide the reading. This is a guess, for architectures that nobody has here.
+
+The chosen rows replace those of the architecture in the table, unless `--dry-run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+
+os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted can be neither compiled nor timed
+
+import torch
+
+from benchmarks import kernel_cases
+from benchmarks.ahead_of_time import TARGETS, Compiled, Compilers, Task, describe_configuration
+from benchmarks.environment import markdown_table
+from benchmarks.gpu_timing import Meter
+from quietstar_kernels import configurations
+from quietstar_kernels.configurations import Configuration
+
+Grid = dict[str, tuple[int, ...]]
+
+CANDIDATES: dict[str, dict[str, Grid]] = {
+    "thought_attention.(forward|step)": {
+        "16-bit": {
+            "BLOCK_M": (128, 64, 32),
+            "BLOCK_N": (128, 64, 32),
+            "BLOCK_OWN": (64, 32, 16),
+            "num_warps": (4, 8),
+            "num_stages": (3, 2, 1),
+        },
+        "32-bit": {
+            "BLOCK_M": (64, 32, 16),
+            "BLOCK_N": (64, 32, 16),
+            "BLOCK_OWN": (16,),
+            "num_warps": (4, 8),
+            "num_stages": (2, 1),
+        },
+        "64-bit": {
+            "BLOCK_M": (32, 16),
+            "BLOCK_N": (32, 16),
+            "BLOCK_OWN": (16,),
+            "num_warps": (4, 8),
+            "num_stages": (1,),
+        },
+    },
+    "thought_attention.backward_streams": {
+        "16-bit": {
+            "BLOCK_M": (128, 64, 32),
+            "BLOCK_N": (128, 64, 32),
+            "BLOCK_OWN": (32, 16),
+            "num_warps": (4, 8),
+            "num_stages": (2, 1),
+        },
+        "32-bit": {
+            "BLOCK_M": (32, 16),
+            "BLOCK_N": (32, 16),
+            "BLOCK_OWN": (16,),
+            "num_warps": (4, 8),
+            "num_stages": (1,),
+        },
+        "64-bit": {"BLOCK_M": (16,), "BLOCK_N": (16,), "BLOCK_OWN": (16,), "num_warps": (4, 8), "num_stages": (1,)},
+    },
+    "thought_attention.backward_text": {
+        "16-bit": {
+            "BLOCK_M": (128, 64, 32),
+            "BLOCK_N": (128, 64, 32),
+            "num_warps": (4, 8),
+            "num_stages": (3, 2, 1),
+        },
+        "32-bit": {"BLOCK_M": (32, 16), "BLOCK_N": (32, 16), "num_warps": (4, 8), "num_stages": (1,)},
+        "64-bit": {"BLOCK_M": (16,), "BLOCK_N": (16,), "num_warps": (4, 8), "num_stages": (1,)},
+    },
+}
+"""Pattern of kernels -> precision -> the values of each key. A kernel that no pattern matches stays as it is."""
+
+
+@dataclass
+class Candidate:
+    """One configuration of a kernel.
+
+    Attributes:
+        compiled: by variant, as far as it has been compiled.
+        seconds: median time of the plain variant, where it was measured.
+        failure: why it did not run.
+    """
+
+    configuration: Configuration
+    compiled: dict[str, Compiled] = field(default_factory=dict)
+    seconds: float | None = None
+    failure: str = ""
+
+    @property
+    def tile(self) -> int:
+        return math.prod(size for name, size in self.configuration.items() if name in ("BLOCK_M", "BLOCK_N", "BLOCK_V"))
+
+    def preference(self) -> tuple[int, ...]:
+        """The order of `--by compile`, best first."""
+        own = self.configuration.get("BLOCK_OWN", 0)
+        return -self.tile, -self.configuration["num_stages"], self.configuration["num_warps"], -own
+
+    def spilled(self) -> int:
+        """Bytes spilled, stored and loaded, in the worst variant."""
+        return max(compiled.spill_stores + compiled.spill_loads for compiled in self.compiled.values())
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One line of the table to be chosen."""
+
+    architecture: str
+    kernel: str
+    case: str
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return kernel_cases.variants(self.kernel, self.case)
+
+    def candidates(self) -> list[Candidate]:
+        """Every configuration, the pinned one among them, by preference."""
+        pinned = configurations.table()[self.architecture].get(self.kernel, {}).get(self.case)
+        found = [] if pinned is None else [pinned]
+        for pattern, grids in CANDIDATES.items():
+            if re.fullmatch(pattern, self.kernel):
+                grid = grids[self.case.split()[0]]
+                found += [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        unique = {tuple(sorted(configuration.items())): configuration for configuration in reversed(found)}
+        return sorted(map(Candidate, unique.values()), key=Candidate.preference)
+
+    def compile(self, candidate: Candidate, variants: Sequence[str], compilers: Compilers) -> bool:
+        """Whether the candidate compiles in these variants and has room on the chip; spills are for the caller."""
+        for variant in variants:
+            task = Task(self.architecture, self.kernel, self.case, variant, tuple(candidate.configuration.items()))
+            if variant not in candidate.compiled:
+                candidate.compiled[variant] = compilers.compile(task)
+            compiled = candidate.compiled[variant]
+            if compiled.error or not compiled.fits(self.architecture):
+                candidate.failure = compiled.error or f"{compiled.shared_memory / 1024:.0f} KiB of shared memory"
+                return False
+        return True
+
+
+def choose_by_compile(problem: Problem, compilers: Compilers) -> Candidate:
+    """The first candidate by preference that spills in no variant; else the one that spills least.
+
+    Raises:
+        RuntimeError: none compiles and fits.
+    """
+    fallback: list[Candidate] = []
+    for candidate in problem.candidates():
+        # one variant after the other, so that most candidates that spill cost a single compilation
+        for count in range(1, len(problem.variants) + 1):
+            if not problem.compile(candidate, problem.variants[-count:], compilers):
+                break
+            if candidate.spilled():
+                fallback.append(candidate)
+                break
+        else:
+            return candidate
+    fallback = [candidate for candidate in fallback if problem.compile(candidate, problem.variants, compilers)]
+    if not fallback:
+        raise RuntimeError(f"{problem}: no candidate compiles and fits")
+    return min(fallback, key=Candidate.spilled)
+
+
+def choose_by_time(problem: Problem, compilers: Compilers, threads: ThreadPoolExecutor, meter: Meter) -> Candidate:
+    """The fastest candidate of those that spill in no variant, or of the quarter that spills least.
+
+    Raises:
+        RuntimeError: none compiles, fits and runs.
+    """
+    plain, variants = problem.variants[0], problem.variants
+    candidates = problem.candidates()
+    fits = list(threads.map(lambda candidate: problem.compile(candidate, (plain,), compilers), candidates))
+    candidates = [candidate for candidate, fit in zip(candidates, fits, strict=True) if fit]
+    clean = [candidate for candidate in candidates if not candidate.spilled()]
+    candidates = clean or sorted(candidates, key=Candidate.spilled)[: max(1, len(candidates) // 4)]
+    for candidate in candidates:
+        time_candidate(problem, candidate, meter)
+    ranking = sorted((c for c in candidates if c.seconds is not None), key=lambda c: c.seconds or math.inf)
+    fitting = [candidate for candidate in ranking[:8] if problem.compile(candidate, variants, compilers)]
+    if not fitting:
+        reasons = {candidate.failure for candidate in candidates}
+        raise RuntimeError(f"{problem}: no candidate compiles, fits and runs: {'; '.join(sorted(reasons))}")
+    for candidate in ranking[:4]:
+        milliseconds = 1000 * (candidate.seconds or 0)
+        print(f"    {milliseconds:9.4f} ms  {describe_configuration(candidate.configuration)}", flush=True)
+    return next((candidate for candidate in fitting if not candidate.spilled()), fitting[0])
+
+
+def time_candidate(problem: Problem, candidate: Candidate, meter: Meter) -> None:
+    """Measure the plain variant; what does not run says why."""
+    plain = problem.variants[0]
+    try:
+        launch = kernel_cases.launch(problem.kernel, problem.case, plain, candidate.configuration, meter.device)
+        candidate.seconds = meter.time(launch.run).median
+    except Exception as error:  # out of memory or of resources: the next candidate may do
+        candidate.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def problems(architecture: str, kernels: str, cases: str) -> list[Problem]:
+    """The lines of the table whose kernel and case match."""
+    return [
+        Problem(architecture, kernel, case)
+        for kernel, found in configurations.table()[architecture].items()
+        for case in found
+        if re.search(kernels, kernel) and re.search(cases, case) and kernel in kernel_cases.KERNELS
+    ]
+
+
+def write(chosen: dict[Problem, Candidate]) -> None:
+    """Replace lines of the pinned table, which is read again: others may have changed other lines."""
+    table = json.loads(configurations.PATH.read_text(encoding="utf-8"))
+    for problem, candidate in chosen.items():
+        table[problem.architecture].setdefault(problem.kernel, {})[problem.case] = candidate.configuration
+    configurations.PATH.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--by", choices=("time", "compile"), required=True, help="how to choose")
+    parser.add_argument(
+        "--architectures", nargs="+", choices=TARGETS, metavar="ARCHITECTURE", help="for --by compile (default: all)"
+    )
+    parser.add_argument("--kernels", default="", metavar="REGEX", help="only kernels whose name matches")
+    parser.add_argument("--cases", default="", metavar="REGEX", help="only cases that match, such as '16-bit D128'")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers that run at a time")
+    parser.add_argument("--seconds", type=float, default=0.05, help="for --by time: of repetitions of a candidate")
+    parser.add_argument("--device", default="cuda", help="for --by time")
+    parser.add_argument("--dry-run", action="store_true", help="write nothing")
+    options = parser.parse_args(arguments)
+    if options.by == "time" and options.architectures:
+        parser.error("--architectures: --by time measures the GPU that is there")
+    if options.by == "time" and not torch.cuda.is_available():
+        parser.error("--by time: no CUDA device; --by compile needs none")
+
+    chosen: dict[Problem, Candidate] = {}
+    with Compilers(options.jobs) as compilers, ThreadPoolExecutor(options.jobs) as threads:
+        if options.by == "compile":
+            wanted = [
+                problem
+                for architecture in options.architectures or TARGETS
+                for problem in problems(architecture, options.kernels, options.cases)
+            ]
+            found = threads.map(lambda problem: choose_by_compile(problem, compilers), wanted)
+            chosen = dict(zip(wanted, found, strict=True))
+        else:
+            device = torch.device(options.device)
+            meter = Meter(device, seconds=options.seconds)
+            for problem in problems(configurations.architecture(device), options.kernels, options.cases):
+                print(f"{problem.kernel}, {problem.case}", flush=True)
+                chosen[problem] = choose_by_time(problem, compilers, threads, meter)
+    print(summary(chosen))
+    if not options.dry_run:
+        write(chosen)
+        print(f"written: {configurations.PATH.name}")
+    return 0
+
+
+def summary(chosen: dict[Problem, Candidate]) -> str:
+    """What was chosen, beside what was pinned."""
+    columns = ("architecture", "kernel", "case", "configuration", "pinned before", "ms", "registers", "spilled bytes")
+    rows = []
+    for problem, candidate in chosen.items():
+        pinned = configurations.table()[problem.architecture].get(problem.kernel, {}).get(problem.case, {})
+        same = pinned == candidate.configuration
+        rows.append(
+            (
+                problem.architecture,
+                problem.kernel,
+                problem.case,
+                describe_configuration(candidate.configuration),
+                "the same" if same else describe_configuration(pinned),
+                "-" if candidate.seconds is None else f"{1000 * candidate.seconds:.4f}",
+                str(max(compiled.registers for compiled in candidate.compiled.values())),
+                str(candidate.spilled()),
+            )
+        )
+    return markdown_table(columns, rows, text_columns=5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
