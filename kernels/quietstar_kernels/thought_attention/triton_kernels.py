@@ -5,7 +5,8 @@ G = H // Hkv query heads that read the key head are the group. A tile is BLOCK_M
 rows share the text keys up to the tile's last anchor; only the keys between the first and the last anchor, and those at
 the border of a window, need a mask. Own keys are numbered p * T + t, and a tile reads those of its streams.
 
-Scores are kept in base 2: score * log2(e), so that exp2 does.
+Scores are kept in base 2, score * log2(e), so that exp2 does. Offsets within a tile are 32-bit and relative to its
+first stream, whose own place is a 64-bit scalar: 64-bit offsets for every element would not fit the registers.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ import triton.language as tl
 from quietstar_kernels.triton_language import LN_2, LOG2_E, cast, dot, tanh
 
 # Sizes must not be specialised, or every text and stream length would compile its own kernel.
-SIZES = ["P", "S", "T", "L", "H", "GROUP", "D", "window", "anchor_batch_stride"]
+TEXT_SIZES = ["P", "S", "L", "H", "GROUP", "D", "window", "anchor_batch_stride"]
+SIZES = [*TEXT_SIZES, "T"]
 
 
 @triton.jit
-def _decode(rows, row_count, S, GROUP):
-    """Whether each row exists, and its stream, token and group."""
-    valid = rows < row_count
-    rows = tl.minimum(rows, row_count - 1)
-    return valid, rows // (S * GROUP), rows // GROUP % S, rows % GROUP
+def _decode(first_row, row_end, S, GROUP, BLOCK_M: tl.constexpr):
+    """The rows first_row .. first_row + BLOCK_M - 1.
+
+    Returns:
+        Whether each row lies before row_end; the tile's first stream; each row's stream relative to that one, token and
+        group. Rows past the end repeat the last one.
+    """
+    rows = first_row + tl.arange(0, BLOCK_M)
+    first_stream = first_row // (S * GROUP)
+    relative = tl.minimum(rows, row_end - 1) - first_stream * (S * GROUP)
+    return rows < row_end, first_stream, relative // (S * GROUP), relative // GROUP % S, relative % GROUP
 
 
 @triton.jit
@@ -33,7 +41,7 @@ def _load_rows(pointer, offset, row_mask, column, D, EVEN_D: tl.constexpr):
     mask = row_mask[:, None]
     if not EVEN_D:
         mask = mask & (column < D)[None, :]
-    return tl.load(pointer + offset[:, None] + column[None, :], mask=mask, other=0.0)
+    return tl.load(pointer + (offset[:, None] + column[None, :]), mask=mask, other=0.0)
 
 
 @triton.jit
@@ -41,105 +49,7 @@ def _store_rows(pointer, offset, row_mask, column, D, value, EVEN_D: tl.constexp
     mask = row_mask[:, None]
     if not EVEN_D:
         mask = mask & (column < D)[None, :]
-    tl.store(pointer + offset[:, None] + column[None, :], cast(value, pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _load_block(pointer, start, stride, offset, end, column, D, MASKED: tl.constexpr, EVEN_D: tl.constexpr):
-    """Rows start .. start + BLOCK_N - 1 of a [*, stride] matrix; `offset` is their place relative to the first."""
-    block = pointer + tl.cast(start, tl.int64) * stride + offset
-    if MASKED:
-        keys = start + tl.arange(0, offset.shape[0])
-        mask = (keys < end)[:, None]
-        if not EVEN_D:
-            mask = mask & (column < D)[None, :]
-        return tl.load(block, mask=mask, other=0.0)
-    if not EVEN_D:
-        return tl.load(block, mask=(column < D)[None, :], other=0.0)
-    return tl.load(block)
-
-
-@triton.jit
-def _scores(raw, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
-    """Scores in base 2 from q @ k^T."""
-    if SOFTCAP is None:
-        return raw * (SCALE * LOG2_E)
-    return tanh(raw * (SCALE / SOFTCAP)) * (SOFTCAP * LOG2_E)
-
-
-@triton.jit
-def _attend(accumulator, running_max, total, scores, value):
-    """One step of the online softmax; rows that have seen no key yet keep a running max of -inf."""
-    new_max = tl.maximum(running_max, tl.max(scores, 1))
-    pivot = tl.where(new_max == float("-inf"), 0.0, new_max)
-    weight = tl.exp2(scores - pivot[:, None])  # [rows, keys]
-    shrink = tl.exp2(running_max - pivot)
-    total = total * shrink + tl.sum(weight, 1)
-    accumulator = dot(cast(weight, value.dtype), value, accumulator * shrink[:, None])
-    return accumulator, new_max, total
-
-
-@triton.jit
-def _text_bounds(first_anchor, last_anchor, text_start, L, window, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr):
-    """Where the text keys of a tile begin, need no mask, need one again, and end.
-
-    begin..clear: the window's left border, masked; clear..masked: whole blocks seen by every row; masked..end: masked.
-    """
-    end = tl.minimum(last_anchor + 1, L)
-    begin = text_start
-    clear = text_start
-    if HAS_WINDOW:
-        begin = tl.maximum(begin, first_anchor - window + 1)
-        clear = tl.maximum(clear, last_anchor - window + 1)
-    masked = clear + tl.maximum(tl.minimum(first_anchor + 1, end) - clear, 0) // BLOCK_N * BLOCK_N
-    return begin, clear, masked, end
-
-
-@triton.jit
-def _text_mask(keys, anchor, limit, window, HAS_WINDOW: tl.constexpr):
-    """[rows, keys]: the keys below `limit` that each row sees; those before text_start are never asked for."""
-    mask = (keys[None, :] <= anchor[:, None]) & (keys < limit)[None, :]
-    if HAS_WINDOW:
-        mask = mask & (anchor[:, None] - keys[None, :] < window)
-    return mask
-
-
-@triton.jit
-def _attend_text(
-    accumulator,
-    running_max,
-    total,
-    q,
-    k_pointer,
-    v_pointer,
-    k_stride,
-    v_stride,
-    anchor,
-    first,
-    last,
-    window,
-    column,
-    D,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    MASKED: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """The text keys first..last-1."""
-    key = tl.arange(0, BLOCK_N)
-    k_offset = key[:, None] * k_stride + column[None, :]
-    v_offset = key[:, None] * v_stride + column[None, :]
-    for start in range(first, last, BLOCK_N):
-        k = _load_block(k_pointer, start, k_stride, k_offset, last, column, D, MASKED, EVEN_D)  # [keys, D]
-        raw = tl.zeros([q.shape[0], BLOCK_N], dtype=accumulator.dtype)
-        scores = _scores(dot(q, tl.trans(k), raw), SCALE, SOFTCAP)  # [rows, keys]
-        if MASKED:
-            scores = tl.where(_text_mask(start + key, anchor, last, window, HAS_WINDOW), scores, float("-inf"))
-        v = _load_block(v_pointer, start, v_stride, v_offset, last, column, D, MASKED, EVEN_D)
-        accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v)
-    return accumulator, running_max, total
+    tl.store(pointer + (offset[:, None] + column[None, :]), cast(value, pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -152,17 +62,40 @@ def _text_start(text_start_pointer, batch):
 
 
 @triton.jit
-def _query_index(batch, stream, token, head, P, S, H):
-    """Place of each row in a contiguous [B, P, S, H]."""
-    return ((batch * P + stream) * S + token) * H + head
+def _text_mask(key, anchor, window, HAS_WINDOW: tl.constexpr):
+    """Which keys each anchor sees but for the padding; broadcasts key against anchor."""
+    mask = key <= anchor
+    if HAS_WINDOW:
+        mask = mask & (anchor - key < window)
+    return mask
 
 
 @triton.jit
-def _own_mask(own, rows_stream, rows_token, S, T):
-    """[rows, keys]: own key p * T + t is seen by token s of stream p where t <= s + (T - S)."""
-    key_stream, key_token = own // T, own % T
-    same_stream = key_stream[None, :] == rows_stream[:, None]
-    return same_stream & (key_token[None, :] <= (rows_token + T - S)[:, None])
+def _own_mask(own, stream, token, S, T):
+    """Own key p * T + t is seen by token s of stream p where t <= s + (T - S); broadcasts own against stream, token."""
+    return (own // T == stream) & (own % T <= token + (T - S))
+
+
+@triton.jit
+def _scores(raw, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
+    """Scores in base 2 from q @ k^T."""
+    if SOFTCAP is None:
+        scores = raw * (SCALE * LOG2_E)
+    else:
+        scores = tanh(raw * (SCALE / SOFTCAP)) * (SOFTCAP * LOG2_E)
+    return scores
+
+
+@triton.jit
+def _attend(accumulator, running_max, total, scores, v):
+    """One step of the online softmax; rows that have seen no key yet keep a running max of -inf."""
+    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    pivot = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weight = tl.exp2(scores - pivot[:, None])  # [rows, keys]
+    shrink = tl.exp2(running_max - pivot)
+    total = total * shrink + tl.sum(weight, 1)
+    accumulator = dot(cast(weight, v.dtype), v, accumulator * shrink[:, None])
+    return accumulator, new_max, total
 
 
 @triton.jit
@@ -179,8 +112,7 @@ def _attend_own(
     v_stride,
     stream,
     token,
-    first_stream,
-    last_stream,
+    streams,
     S,
     T,
     column,
@@ -190,18 +122,15 @@ def _attend_own(
     EVEN_D: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
 ):
-    """The own keys of the streams first_stream..last_stream, block-diagonal."""
-    end = (last_stream + 1) * T
-    for start in range(first_stream * T, end, BLOCK_OWN):
+    """The own keys of the tile's streams, block-diagonal; pointers are at its first stream."""
+    for start in range(0, streams * T, BLOCK_OWN):
         own = start + tl.arange(0, BLOCK_OWN)
-        exists = own < end
-        k_offset = (own // T).to(tl.int64) * k_stream_stride + own % T * k_stride
-        v_offset = (own // T).to(tl.int64) * v_stream_stride + own % T * v_stride
-        k = _load_rows(k_pointer, k_offset, exists, column, D, EVEN_D)  # [keys, D]
-        v = _load_rows(v_pointer, v_offset, exists, column, D, EVEN_D)
+        exists = own < streams * T
+        k = _load_rows(k_pointer, own // T * k_stream_stride + own % T * k_stride, exists, column, D, EVEN_D)
+        v = _load_rows(v_pointer, own // T * v_stream_stride + own % T * v_stride, exists, column, D, EVEN_D)
         raw = tl.zeros([q.shape[0], BLOCK_OWN], dtype=accumulator.dtype)
         scores = _scores(dot(q, tl.trans(k), raw), SCALE, SOFTCAP)  # [rows, keys]
-        visible = _own_mask(own, stream, token, S, T) & exists[None, :]
+        visible = _own_mask(own[None, :], stream[:, None], token[:, None], S, T)
         scores = tl.where(visible, scores, float("-inf"))
         accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v)
     return accumulator, running_max, total
@@ -230,14 +159,13 @@ def _attend_own_singly(
 ):
     """Every row's own T keys, which start at its offset, one after the other and without matrix products."""
     slot = tl.arange(0, BLOCK_OWN)
-    wide_q = q.to(accumulator.dtype)
     for first in range(0, T, BLOCK_OWN):
         last = tl.minimum(first + BLOCK_OWN, T)
         scores = tl.full([q.shape[0], BLOCK_OWN], float("-inf"), dtype=accumulator.dtype)
         for key in range(first, last):
             k = _load_rows(k_pointer, k_offset + key * k_stride, valid, column, D, EVEN_D)  # [rows, D]
-            score = _scores(tl.sum(wide_q * k.to(accumulator.dtype), 1), SCALE, SOFTCAP)  # [rows]
-            scores = tl.where((slot == key - first)[None, :], score[:, None], scores)
+            raw = tl.sum(q.to(accumulator.dtype) * k.to(accumulator.dtype), 1)  # [rows]
+            scores = tl.where((slot == key - first)[None, :], _scores(raw, SCALE, SOFTCAP)[:, None], scores)
         new_max = tl.maximum(running_max, tl.max(scores, 1))
         weight = tl.exp2(scores - new_max[:, None])  # [rows, slots]
         shrink = tl.exp2(running_max - new_max)
@@ -311,22 +239,22 @@ def forward_kernel(
     row_count = P * S * GROUP
     # the last rows see the most text: they go first, so that no long program is left over at the end
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    last_row = tl.minimum(first_row + BLOCK_M, row_count) - 1
-    valid, stream, token, group = _decode(first_row + tl.arange(0, BLOCK_M), row_count, S, GROUP)
-    first_stream, last_stream = first_row // (S * GROUP), last_row // (S * GROUP)
+    valid, first_stream, stream, token, group = _decode(first_row, row_count, S, GROUP, BLOCK_M)
+    last_stream = (tl.minimum(first_row + BLOCK_M, row_count) - 1) // (S * GROUP)
     column = tl.arange(0, BLOCK_D)
 
-    anchor_pointer += batch * anchor_batch_stride
-    anchor = tl.load(anchor_pointer + stream)  # [rows]
-    head = kv_head * GROUP + group
-    q_offset = stream.to(tl.int64) * q_stream_stride + token * q_token_stride + head * q_head_stride
-    q = _load_rows(q_pointer + batch * q_batch_stride, q_offset, valid, column, D, EVEN_D)  # [rows, D]
+    wide_stream = first_stream.to(tl.int64)
+    q_pointer += batch * q_batch_stride + wide_stream * q_stream_stride + kv_head * GROUP * q_head_stride
+    q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
+    q = _load_rows(q_pointer, q_offset, valid, column, D, EVEN_D)  # [rows, D]
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACCUMULATE)
     running_max = tl.full([BLOCK_M], float("-inf"), dtype=ACCUMULATE)
     total = tl.zeros([BLOCK_M], dtype=ACCUMULATE)
 
     k_thought_pointer += batch * k_thought_batch_stride + kv_head * k_thought_head_stride
+    k_thought_pointer += wide_stream * k_thought_stream_stride
     v_thought_pointer += batch * v_thought_batch_stride + kv_head * v_thought_head_stride
+    v_thought_pointer += wide_stream * v_thought_stream_stride
     if SINGLE_TOKEN:
         accumulator, running_max, total = _attend_own_singly(
             accumulator,
@@ -335,8 +263,8 @@ def forward_kernel(
             q,
             k_thought_pointer,
             v_thought_pointer,
-            stream.to(tl.int64) * k_thought_stream_stride,
-            stream.to(tl.int64) * v_thought_stream_stride,
+            stream * k_thought_stream_stride,
+            stream * v_thought_stream_stride,
             k_thought_stride,
             v_thought_stride,
             valid,
@@ -362,8 +290,7 @@ def forward_kernel(
             v_thought_stride,
             stream,
             token,
-            first_stream,
-            last_stream,
+            last_stream - first_stream + 1,
             S,
             T,
             column,
@@ -374,138 +301,54 @@ def forward_kernel(
             BLOCK_OWN,
         )
 
-    first_anchor = tl.load(anchor_pointer + first_stream)
-    last_anchor = tl.load(anchor_pointer + last_stream)
-    text_start = _text_start(text_start_pointer, batch)
-    begin, clear, masked, end = _text_bounds(first_anchor, last_anchor, text_start, L, window, BLOCK_N, HAS_WINDOW)
+    anchor_pointer += batch * anchor_batch_stride + first_stream
+    anchor = tl.load(anchor_pointer + stream)  # [rows]
+    first_anchor = tl.load(anchor_pointer)
+    last_anchor = tl.load(anchor_pointer + (last_stream - first_stream))
+    first_key = _text_start(text_start_pointer, batch)
+    if HAS_WINDOW:
+        first_key = tl.maximum(first_key, first_anchor - window + 1)
+    key_end = tl.minimum(last_anchor + 1, L)
     k_text_pointer += batch * k_text_batch_stride + kv_head * k_text_head_stride
     v_text_pointer += batch * v_text_batch_stride + kv_head * v_text_head_stride
-    if HAS_WINDOW:
-        accumulator, running_max, total = _attend_text(
-            accumulator,
-            running_max,
-            total,
-            q,
-            k_text_pointer,
-            v_text_pointer,
-            k_text_stride,
-            v_text_stride,
-            anchor,
-            begin,
-            tl.minimum(clear, end),
-            window,
-            column,
-            D,
-            SCALE,
-            SOFTCAP,
-            True,
-            HAS_WINDOW,
-            EVEN_D,
-            BLOCK_N,
-        )
-    accumulator, running_max, total = _attend_text(
-        accumulator,
-        running_max,
-        total,
-        q,
-        k_text_pointer,
-        v_text_pointer,
-        k_text_stride,
-        v_text_stride,
-        anchor,
-        clear,
-        masked,
-        window,
-        column,
-        D,
-        SCALE,
-        SOFTCAP,
-        False,
-        HAS_WINDOW,
-        EVEN_D,
-        BLOCK_N,
-    )
-    accumulator, running_max, total = _attend_text(
-        accumulator,
-        running_max,
-        total,
-        q,
-        k_text_pointer,
-        v_text_pointer,
-        k_text_stride,
-        v_text_stride,
-        anchor,
-        masked,
-        end,
-        window,
-        column,
-        D,
-        SCALE,
-        SOFTCAP,
-        True,
-        HAS_WINDOW,
-        EVEN_D,
-        BLOCK_N,
-    )
+    block = tl.arange(0, BLOCK_N)
+    for start in range(first_key, key_end, BLOCK_N):
+        key = start + block
+        exists = key < key_end
+        wide_start = tl.cast(start, tl.int64)
+        k = _load_rows(k_text_pointer + wide_start * k_text_stride, block * k_text_stride, exists, column, D, EVEN_D)
+        raw = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACCUMULATE)
+        scores = _scores(dot(q, tl.trans(k), raw), SCALE, SOFTCAP)  # [rows, keys]
+        masked = start + BLOCK_N - 1 > first_anchor
+        if HAS_WINDOW:
+            masked = masked | (last_anchor - start >= window)
+        if masked:
+            visible = _text_mask(key[None, :], anchor[:, None], window, HAS_WINDOW)
+            scores = tl.where(visible, scores, float("-inf"))
+        v = _load_rows(v_text_pointer + wide_start * v_text_stride, block * v_text_stride, exists, column, D, EVEN_D)
+        accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v)
 
-    query = _query_index(batch, stream, token, head, P, S, H)
-    _store_rows(out_pointer, query * D, valid, column, D, accumulator / total[:, None], EVEN_D)
-    tl.store(lse_pointer + query, running_max * LN_2 + tl.log(total), mask=valid)
+    first_query = (batch * P + first_stream) * S * H + kv_head * GROUP
+    query = (stream * S + token) * H + group
+    _store_rows(out_pointer + first_query * D, query * D, valid, column, D, accumulator * (1 / total)[:, None], EVEN_D)
+    tl.store(lse_pointer + first_query + query, running_max * LN_2 + tl.log(total), mask=valid)
 
 
 @triton.jit
-def _grad_scores(
-    q, k, grad_out, v, lse, delta, visible, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr
-):
-    """Softmax weights and the gradient of scale * q @ k^T, both [rows, keys]."""
-    zero = tl.zeros([q.shape[0], k.shape[0]], dtype=lse.dtype)
-    scores = _scores(dot(q, tl.trans(k), zero), SCALE, SOFTCAP)
-    weight = tl.exp2(scores - (lse * LOG2_E)[:, None])
-    if MASKED:
-        weight = tl.where(visible, weight, 0.0)
-    grad_weight = dot(grad_out, tl.trans(v), zero)
-    grad = weight * (grad_weight - delta[:, None])
+def _weight_and_gradient(left, left_value, right, right_value, lse, delta, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
+    """Softmax weights and the gradient of scale * <q, k> before any mask.
+
+    left and left_value are (q, grad_out) and right and right_value (k, v), for [rows, keys], or the other way round for
+    [keys, rows]; lse and delta have one entry for each row, in a dimension that broadcasts against that.
+    """
+    zero = tl.zeros([left.shape[0], right.shape[0]], dtype=lse.dtype)
+    scores = _scores(dot(left, tl.trans(right), zero), SCALE, SOFTCAP)
+    weight = tl.exp2(scores - lse * LOG2_E)
+    gradient = weight * (dot(left_value, tl.trans(right_value), zero) - delta)
     if SOFTCAP is not None:
         capped = scores * (1.0 / (SOFTCAP * LOG2_E))
-        grad = grad * (1 - capped * capped)
-    return weight, grad
-
-
-@triton.jit
-def _grad_q_text(
-    grad_q,
-    q,
-    grad_out,
-    lse,
-    delta,
-    k_pointer,
-    v_pointer,
-    k_stride,
-    v_stride,
-    anchor,
-    first,
-    last,
-    window,
-    column,
-    D,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    MASKED: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Add what the text keys first..last-1 give to the queries' gradient."""
-    key = tl.arange(0, BLOCK_N)
-    k_offset = key[:, None] * k_stride + column[None, :]
-    v_offset = key[:, None] * v_stride + column[None, :]
-    for start in range(first, last, BLOCK_N):
-        k = _load_block(k_pointer, start, k_stride, k_offset, last, column, D, MASKED, EVEN_D)
-        v = _load_block(v_pointer, start, v_stride, v_offset, last, column, D, MASKED, EVEN_D)
-        visible = _text_mask(start + key, anchor, last, window, HAS_WINDOW)
-        _, grad = _grad_scores(q, k, grad_out, v, lse, delta, visible, SCALE, SOFTCAP, MASKED)
-        grad_q = dot(cast(grad, k.dtype), k, grad_q)
-    return grad_q
+        gradient = gradient * (1 - capped * capped)
+    return weight, gradient
 
 
 @triton.jit(do_not_specialize=[*SIZES, "streams"])
@@ -572,155 +415,113 @@ def backward_streams_kernel(
     kv_heads = H // GROUP
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)
     kv_head = tl.program_id(1) % kv_heads
-    rows_of_stream = S * GROUP
+    stream_rows = S * GROUP
     tile_stream = (tl.num_programs(0) - 1 - tl.program_id(0)) * streams
-    tile_stream_end = tl.minimum(tile_stream + streams, P)
-    tile_row_end = tile_stream_end * rows_of_stream
+    streams = tl.minimum(streams, P - tile_stream)
     column = tl.arange(0, BLOCK_D)
+    block = tl.arange(0, BLOCK_N)
+    own_block = tl.arange(0, BLOCK_OWN)
 
-    anchor_pointer += batch * anchor_batch_stride
-    q_pointer += batch * q_batch_stride
+    # everything below counts from the tile's first stream
+    wide_stream = tile_stream.to(tl.int64)
+    anchor_pointer += batch * anchor_batch_stride + tile_stream
+    q_pointer += batch * q_batch_stride + wide_stream * q_stream_stride + kv_head * GROUP * q_head_stride
     k_thought_pointer += batch * k_thought_batch_stride + kv_head * k_thought_head_stride
+    k_thought_pointer += wide_stream * k_thought_stream_stride
     v_thought_pointer += batch * v_thought_batch_stride + kv_head * v_thought_head_stride
+    v_thought_pointer += wide_stream * v_thought_stream_stride
     k_text_pointer += batch * k_text_batch_stride + kv_head * k_text_head_stride
     v_text_pointer += batch * v_text_batch_stride + kv_head * v_text_head_stride
+    first_query = (batch * P + wide_stream) * S * H + kv_head * GROUP
+    out_pointer += first_query * D
+    grad_out_pointer += first_query * D
+    grad_q_pointer += first_query * D
+    lse_pointer += first_query
+    grad_lse_pointer += first_query
+    delta_pointer += first_query
     text_start = _text_start(text_start_pointer, batch)
 
-    for first_row in range(tile_stream * rows_of_stream, tile_row_end, BLOCK_M):
-        last_row = tl.minimum(first_row + BLOCK_M, tile_row_end) - 1
-        valid, stream, token, group = _decode(first_row + tl.arange(0, BLOCK_M), tile_row_end, S, GROUP)
-        first_stream, last_stream = first_row // rows_of_stream, last_row // rows_of_stream
-        anchor = tl.load(anchor_pointer + stream)
-        head = kv_head * GROUP + group
-        query = _query_index(batch, stream, token, head, P, S, H)
-        q_offset = stream.to(tl.int64) * q_stream_stride + token * q_token_stride + head * q_head_stride
+    for first_row in range(0, streams * stream_rows, BLOCK_M):
+        row_end = tl.minimum(first_row + BLOCK_M, streams * stream_rows)
+        valid, first_stream, stream, token, group = _decode(first_row, row_end, S, GROUP, BLOCK_M)
+        stream += first_stream
+        last_stream = (row_end - 1) // stream_rows
+        query = (stream * S + token) * H + group
+        q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
         q = _load_rows(q_pointer, q_offset, valid, column, D, EVEN_D)  # [rows, D]
         grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D, EVEN_D)
         out = _load_rows(out_pointer, query * D, valid, column, D, EVEN_D)
-        lse = tl.load(lse_pointer + query, mask=valid, other=0.0)
+        lse = tl.load(lse_pointer + query, mask=valid, other=float("inf"))[:, None]
         delta = tl.sum(out.to(ACCUMULATE) * grad_out.to(ACCUMULATE), 1)
         delta -= tl.load(grad_lse_pointer + query, mask=valid, other=0.0)
         tl.store(delta_pointer + query, delta, mask=valid)
+        delta = delta[:, None]
 
         grad_q = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACCUMULATE)
-        own_end = (last_stream + 1) * T
-        for start in range(first_stream * T, own_end, BLOCK_OWN):
-            own = start + tl.arange(0, BLOCK_OWN)
-            exists = own < own_end
-            k_offset = (own // T).to(tl.int64) * k_thought_stream_stride + own % T * k_thought_stride
-            v_offset = (own // T).to(tl.int64) * v_thought_stream_stride + own % T * v_thought_stride
-            k = _load_rows(k_thought_pointer, k_offset, exists, column, D, EVEN_D)
+        for start in range(first_stream * T, (last_stream + 1) * T, BLOCK_OWN):
+            own = start + own_block
+            exists = own < (last_stream + 1) * T
+            k_offset = own // T * k_thought_stream_stride + own % T * k_thought_stride
+            v_offset = own // T * v_thought_stream_stride + own % T * v_thought_stride
+            k = _load_rows(k_thought_pointer, k_offset, exists, column, D, EVEN_D)  # [keys, D]
             v = _load_rows(v_thought_pointer, v_offset, exists, column, D, EVEN_D)
-            visible = _own_mask(own, stream, token, S, T) & exists[None, :]
-            _, grad = _grad_scores(q, k, grad_out, v, lse, delta, visible, SCALE, SOFTCAP, True)
-            grad_q = dot(cast(grad, k.dtype), k, grad_q)
+            _, gradient = _weight_and_gradient(q, grad_out, k, v, lse, delta, SCALE, SOFTCAP)  # [rows, keys]
+            visible = _own_mask(own[None, :], stream[:, None], token[:, None], S, T)
+            grad_q = dot(cast(tl.where(visible, gradient, 0.0), k.dtype), k, grad_q)
 
+        anchor = tl.load(anchor_pointer + stream)  # [rows]
         first_anchor = tl.load(anchor_pointer + first_stream)
         last_anchor = tl.load(anchor_pointer + last_stream)
-        begin, clear, masked, end = _text_bounds(first_anchor, last_anchor, text_start, L, window, BLOCK_N, HAS_WINDOW)
+        first_key = text_start
         if HAS_WINDOW:
-            grad_q = _grad_q_text(
-                grad_q,
-                q,
-                grad_out,
-                lse,
-                delta,
-                k_text_pointer,
-                v_text_pointer,
-                k_text_stride,
-                v_text_stride,
-                anchor,
-                begin,
-                tl.minimum(clear, end),
-                window,
-                column,
-                D,
-                SCALE,
-                SOFTCAP,
-                True,
-                HAS_WINDOW,
-                EVEN_D,
-                BLOCK_N,
-            )
-        grad_q = _grad_q_text(
-            grad_q,
-            q,
-            grad_out,
-            lse,
-            delta,
-            k_text_pointer,
-            v_text_pointer,
-            k_text_stride,
-            v_text_stride,
-            anchor,
-            clear,
-            masked,
-            window,
-            column,
-            D,
-            SCALE,
-            SOFTCAP,
-            False,
-            HAS_WINDOW,
-            EVEN_D,
-            BLOCK_N,
-        )
-        grad_q = _grad_q_text(
-            grad_q,
-            q,
-            grad_out,
-            lse,
-            delta,
-            k_text_pointer,
-            v_text_pointer,
-            k_text_stride,
-            v_text_stride,
-            anchor,
-            masked,
-            end,
-            window,
-            column,
-            D,
-            SCALE,
-            SOFTCAP,
-            True,
-            HAS_WINDOW,
-            EVEN_D,
-            BLOCK_N,
-        )
+            first_key = tl.maximum(first_key, first_anchor - window + 1)
+        key_end = tl.minimum(last_anchor + 1, L)
+        for start in range(first_key, key_end, BLOCK_N):
+            key = start + block
+            exists = key < key_end
+            wide_start = tl.cast(start, tl.int64)
+            k_block, v_block = k_text_pointer + wide_start * k_text_stride, v_text_pointer + wide_start * v_text_stride
+            k = _load_rows(k_block, block * k_text_stride, exists, column, D, EVEN_D)
+            v = _load_rows(v_block, block * v_text_stride, exists, column, D, EVEN_D)
+            _, gradient = _weight_and_gradient(q, grad_out, k, v, lse, delta, SCALE, SOFTCAP)
+            masked = start + BLOCK_N - 1 > first_anchor
+            if HAS_WINDOW:
+                masked = masked | (last_anchor - start >= window)
+            if masked:
+                visible = _text_mask(key[None, :], anchor[:, None], window, HAS_WINDOW)
+                gradient = tl.where(visible, gradient, 0.0)
+            grad_q = dot(cast(gradient, k.dtype), k, grad_q)
         _store_rows(grad_q_pointer, query * D, valid, column, D, grad_q * SCALE, EVEN_D)
 
-    tl.debug_barrier()  # every thread's delta is read by the others below
-    own_end = tile_stream_end * T
-    for start in range(tile_stream * T, own_end, BLOCK_OWN):
-        own = start + tl.arange(0, BLOCK_OWN)
-        exists = own < own_end
-        own = tl.minimum(own, own_end - 1)
-        key_stream, key_token = own // T, own % T
-        k_offset = key_stream.to(tl.int64) * k_thought_stream_stride + key_token * k_thought_stride
-        v_offset = key_stream.to(tl.int64) * v_thought_stream_stride + key_token * v_thought_stride
+    tl.debug_barrier()  # below, every thread reads the others' delta
+    first_own = (batch * P + wide_stream) * T * kv_heads + kv_head
+    for start in range(0, streams * T, BLOCK_OWN):
+        own = start + own_block
+        exists = own < streams * T
+        k_offset = own // T * k_thought_stream_stride + own % T * k_thought_stride
+        v_offset = own // T * v_thought_stream_stride + own % T * v_thought_stride
         k = _load_rows(k_thought_pointer, k_offset, exists, column, D, EVEN_D)  # [keys, D]
         v = _load_rows(v_thought_pointer, v_offset, exists, column, D, EVEN_D)
         grad_k = tl.zeros([BLOCK_OWN, BLOCK_D], dtype=ACCUMULATE)
         grad_v = tl.zeros([BLOCK_OWN, BLOCK_D], dtype=ACCUMULATE)
-        first_row = start // T * rows_of_stream
-        row_end = ((tl.minimum(start + BLOCK_OWN, own_end) - 1) // T + 1) * rows_of_stream
-        for row in range(first_row, row_end, BLOCK_M):
-            valid, stream, token, group = _decode(row + tl.arange(0, BLOCK_M), row_end, S, GROUP)
-            head = kv_head * GROUP + group
-            query = _query_index(batch, stream, token, head, P, S, H)
-            q_offset = stream.to(tl.int64) * q_stream_stride + token * q_token_stride + head * q_head_stride
+        row_end = ((tl.minimum(start + BLOCK_OWN, streams * T) - 1) // T + 1) * stream_rows
+        for first_row in range(start // T * stream_rows, row_end, BLOCK_M):
+            valid, first_stream, stream, token, group = _decode(first_row, row_end, S, GROUP, BLOCK_M)
+            stream += first_stream
+            query = (stream * S + token) * H + group
+            q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
             q = _load_rows(q_pointer, q_offset, valid, column, D, EVEN_D)  # [rows, D]
             grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D, EVEN_D)
-            lse = tl.load(lse_pointer + query, mask=valid, other=0.0)
-            delta = tl.load(delta_pointer + query, mask=valid, other=0.0)
-            visible = _own_mask(own, stream, token, S, T) & exists[None, :] & valid[:, None]
-            weight, grad = _grad_scores(q, k, grad_out, v, lse, delta, visible, SCALE, SOFTCAP, True)
-            grad_v = dot(tl.trans(cast(weight, v.dtype)), grad_out, grad_v)
-            grad_k = dot(tl.trans(cast(grad, k.dtype)), q, grad_k)
-        index = ((batch * P + key_stream) * T + key_token) * kv_heads + kv_head
-        _store_rows(grad_k_thought_pointer, index * D, exists, column, D, grad_k * SCALE, EVEN_D)
-        _store_rows(grad_v_thought_pointer, index * D, exists, column, D, grad_v, EVEN_D)
+            lse = tl.load(lse_pointer + query, mask=valid, other=float("inf"))[None, :]
+            delta = tl.load(delta_pointer + query, mask=valid, other=0.0)[None, :]
+            weight, gradient = _weight_and_gradient(k, v, q, grad_out, lse, delta, SCALE, SOFTCAP)  # [keys, rows]
+            visible = _own_mask(own[:, None], stream[None, :], token[None, :], S, T)
+            grad_v = dot(cast(tl.where(visible, weight, 0.0), v.dtype), grad_out, grad_v)
+            grad_k = dot(cast(tl.where(visible, gradient, 0.0), k.dtype), q, grad_k)
+        _store_rows(
+            grad_k_thought_pointer + first_own * D, own * kv_heads * D, exists, column, D, grad_k * SCALE, EVEN_D
+        )
+        _store_rows(grad_v_thought_pointer + first_own * D, own * kv_heads * D, exists, column, D, grad_v, EVEN_D)
 
 
 @triton.jit
@@ -736,7 +537,7 @@ def _streams_before(anchor_pointer, P, position):
     return low
 
 
-@triton.jit(do_not_specialize=[size for size in SIZES if size != "T"] + ["splits"])
+@triton.jit(do_not_specialize=[*TEXT_SIZES, "splits"])
 def backward_text_kernel(
     q_pointer,
     k_text_pointer,
@@ -790,41 +591,53 @@ def backward_text_kernel(
     key = first_key + tl.arange(0, BLOCK_N)
     exists = key < L
     column = tl.arange(0, BLOCK_D)
+    stream_rows = S * GROUP
 
     text_start = _text_start(text_start_pointer, batch)
     anchor_pointer += batch * anchor_batch_stride
-    first_stream = _streams_before(anchor_pointer, P, first_key)
-    end_stream = first_stream * 0 + P
+    begin_stream = _streams_before(anchor_pointer, P, first_key)
+    end_stream = begin_stream * 0 + P
     if HAS_WINDOW:
         end_stream = _streams_before(anchor_pointer, P, first_key + BLOCK_N - 1 + window)
     if first_key + BLOCK_N <= text_start:
-        end_stream = first_stream
-    blocks = tl.cdiv((end_stream - first_stream) * S * GROUP, BLOCK_M)
-    first_row = first_stream * S * GROUP + split * blocks // splits * BLOCK_M
-    row_end = first_stream * S * GROUP + (split + 1) * blocks // splits * BLOCK_M
-    row_end = tl.minimum(row_end, end_stream * S * GROUP)
+        end_stream = begin_stream
+    blocks = tl.cdiv((end_stream - begin_stream) * stream_rows, BLOCK_M)
+    begin_row = begin_stream * stream_rows + split * blocks // splits * BLOCK_M
+    end_row = begin_stream * stream_rows + (split + 1) * blocks // splits * BLOCK_M
+    end_row = tl.minimum(end_row, end_stream * stream_rows)
 
     k_text_pointer += batch * k_text_batch_stride + kv_head * k_text_head_stride
     v_text_pointer += batch * v_text_batch_stride + kv_head * v_text_head_stride
-    q_pointer += batch * q_batch_stride
-    k = _load_rows(k_text_pointer, key.to(tl.int64) * k_text_stride, exists, column, D, EVEN_D)  # [keys, D]
-    v = _load_rows(v_text_pointer, key.to(tl.int64) * v_text_stride, exists, column, D, EVEN_D)
+    k_text_pointer += first_key.to(tl.int64) * k_text_stride
+    v_text_pointer += first_key.to(tl.int64) * v_text_stride
+    q_pointer += batch * q_batch_stride + kv_head * GROUP * q_head_stride
+    k = _load_rows(k_text_pointer, (key - first_key) * k_text_stride, exists, column, D, EVEN_D)  # [keys, D]
+    v = _load_rows(v_text_pointer, (key - first_key) * v_text_stride, exists, column, D, EVEN_D)
     grad_k = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACCUMULATE)
     grad_v = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACCUMULATE)
-    for row in range(first_row, row_end, BLOCK_M):
-        valid, stream, token, group = _decode(row + tl.arange(0, BLOCK_M), row_end, S, GROUP)
-        anchor = tl.load(anchor_pointer + stream)
-        head = kv_head * GROUP + group
-        query = _query_index(batch, stream, token, head, P, S, H)
-        q_offset = stream.to(tl.int64) * q_stream_stride + token * q_token_stride + head * q_head_stride
-        q = _load_rows(q_pointer, q_offset, valid, column, D, EVEN_D)  # [rows, D]
-        grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D, EVEN_D)
-        lse = tl.load(lse_pointer + query, mask=valid, other=0.0)
-        delta = tl.load(delta_pointer + query, mask=valid, other=0.0)
-        visible = _text_mask(key, anchor, L, window, HAS_WINDOW) & (key >= text_start)[None, :] & valid[:, None]
-        weight, grad = _grad_scores(q, k, grad_out, v, lse, delta, visible, SCALE, SOFTCAP, True)
-        grad_v = dot(tl.trans(cast(weight, v.dtype)), grad_out, grad_v)
-        grad_k = dot(tl.trans(cast(grad, k.dtype)), q, grad_k)
-    part = (split * (tl.num_programs(1).to(tl.int64)) + tl.program_id(1)) * L  # [splits, B * Hkv, L]
-    _store_rows(grad_k_pointer, (part + key) * D, exists, column, D, grad_k * SCALE, EVEN_D)
-    _store_rows(grad_v_pointer, (part + key) * D, exists, column, D, grad_v, EVEN_D)
+    for first_row in range(begin_row, end_row, BLOCK_M):
+        valid, first_stream, stream, token, group = _decode(first_row, end_row, S, GROUP, BLOCK_M)
+        wide_stream = tl.cast(first_stream, tl.int64)
+        first_query = (batch * P + wide_stream) * S * H + kv_head * GROUP
+        query = (stream * S + token) * H + group
+        q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
+        q = _load_rows(q_pointer + wide_stream * q_stream_stride, q_offset, valid, column, D, EVEN_D)  # [rows, D]
+        grad_out = _load_rows(grad_out_pointer + first_query * D, query * D, valid, column, D, EVEN_D)
+        lse = tl.load(lse_pointer + first_query + query, mask=valid, other=float("inf"))[None, :]
+        delta = tl.load(delta_pointer + first_query + query, mask=valid, other=0.0)[None, :]
+        weight, gradient = _weight_and_gradient(k, v, q, grad_out, lse, delta, SCALE, SOFTCAP)  # [keys, rows]
+        last_stream = (tl.minimum(first_row + BLOCK_M, end_row) - 1) // stream_rows
+        masked = tl.load(anchor_pointer + first_stream) < first_key + BLOCK_N - 1
+        masked = masked | (first_key < text_start)
+        if HAS_WINDOW:
+            masked = masked | (tl.load(anchor_pointer + last_stream) - first_key >= window)
+        if masked:
+            anchor = tl.load(anchor_pointer + first_stream + stream)
+            visible = _text_mask(key[:, None], anchor[None, :], window, HAS_WINDOW) & (key >= text_start)[:, None]
+            weight = tl.where(visible, weight, 0.0)
+            gradient = tl.where(visible, gradient, 0.0)
+        grad_v = dot(cast(weight, v.dtype), grad_out, grad_v)
+        grad_k = dot(cast(gradient, k.dtype), q, grad_k)
+    part = ((split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * L + first_key) * D  # [splits, B * Hkv, L, D]
+    _store_rows(grad_k_pointer + part, (key - first_key) * D, exists, column, D, grad_k * SCALE, EVEN_D)
+    _store_rows(grad_v_pointer + part, (key - first_key) * D, exists, column, D, grad_v, EVEN_D)
