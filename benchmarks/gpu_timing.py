@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -480,20 +480,22 @@ def add_options(parser: argparse.ArgumentParser, sides: Sequence[str]) -> None:
     where.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto: the GPU where there is one")
     where.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's)")
     where.add_argument("--seed", type=int, default=0, help="of the random inputs")
-    where.add_argument("--seconds", type=float, help="of repetitions for each measurement (default: 0.3, CPU 0.1)")
+    where.add_argument("--seconds", type=float, help="of repetitions for each measurement")
     where.add_argument("--sides", nargs="+", choices=sides, help="what to measure (default: all that fit the device)")
     where.add_argument("--quick", action="store_true", help="tiny sizes and few repetitions, to see that it works")
     where.add_argument("--output-dir", type=Path, default=Path("benchmarks/results"), help="for the two files")
 
 
-def start(options: argparse.Namespace, ours: tuple[str, ...], dtype: torch.dtype) -> Session:
-    """Settle the device and measure its ceilings."""
+def start(
+    options: argparse.Namespace, ours: tuple[str, ...], dtype: torch.dtype, seconds_on_gpu: float = 0.3, least: int = 5
+) -> Session:
+    """Settle the device and measure its ceilings; see `Meter` and `Session`."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     device = resolve_device(options.device)
-    seconds = options.seconds if options.seconds is not None else (0.3 if device.type == "cuda" else 0.1)
-    meter = Meter(device, 0.01, 1, 2) if options.quick else Meter(device, seconds)
+    seconds = options.seconds if options.seconds is not None else (seconds_on_gpu if device.type == "cuda" else 0.1)
+    meter = Meter(device, 0.01, 1, 2) if options.quick else Meter(device, seconds, least)
     if meter.on_gpu:
         torch.cuda.set_device(device)
     session = Session(meter, Ceilings.measure(meter, dtype), ours)
@@ -525,10 +527,9 @@ def finish(
     *,
     name: str,
     title: str,
-    introduction: str,
-    ours: str,
-    targets: Sequence[Target] = (),
-    packages: Sequence[str] = (),
+    body: str,
+    rows: Sequence[Mapping[str, object]],
+    facts: Mapping[str, str] | None = None,
 ) -> None:
     """Print the tables, write both files; exit with 1 if a side of ours failed.
 
@@ -538,31 +539,58 @@ def finish(
         arguments: the command line.
         name: of the script, without its suffix, and of the two files, to which the card's is appended.
         title: of the Markdown file.
-        introduction: what the reader must know to read the table.
-        ours: the side that all others are compared with.
-        targets: beside their measured values.
-        packages: comparators whose versions count.
+        body: of the Markdown file.
+        rows: of the CSV.
+        facts: beside those that every benchmark writes.
     """
     device = session.meter.device
-    facts = {
+    described = {
         **describe(f"benchmarks/{name}.py", arguments, threads=torch.get_num_threads(), device=str(device)),
-        **{package: version(package) for package in packages},
         **session.ceilings.facts(),
+        **(facts or {}),
     }
-    parts = [introduction, session.table(ours)]
-    if targets:
-        parts += ["## Targets", targets_table(targets, card(device))]
-    body = "\n\n".join(parts)
     print(f"\n{body}\n")
     csv_path, markdown_path = (options.output_dir / f"{name}_{card(device)}{suffix}" for suffix in (".csv", ".md"))
-    write_csv(csv_path, facts, session.csv_rows(ours))
-    write_markdown(markdown_path, title, facts, body)
+    write_csv(csv_path, described, rows)
+    write_markdown(markdown_path, title, described, body)
     print(f"written: {csv_path}\n         {markdown_path}")
     failed = session.failures_of_ours()
     if failed:
         raise SystemExit(
             "error: " + "; ".join(f"{row.side}, {row.work}, {row.point}: {row.failure} {row.note}" for row in failed)
         )
+
+
+def finish_kernel(
+    session: Session,
+    options: argparse.Namespace,
+    arguments: Sequence[str],
+    *,
+    name: str,
+    title: str,
+    introduction: str,
+    targets: Sequence[Target],
+    packages: Sequence[str] = (),
+) -> None:
+    """`finish` with the table of all rows and that of the targets.
+
+    Args:
+        introduction: what the reader must know to read the table.
+        targets: beside their measured values.
+        packages: comparators whose versions count.
+    """
+    ours = "triton" if "triton" in options.sides else "torch"
+    parts = [introduction, session.table(ours), "## Targets", targets_table(targets, card(session.meter.device))]
+    finish(
+        session,
+        options,
+        arguments,
+        name=name,
+        title=title,
+        body="\n\n".join(parts),
+        rows=session.csv_rows(ours),
+        facts={package: version(package) for package in packages},
+    )
 
 
 @contextmanager

@@ -43,9 +43,10 @@ from benchmarks.gpu_timing import (
     Target,
     add_options,
     dtype_name,
-    finish,
+    finish_kernel,
     importable_from,
     milliseconds,
+    resolve_device,
     start,
     times_faster,
     worst_error,
@@ -329,7 +330,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
-    on_gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
+    on_gpu = resolve_device(options.device).type == "cuda"
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
     options.sides = options.sides or [side for side in SIDES if on_gpu or side not in ON_GPU_ONLY]
     session = start(options, OURS, dtype)
@@ -343,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             measure_shape(session, problem, options)
             del problem
             session.release()
-        finish(
+        finish_kernel(
             session,
             options,
             arguments,
@@ -351,7 +352,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             title="Loss after the mixing head",
             introduction=f"{dtype_name(dtype)}; {heads}. `both` is forward and backward. What the sides and the "
             "columns are is said at the top of `benchmarks/mixed_cross_entropy.py`.",
-            ours="triton" if "triton" in options.sides else "torch",
             targets=targets(session),
             packages=("liger-kernel", "cut-cross-entropy"),
         )

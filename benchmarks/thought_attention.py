@@ -48,8 +48,9 @@ from benchmarks.gpu_timing import (
     Target,
     add_options,
     dtype_name,
-    finish,
+    finish_kernel,
     milliseconds,
+    resolve_device,
     start,
     times_faster,
     worst_error,
@@ -771,7 +772,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
-    on_gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
+    on_gpu = resolve_device(options.device).type == "cuda"
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
     options.sides = options.sides or (list(SIDES) if on_gpu else ["torch", "reference", "sdpa", "parts"])
     session = start(options, OURS, dtype)
@@ -785,7 +786,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{name}: {s.heads}:{s.kv_heads} heads of {s.head_size}, B {s.batch}"
         for name, s in {shape.model: shape for shape, _ in chosen}.items()
     )
-    finish(
+    finish_kernel(
         session,
         options,
         arguments,
@@ -793,7 +794,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         title="Thought attention",
         introduction=f"{dtype_name(dtype)}; {batches}. Every text position is an anchor. What the sides and "
         "the columns are is said at the top of `benchmarks/thought_attention.py`.",
-        ours="triton" if "triton" in options.sides else "torch",
         targets=targets(session),
     )
 

@@ -39,9 +39,10 @@ from benchmarks.gpu_timing import (
     Target,
     add_options,
     dtype_name,
-    finish,
+    finish_kernel,
     milliseconds,
     relative_error,
+    resolve_device,
     start,
 )
 from benchmarks.mixed_cross_entropy import HEAD_STD, MODELS
@@ -212,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
-    on_gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
+    on_gpu = resolve_device(options.device).type == "cuda"
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
     options.sides = options.sides or [side for side in SIDES if on_gpu or side != "triton"]
     session = start(options, OURS, dtype)
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     heads = ", ".join(
         f"{name}: V {s.vocabulary}, E {s.hidden}" for name, s in {shape.model: shape for shape in chosen}.items()
     )
-    finish(
+    finish_kernel(
         session,
         options,
         arguments,
@@ -231,7 +232,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         title="Sampling tokens from hidden states",
         introduction=f"{dtype_name(dtype)}; {heads}. What the sides and the columns are is said at the top of "
         "`benchmarks/token_sampling.py`.",
-        ours="triton" if "triton" in options.sides else "torch",
         targets=targets(session),
     )
 
