@@ -110,20 +110,16 @@ class Compiled:
         )
 
 
-def compile_launch(launch: Launch, architecture: str) -> Compiled:
-    """Compile one call for an architecture. To be called in a worker, whose environment is clean.
+def specialize(launch: Launch, architecture: str) -> tuple[Any, Any]:
+    """The source that Triton's launcher would hand to its compiler, and the options: of them a kernel is made.
 
-    Raises:
-        Exception: whatever Triton's compiler does.
+    Calls whose sources have the same `hash()` run the same kernel.
     """
-    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    start = time.perf_counter()
-    target = GPUTarget(*TARGETS[architecture])
-    backend = make_backend(target)
+    backend = make_backend(GPUTarget(*TARGETS[architecture]))
     kernel = launch.kernel
     # What JITFunction.run does between the call and the compiler. It asks the driver for the device and so cannot be
     # called without one; its parts can.
@@ -132,12 +128,24 @@ def compile_launch(launch: Launch, architecture: str) -> Compiled:
         **launch.arguments, **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages
     )
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
+    return ASTSource(kernel, signature, constants, attributes), parsed
 
+
+def compile_launch(launch: Launch, architecture: str) -> Compiled:
+    """Compile one call for an architecture. To be called in a worker, whose environment is clean.
+
+    Raises:
+        Exception: whatever Triton's compiler does.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    start = time.perf_counter()
+    source, options = specialize(launch, architecture)
     triton.knobs.compilation.always_compile = True
     triton.knobs.nvidia.dump_ptxas_log = True  # the assembler's report of registers and spills, on stdout
     with contextlib.redirect_stdout(io.StringIO()) as log:
-        compiled = triton.compile(source, target=target, options=parsed.__dict__)
+        compiled = triton.compile(source, target=GPUTarget(*TARGETS[architecture]), options=options.__dict__)
     if "ptx" in compiled.asm:
         code = compiled.asm["ptx"]
         figures = read_nvidia(log.getvalue())
@@ -223,10 +231,15 @@ def triton_version() -> str:
 # ------------------------------------------------------------------------------------------------------------- workers
 
 
+def clean_environment() -> None:
+    """Remove what would change the result: the interpreter, another assembler, debugging options."""
+    for name in [name for name in os.environ if name.startswith("TRITON_")]:
+        del os.environ[name]
+
+
 def _work(connection: multiprocessing.connection.Connection, cache: str) -> None:
     """A worker: answers tasks until it is told to stop."""
-    for name in [name for name in os.environ if name.startswith("TRITON_")]:
-        del os.environ[name]  # an interpreter, another assembler or debugging options would change what is measured
+    clean_environment()
     os.environ["TRITON_CACHE_DIR"] = cache
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")  # the default is what users run
     import torch

@@ -9,7 +9,8 @@ has no room on the chip or spills, in any variant, is out; if all are, those tha
 * `--by time`: of the rest the fastest, by the median time of the representative call in `kernel_cases.py` with a cold
   cache. The sizes of that call are fixed, and no size is part of a case: a batch of another size runs the same code.
 * `--by compile`: of the rest the one with the largest tile, then the most stages, then the fewest warps: the larger a
-  tile, the less is read for it, and stages hide the reading. This is a guess, for architectures that nobody has here.
+  tile, the less is read for it, and stages hide the reading. This is a guess, for architectures that nobody has here;
+  kernels without matrix products, whose tiles it says nothing about, keep their configuration.
 
 The chosen rows replace those of the architecture in the table, unless `--dry-run`.
 """
@@ -31,12 +32,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
-os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted can be neither compiled nor timed
-
 import torch
 
 from benchmarks import kernel_cases
-from benchmarks.ahead_of_time import TARGETS, Compiled, Compilers, Task, describe_configuration
+from benchmarks.ahead_of_time import TARGETS, Compiled, Compilers, Task, clean_environment, describe_configuration
 from benchmarks.environment import markdown_table
 from benchmarks.gpu_timing import Meter
 from quietstar_kernels import configurations
@@ -95,8 +94,25 @@ CANDIDATES: dict[str, dict[str, Grid]] = {
         "32-bit": {"BLOCK_M": (32, 16), "BLOCK_N": (32, 16), "num_warps": (4, 8), "num_stages": (1,)},
         "64-bit": {"BLOCK_M": (16,), "BLOCK_N": (16,), "num_warps": (4, 8), "num_stages": (1,)},
     },
+    "mixed_cross_entropy.(mix|hidden_gradient)": {
+        precision: {
+            "BLOCK_ROWS": (1,),
+            "BLOCK_WIDTH": (512, 1024, 2048, 4096),
+            "num_warps": (2, 4, 8, 16),
+            "num_stages": (1, 2),
+        }
+        for precision in ("16-bit", "32-bit")
+    },
+    "mixed_cross_entropy.(loss|loss_gradient)|token_sampling.sample": {
+        "32-bit": {
+            "BLOCK_ROWS": (1,),
+            "BLOCK_VOCABULARY": (1024, 2048, 4096, 8192, 16384),
+            "num_warps": (4, 8, 16, 32),
+            "num_stages": (1, 2),
+        },
+    },
 }
-"""Pattern of kernels -> precision -> the values of each key. A kernel that no pattern matches stays as it is."""
+"""Pattern of kernels -> precision -> the values of each key. A line of the table without candidates stays as it is."""
 
 
 @dataclass
@@ -116,7 +132,7 @@ class Candidate:
 
     @property
     def tile(self) -> int:
-        return math.prod(size for name, size in self.configuration.items() if name in ("BLOCK_M", "BLOCK_N", "BLOCK_V"))
+        return math.prod(size for name, size in self.configuration.items() if name in ("BLOCK_M", "BLOCK_N"))
 
     def preference(self) -> tuple[int, ...]:
         """The order of `--by compile`, best first."""
@@ -140,13 +156,17 @@ class Problem:
     def variants(self) -> tuple[str, ...]:
         return kernel_cases.variants(self.kernel, self.case)
 
-    def candidates(self) -> list[Candidate]:
-        """Every configuration, the pinned one among them, by preference."""
+    def candidates(self, *, timed: bool) -> list[Candidate]:
+        """Every configuration, the pinned one among them, by preference.
+
+        Args:
+            timed: False leaves out kernels without matrix products: nothing that a compiler says tells them apart.
+        """
         pinned = configurations.table()[self.architecture].get(self.kernel, {}).get(self.case)
         found = [] if pinned is None else [pinned]
         for pattern, grids in CANDIDATES.items():
-            if re.fullmatch(pattern, self.kernel):
-                grid = grids[self.case.split()[0]]
+            grid = grids.get(self.case.split()[0]) if re.fullmatch(pattern, self.kernel) else None
+            if grid is not None and (timed or "BLOCK_M" in grid):
                 found += [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         unique = {tuple(sorted(configuration.items())): configuration for configuration in reversed(found)}
         return sorted(map(Candidate, unique.values()), key=Candidate.preference)
@@ -171,7 +191,7 @@ def choose_by_compile(problem: Problem, compilers: Compilers) -> Candidate:
         RuntimeError: none compiles and fits.
     """
     fallback: list[Candidate] = []
-    for candidate in problem.candidates():
+    for candidate in problem.candidates(timed=False):
         # one variant after the other, so that most candidates that spill cost a single compilation
         for count in range(1, len(problem.variants) + 1):
             if not problem.compile(candidate, problem.variants[-count:], compilers):
@@ -194,7 +214,7 @@ def choose_by_time(problem: Problem, compilers: Compilers, threads: ThreadPoolEx
         RuntimeError: none compiles, fits and runs.
     """
     plain, variants = problem.variants[0], problem.variants
-    candidates = problem.candidates()
+    candidates = problem.candidates(timed=True)
     fits = list(threads.map(lambda candidate: problem.compile(candidate, (plain,), compilers), candidates))
     candidates = [candidate for candidate, fit in zip(candidates, fits, strict=True) if fit]
     clean = [candidate for candidate in candidates if not candidate.spilled()]
@@ -258,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.by == "time" and not torch.cuda.is_available():
         parser.error("--by time: no CUDA device; --by compile needs none")
 
+    clean_environment()  # before Triton is imported: what is interpreted can be neither compiled nor timed
     chosen: dict[Problem, Candidate] = {}
     with Compilers(options.jobs) as compilers, ThreadPoolExecutor(options.jobs) as threads:
         if options.by == "compile":

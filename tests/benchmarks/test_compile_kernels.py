@@ -1,0 +1,177 @@
+"""Every kernel of the pinned table compiles, fits its chip, and is no worse than the committed table says.
+
+No GPU is wanted. Triton's interpreter, under which the other tests run, is chosen for a whole process: what compiles
+runs in processes of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ahead_of_time, compile_kernels
+from benchmarks.ahead_of_time import Compiled, Task, as_row
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")
+
+TASK = Task("sm_90", "thought_attention.forward", "16-bit D128", "plain", (("BLOCK_M", 128), ("num_warps", 8)))
+COMPILED = Compiled(registers=168, shared_memory=96 * 1024, wgmma=22)
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the repository, without the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+@needs_triton
+@pytest.mark.slow
+def test_every_kernel_compiles_within_its_limits_and_no_worse_than_committed() -> None:
+    """`--quick` says what is left to the script: variants, and most of attention in 32 and 64 bits."""
+    done = python("benchmarks/compile_kernels.py", "--check", "--quick")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
+    assert "within the limits" in done.stdout
+
+
+SAME_KERNEL = """
+import json, torch
+from benchmarks import kernel_cases
+from benchmarks.ahead_of_time import specialize
+from quietstar_kernels.configurations import table
+
+def keys():
+    found = {}
+    for kernel, cases in table()["sm_90"].items():
+        for case, configuration in cases.items():
+            launch = kernel_cases.launch(kernel, case, "plain", configuration, torch.device("meta"))
+            source, options = specialize(launch, "sm_90")
+            found[f"{kernel}, {case}"] = f"{source.hash()} {options.hash()}"
+    return found
+
+before = keys()
+kernel_cases.B, kernel_cases.L, kernel_cases.P, kernel_cases.S, kernel_cases.N = 3, 37, 11, 5, 101
+kernel_cases.STEP_KEYS = 2
+after = keys()
+kernel_cases.B = kernel_cases.P = kernel_cases.N = 1
+single = keys()
+print(json.dumps({name: [before[name], after[name], single[name]] for name in before}))
+"""
+
+
+@needs_triton
+def test_no_number_of_rows_compiles_a_kernel_of_its_own() -> None:
+    """Batch, text length, streams, tokens and rows may be anything: the kernel is made of other things."""
+    done = python("-c", SAME_KERNEL)
+    assert done.returncode == 0, done.stderr[-5000:]
+    keys: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    assert len(keys) > 50
+    assert [name for name, found in keys.items() if len(set(found)) > 1] == []
+
+
+@needs_triton
+def test_a_compiler_that_dies_is_a_result_and_the_next_task_is_still_compiled() -> None:
+    script = """
+import os
+from benchmarks import ahead_of_time
+if __name__ == "__main__":
+    with ahead_of_time.Compilers(1) as compilers:
+        assert compilers.triton_version()[0].isdigit()
+        os.kill(compilers._workers[0]._process.pid, 9)
+        print(compilers.compile(ahead_of_time.Task("sm_90", "nothing", "", "", ())).error)
+        print(compilers.compile(ahead_of_time.Task("sm_90", "nothing", "", "", ())).error)
+"""
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.splitlines() == ["the compiler died with exit code -9", "KeyError: 'nothing'"]
+
+
+def test_figures_are_read_from_the_report_of_nvidias_assembler() -> None:
+    log = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'kernel' for 'sm_90a'
+ptxas info    : Function properties for kernel
+    56 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 254 registers, used 1 barriers, 56 bytes cumulative stack size
+"""
+    assert ahead_of_time.read_nvidia(log) == {"registers": 254, "spill_stores": 12, "spill_loads": 16, "stack": 56}
+    with pytest.raises(ValueError, match="no figures"):
+        ahead_of_time.read_nvidia("")
+
+
+def test_figures_are_read_from_amds_metadata() -> None:
+    assembly = """
+    .private_segment_fixed_size: 48
+    .sgpr_count:     38
+    .vgpr_count:     512
+    .vgpr_spill_count: 11
+"""
+    assert ahead_of_time.read_amd(assembly) == {"registers": 512, "spill_stores": 11, "spill_loads": 0, "stack": 48}
+    with pytest.raises(ValueError, match=r"no \.vgpr_count"):
+        ahead_of_time.read_amd("")
+
+
+@pytest.mark.parametrize(
+    ("now", "problem"),
+    [
+        (COMPILED, None),
+        (Compiled(registers=160, shared_memory=64 * 1024, wgmma=10), None),
+        (Compiled(registers=169, shared_memory=96 * 1024, wgmma=22), "registers 168 -> 169"),
+        (Compiled(registers=168, spill_stores=4, shared_memory=96 * 1024, wgmma=22), "spill_stores 0 -> 4"),
+        (Compiled(registers=168, shared_memory=97 * 1024, wgmma=22), "shared_memory 98304 -> 99328"),
+        (Compiled(registers=168, shared_memory=96 * 1024, mma_sync=64), "wgmma instructions 22 -> 0"),
+    ],
+)
+def test_a_worse_figure_is_named_with_its_kernel(now: Compiled, problem: str | None) -> None:
+    problems, outdated = compile_kernels.compare([as_row(TASK, COMPILED)], [as_row(TASK, now)], whole=True)
+    name = "sm_90, thought_attention.forward, 16-bit D128, plain"
+    assert problems == ([] if problem is None else [f"{name}: {problem}"])
+    assert outdated == []
+
+
+def test_a_table_made_with_other_lines_is_out_of_date() -> None:
+    before, now = as_row(TASK, COMPILED), {**as_row(TASK, COMPILED), "configuration": "BLOCK_M=64 num_warps=8"}
+    other = {**before, "case": "16-bit D64"}
+    assert compile_kernels.compare([before], [now], whole=True)[1] == [
+        "sm_90, thought_attention.forward, 16-bit D128, plain: BLOCK_M=128 num_warps=8 -> BLOCK_M=64 num_warps=8"
+    ]
+    assert len(compile_kernels.compare([before], [before, other], whole=True)[1]) == 1
+    assert len(compile_kernels.compare([before, other], [before], whole=True)[1]) == 1
+    assert compile_kernels.compare([before, other], [before], whole=False) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, None),
+        ({"error": "CompilationError: no"}, "does not compile: CompilationError: no"),
+        ({"spill_stores": 8}, "spills 8 bytes"),
+        ({"spill_stores": 8, "kernel": "thought_attention.backward_text"}, None),
+        ({"wgmma": 0, "mma_sync": 64}, "no wgmma instruction"),
+        ({"wgmma": 0, "case": "32-bit D128"}, None),
+        ({"shared_memory": 228 * 1024}, "228.0 KiB of shared memory"),
+        ({"architecture": "sm_86", "shared_memory": 100 * 1024}, "where sm_86 has 99 KiB"),
+        ({"architecture": "sm_100", "tensor_memory": 1024}, "1024 columns of tensor memory"),
+    ],
+)
+def test_limits_hold_without_a_table(changes: dict[str, object], problem: str | None) -> None:
+    found = compile_kernels.beyond_limits(as_row(TASK, COMPILED) | changes)
+    assert len(found) == (problem is not None)
+    assert problem is None or problem in found[0]
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    row = as_row(TASK, COMPILED)
+    path = tmp_path / "table.csv"
+    compile_kernels.write_csv(path, {"reason": "because, of 1 # thing"}, [row])
+    read = compile_kernels.read_table(path)
+    assert read == [{name: str(value) for name, value in row.items()}]
+    assert compile_kernels.compare(read, [row], whole=True) == ([], [])
+    assert compile_kernels.table_path("3.9.0+git1") == compile_kernels.table_path("3.9.1")
