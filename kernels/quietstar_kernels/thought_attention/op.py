@@ -349,7 +349,7 @@ def _shared(
         "k_text": (k_text, ("batch_stride", "stride", "head_stride")),
         "v_text": (v_text, ("batch_stride", "stride", "head_stride")),
     }
-    sizes = {"P": P, "S": S, "L": L, "H": H, "GROUP": H // Hkv, "D": D, "window": window or 0}
+    sizes = {"P": P, "S": S, "L": L, "H": H, "GROUP": H // Hkv, "window": window or 0}
     if k_thought is not None and v_thought is not None:
         own = ("batch_stride", "stream_stride", "stride", "head_stride")
         strides |= {"k_thought": (k_thought, own), "v_thought": (v_thought, own)}
@@ -361,10 +361,10 @@ def _shared(
     }
     arguments["anchor_batch_stride"] = anchor.stride(0) if anchor.dim() == 2 else 0
     constants = {
+        "D": D,
         "SCALE": float(scale),
         "SOFTCAP": softcap,
         "HAS_WINDOW": window is not None,
-        "EVEN_D": padded_head_size(D) == D,
         "ACCUMULATE": tl.float64 if q.dtype == torch.float64 else tl.float32,
         "BLOCK_D": padded_head_size(D),
     }

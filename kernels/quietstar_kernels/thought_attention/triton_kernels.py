@@ -17,7 +17,7 @@ import triton.language as tl
 from quietstar_kernels.triton_language import LN_2, LOG2_E, cast, dot, tanh
 
 # Sizes must not be specialised, or every text and stream length would compile its own kernel.
-TEXT_SIZES = ["P", "S", "L", "H", "GROUP", "D", "window", "anchor_batch_stride"]
+TEXT_SIZES = ["P", "S", "L", "H", "GROUP", "window", "anchor_batch_stride"]
 SIZES = [*TEXT_SIZES, "T"]
 
 
@@ -36,18 +36,18 @@ def _decode(first_row, row_end, S, GROUP, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def _load_rows(pointer, offset, row_mask, column, D, EVEN_D: tl.constexpr):
+def _load_rows(pointer, offset, row_mask, column, D: tl.constexpr):
     """[rows, BLOCK_D] at pointer + offset[row] + column; 0 outside the mask and beyond D."""
     mask = row_mask[:, None]
-    if not EVEN_D:
+    if column.shape[0] != D:
         mask = mask & (column < D)[None, :]
     return tl.load(pointer + (offset[:, None] + column[None, :]), mask=mask, other=0.0)
 
 
 @triton.jit
-def _store_rows(pointer, offset, row_mask, column, D, value, EVEN_D: tl.constexpr):
+def _store_rows(pointer, offset, row_mask, column, value, D: tl.constexpr):
     mask = row_mask[:, None]
-    if not EVEN_D:
+    if column.shape[0] != D:
         mask = mask & (column < D)[None, :]
     tl.store(pointer + (offset[:, None] + column[None, :]), cast(value, pointer.dtype.element_ty), mask=mask)
 
@@ -116,18 +116,17 @@ def _attend_own(
     S,
     T,
     column,
-    D,
+    D: tl.constexpr,
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    EVEN_D: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
 ):
     """The own keys of the tile's streams, block-diagonal; pointers are at its first stream."""
     for start in range(0, streams * T, BLOCK_OWN):
         own = start + tl.arange(0, BLOCK_OWN)
         exists = own < streams * T
-        k = _load_rows(k_pointer, own // T * k_stream_stride + own % T * k_stride, exists, column, D, EVEN_D)
-        v = _load_rows(v_pointer, own // T * v_stream_stride + own % T * v_stride, exists, column, D, EVEN_D)
+        k = _load_rows(k_pointer, own // T * k_stream_stride + own % T * k_stride, exists, column, D)
+        v = _load_rows(v_pointer, own // T * v_stream_stride + own % T * v_stride, exists, column, D)
         raw = tl.zeros([q.shape[0], BLOCK_OWN], dtype=accumulator.dtype)
         scores = _scores(dot(q, tl.trans(k), raw), SCALE, SOFTCAP)  # [rows, keys]
         visible = _own_mask(own[None, :], stream[:, None], token[:, None], S, T)
@@ -151,10 +150,9 @@ def _attend_own_singly(
     valid,
     T,
     column,
-    D,
+    D: tl.constexpr,
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    EVEN_D: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
 ):
     """Every row's own T keys, which start at its offset, one after the other and without matrix products."""
@@ -163,7 +161,7 @@ def _attend_own_singly(
         last = tl.minimum(first + BLOCK_OWN, T)
         scores = tl.full([q.shape[0], BLOCK_OWN], float("-inf"), dtype=accumulator.dtype)
         for key in range(first, last):
-            k = _load_rows(k_pointer, k_offset + key * k_stride, valid, column, D, EVEN_D)  # [rows, D]
+            k = _load_rows(k_pointer, k_offset + key * k_stride, valid, column, D)  # [rows, D]
             raw = tl.sum(q.to(accumulator.dtype) * k.to(accumulator.dtype), 1)  # [rows]
             scores = tl.where((slot == key - first)[None, :], _scores(raw, SCALE, SOFTCAP)[:, None], scores)
         new_max = tl.maximum(running_max, tl.max(scores, 1))
@@ -172,7 +170,7 @@ def _attend_own_singly(
         total = total * shrink + tl.sum(weight, 1)
         accumulator = accumulator * shrink[:, None]
         for key in range(first, last):
-            v = _load_rows(v_pointer, v_offset + key * v_stride, valid, column, D, EVEN_D)
+            v = _load_rows(v_pointer, v_offset + key * v_stride, valid, column, D)
             share = tl.sum(tl.where((slot == key - first)[None, :], weight, 0.0), 1)  # [rows]
             accumulator += share[:, None] * v.to(accumulator.dtype)
         running_max = new_max
@@ -215,12 +213,11 @@ def forward_kernel(
     L,
     H,
     GROUP,
-    D,
     window,
+    D: tl.constexpr,
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
-    EVEN_D: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SINGLE_TOKEN: tl.constexpr,
@@ -246,7 +243,7 @@ def forward_kernel(
     wide_stream = first_stream.to(tl.int64)
     q_pointer += batch * q_batch_stride + wide_stream * q_stream_stride + kv_head * GROUP * q_head_stride
     q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
-    q = _load_rows(q_pointer, q_offset, valid, column, D, EVEN_D)  # [rows, D]
+    q = _load_rows(q_pointer, q_offset, valid, column, D)  # [rows, D]
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACCUMULATE)
     running_max = tl.full([BLOCK_M], float("-inf"), dtype=ACCUMULATE)
     total = tl.zeros([BLOCK_M], dtype=ACCUMULATE)
@@ -273,7 +270,6 @@ def forward_kernel(
             D,
             SCALE,
             SOFTCAP,
-            EVEN_D,
             BLOCK_OWN,
         )
     else:
@@ -297,7 +293,6 @@ def forward_kernel(
             D,
             SCALE,
             SOFTCAP,
-            EVEN_D,
             BLOCK_OWN,
         )
 
@@ -316,7 +311,7 @@ def forward_kernel(
         key = start + block
         exists = key < key_end
         wide_start = tl.cast(start, tl.int64)
-        k = _load_rows(k_text_pointer + wide_start * k_text_stride, block * k_text_stride, exists, column, D, EVEN_D)
+        k = _load_rows(k_text_pointer + wide_start * k_text_stride, block * k_text_stride, exists, column, D)
         raw = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACCUMULATE)
         scores = _scores(dot(q, tl.trans(k), raw), SCALE, SOFTCAP)  # [rows, keys]
         masked = start + BLOCK_N - 1 > first_anchor
@@ -325,12 +320,12 @@ def forward_kernel(
         if masked:
             visible = _text_mask(key[None, :], anchor[:, None], window, HAS_WINDOW)
             scores = tl.where(visible, scores, float("-inf"))
-        v = _load_rows(v_text_pointer + wide_start * v_text_stride, block * v_text_stride, exists, column, D, EVEN_D)
+        v = _load_rows(v_text_pointer + wide_start * v_text_stride, block * v_text_stride, exists, column, D)
         accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v)
 
     first_query = (batch * P + first_stream) * S * H + kv_head * GROUP
     query = (stream * S + token) * H + group
-    _store_rows(out_pointer + first_query * D, query * D, valid, column, D, accumulator * (1 / total)[:, None], EVEN_D)
+    _store_rows(out_pointer + first_query * D, query * D, valid, column, accumulator * (1 / total)[:, None], D)
     tl.store(lse_pointer + first_query + query, running_max * LN_2 + tl.log(total), mask=valid)
 
 
@@ -394,12 +389,11 @@ def backward_streams_kernel(
     L,
     H,
     GROUP,
-    D,
     window,
+    D: tl.constexpr,
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
-    EVEN_D: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -448,9 +442,9 @@ def backward_streams_kernel(
         last_stream = (row_end - 1) // stream_rows
         query = (stream * S + token) * H + group
         q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
-        q = _load_rows(q_pointer, q_offset, valid, column, D, EVEN_D)  # [rows, D]
-        grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D, EVEN_D)
-        out = _load_rows(out_pointer, query * D, valid, column, D, EVEN_D)
+        q = _load_rows(q_pointer, q_offset, valid, column, D)  # [rows, D]
+        grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D)
+        out = _load_rows(out_pointer, query * D, valid, column, D)
         lse = tl.load(lse_pointer + query, mask=valid, other=float("inf"))[:, None]
         delta = tl.sum(out.to(ACCUMULATE) * grad_out.to(ACCUMULATE), 1)
         delta -= tl.load(grad_lse_pointer + query, mask=valid, other=0.0)
@@ -463,8 +457,8 @@ def backward_streams_kernel(
             exists = own < (last_stream + 1) * T
             k_offset = own // T * k_thought_stream_stride + own % T * k_thought_stride
             v_offset = own // T * v_thought_stream_stride + own % T * v_thought_stride
-            k = _load_rows(k_thought_pointer, k_offset, exists, column, D, EVEN_D)  # [keys, D]
-            v = _load_rows(v_thought_pointer, v_offset, exists, column, D, EVEN_D)
+            k = _load_rows(k_thought_pointer, k_offset, exists, column, D)  # [keys, D]
+            v = _load_rows(v_thought_pointer, v_offset, exists, column, D)
             _, gradient = _weight_and_gradient(q, grad_out, k, v, lse, delta, SCALE, SOFTCAP)  # [rows, keys]
             visible = _own_mask(own[None, :], stream[:, None], token[:, None], S, T)
             grad_q = dot(cast(tl.where(visible, gradient, 0.0), k.dtype), k, grad_q)
@@ -481,8 +475,8 @@ def backward_streams_kernel(
             exists = key < key_end
             wide_start = tl.cast(start, tl.int64)
             k_block, v_block = k_text_pointer + wide_start * k_text_stride, v_text_pointer + wide_start * v_text_stride
-            k = _load_rows(k_block, block * k_text_stride, exists, column, D, EVEN_D)
-            v = _load_rows(v_block, block * v_text_stride, exists, column, D, EVEN_D)
+            k = _load_rows(k_block, block * k_text_stride, exists, column, D)
+            v = _load_rows(v_block, block * v_text_stride, exists, column, D)
             _, gradient = _weight_and_gradient(q, grad_out, k, v, lse, delta, SCALE, SOFTCAP)
             masked = start + BLOCK_N - 1 > first_anchor
             if HAS_WINDOW:
@@ -491,7 +485,7 @@ def backward_streams_kernel(
                 visible = _text_mask(key[None, :], anchor[:, None], window, HAS_WINDOW)
                 gradient = tl.where(visible, gradient, 0.0)
             grad_q = dot(cast(gradient, k.dtype), k, grad_q)
-        _store_rows(grad_q_pointer, query * D, valid, column, D, grad_q * SCALE, EVEN_D)
+        _store_rows(grad_q_pointer, query * D, valid, column, grad_q * SCALE, D)
 
     tl.debug_barrier()  # below, every thread reads the others' delta
     first_own = (batch * P + wide_stream) * T * kv_heads + kv_head
@@ -500,8 +494,8 @@ def backward_streams_kernel(
         exists = own < streams * T
         k_offset = own // T * k_thought_stream_stride + own % T * k_thought_stride
         v_offset = own // T * v_thought_stream_stride + own % T * v_thought_stride
-        k = _load_rows(k_thought_pointer, k_offset, exists, column, D, EVEN_D)  # [keys, D]
-        v = _load_rows(v_thought_pointer, v_offset, exists, column, D, EVEN_D)
+        k = _load_rows(k_thought_pointer, k_offset, exists, column, D)  # [keys, D]
+        v = _load_rows(v_thought_pointer, v_offset, exists, column, D)
         grad_k = tl.zeros([BLOCK_OWN, BLOCK_D], dtype=ACCUMULATE)
         grad_v = tl.zeros([BLOCK_OWN, BLOCK_D], dtype=ACCUMULATE)
         row_end = ((tl.minimum(start + BLOCK_OWN, streams * T) - 1) // T + 1) * stream_rows
@@ -510,18 +504,16 @@ def backward_streams_kernel(
             stream += first_stream
             query = (stream * S + token) * H + group
             q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
-            q = _load_rows(q_pointer, q_offset, valid, column, D, EVEN_D)  # [rows, D]
-            grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D, EVEN_D)
+            q = _load_rows(q_pointer, q_offset, valid, column, D)  # [rows, D]
+            grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D)
             lse = tl.load(lse_pointer + query, mask=valid, other=float("inf"))[None, :]
             delta = tl.load(delta_pointer + query, mask=valid, other=0.0)[None, :]
             weight, gradient = _weight_and_gradient(k, v, q, grad_out, lse, delta, SCALE, SOFTCAP)  # [keys, rows]
             visible = _own_mask(own[:, None], stream[None, :], token[None, :], S, T)
             grad_v = dot(cast(tl.where(visible, weight, 0.0), v.dtype), grad_out, grad_v)
             grad_k = dot(cast(tl.where(visible, gradient, 0.0), k.dtype), q, grad_k)
-        _store_rows(
-            grad_k_thought_pointer + first_own * D, own * kv_heads * D, exists, column, D, grad_k * SCALE, EVEN_D
-        )
-        _store_rows(grad_v_thought_pointer + first_own * D, own * kv_heads * D, exists, column, D, grad_v, EVEN_D)
+        _store_rows(grad_k_thought_pointer + first_own * D, own * kv_heads * D, exists, column, grad_k * SCALE, D)
+        _store_rows(grad_v_thought_pointer + first_own * D, own * kv_heads * D, exists, column, grad_v, D)
 
 
 @triton.jit
@@ -566,12 +558,11 @@ def backward_text_kernel(
     L,
     H,
     GROUP,
-    D,
     window,
+    D: tl.constexpr,
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
-    EVEN_D: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -611,8 +602,8 @@ def backward_text_kernel(
     k_text_pointer += first_key.to(tl.int64) * k_text_stride
     v_text_pointer += first_key.to(tl.int64) * v_text_stride
     q_pointer += batch * q_batch_stride + kv_head * GROUP * q_head_stride
-    k = _load_rows(k_text_pointer, (key - first_key) * k_text_stride, exists, column, D, EVEN_D)  # [keys, D]
-    v = _load_rows(v_text_pointer, (key - first_key) * v_text_stride, exists, column, D, EVEN_D)
+    k = _load_rows(k_text_pointer, (key - first_key) * k_text_stride, exists, column, D)  # [keys, D]
+    v = _load_rows(v_text_pointer, (key - first_key) * v_text_stride, exists, column, D)
     grad_k = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACCUMULATE)
     grad_v = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACCUMULATE)
     for first_row in range(begin_row, end_row, BLOCK_M):
@@ -621,8 +612,8 @@ def backward_text_kernel(
         first_query = (batch * P + wide_stream) * S * H + kv_head * GROUP
         query = (stream * S + token) * H + group
         q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
-        q = _load_rows(q_pointer + wide_stream * q_stream_stride, q_offset, valid, column, D, EVEN_D)  # [rows, D]
-        grad_out = _load_rows(grad_out_pointer + first_query * D, query * D, valid, column, D, EVEN_D)
+        q = _load_rows(q_pointer + wide_stream * q_stream_stride, q_offset, valid, column, D)  # [rows, D]
+        grad_out = _load_rows(grad_out_pointer + first_query * D, query * D, valid, column, D)
         lse = tl.load(lse_pointer + first_query + query, mask=valid, other=float("inf"))[None, :]
         delta = tl.load(delta_pointer + first_query + query, mask=valid, other=0.0)[None, :]
         weight, gradient = _weight_and_gradient(k, v, q, grad_out, lse, delta, SCALE, SOFTCAP)  # [keys, rows]
@@ -639,5 +630,5 @@ def backward_text_kernel(
         grad_v = dot(cast(weight, v.dtype), grad_out, grad_v)
         grad_k = dot(cast(gradient, k.dtype), q, grad_k)
     part = ((split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * L + first_key) * D  # [splits, B * Hkv, L, D]
-    _store_rows(grad_k_pointer + part, (key - first_key) * D, exists, column, D, grad_k * SCALE, EVEN_D)
-    _store_rows(grad_v_pointer + part, (key - first_key) * D, exists, column, D, grad_v, EVEN_D)
+    _store_rows(grad_k_pointer + part, (key - first_key) * D, exists, column, grad_k * SCALE, D)
+    _store_rows(grad_v_pointer + part, (key - first_key) * D, exists, column, grad_v, D)
