@@ -135,9 +135,9 @@ def rows_in_chunk(rows: int, vocabulary: int, device: torch.device, *, gradient:
 
 
 def empty_logits(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised [rows, vocabulary], whose rows begin at multiples of ROW_ALIGNMENT elements."""
-    stride = -(-vocabulary // ROW_ALIGNMENT) * ROW_ALIGNMENT
-    return torch.empty((rows, stride), dtype=dtype, device=device)[:, :vocabulary]
+    """Uninitialised [rows, vocabulary], whose rows are padded to a multiple of ROW_ALIGNMENT elements."""
+    columns = -(-vocabulary // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    return torch.empty((rows, columns), dtype=dtype, device=device)[:, :vocabulary]
 
 
 def dense(matrix: Tensor) -> Tensor:

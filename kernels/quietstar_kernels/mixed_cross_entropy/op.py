@@ -97,7 +97,12 @@ def loss_launch(
     ignore_index: int,
     configuration: Configuration,
 ) -> Launch:
-    """`torch_backend.row_losses`; raw's banned tokens are -inf already, and it is overwritten only as the gradient."""
+    """`torch_backend.row_losses`.
+
+    Args:
+        raw: [n, V] of `empty_logits`, banned tokens at -inf already; overwritten only as the gradient.
+        gradient: [n, V] of `empty_logits`, or raw; its padding becomes zero.
+    """
     from quietstar_kernels.mixed_cross_entropy import triton_kernels
 
     rows, vocabulary = raw.shape
@@ -114,6 +119,7 @@ def loss_launch(
             "raw_stride": raw.stride(0),
             "gradient_stride": 0 if gradient is None else gradient.stride(0),
             "rows": rows,
+            "columns": raw.stride(0),
             "vocabulary": vocabulary,
             "ignore_index": ignore_index,
             "inner": inner,

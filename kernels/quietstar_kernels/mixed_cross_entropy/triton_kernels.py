@@ -64,14 +64,15 @@ def mix_kernel(
     do_not_specialize_on_alignment=["target", "lse", "nll"],
 )
 def loss_kernel(
-    raw,  # [rows, vocabulary], -inf where banned
+    raw,  # [rows, columns], -inf where banned, anything from column `vocabulary` on
     target,  # [rows]
     lse,  # [rows], written; read if LSE_KNOWN
     nll,  # [rows]; or None
-    gradient,  # [rows, vocabulary], may be `raw` itself; or None
+    gradient,  # [rows, columns], may be `raw` itself; or None
     raw_stride,
     gradient_stride,
     rows,
+    columns,  # a multiple of 16, so that a mask divides no vector of elements
     vocabulary,
     ignore_index,
     inner: tl.float64,
@@ -97,9 +98,10 @@ def loss_kernel(
     else:
         running_max = tl.full([BLOCK_ROWS], float("-inf"), dtype)  # [rows]
         running_sum = tl.zeros([BLOCK_ROWS], dtype)  # [rows]
-        for first in range(0, vocabulary, BLOCK_VOCABULARY):
+        for first in range(0, columns, BLOCK_VOCABULARY):
             column = first + tl.arange(0, BLOCK_VOCABULARY)[None, :]  # [1, vocabulary]
-            block = tl.load(raw_row + column, mask=column < vocabulary, other=float("-inf"))  # [rows, vocabulary]
+            block = tl.load(raw_row + column, mask=column < columns, other=float("-inf"))  # [rows, vocabulary]
+            block = tl.where(column < vocabulary, block, float("-inf"))  # [rows, vocabulary]
             logits = logits_of(block, inner, outer, SOFTCAP)  # [rows, vocabulary]
             new_max = tl.maximum(running_max, tl.max(logits, axis=1))  # [rows]
             pivot = tl.where(new_max == float("-inf"), 0.0, new_max)  # [rows], as long as all tokens are banned
@@ -115,15 +117,16 @@ def loss_kernel(
 
     if gradient is not None:
         gradient_row = gradient + row[:, None] * gradient_stride  # [rows, 1]
-        for first in range(0, vocabulary, BLOCK_VOCABULARY):
+        for first in range(0, columns, BLOCK_VOCABULARY):
             column = first + tl.arange(0, BLOCK_VOCABULARY)[None, :]  # [1, vocabulary]
-            block = tl.load(raw_row + column, mask=column < vocabulary, other=float("-inf"))  # [rows, vocabulary]
+            block = tl.load(raw_row + column, mask=column < columns, other=float("-inf"))  # [rows, vocabulary]
+            block = tl.where(column < vocabulary, block, float("-inf"))  # [rows, vocabulary]
             logits = logits_of(block, inner, outer, SOFTCAP)  # [rows, vocabulary]
             probability = tl.exp(logits - log_sum[:, None])  # [rows, vocabulary]
             to_logits = tl.where(column == token[:, None], probability - 1, probability)  # [rows, vocabulary]
             to_raw = to_logits * slope_of(block, inner, outer, SOFTCAP)  # [rows, vocabulary]
             to_raw = tl.where(counted[:, None], to_raw, 0.0)  # [rows, vocabulary]
-            mask = inside[:, None] & (column < vocabulary)  # [rows, vocabulary]
+            mask = inside[:, None] & (column < columns)  # [rows, vocabulary]
             tl.store(gradient_row + column, cast(to_raw, gradient.dtype.element_ty), mask=mask)
 
 

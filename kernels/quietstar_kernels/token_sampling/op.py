@@ -27,13 +27,17 @@ def sample_launch(
     options: LogitOptions,
     configuration: Configuration,
 ) -> Launch:
-    """`torch_backend.choose_tokens`; raw's banned tokens are -inf already, and it is not overwritten."""
+    """`torch_backend.choose_tokens`.
+
+    Args:
+        raw: [n, V] of `empty_logits`, banned tokens at -inf already; not overwritten.
+    """
     from quietstar_kernels.token_sampling import triton_kernels
 
     rows, vocabulary = raw.shape
     inner, outer = options.factors
     blocks = {name: size for name, size in configuration.items() if name.startswith("BLOCK_")}
-    blocks_of_vocabulary = -(-vocabulary // blocks["BLOCK_VOCABULARY"])
+    blocks_of_vocabulary = -(-raw.stride(0) // blocks["BLOCK_VOCABULARY"])
     return Launch(
         triton_kernels.sample_kernel,
         (-(-rows // blocks["BLOCK_ROWS"]),),
@@ -45,6 +49,7 @@ def sample_launch(
             "lse": lse,
             "raw_stride": raw.stride(0),
             "rows": rows,
+            "columns": raw.stride(0),
             "vocabulary": vocabulary,
             "inner": inner,
             "outer": outer,
@@ -101,7 +106,8 @@ def compute_tokens(
         logits = empty_logits(size, V, dtype, hidden.device)
         for first in range(0, N, size):
             rows = slice(first, min(first + size, N))
-            raw = product(dense(hidden[rows].to(head.dtype)), head.T, dtype, out=logits[: rows.stop - first])  # [n, V]
+            states = dense(hidden[rows].to(head.dtype))
+            raw = product(states, head.T, dtype, out=logits[: rows.stop - first])  # [n, V]
             numbers = None if uniform is None else uniform[rows]
             if backend == "triton":
                 options.ban_(raw)

@@ -16,13 +16,14 @@ from quietstar_kernels.triton_logits import logits_of, scalar
     do_not_specialize_on_alignment=["uniform", "token", "logprob", "lse"],
 )
 def sample_kernel(
-    raw,  # [rows, vocabulary], -inf where banned
+    raw,  # [rows, columns], -inf where banned, anything from column `vocabulary` on
     uniform,  # [rows] in [0, 1); or None: the most probable token
     token,  # [rows]
     logprob,  # [rows]
     lse,  # [rows]
     raw_stride,
     rows,
+    columns,  # a multiple of 16, so that a mask divides no vector of elements
     vocabulary,
     inner: tl.float64,
     outer: tl.float64,
@@ -43,9 +44,10 @@ def sample_kernel(
     block_sums = tl.zeros([BLOCK_ROWS, BLOCKS], dtype)  # [rows, blocks], relative to exp(running_max)
     running_max = tl.full([BLOCK_ROWS], float("-inf"), dtype)  # [rows]
     most_probable = tl.zeros([BLOCK_ROWS], tl.int32)  # [rows]
-    for first in range(0, vocabulary, BLOCK_VOCABULARY):
+    for first in range(0, columns, BLOCK_VOCABULARY):
         column = first + tl.arange(0, BLOCK_VOCABULARY)[None, :]  # [1, vocabulary]
-        block = tl.load(raw_row + column, mask=column < vocabulary, other=float("-inf"))  # [rows, vocabulary]
+        block = tl.load(raw_row + column, mask=column < columns, other=float("-inf"))  # [rows, vocabulary]
+        block = tl.where(column < vocabulary, block, float("-inf"))  # [rows, vocabulary]
         logits = logits_of(block, inner, outer, SOFTCAP)  # [rows, vocabulary]
         block_max = tl.max(logits, axis=1)  # [rows]
         if uniform is None:
@@ -76,7 +78,8 @@ def sample_kernel(
         column = (
             chosen_block[:, None] * BLOCK_VOCABULARY + tl.arange(0, BLOCK_VOCABULARY)[None, :]
         )  # [rows, vocabulary]
-        block = tl.load(raw_row + column, mask=column < vocabulary, other=float("-inf"))  # [rows, vocabulary]
+        block = tl.load(raw_row + column, mask=column < columns, other=float("-inf"))  # [rows, vocabulary]
+        block = tl.where(column < vocabulary, block, float("-inf"))  # [rows, vocabulary]
         likelihood = tl.exp(logits_of(block, inner, outer, SOFTCAP) - running_max[:, None]).to(tl.float64)
         reached = before + tl.cumsum(likelihood, axis=1) > threshold  # [rows, vocabulary]
         last_token = tl.max(tl.where(likelihood > 0, column, 0), axis=1)  # [rows]
