@@ -12,7 +12,8 @@ sampling steps of one token per stream over growing own keys, without gradient. 
 * `flex`: FlexAttention, compiled, streams in position-major order (the order matters: step-major is four times the
   blocks), by block sizes of mask and tile; the time to build its mask is in the notes.
 * `parts`: causal flash attention to the text, every (stream token, head) a head of its own, then flash attention of
-  every stream to itself, merged by log-sum-exp. Its backward pass gives both kernels the merged result.
+  every stream to itself, merged by log-sum-exp. Its backward pass gives both kernels the merged result. The streams'
+  keys lie apart from the text's, so that it copies none of them.
 
 Useful work counts visible (query, key) pairs only: 4 D operations for each forward, 10 D backward. Least bytes are
 those of inputs and outputs, once each. Sides are checked against the reference in float32, at the first and the last
@@ -147,12 +148,12 @@ class Problem:
         grads = {name: x.grad for name, x in zip(("q", "keys", "values"), inputs, strict=True)}
         return {"out": out, **{name: grad for name, grad in grads.items() if grad is not None}}
 
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether flattened query p * S + s sees packed key L + p * S + t, or text key j < L; broadcasts."""
-        L, S = self.shape.length, self.shape.stream_length
-        own = key - L
-        text = (key < L) & (key <= query // S)
-        return text | ((key >= L) & (own // S == query // S) & (own % S <= query % S))
+
+def sees(query: Tensor, key: Tensor, L: int, S: int) -> Tensor:
+    """Whether flattened query p * S + s sees packed key L + p * S + t, or text key j < L; broadcasts."""
+    own = key - L
+    text = (key < L) & (key <= query // S)
+    return text | ((key >= L) & (own // S == query // S) & (own % S <= query % S))
 
 
 @dataclasses.dataclass
@@ -185,9 +186,11 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
-def five_tensors(problem: Problem, forward: Callable[..., Tensor]) -> Attention:
-    """A side that takes q and the keys and values of text and streams apart."""
+def five_tensors(problem: Problem, forward: Callable[..., Tensor], own_apart: bool = False) -> Attention:
+    """A side that takes q and the keys and values of text and streams apart; `own_apart`: streams contiguous."""
     (k_text, k_own), (v_text, v_own) = problem.text_and_own(problem.keys), problem.text_and_own(problem.values)
+    if own_apart:
+        k_own, v_own = k_own.contiguous(), v_own.contiguous()
     inputs = [leaf(x) for x in (problem.q, k_text, v_text, k_own, v_own)]
 
     def packed(grads: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -273,13 +276,14 @@ def sdpa(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, kernel: str) -> 
 
 
 def sdpa_attention(problem: Problem, kernel: str, session: Session, largest_mask: int) -> Attention:
-    queries, keys = problem.shape.length * problem.shape.stream_length, problem.keys.shape[1]
+    L, S = problem.shape.length, problem.shape.stream_length
+    queries, keys = L * S, problem.keys.shape[1]
     size = queries * keys * problem.q.element_size()
     if size > largest_mask:
         raise NotTried(f"its mask has {size / 2**30:.1f} GiB")
 
     def build() -> Tensor:
-        return dense_bias(problem.sees, queries, keys, problem)
+        return dense_bias(lambda query, key: sees(query, key, L, S), queries, keys, problem)
 
     bias, seconds = session.meter.built(build)
     note = f"mask of {size / MEBIBYTE:.4g} MiB, built in {1000 * seconds:.3g} ms"
@@ -329,16 +333,24 @@ def flex_attention_side(problem: Problem, blocks: str, session: Session) -> Atte
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     shape = problem.shape
-    queries, keys = shape.length * shape.stream_length, problem.keys.shape[1]
+    L, S = shape.length, shape.stream_length
+    queries, keys = L * S, problem.keys.shape[1]
     size = FLEX_BLOCKS[blocks] or (128, 128)
     compiled = session.meter.on_gpu
 
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return problem.sees(query, key)
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees(query, key, L, S)
 
     def build() -> Any:
         return create_block_mask(
-            sees, B=None, H=None, Q_LEN=queries, KV_LEN=keys, device=problem.device, BLOCK_SIZE=size, _compile=compiled
+            visible,
+            B=None,
+            H=None,
+            Q_LEN=queries,
+            KV_LEN=keys,
+            device=problem.device,
+            BLOCK_SIZE=size,
+            _compile=compiled,
         )
 
     attend = flex_attention
@@ -566,11 +578,12 @@ def parts_attention(problem: Problem, kernel: str, session: Session) -> Attentio
         out: Tensor = Parts.apply(*inputs, kernel, join)
         return out
 
-    return five_tensors(problem, forward)
+    return five_tensors(problem, forward, own_apart=True)
 
 
 def parts_steps(problem: Problem, kernel: str, session: Session) -> Callable[[], list[Tensor]]:
     (k_text, k_own), (v_text, v_own) = problem.text_and_own(problem.keys), problem.text_and_own(problem.values)
+    k_own, v_own = k_own.contiguous(), v_own.contiguous()
     join = merging(session.meter.on_gpu)
 
     def steps() -> list[Tensor]:
