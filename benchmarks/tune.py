@@ -156,14 +156,17 @@ class Problem:
     def variants(self) -> tuple[str, ...]:
         return kernel_cases.variants(self.kernel, self.case)
 
+    @property
+    def pinned(self) -> Configuration | None:
+        return configurations.table()[self.architecture].get(self.kernel, {}).get(self.case)
+
     def candidates(self, *, timed: bool) -> list[Candidate]:
         """Every configuration, the pinned one among them, by preference.
 
         Args:
             timed: False leaves out kernels without matrix products: nothing that a compiler says tells them apart.
         """
-        pinned = configurations.table()[self.architecture].get(self.kernel, {}).get(self.case)
-        found = [] if pinned is None else [pinned]
+        found = [] if self.pinned is None else [self.pinned]
         for pattern, grids in CANDIDATES.items():
             grid = grids.get(self.case.split()[0]) if re.fullmatch(pattern, self.kernel) else None
             if grid is not None and (timed or "BLOCK_M" in grid):
@@ -184,14 +187,20 @@ class Problem:
         return True
 
 
-def choose_by_compile(problem: Problem, compilers: Compilers) -> Candidate:
+def choose_by_compile(problem: Problem, compilers: Compilers, *, keep: bool) -> Candidate:
     """The first candidate by preference that spills in no variant; else the one that spills least.
+
+    Args:
+        keep: begin with the pinned configuration.
 
     Raises:
         RuntimeError: none compiles and fits.
     """
     fallback: list[Candidate] = []
-    for candidate in problem.candidates(timed=False):
+    candidates = problem.candidates(timed=False)
+    if keep:
+        candidates.sort(key=lambda candidate: candidate.configuration != problem.pinned)
+    for candidate in candidates:
         # one variant after the other, so that most candidates that spill cost a single compilation
         for count in range(1, len(problem.variants) + 1):
             if not problem.compile(candidate, problem.variants[-count:], compilers):
@@ -271,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers that run at a time")
     parser.add_argument("--seconds", type=float, default=0.05, help="for --by time: of repetitions of a candidate")
     parser.add_argument("--device", default="cuda", help="for --by time")
+    parser.add_argument("--keep", action="store_true", help="for --by compile: keep what fits and does not spill")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     options = parser.parse_args(arguments)
     if options.by == "time" and options.architectures:
@@ -287,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for architecture in options.architectures or TARGETS
                 for problem in problems(architecture, options.kernels, options.cases)
             ]
-            found = threads.map(lambda problem: choose_by_compile(problem, compilers), wanted)
+            found = threads.map(lambda problem: choose_by_compile(problem, compilers, keep=options.keep), wanted)
             chosen = dict(zip(wanted, found, strict=True))
         else:
             device = torch.device(options.device)
@@ -307,7 +317,7 @@ def summary(chosen: dict[Problem, Candidate]) -> str:
     columns = ("architecture", "kernel", "case", "configuration", "pinned before", "ms", "registers", "spilled bytes")
     rows = []
     for problem, candidate in chosen.items():
-        pinned = configurations.table()[problem.architecture].get(problem.kernel, {}).get(problem.case, {})
+        pinned = problem.pinned or {}
         same = pinned == candidate.configuration
         rows.append(
             (

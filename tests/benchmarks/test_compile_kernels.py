@@ -6,6 +6,7 @@ runs in processes of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -130,21 +131,19 @@ def test_figures_are_read_from_amds_metadata() -> None:
     ],
 )
 def test_a_worse_figure_is_named_with_its_kernel(now: Compiled, problem: str | None) -> None:
-    problems, outdated = compile_kernels.compare([as_row(TASK, COMPILED)], [as_row(TASK, now)], whole=True)
+    problems = compile_kernels.compare([as_row(TASK, COMPILED)], [as_row(TASK, now)])
     name = "sm_90, thought_attention.forward, 16-bit D128, plain"
     assert problems == ([] if problem is None else [f"{name}: {problem}"])
-    assert outdated == []
 
 
 def test_a_table_made_with_other_lines_is_out_of_date() -> None:
-    before, now = as_row(TASK, COMPILED), {**as_row(TASK, COMPILED), "configuration": "BLOCK_M=64 num_warps=8"}
-    other = {**before, "case": "16-bit D64"}
-    assert compile_kernels.compare([before], [now], whole=True)[1] == [
-        "sm_90, thought_attention.forward, 16-bit D128, plain: BLOCK_M=128 num_warps=8 -> BLOCK_M=64 num_warps=8"
-    ]
-    assert len(compile_kernels.compare([before], [before, other], whole=True)[1]) == 1
-    assert len(compile_kernels.compare([before, other], [before], whole=True)[1]) == 1
-    assert compile_kernels.compare([before, other], [before], whole=False) == ([], [])
+    name, row = "sm_90, thought_attention.forward, 16-bit D128, plain", as_row(TASK, COMPILED)
+    changed = dataclasses.replace(TASK, configuration=(("BLOCK_M", 64), ("num_warps", 8)))
+    line, changed_line = "BLOCK_M=128 num_warps=8", "BLOCK_M=64 num_warps=8"
+    assert compile_kernels.out_of_date([row], [TASK]) == []
+    assert compile_kernels.out_of_date([row], [changed]) == [f"{name}: {line} -> {changed_line}"]
+    assert compile_kernels.out_of_date([], [TASK]) == [f"{name}: not in the table -> {line}"]
+    assert compile_kernels.out_of_date([row], []) == [f"{name}: {line} -> not pinned"]
 
 
 @pytest.mark.parametrize(
@@ -173,5 +172,5 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     compile_kernels.write_csv(path, {"reason": "because, of 1 # thing"}, [row])
     read = compile_kernels.read_table(path)
     assert read == [{name: str(value) for name, value in row.items()}]
-    assert compile_kernels.compare(read, [row], whole=True) == ([], [])
+    assert compile_kernels.compare(read, [row]) == []
     assert compile_kernels.table_path("3.9.0+git1") == compile_kernels.table_path("3.9.1")
