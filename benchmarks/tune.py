@@ -114,6 +114,9 @@ CANDIDATES: dict[str, dict[str, Grid]] = {
 }
 """Pattern of kernels -> precision -> the values of each key. A line of the table without candidates stays as it is."""
 
+HOPELESS = 1024
+"""Bytes spilled by a thread, stored and loaded, beyond which `--by compile` tries no other stages for a tile."""
+
 
 @dataclass
 class Candidate:
@@ -133,6 +136,16 @@ class Candidate:
     @property
     def tile(self) -> int:
         return math.prod(size for name, size in self.configuration.items() if name in ("BLOCK_M", "BLOCK_N"))
+
+    @property
+    def footprint(self) -> tuple[int, ...]:
+        """What decides about registers; stages and own keys change little."""
+        return tuple(
+            self.configuration[name] for name in ("BLOCK_M", "BLOCK_N", "num_warps") if name in self.configuration
+        )
+
+    def __str__(self) -> str:
+        return f"{describe_configuration(self.configuration)}, {self.spilled()} bytes spilled"
 
     def preference(self) -> tuple[int, ...]:
         """The order of `--by compile`, best first."""
@@ -200,13 +213,18 @@ def choose_by_compile(problem: Problem, compilers: Compilers, *, keep: bool) -> 
     candidates = problem.candidates(timed=False)
     if keep:
         candidates.sort(key=lambda candidate: candidate.configuration != problem.pinned)
+    hopeless: set[tuple[int, ...]] = set()
     for candidate in candidates:
+        if candidate.footprint in hopeless:
+            continue
         # one variant after the other, so that most candidates that spill cost a single compilation
         for count in range(1, len(problem.variants) + 1):
             if not problem.compile(candidate, problem.variants[-count:], compilers):
                 break
             if candidate.spilled():
                 fallback.append(candidate)
+                if candidate.spilled() > HOPELESS:
+                    hopeless.add(candidate.footprint)
                 break
         else:
             return candidate
@@ -237,7 +255,7 @@ def choose_by_time(problem: Problem, compilers: Compilers, threads: ThreadPoolEx
         raise RuntimeError(f"{problem}: no candidate compiles, fits and runs: {'; '.join(sorted(reasons))}")
     for candidate in ranking[:4]:
         milliseconds = 1000 * (candidate.seconds or 0)
-        print(f"    {milliseconds:9.4f} ms  {describe_configuration(candidate.configuration)}", flush=True)
+        print(f"    {milliseconds:9.4f} ms  {candidate}", flush=True)
     return next((candidate for candidate in fitting if not candidate.spilled()), fitting[0])
 
 
@@ -298,7 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for problem in problems(architecture, options.kernels, options.cases)
             ]
             found = threads.map(lambda problem: choose_by_compile(problem, compilers, keep=options.keep), wanted)
-            chosen = dict(zip(wanted, found, strict=True))
+            for problem, candidate in zip(wanted, found, strict=True):
+                chosen[problem] = candidate
+                print(f"{problem.architecture}, {problem.kernel}, {problem.case}: {candidate}", flush=True)
         else:
             device = torch.device(options.device)
             meter = Meter(device, seconds=options.seconds)
