@@ -1,13 +1,15 @@
 """How the kernel benchmarks measure, on a GPU and on a CPU: time, peak memory, ceilings, failures, tables, targets.
 
 Time is the median of repetitions, each between two CUDA events and behind a write that flushes the L2 cache; on a CPU
-it is wall-clock time. The ceilings are measured in the same run: a large matrix product and a large copy on the device.
-A side that runs out of memory, is not installed, or computes something else than the reference, is a row that says so.
+it is CPU time, user and system, of all threads. The ceilings are measured in the same run: a large matrix product and a
+large copy on the device. A side that runs out of memory, is not installed, or computes something else than the
+reference, is a row that says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import math
 import statistics
@@ -15,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,14 +110,16 @@ class Meter:
     def _on_cpu(self, call: Callable[[], object], count: int) -> list[float]:
         seconds = []
         for _ in range(count):
-            begin = time.perf_counter()
+            begin = time.process_time()
             call()
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.process_time() - begin)
         return seconds
 
     def peak_bytes(self, call: Callable[[], object]) -> int:
         """Most memory in use during `call` above what was in use before, what it returns included."""
         if not self.on_gpu:
+            with suppress(AttributeError):  # only glibc has it: else memory that earlier calls freed is reused unseen
+                ctypes.CDLL(None).malloc_trim(0)
             with PeakResidentSet() as resident:
                 kept = call()
             del kept
@@ -331,13 +335,13 @@ class Session:
         error = "" if row.error is None else f"  error {row.error:.1e}"
         return f"{head} {1000 * row.timing.median:10.4f} ms{error}"
 
-    def find(self, point: dict[str, Any], work: str, side: str) -> Measurement | None:
-        """The fastest row of a side (of the sides whose names begin so) at a point that agrees with `point`."""
+    def find(self, point: dict[str, Any], work: str, side: str, exact: bool = False) -> Measurement | None:
+        """The fastest row of a side, its variants included unless `exact`, at a point that agrees with `point`."""
         found = [
             row
             for row in self.rows
             if row.work == work
-            and row.side.startswith(side)
+            and (row.side == side or (not exact and row.side.startswith(f"{side}, ")))
             and row.timing is not None
             and all(row.point.get(name) == value for name, value in point.items())
         ]

@@ -17,8 +17,8 @@ sampling steps of one token per stream over growing own keys, without gradient. 
 
 Useful work counts visible (query, key) pairs only: 4 D operations for each forward, 10 D backward. Least bytes are
 those of inputs and outputs, once each. Sides are checked against the reference in float32, at the first and the last
-text of the batch, before they are timed. Block sizes and kernels are compared at the shortest text; longer ones use the
-fastest of them.
+text of the batch, before they are timed. Block sizes of `flex` and kernels of `sdpa` are compared at the first problem;
+the others use the fastest of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -275,12 +275,22 @@ def sdpa(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, kernel: str) -> 
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, enable_gqa=q.shape[1] != keys.shape[1])
 
 
+def limit_mask(problem: Problem, largest: int) -> int:
+    """Bytes of the mask over all streams.
+
+    Raises:
+        NotTried: they are more than `largest`.
+    """
+    size = problem.shape.length * problem.shape.stream_length * problem.keys.shape[1] * problem.q.element_size()
+    if size > largest:
+        raise NotTried(f"its mask has {size / 2**30:.1f} GiB")
+    return size
+
+
 def sdpa_attention(problem: Problem, kernel: str, session: Session, largest_mask: int) -> Attention:
     L, S = problem.shape.length, problem.shape.stream_length
     queries, keys = L * S, problem.keys.shape[1]
-    size = queries * keys * problem.q.element_size()
-    if size > largest_mask:
-        raise NotTried(f"its mask has {size / 2**30:.1f} GiB")
+    size = limit_mask(problem, largest_mask)
 
     def build() -> Tensor:
         return dense_bias(lambda query, key: sees(query, key, L, S), queries, keys, problem)
@@ -290,8 +300,9 @@ def sdpa_attention(problem: Problem, kernel: str, session: Session, largest_mask
     return three_tensors(problem, lambda q, k, v: sdpa(q, k, v, bias, kernel), note)
 
 
-def sdpa_steps(problem: Problem, kernel: str) -> Callable[[], list[Tensor]]:
+def sdpa_steps(problem: Problem, kernel: str, largest_mask: int) -> Callable[[], list[Tensor]]:
     """Keys in the order in which they are sampled, in a cache that is never copied."""
+    limit_mask(problem, largest_mask)
     shape = problem.shape
     L, S = shape.length, shape.stream_length
     keys, values = (
@@ -467,10 +478,11 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
     return (out.float() * weight + other.float() * other_weight).to(out.dtype), total
 
 
+@cache
 def merging(compiled: bool) -> Callable[..., tuple[Tensor, Tensor]]:
     if not compiled:
         return merge
-    torch._dynamo.reset()  # past a few shapes it would stop to compile new ones
+    torch._dynamo.config.recompile_limit = 64  # one for each shape; beyond the limit it would run uncompiled
     return torch.compile(merge, dynamic=False)
 
 
@@ -549,12 +561,13 @@ class Parts(torch.autograd.Function):
 
 def text_views(q: Tensor, k_text: Tensor, v_text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B, S * H, P, D] queries, and the text's keys once for each stream token, so that nothing of q is copied."""
-    groups = key_copies(q, k_text)
-    keys, values = (
-        (x if groups == 1 else x.repeat_interleave(groups, dim=2)).repeat(1, 1, q.shape[2], 1).transpose(1, 2)
-        for x in (k_text, v_text)
-    )
-    return q.flatten(2, 3).transpose(1, 2), keys, values
+    groups, S = key_copies(q, k_text), q.shape[2]
+    keys, values = k_text, v_text
+    if groups > 1:
+        keys, values = keys.repeat_interleave(groups, dim=2), values.repeat_interleave(groups, dim=2)
+    if S > 1:
+        keys, values = keys.repeat(1, 1, S, 1), values.repeat(1, 1, S, 1)
+    return q.flatten(2, 3).transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
 
 
 def own_views(q: Tensor, k_own: Tensor, v_own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -629,9 +642,11 @@ def build(side: str, variant: str, problem: Problem, session: Session, largest_m
     return backend_attention(problem, side)
 
 
-def build_steps(side: str, variant: str, problem: Problem, session: Session) -> Callable[[], list[Tensor]]:
+def build_steps(
+    side: str, variant: str, problem: Problem, session: Session, largest_mask: int
+) -> Callable[[], list[Tensor]]:
     if side == "sdpa":
-        return sdpa_steps(problem, variant)
+        return sdpa_steps(problem, variant, largest_mask)
     if side == "parts":
         return parts_steps(problem, variant, session)
     return backend_steps(problem, side)
@@ -650,23 +665,23 @@ def measure_shape(session: Session, problem: Problem, options: argparse.Namespac
         for work in ("forward", "steps"):
             if work not in options.work or (side == "flex" and work == "steps"):
                 continue
-            for variant in chosen if sweep else fastest(session, shape, side, work, chosen):
+            for variant in chosen if sweep else fastest(session, side, work, chosen):
                 name = f"{side}, {variant}" if variant else side
                 rows = {
                     kind: Measurement(shape.point, kind, name, shape.flops(kind), shape.least_bytes(kind, size))
                     for kind in WORK
                 }
                 if work == "steps":
-                    measure_steps(session, problem, rows[work], side, variant, limit)
+                    measure_steps(session, problem, rows[work], (side, variant), options, limit)
                 else:
                     backward = "backward" in options.work and (side, variant) != ("parts", "cudnn")
                     measure_passes(session, problem, rows, (side, variant), options, limit, backward)
 
 
-def fastest(session: Session, shape: Shape, side: str, work: str, names: Sequence[str]) -> Sequence[str]:
-    """The one variant that was fastest on this model and stream length, or all where none has a time."""
-    found = session.find({"model": shape.model, "S": shape.stream_length}, work, side)
-    return names if found is None or len(names) == 1 else [found.side.partition(", ")[2]]
+def fastest(session: Session, side: str, work: str, names: Sequence[str]) -> Sequence[str]:
+    """The one variant that has been fastest so far, or all where none has a time, or they cost no compilation."""
+    found = session.find({}, work, side)
+    return names if found is None or side == "parts" else [found.side.partition(", ")[2]]
 
 
 def measure_passes(
@@ -708,16 +723,23 @@ def measure_passes(
 
 
 @torch.no_grad()
-def measure_steps(session: Session, problem: Problem, row: Measurement, side: str, variant: str, limit: float) -> None:
+def measure_steps(
+    session: Session,
+    problem: Problem,
+    row: Measurement,
+    who: tuple[str, str],
+    options: argparse.Namespace,
+    limit: float,
+) -> None:
     with torch.enable_grad():  # made here, where it is cached, with the gradients that other rows want
         expected = problem.expected["out"]
 
     def check(outs: Any) -> float:
         return worst_error({"out": torch.cat([out[problem.texts] for out in outs], dim=2)}, {"out": expected})
 
-    graph = session.meter.on_gpu and side not in ("torch", "reference")
+    graph = session.meter.on_gpu and who[0] not in ("torch", "reference")
     row.note = "one CUDA graph" if graph else ""
-    session.measure(row, lambda: build_steps(side, variant, problem, session), check, limit, graph)
+    session.measure(row, lambda: build_steps(*who, problem, session, options.largest_mask), check, limit, graph)
 
 
 def targets(session: Session) -> list[Target]:
@@ -752,7 +774,8 @@ def at(S: int) -> dict[str, Any]:
 
 
 def shapes(options: argparse.Namespace, on_gpu: bool) -> Iterator[tuple[Shape, bool]]:
-    """Every shape, and whether the variants of a side are compared there: at the shortest text."""
+    """Every shape, and whether the variants of a side are compared there: at the first."""
+    first = True
     for model in options.models or (["mistral-7b", "small"] if on_gpu else ["tiny"]):
         lengths = options.lengths or ([16] if options.quick else [256, 1024, 4096] if on_gpu else [64, 256])
         streams = options.stream_lengths or ([3] if options.quick else [16, 24] if on_gpu else [16])
@@ -761,7 +784,8 @@ def shapes(options: argparse.Namespace, on_gpu: bool) -> Iterator[tuple[Shape, b
         sizes = {**MODELS[model], **({"batch": options.batch} if options.batch else {})}
         for length in sorted(lengths):
             for stream_length in streams:
-                yield Shape(model, length, stream_length, **sizes), length == min(lengths)
+                yield Shape(model, length, stream_length, **sizes), first
+                first = False
 
 
 def parser() -> argparse.ArgumentParser:
