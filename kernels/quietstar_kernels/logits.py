@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from quietstar_kernels.dispatch import BACKEND_VARIABLE
 
 LOGITS_IN_CHUNK = {"cpu": 2**21, "cuda": 2**26}
 """Most logits held at a time by device type, as far as one row fits: 8 MiB and 256 MiB of float32."""
@@ -143,6 +146,14 @@ def empty_logits(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.d
 def dense(matrix: Tensor) -> Tensor:
     """The matrix, copied if a product would have to copy it each time."""
     return matrix if 1 in matrix.stride() else matrix.contiguous()
+
+
+def is_reference(backend: str) -> bool:
+    """Whether `backend`, of `dispatch.BACKENDS`, names the reference.
+
+    This much torch.compile follows. The operators settle the rest when they run, and refuse a name that is none.
+    """
+    return (os.environ.get(BACKEND_VARIABLE) or backend if backend == "auto" else backend) == "reference"
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from quietstar_kernels.dispatch import (
-    check_backend,
     require_device,
     require_floating,
     require_integer,
     require_shape,
 )
-from quietstar_kernels.logits import LogitOptions, make_options
+from quietstar_kernels.logits import LogitOptions, is_reference, make_options
 from quietstar_kernels.mixed_cross_entropy.op import check_target, head_loss
 from quietstar_kernels.mixed_cross_entropy.reference import mixed_cross_entropy_reference
 
@@ -235,7 +234,7 @@ def _loss(
     ignore_index: int,
     backend: str,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    if check_backend(backend) == "reference":
+    if is_reference(backend):
         check_target(target, ignore_index, lm_head.shape[0], options.banned)
         with torch.autocast(hidden_base.device.type, enabled=False):  # autocast would round the logits
             nll = mixed_cross_entropy_reference(

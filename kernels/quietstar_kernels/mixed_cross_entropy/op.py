@@ -232,7 +232,7 @@ class _Head:
 
     def zero_ignored(self, rows: Tensor) -> Tensor:
         """[N] in the precision of the losses, zero where ignored, whatever was there."""
-        return rows.to(self.dtype).masked_fill(self.target == self.ignore_index, 0.0)
+        return rows.to(self.dtype).masked_fill(self.target == self.ignore_index, 0.0).contiguous()
 
     def scales(self, row_weight: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Factors [N] of the rows of each prediction in lm_head's gradient, and a factor of that whole gradient.
@@ -379,10 +379,11 @@ def _head(
     floating = [x for x in (hidden_base, hidden_thought, weight, lm_head) if x is not None]
     dtype = compute_dtype(*floating)
     matrix = dense(lm_head.to(operand_dtype(lm_head, dtype, hidden_base, hidden_thought)))
+    weight = None if weight is None else weight.contiguous()
     predictions: list[Prediction] = [(hidden_base, hidden_thought, weight)]
     if hidden_thought is not None and interpolation == "log_probs":
         predictions = [(hidden_thought, None, weight), (hidden_base, None, weight)]
-    return _Head(predictions, matrix, target, options, ignore_index, dtype, backend)
+    return _Head(predictions, matrix, target.contiguous(), options, ignore_index, dtype, backend)
 
 
 def check_target(target: Tensor, ignore_index: int, vocabulary: int, banned: tuple[int, ...]) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quietstar_kernels.dispatch import check_backend, require_device, require_floating, require_shape
-from quietstar_kernels.logits import make_options
+from quietstar_kernels.dispatch import require_device, require_floating, require_shape
+from quietstar_kernels.logits import is_reference, make_options
 from quietstar_kernels.token_sampling.op import draw_uniform, sample
 from quietstar_kernels.token_sampling.reference import sample_tokens_reference
 
@@ -71,7 +71,7 @@ def sample_tokens(
         raise ValueError("lm_head: got shape with V=0, wanted at least one token")
     options = make_options(temperature, softcap, logit_scale, banned, sizes["V"])
     uniform = None if greedy else draw_uniform(hidden, seed % 2**63)
-    if check_backend(backend) == "reference":
+    if is_reference(backend):
         with torch.autocast(hidden.device.type, enabled=False):  # autocast would round the logits
             return sample_tokens_reference(hidden, lm_head, uniform, options)
     token, logprob, _ = sample(
