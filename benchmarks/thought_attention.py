@@ -429,7 +429,7 @@ def backward_tile(config: Any, rows: int, keys: int) -> Any:
     warps = 4 if rows * keys <= 64 * 64 else config.num_warps
     if "block_m1" in fields:
         sizes = {"block_m1": min(64, rows), "block_n1": keys, "block_m2": rows, "block_n2": min(64, keys)}
-    else:  # before torch 2.12, M1 = N2 = block_m and N1 = M2 = block_n
+    else:  # versions of torch with one pair of sizes: M1 = N2 = block_m, N1 = M2 = block_n
         sizes = {"block_m": 64, "block_n": min(rows, keys)}
     return dataclasses.replace(config, num_warps=warps, **sizes)
 
