@@ -231,7 +231,6 @@ class TestBadInput:
             ("model.thought_length", "0", "model.thought_length: got 0"),
             ("model.thoughts_per_position", "1", "model.thoughts_per_position: got 1"),
             ("model.positions", "every:0", "model.positions: got 'every:0'"),
-            ("model.backend", "triton", "triton"),
             ("training.learning_rat", "1", "--training.learning_rate"),
             ("textbook.operands", "1", "textbook.operands: got '1'"),
         ],

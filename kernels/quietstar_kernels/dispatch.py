@@ -14,6 +14,7 @@ BACKENDS = ("auto", "triton", "torch", "reference")
 BACKEND_VARIABLE = "QUIETSTAR_BACKEND"
 """Environment variable that replaces "auto": what a whole run or test suite uses, without a change to its code."""
 
+WITHOUT_CUDA = "use 'torch', or set TRITON_INTERPRET=1 before the start to interpret the kernels on a CPU, slowly"
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -21,13 +22,18 @@ def check_backend(backend: str) -> str:
     """Return `backend`, with "auto" replaced by `QUIETSTAR_BACKEND` where that is set.
 
     Raises:
-        ValueError: the name, or the environment variable's, is unknown.
+        ValueError: the name, or the environment variable's, is unknown, or is "triton" where no tensor could run it.
     """
     source = "backend"
     if backend == "auto" and os.environ.get(BACKEND_VARIABLE):
         source, backend = BACKEND_VARIABLE, os.environ[BACKEND_VARIABLE]
     if backend not in BACKENDS:
         raise ValueError(f"{source}: got {backend!r}, wanted one of {', '.join(map(repr, BACKENDS))}")
+    if backend == "triton":
+        if not _has_triton():
+            raise ValueError(f"{source}: 'triton' is not installed here (it exists for Linux); 'torch' runs everywhere")
+        if not torch.cuda.is_available() and not interpreting():
+            raise ValueError(f"{source}: 'triton' wants a CUDA device, and there is none here; {WITHOUT_CUDA}")
     return backend
 
 
@@ -47,13 +53,8 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
         fast = tensor.device.type == "cuda" and tensor.dtype in TRITON_DTYPES[:3] and _has_triton()
         return "triton" if fast else "torch"
     if backend == "triton":
-        if not _has_triton():
-            raise ValueError("backend: 'triton' is not installed here (it exists for Linux); 'torch' runs everywhere")
         if tensor.device.type != "cuda" and not interpreting():
-            raise ValueError(
-                f"backend: 'triton' wants CUDA tensors, got {tensor.device}; use 'torch', or set TRITON_INTERPRET=1 "
-                "before the start to interpret the kernels on a CPU, slowly"
-            )
+            raise ValueError(f"backend: 'triton' wants CUDA tensors, got one on {tensor.device}; {WITHOUT_CUDA}")
         if tensor.dtype not in TRITON_DTYPES:
             raise TypeError(f"backend: 'triton' computes bfloat16, float16, float32 and float64, got {tensor.dtype}")
     return backend

@@ -9,7 +9,6 @@ so the base model stays usable as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -75,16 +74,6 @@ class ThoughtPass:
     cache: ThoughtCache | None = None
     seen: list[tuple[int, int | None]] | None = None
     _text_masks: dict[int | None, Tensor | None] = field(default_factory=dict)
-
-    @cached_property
-    def host_anchor(self) -> Tensor:
-        """The anchors where the kernels plan: copied once a pass, because a copy waits for the device."""
-        return self.anchor.cpu()
-
-    @cached_property
-    def host_text_start(self) -> Tensor | None:
-        """`text_start` on the host, as `host_anchor`."""
-        return None if self.text_start is None else self.text_start.cpu()
 
     def text_mask(self, window: int | None, device: torch.device) -> Tensor | None:
         """Boolean [B or 1, 1, L, L] mask of the text pass, or None where plain causal attention says the same."""
@@ -169,8 +158,8 @@ def quietstar_attention(
             text_value,
             stream_key,
             stream_value,
-            thought_pass.host_anchor,
-            text_start=thought_pass.host_text_start,
+            thought_pass.anchor,
+            text_start=thought_pass.text_start,
             window=sliding_window,
             scale=scaling,
             backend=thought_pass.backend,

@@ -32,7 +32,7 @@ from quietstar.model.padding import Padding, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.thoughts import Prediction, Recording, Thoughts
 from quietstar_kernels import linear_cross_entropy, sample_tokens
-from quietstar_kernels.dispatch import resolve_backend
+from quietstar_kernels.dispatch import check_backend
 
 if TYPE_CHECKING:
     from quietstar.objective import LearnOutput, Objective
@@ -564,7 +564,7 @@ def _step_seed(seed: int, step: int) -> int:
 
 def _check_options(config: QuietStarConfig, text_config: PreTrainedConfig) -> None:
     try:
-        resolve_backend(config.backend)
+        check_backend(config.backend)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for token in config.banned_token_ids or ():

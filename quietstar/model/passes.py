@@ -117,7 +117,6 @@ class CachedPass:
         self._length = 0
         self.record = LayerRecord() if record else None
         self._anchor = torch.zeros(input_ids.shape[0], 0, dtype=torch.int32, device=input_ids.device)
-        self._host_anchor = self._anchor
         embeds = model.base.get_input_embeddings()(input_ids)
         self.text_hidden = self._run(
             embeds, padding.position_ids, input_ids.shape[1], 0, self.record.write_text if self.record else None
@@ -125,7 +124,7 @@ class CachedPass:
 
     def open_streams(self, anchor: Tensor) -> None:
         """Hang empty streams from `anchor`, int32 [B, P]."""
-        self._anchor, self._host_anchor = anchor, anchor.cpu()
+        self._anchor = anchor
         if self.record:
             self.record.open_streams(anchor.shape[1], self._model.config.stream_length)
 
@@ -144,7 +143,7 @@ class CachedPass:
         thought_pass = ThoughtPass(
             text_length,
             stream_length,
-            self._host_anchor,
+            self._anchor,
             self._padding.start,
             self._model.config.backend,
             stream_offset=self._length,

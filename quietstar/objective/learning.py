@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,13 +119,21 @@ def _loss(
     config, head = model.config, model.head
     head_options: dict[str, Any] = {"softcap": head.softcap, "logit_scale": head.logit_scale, "backend": config.backend}
     token_mask = read_padding(input_ids, attention_mask).token_mask
-    batch, length = input_ids.shape
+    length = input_ids.shape[1]
 
     base_target = input_ids[:, 1:].masked_fill(~(token_mask[:, 1:] & token_mask[:, :-1]), IGNORE)
-    base_nll = linear_cross_entropy(
-        states.text[:, :-1].flatten(0, 1), head.weight, base_target.flatten(), **head_options
-    ).view(batch, length - 1)
-    base_loss = _mean(base_nll, base_target != IGNORE, objective)
+    base_loss, base_nll = _mean_loss(
+        partial(
+            linear_cross_entropy,
+            states.text[:, :-1].flatten(0, 1),
+            head.weight,
+            base_target.flatten(),
+            **head_options,
+        ),
+        (base_target != IGNORE)[..., None],
+        objective,
+    )
+    base_nll = base_nll.squeeze(-1)
 
     # Lookahead j predicts x[anchor+1+j] from the stream's state after END and j true tokens, and from the text's at
     # anchor+j.
@@ -136,32 +146,35 @@ def _loss(
     hidden_base = _gather(states.text, source)
     hidden_thought = states.stream[:, :, config.thought_length + 1 :]
     weight = model.mixing_head(hidden_base, hidden_thought)
-    talk_nll = mixed_cross_entropy(
-        hidden_base.flatten(0, 2),
-        hidden_thought.flatten(0, 2),
-        weight.flatten(),
-        head.weight,
-        target.flatten(),
-        interpolation=config.interpolation,
-        **head_options,
-    ).view(target.shape)
-    talk_loss = torch.stack(
-        [_mean(talk_nll[..., j], target_mask[..., j], objective) for j in range(config.lookahead)]
-    ).mean()
+    talk_loss, talk_nll = _mean_loss(
+        partial(
+            mixed_cross_entropy,
+            hidden_base.flatten(0, 2),
+            hidden_thought.flatten(0, 2),
+            weight.flatten(),
+            head.weight,
+            target.flatten(),
+            interpolation=config.interpolation,
+            **head_options,
+        ),
+        target_mask,
+        objective,
+    )
 
-    base_nll_at_target = base_nll.detach().gather(1, source.flatten(1)).view(source.shape) * target_mask
-    reward, advantage = _advantage(base_nll_at_target, talk_nll.detach(), thoughts, objective, input_ids, states)
+    base_nll_at_target = base_nll.gather(1, source.flatten(1)).view(source.shape) * target_mask
+    reward, advantage = _advantage(base_nll_at_target, talk_nll, thoughts, objective, states)
     if reinforce:
         temperature = thoughts.temperature if objective.policy_temperature is None else objective.policy_temperature
-        logprob = -linear_cross_entropy(
+        policy_loss, nll = linear_cross_entropy(
             states.stream[:, :, : config.thought_length].flatten(0, 2),
             head.weight,
             thoughts.tokens.flatten(),
+            row_weight=_policy_weight(advantage, thoughts, target_mask, length, objective).flatten(),
             temperature=temperature,
             banned=model.banned,
             **head_options,
-        ).view(thoughts.tokens.shape)
-        policy_loss = _policy_loss(logprob, advantage, thoughts.anchor, target_mask, length, objective)
+        )
+        logprob = -nll.view(thoughts.tokens.shape)
     else:
         logprob, policy_loss = thoughts.logprob, base_loss.new_zeros(())
     loss = objective.base_weight * base_loss + objective.talk_weight * talk_loss
@@ -172,14 +185,14 @@ def _loss(
         base_loss=base_loss.detach(),
         talk_loss=talk_loss.detach(),
         policy_loss=policy_loss.detach(),
-        base_nll=base_nll.detach(),
-        talk_nll=talk_nll.detach(),
+        base_nll=base_nll,
+        talk_nll=talk_nll,
         base_nll_at_target=base_nll_at_target,
         target_mask=target_mask,
         mixing_weight=weight.detach(),
         reward=reward,
         advantage=advantage,
-        thought_logprob=logprob.detach(),
+        thought_logprob=logprob,
         thoughts=replace(thoughts, recording=None),
     )
 
@@ -190,14 +203,29 @@ def _gather(hidden: Tensor, index: Tensor) -> Tensor:
     return hidden[batch, index]
 
 
-def _mean(nll: Tensor, mask: Tensor, objective: Objective) -> Tensor:
-    """Mean NLL of the targets; 0 where there is none."""
-    count = (nll != 0).sum() if objective.loss_mean == "nonzero" else mask.sum()
-    return nll.sum() / count.clamp_min(1)
+def _mean_loss(cross_entropy: Callable[..., Any], mask: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Mean over the lookahead of the mean NLL of each lookahead's targets, 0 where there is none.
+
+    Args:
+        cross_entropy: One of the kernels' losses, its arguments given but for `row_weight`.
+        mask: bool [..., J], where there is a target.
+
+    Returns:
+        The differentiable loss, and the NLLs [..., J] without a gradient.
+    """
+    if objective.loss_mean == "valid":
+        # the share of each NLL in the loss is known beforehand, and so the gradients cost no second pass
+        count = mask.flatten(0, -2).sum(0).clamp_min(1)
+        share = mask.to(torch.float64) / (count * mask.shape[-1])
+        loss, nll = cross_entropy(row_weight=share.flatten())
+        return loss, nll.view(mask.shape)
+    nll = cross_entropy().view(mask.shape)
+    total, count = nll.flatten(0, -2).sum(0), (nll != 0).flatten(0, -2).sum(0)
+    return (total / count.clamp_min(1)).mean(), nll.detach()
 
 
 def _advantage(
-    base_nll: Tensor, talk_nll: Tensor, thoughts: Thoughts, objective: Objective, input_ids: Tensor, states: TalkStates
+    base_nll: Tensor, talk_nll: Tensor, thoughts: Thoughts, objective: Objective, states: TalkStates
 ) -> tuple[Tensor, Tensor]:
     """Reward and advantage of each thought, [B, P]."""
     if objective.reward_precision == "model":
@@ -214,13 +242,19 @@ def _advantage(
     return reward, advantage.clamp_min(0) if objective.clamp_negative_advantage else advantage
 
 
-def _policy_loss(
-    logprob: Tensor, advantage: Tensor, anchor: Tensor, target_mask: Tensor, length: int, objective: Objective
+def _policy_weight(
+    advantage: Tensor, thoughts: Thoughts, target_mask: Tensor, length: int, objective: Objective
 ) -> Tensor:
-    """REINFORCE: mean over thoughts of -advantage * log p(thought)."""
-    score = logprob.sum(-1) if objective.token_reduction == "sum" else logprob.mean(-1)
+    """REINFORCE: what the NLL of each thought token counts in the mean over thoughts of -advantage * log p(thought).
+
+    Returns:
+        [B, P, T].
+    """
     if objective.policy_positions == "valid":
         counted = target_mask.any(-1)
     else:
-        counted = anchor < length - 1 - target_mask.shape[-1]
-    return -(advantage * score * counted).sum() / counted.sum().clamp_min(1)
+        counted = thoughts.anchor < length - 1 - target_mask.shape[-1]
+    weight = advantage * counted / counted.sum().clamp_min(1)
+    if objective.token_reduction == "mean":
+        weight = weight / thoughts.tokens.shape[-1]
+    return weight[..., None].expand(thoughts.tokens.shape)

@@ -52,15 +52,15 @@ def language_modeling_step(model: QuietStarForCausalLM, tokens: Tensor, seed: in
     head = model.head
     hidden = model.decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
     target = tokens[:, 1:].flatten()
-    nll = linear_cross_entropy(
+    loss, _ = linear_cross_entropy(
         hidden,
         head.weight,
         target,
+        row_weight=torch.full_like(target, 1 / target.numel(), dtype=torch.float64),
         softcap=head.softcap,
         logit_scale=head.logit_scale,
         backend=model.config.backend,
     )
-    loss = nll.mean()
     return StepResult(loss, {"text_nll": loss.detach()})
 
 

@@ -264,6 +264,8 @@ def test_leave_one_out_needs_two_thoughts() -> None:
         make_model(thoughts_per_position=1).learn(IDS)
 
 
-def test_the_triton_backend_is_not_built_in() -> None:
-    with pytest.raises(ConfigError, match="backend: 'triton' is not built into this version"):
+def test_the_triton_backend_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quietstar_kernels.dispatch.interpreting", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="backend: 'triton' wants a CUDA device, and there is none here"):
         make_model(backend="triton")
