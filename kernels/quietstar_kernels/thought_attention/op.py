@@ -349,7 +349,9 @@ def _shared(
         "k_text": (k_text, ("batch_stride", "stride", "head_stride")),
         "v_text": (v_text, ("batch_stride", "stride", "head_stride")),
     }
-    sizes = {"P": P, "S": S, "L": L, "H": H, "GROUP": H // Hkv, "window": window or 0}
+    sizes = {"P": P, "S": S, "L": L, "H": H, "GROUP": H // Hkv}
+    # no further than the text, where it hides nothing either: the kernels add positions to it in 32 bits
+    sizes["window"] = 0 if window is None else min(window, L)
     if k_thought is not None and v_thought is not None:
         own = ("batch_stride", "stream_stride", "stride", "head_stride")
         strides |= {"k_thought": (k_thought, own), "v_thought": (v_thought, own)}
