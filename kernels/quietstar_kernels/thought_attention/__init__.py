@@ -126,6 +126,9 @@ def thought_attention(
     require_shape("v_text", v_text, ("B", "L", "Hkv", "D"), sizes)
     require_shape("k_thought", k_thought, ("B", "P", "T", "Hkv", "D"), sizes)
     require_shape("v_thought", v_thought, ("B", "P", "T", "Hkv", "D"), sizes)
+    for letter in ("S", "H", "D"):
+        if sizes[letter] < 1:
+            raise ValueError(f"q: got {letter}=0 in shape {list(q.shape)}, wanted at least 1")
     if sizes["Hkv"] < 1 or sizes["H"] % sizes["Hkv"] != 0:
         raise ValueError(f"k_text: got {sizes['Hkv']} key heads, wanted a divisor of q's {sizes['H']} heads")
     if sizes["T"] < sizes["S"]:
