@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from benchmarks import mixed_cross_entropy
 from benchmarks.gpu_timing import relative_error
-from benchmarks.mixed_cross_entropy import LOSSES, ON_GPU_ONLY, SIDES, Problem, Shape, main
+from benchmarks.mixed_cross_entropy import LOSSES, MODELS, ON_GPU_ONLY, SIDES, Problem, Shape, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,3 +70,15 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     table = (tmp_path / "mixed_cross_entropy_cpu.md").read_text()
     assert table.count("not installed |") == 2  # of both kinds of work
     assert "- cut-cross-entropy: `" in table
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="wants TRITON_INTERPRET=1")
+def test_the_sides_of_a_gpu_run_interpreted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", {"vocabulary": 40, "hidden": 32})
+    sides = ["triton", "triton, weights later", "torch"]
+    main(["--quick", "--device", "cpu", "--sides", *sides, "--rows", "4", "--output-dir", str(tmp_path)])
+    text = (tmp_path / "mixed_cross_entropy_cpu.csv").read_text()
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    assert {row["side"] for row in rows} == set(sides)
+    assert all(not row["failure"] and float(row["relative_error"]) < 1e-4 for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,12 @@ def test_a_comparator_that_computes_something_else_is_not_timed(
 def test_a_mask_that_nobody_would_build_is_not_tried(tmp_path: Path) -> None:
     rows = run(tmp_path, "--sides", "sdpa", "--largest-mask", "1000")
     assert [row["failure"] for row in rows] == ["not tried", "not tried"]  # forward and steps
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="wants TRITON_INTERPRET=1")
+def test_the_side_of_a_gpu_runs_interpreted(tmp_path: Path) -> None:
+    rows = run(tmp_path, "--sides", "triton", "torch", "--lengths", "4", "--batch", "1")
+    assert [row["failure"] for row in rows] == [""] * 6
+    assert all(float(row["relative_error"]) < 1e-5 for row in rows)
+    assert {row["ratio"] for row in rows if row["side"] == "triton"} == {"1"}
