@@ -743,7 +743,7 @@ def measure_steps(
 
 
 def targets(session: Session) -> list[Target]:
-    """The issue of this table: B 8, L 256, Mistral-7B's heads."""
+    """Of Mistral-7B's heads at B 8, L 256."""
     ours = "triton"
     wanted = []
     times = {
