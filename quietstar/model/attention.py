@@ -25,7 +25,6 @@ IMPLEMENTATION = "quietstar"
 
 # Keyword arguments with which some families change the attention scores; the kernels do not know them.
 UNSUPPORTED_ARGUMENTS = {
-    "softcap": "soft-caps its attention scores",
     "s_aux": "uses attention sinks",
     "position_bias": "adds a position bias to its attention scores",
 }
@@ -105,6 +104,7 @@ def quietstar_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     thought_pass: ThoughtPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -112,6 +112,7 @@ def quietstar_attention(
 
     Args:
         query: [B, H, N, D]; key, value: [B, Hkv, N, D], with N = text tokens + stream tokens of this pass.
+        softcap: Scores become softcap * tanh(scores / softcap), as in Gemma 2; None: no cap.
         thought_pass: The layout of the N tokens; None makes this plain scaled-dot-product attention.
 
     Returns:
@@ -121,6 +122,9 @@ def quietstar_attention(
         UnsupportedBackboneError: The layer changes its scores in a way that the kernels do not know.
     """
     if thought_pass is None:
+        if softcap is not None:
+            attended = _softcapped_attention(query, key, value, attention_mask, scaling, softcap)
+            return attended, None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -137,7 +141,10 @@ def quietstar_attention(
     if length:
         text_query, text_key, text_value = query[:, :, :length], key[:, :, :length], value[:, :, :length]
         mask = thought_pass.text_mask(sliding_window, query.device)
-        outputs.append(sdpa_attention_forward(module, text_query, text_key, text_value, mask, scaling=scaling)[0])
+        if softcap is not None:
+            outputs.append(_softcapped_attention(text_query, text_key, text_value, mask, scaling, softcap))
+        else:
+            outputs.append(sdpa_attention_forward(module, text_query, text_key, text_value, mask, scaling=scaling)[0])
         text_key, text_value = text_key.transpose(1, 2), text_value.transpose(1, 2)
         if thought_pass.cache is not None:
             # every sampling step reads them head by head: laid out like that once, float32 is never copied again
@@ -162,10 +169,35 @@ def quietstar_attention(
             text_start=thought_pass.text_start,
             window=sliding_window,
             scale=scaling,
+            softcap=softcap,
             backend=thought_pass.backend,
         )
         outputs.append(attended.flatten(1, 2))
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], None
+
+
+def _softcapped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+) -> Tensor:
+    """Attention of the text in plain operations: PyTorch's own has no soft cap.
+
+    Args:
+        query: [B, H, N, D]; key, value: [B, Hkv, L, D].
+        mask: Boolean and broadcast against [B, H, N, L], or None: causal, the N queries being the last of the L tokens.
+
+    Returns:
+        [B, N, H, D].
+    """
+    group = query.shape[1] // key.shape[1]
+    grouped = query.unflatten(1, (key.shape[1], group)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.einsum("bkgnd,bkld->bkgnl", grouped, key)
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        count, length = scores.shape[-2:]
+        mask = torch.ones(1, 1, count, length, dtype=torch.bool, device=query.device).tril(length - count)
+    scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(value.dtype)
+    return torch.einsum("bkgnl,bkld->bnkgd", weights, value).flatten(2, 3)
 
 
 def _append(thought_pass: ThoughtPass, stored: LayerKeysValues, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,10 +72,6 @@ def check_configuration(config: PreTrainedConfig) -> None:
         )
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         raise UnsupportedBackboneError(f"{family}: chunked attention is not supported by thought attention")
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise UnsupportedBackboneError(
-            f"{family}: soft-caps its attention scores, which thought attention does not support"
-        )
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedBackboneError(f"{family}: an encoder-decoder model; Quiet-STaR needs a decoder-only causal LM")
 

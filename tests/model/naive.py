@@ -34,9 +34,11 @@ class NaiveThinker(nn.Module):
     def __init__(self, model: QuietStarForCausalLM) -> None:
         super().__init__()
         config = copy.deepcopy(model.base.config)
-        self.base = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=model.dtype)
+        # transformers' scaled-dot-product attention leaves a soft cap out
+        plain = "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
+        self.base = AutoModelForCausalLM.from_config(config, attn_implementation=plain, dtype=model.dtype)
         self.base.load_state_dict(model.base.state_dict())
-        assert self.base.config._attn_implementation == "sdpa"
+        assert self.base.config._attn_implementation == plain
         self.thought_embedding = nn.Embedding.from_pretrained(model.thought_embedding.weight.detach().clone())
         self.thought_embedding.weight.requires_grad_(True)
         self.mixing_head = nn.ModuleDict({"layers": copy.deepcopy(model.mixing_head.layers)})
@@ -61,6 +63,10 @@ class NaiveThinker(nn.Module):
                 from_anchor = query.clamp_max(text - 1) if anchor >= 0 else query
                 visible = visible & ((from_anchor - key < window) | (key >= text))
             masks[window] = visible[None, None]
+            if self.base.config._attn_implementation == "eager":  # adds its mask
+                masks[window] = torch.zeros_like(masks[window], dtype=embeds_1NE.dtype).masked_fill(
+                    ~visible, -torch.inf
+                )
         handles = []
         if len(masks) > 1:  # transformers takes one mask for all layers; the layers that differ get their own
             for layer, window in zip(self.base.model.layers, self.windows, strict=True):

@@ -25,7 +25,6 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "falcon": ({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, NO_INTERFACE),
     "mpt": ({"d_model": 32, "n_layers": 2, "n_heads": 4}, NO_INTERFACE),
     "stablelm": (GROUPED, "0 of 2 layers passed thought attention .* do not hand its keyword arguments on"),
-    "gemma2": ({**GROUPED, "head_dim": 8}, "soft-caps its attention scores"),
     "gpt_oss": (
         {**GROUPED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "rope_parameters": None},
         "uses attention sinks",

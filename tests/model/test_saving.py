@@ -86,9 +86,10 @@ def test_the_base_leaves_as_a_plain_model(tmp_path: Path, family: str, tied: boo
     torch.testing.assert_close(plain(IDS).logits, base_logits, atol=1e-4, rtol=0)
 
 
-def test_the_base_is_the_same_plain_model_while_it_thinks() -> None:
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_the_base_is_the_same_plain_model_while_it_thinks(family: str) -> None:
     """Calls of `model.base` without thoughts, padding masks and caches included, are transformers' own."""
-    model = make_model()
+    model = make_model(family)
     plain = AutoModelForCausalLM.from_config(model.base.config, attn_implementation="eager").eval()
     plain.load_state_dict(model.base.state_dict())
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])

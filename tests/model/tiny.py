@@ -63,6 +63,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.7,
         "embedding_multiplier": 2.0,
     },
+    # a cap that bends the scores of a tiny model, whose are small; the cap of the logits has tests of its own
+    "gemma2": {
+        **GROUPED,
+        "model_type": "gemma2",
+        "head_dim": 8,
+        "query_pre_attn_scalar": 1,
+        "attn_logit_softcapping": 0.5,
+        "final_logit_softcapping": None,
+        **WINDOW_THEN_FULL,
+    },
     # below: accepted by the probe and therefore tested, beyond the families that the README names
     "gemma3_text": {**GROUPED, "model_type": "gemma3_text", "head_dim": 8, **WINDOW_THEN_FULL},
     "olmo3": {**GROUPED, "model_type": "olmo3", **WINDOW_THEN_FULL},
