@@ -153,8 +153,8 @@ def problems(most_rows: int, chunks: list[int]) -> Any:
     )
 
 
-@settings(max_examples=60)
-@problems(13, [1, 90, CPU_CHUNK])
+@settings(max_examples=40)
+@problems(13, [60, 150, CPU_CHUNK])
 @example(seed=0, N=9, E=3, V=7, ignored=0.0, interpolation="log_probs", options=OPTIONS[3], chunk=20)
 @example(seed=0, N=9, E=3, V=7, ignored=0.4, interpolation="logits", options=OPTIONS[5], chunk=20)
 # once NaN: an ignored row took token 0, banned, as its target
@@ -272,6 +272,27 @@ def test_ignored_rows_have_no_loss_and_no_gradient_whatever_they_hold(backend: s
     torch.testing.assert_close(torch.autograd.grad(alone, head, upstream_for(loss)[kept])[0], grads[3])
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rows_that_cannot_be_counted_without_a_wait(
+    interpolation: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CUDA device the torch backend computes ignored rows too, and must not let out what they hold."""
+    (base, thought, weight, head), target = random_inputs(30, 8, 5, 11, dtype=dtype, ignored=0.4, low=2)
+    if dtype == torch.bfloat16:
+        monkeypatch.setattr(shared, "product_dtype", lambda device, dtype: dtype)
+    options: dict[str, Any] = {"interpolation": interpolation, "backend": "torch", "softcap": 3.0, "banned": (0,)}
+    wanted = results([base, thought, weight, head], target, **options)
+    with torch.no_grad():
+        for tensor in (base, thought, weight):
+            tensor[target == -100] = float("nan")
+    monkeypatch.setattr(op, "_rows_that_count", lambda *_: None)
+    for make in (results, weighted_results):
+        assert_close(
+            make([base, thought, weight, head], target, **options), wanted, 1e-2 if dtype != torch.float64 else 1e-12
+        )
+
+
 def test_int32_targets_and_expanded_upstream_gradient() -> None:
     tensors, target = random_inputs(6, 6, 3, 7)
     for interpolation in INTERPOLATIONS:
@@ -320,15 +341,16 @@ def test_a_retained_graph_gives_the_same_gradients_twice(backend: str, weighted:
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("interpolation", [*INTERPOLATIONS, "linear"])
+@pytest.mark.parametrize(
+    ("weighted", "interpolation"), [(True, "logits"), (True, "log_probs"), (False, "log_probs"), (False, "linear")]
+)
 def test_opcheck(backend: str, weighted: bool, interpolation: str) -> None:
     (base, thought, weight, head), target = random_inputs(23, 5, 3, 9, ignored=0.3, low=2, dtype=torch.float32)
     mixed = interpolation != "linear"
     row_weight = upstream_for(target.float()) if weighted else None
     states = (base, thought, weight) if mixed else (base, None, None)
     settings = (interpolation if mixed else "logits", 0.7, 2.0, 1.1, [0, 1], -100)
-    for needs in ((True, mixed, True), (False, False, False)):
+    for needs in ((True, mixed, True), (False, False, False))[: 1 + (not mixed)]:
         inputs = (*states, head, target, row_weight)
         if not any(needs):
             inputs = tuple(None if x is None else x.detach() for x in inputs)  # type: ignore[assignment]
@@ -601,7 +623,7 @@ def test_mix_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, mixe
 
 
 @needs_interpreter
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[3], OPTIONS[5]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("gradient_dtype", [None, torch.bfloat16, torch.float16, "in place"])

@@ -11,11 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietstar_kernels import linear_cross_entropy, sample_tokens
-from quietstar_kernels.logits import LOGITS_IN_CHUNK
+from quietstar_kernels.configurations import use_configuration
+from quietstar_kernels.dispatch import interpreting
+from quietstar_kernels.logits import LOGITS_IN_CHUNK, LogitOptions
+from quietstar_kernels.token_sampling import op
+from quietstar_kernels.token_sampling.torch_backend import choose_tokens
+from tests.kernels.guard_band import assert_intact, guarded
 from tests.kernels.largest_tensor import LargestTensor
 
 CPU_CHUNK = LOGITS_IN_CHUNK["cpu"]
-BACKENDS = ["reference", "torch"]
+FAST = ["torch", pytest.param("triton", marks=pytest.mark.skipif(not interpreting(), reason="CPU tensors"))]
+BACKENDS = ["reference", *FAST]
+BLOCKS = {"BLOCK_ROWS": 2, "BLOCK_VOCABULARY": 16, "num_warps": 4, "num_stages": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -30,43 +37,42 @@ def random_inputs(seed: int, N: int, E: int, V: int, dtype: torch.dtype = torch.
     return hidden.to(dtype), torch.randn(V, E, generator=generator, dtype=torch.float64).to(dtype)
 
 
-@settings(max_examples=60)
-@given(
+problems = given(
     inputs=st.integers(0, 2**16),
     seed=st.integers(-(2**80), 2**80),
     N=st.integers(0, 20),
-    V=st.integers(3, 30),
+    V=st.integers(3, 50),
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     softcap=st.sampled_from([None, 2.0]),
     logit_scale=st.sampled_from([1.0, 1.6]),
     banned=st.sampled_from([(), (0,), (2, 0)]),
     greedy=st.booleans(),
-    chunk=st.sampled_from([1, 50, CPU_CHUNK]),
+    chunk=st.sampled_from([1, 100, CPU_CHUNK]),
 )
-def test_torch_backend_equals_reference_and_its_logprob_is_the_negative_loss(
-    inputs: int,
-    seed: int,
-    N: int,
-    V: int,
-    temperature: float,
-    softcap: float | None,
-    logit_scale: float,
-    banned: tuple[int, ...],
-    greedy: bool,
-    chunk: int,
+
+
+@settings(max_examples=60)
+@problems
+def test_torch_backend_equals_reference_and_its_logprob_is_the_negative_loss(**problem: Any) -> None:
+    assert_equals_reference("torch", **problem)
+
+
+@pytest.mark.skipif(not interpreting(), reason="CPU tensors")
+@settings(max_examples=20)  # the interpreter is slow
+@problems
+def test_triton_backend_equals_reference_and_its_logprob_is_the_negative_loss(**problem: Any) -> None:
+    assert_equals_reference("triton", **problem)
+
+
+def assert_equals_reference(
+    backend: str, inputs: int, seed: int, N: int, V: int, greedy: bool, chunk: int, **options: Any
 ) -> None:
     LOGITS_IN_CHUNK["cpu"] = chunk
     hidden, head = random_inputs(inputs, N, 4, V)
-    options: dict[str, Any] = {
-        "temperature": temperature,
-        "softcap": softcap,
-        "logit_scale": logit_scale,
-        "banned": banned,
-    }
     wanted_token, wanted_logprob = sample_tokens(hidden, head, seed=seed, greedy=greedy, backend="reference", **options)
-    token, logprob = sample_tokens(hidden, head, seed=seed, greedy=greedy, backend="torch", **options)
+    token, logprob = sample_tokens(hidden, head, seed=seed, greedy=greedy, backend=backend, **options)
     assert torch.equal(token, wanted_token) and token.dtype == torch.int64 and token.shape == (N,)
-    assert not torch.isin(token, torch.tensor(banned, dtype=torch.int64)).any()
+    assert not torch.isin(token, torch.tensor(options["banned"], dtype=torch.int64)).any()
     torch.testing.assert_close(logprob, wanted_logprob, rtol=1e-12, atol=1e-12)
     loss = linear_cross_entropy(hidden, head, token, backend="reference", **options)
     torch.testing.assert_close(logprob, -loss, rtol=1e-12, atol=1e-12)
@@ -78,7 +84,9 @@ def test_draws_follow_the_distribution(backend: str, options: dict[str, Any]) ->
     """Pearson's chi-square statistic over 40,000 draws from one row's distribution."""
     N, V = 40_000, 12
     hidden, head = random_inputs(2, 1, 3, V)
-    token, _ = sample_tokens(hidden.expand(N, -1), head, seed=7, backend=backend, **options)
+    # blocks of 4 tokens, so that a block is drawn too; of many rows, for the interpreter's time is that of the blocks
+    with use_configuration("token_sampling.sample", {**BLOCKS, "BLOCK_ROWS": 4096, "BLOCK_VOCABULARY": 4}):
+        token, _ = sample_tokens(hidden.expand(N, -1), head, seed=7, backend=backend, **options)
     allowed = [v for v in range(V) if v not in options.get("banned", ())]
     every = torch.tensor(allowed)
     expected = (-linear_cross_entropy(hidden.expand(len(allowed), -1), head, every, **options)).exp() * N
@@ -89,14 +97,18 @@ def test_draws_follow_the_distribution(backend: str, options: dict[str, Any]) ->
     assert expected.min() > 5 and statistic < critical
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_reproducible_and_independent_of_the_chunk_size(dtype: torch.dtype) -> None:
-    hidden, head = random_inputs(3, 300, 8, 50, dtype)
+def test_reproducible_and_independent_of_the_chunk_size(
+    backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUIETSTAR_BACKEND", backend)
+    hidden, head = random_inputs(3, 40, 8, 50, dtype)
     first = sample_tokens(hidden, head, seed=11)
     assert first[1].dtype == torch.float32
     torch.manual_seed(5)  # the global generator plays no part
     state = torch.get_rng_state()
-    for chunk in (1, 777, CPU_CHUNK):
+    for chunk in (500, 777, CPU_CHUNK):
         LOGITS_IN_CHUNK["cpu"] = chunk
         token, logprob = sample_tokens(hidden, head, seed=11)
         assert torch.equal(token, first[0])
@@ -131,7 +143,7 @@ def test_greedy_takes_the_most_probable_allowed_token_without_a_gradient(backend
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_changes_nothing(backend: str) -> None:
-    hidden, head = random_inputs(6, 200, 16, 40, torch.float32)
+    hidden, head = random_inputs(6, 60, 16, 40, torch.float32)
     plain = sample_tokens(hidden, head, seed=1, backend=backend)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = sample_tokens(hidden, head, seed=1, backend=backend)
@@ -141,9 +153,71 @@ def test_autocast_changes_nothing(backend: str) -> None:
 def test_no_more_logits_than_a_chunk() -> None:
     LOGITS_IN_CHUNK["cpu"] = 512
     hidden, head = random_inputs(7, 500, 4, 64, torch.float32)
-    with LargestTensor() as largest:
-        sample_tokens(hidden, head, seed=0, softcap=2.0)
+    with LargestTensor() as largest:  # inside of the operator, which it would not look into
+        op.compute_tokens(hidden, head, torch.rand(500, dtype=torch.float64), 1.0, 2.0, 1.0, [], "torch")
     assert largest.elements <= max(512, hidden.numel())  # [N, V] logits would be 32,000
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_opcheck_and_one_compiled_graph(backend: str) -> None:
+    hidden, head = random_inputs(8, 6, 4, 20, torch.float32)
+    uniform = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for numbers in (None, uniform):
+        torch.library.opcheck(op.sample, (hidden, head, numbers, 0.7, 2.0, 1.1, [0, 1], backend))
+    torch.library.opcheck(op.draw_uniform, (hidden, 5))
+
+    def draw(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        return sample_tokens(hidden, head, seed=3, temperature=0.7, banned=(1,), backend=backend)
+
+    torch._dynamo.reset()
+    token, logprob = torch.compile(draw, fullgraph=True, backend="aot_eager")(hidden, head)
+    wanted_token, wanted_logprob = draw(hidden, head)
+    assert torch.equal(token, wanted_token) and torch.equal(logprob, wanted_logprob)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_log_sum_exp_and_any_strides(backend: str) -> None:
+    hidden, head = random_inputs(9, 7, 5, 40)
+    uniform = torch.rand(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    settings = (0.7, None, 1.0, [], backend)
+    token, logprob, lse = op.compute_tokens(hidden, head, uniform, *settings)
+    logits = hidden @ head.T / 0.7
+    torch.testing.assert_close(lse, logits.logsumexp(-1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(logprob, logits.gather(-1, token[:, None])[:, 0] - lse, rtol=1e-12, atol=1e-12)
+    strided = hidden.repeat_interleave(2, 1)[:, ::2], head.T.contiguous().T, torch.stack([uniform, uniform], 1)[:, 0]
+    for got, wanted in zip(op.compute_tokens(*strided, *settings), (token, logprob, lse), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", FAST)
+def test_low_precision_logprob_has_float32s_error(backend: str, dtype: torch.dtype) -> None:
+    hidden, head = random_inputs(10, 30, 16, 40, dtype)
+    token, logprob = sample_tokens(hidden, head, seed=2, backend=backend)
+    truth = (hidden.double() @ head.double().T).log_softmax(-1).gather(-1, token[:, None])[:, 0]
+    assert logprob.dtype == torch.float32 and (logprob.double() - truth).abs().max() < 1e-5
+
+
+@pytest.mark.skipif(not interpreting(), reason="CPU tensors")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, greedy: bool) -> None:
+    N, V = 5, 37
+    generator = torch.Generator().manual_seed(0)
+    options = LogitOptions(temperature=0.8, softcap=3.0, logit_scale=-1.1, banned=(0, 36))
+    raw, raw_buffer = guarded((N, V), dtype, columns=64)
+    raw.copy_(torch.randn(N, V, generator=generator, dtype=torch.float64))
+    uniform = None if greedy else torch.rand(N, generator=generator, dtype=torch.float64)
+    wanted = [torch.empty(N, dtype=kind) for kind in (torch.int64, dtype, dtype)]
+    choose_tokens(raw.clone(), uniform, *wanted, options)
+    options.ban_(raw)
+    before = raw_buffer.clone()
+    got = [guarded((N,), kind) for kind in (torch.int64, dtype, dtype)]
+    op.sample_launch(raw, uniform, *(view for view, _ in got), options, BLOCKS).run()
+    assert torch.equal(raw_buffer, before)
+    for (view, buffer), values in zip(got, wanted, strict=True):
+        torch.testing.assert_close(view, values, rtol=1e-5, atol=1e-5)
+        assert_intact(buffer, view)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -167,7 +241,8 @@ def test_bad_arguments_are_named(backend: str, changes: dict[str, Any], error: t
 
 def test_backend_names() -> None:
     hidden, head = random_inputs(0, 2, 3, 7)
-    with pytest.raises(ValueError, match=r"backend: 'triton' is not built into this version"):
-        sample_tokens(hidden, head, seed=0, backend="triton")
+    if interpreting():
+        with pytest.raises(TypeError, match=r"lm_head: got dtype torch.float32, wanted torch.float64"):
+            sample_tokens(hidden, head.float(), seed=0, backend="triton")
     with pytest.raises(ValueError, match=r"backend: got 'Torch', wanted one of"):
         sample_tokens(hidden, head, seed=0, backend="Torch")

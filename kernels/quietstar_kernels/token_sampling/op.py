@@ -100,6 +100,7 @@ def compute_tokens(
     token = torch.empty(N, dtype=torch.int64, device=hidden.device)
     logprob = torch.empty(N, dtype=dtype, device=hidden.device)
     lse = torch.empty_like(logprob)
+    uniform = None if uniform is None else uniform.contiguous()
     with torch.autocast(hidden.device.type, enabled=False):  # autocast would round the logits
         head = dense(lm_head.to(operand_dtype(lm_head, dtype, hidden)))
         size = rows_in_chunk(N, V, hidden.device, gradient=False)
