@@ -16,7 +16,6 @@ import queue
 import re
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -245,11 +244,9 @@ def _work(connection: multiprocessing.connection.Connection, cache: str) -> None
     import torch
 
     torch.set_num_threads(1)
-    while (task := connection.recv()) is not None:
-        try:
+    with contextlib.suppress(EOFError, BrokenPipeError):  # whoever asked is gone
+        while (task := connection.recv()) is not None:
             connection.send(triton_version() if task == "version" else compile_task(task))
-        except Exception:
-            connection.send(Compiled(error=traceback.format_exc()))
 
 
 class Worker:

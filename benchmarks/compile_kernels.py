@@ -2,14 +2,14 @@
 
     python benchmarks/compile_kernels.py
 
-Each line of `configurations.json` is compiled through the same `Launch` that runs, in its variants (window, soft cap,
-a head size that is no power of two, ...), by the Triton that is installed. The table is printed and written to
-`benchmarks/results/compiled_kernels_triton_<version>.csv` and `.md`. A table that is worse than the committed one wants
-`--reason`, which is written at its top.
+The lines of `configurations.json` are compiled through the same `Launch` that runs, by the Triton that is installed, in
+the variants that make another kernel of them (window, soft cap, a head size that is no power of two, ...). The table is
+printed and written to `benchmarks/results/compiled_kernels_triton_<version>.csv` and `.md`. A table that is worse than
+the committed one wants `--reason`, which is written at its top.
 
 `--check` writes nothing and fails where a kernel does not compile, does not fit its chip, spills in a forward pass,
 lacks its matrix instructions, or is worse than its committed row; a Triton without a committed table is held to the
-rest. `--quick` leaves out what `is_quick` says, so that continuous integration can afford the check.
+rest. This is what continuous integration runs, so the table leaves out what `is_usual` says; `--all` compiles that too.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if not line.startswith("# ")))
 
 
-def tasks(architectures: Sequence[str], kernels: str, quick: bool) -> list[Task]:
+def tasks(architectures: Sequence[str], kernels: str = "", *, everything: bool = False) -> list[Task]:
     """The lines of the pinned table, in their variants.
 
     Args:
         architectures: rows of the pinned table.
         kernels: a regular expression that the kernel's name must match.
-        quick: leave out what `is_quick` does.
+        everything: also what `is_usual` leaves out.
     """
     from benchmarks.kernel_cases import variants
     from quietstar_kernels.configurations import table
@@ -81,19 +81,19 @@ def tasks(architectures: Sequence[str], kernels: str, quick: bool) -> list[Task]
         if re.search(kernels, kernel)
         for variant in variants(kernel, case)
     ]
-    return [task for task in found if is_quick(task)] if quick else found
+    return found if everything else [task for task in found if is_usual(task)]
 
 
-def is_quick(task: Task) -> bool:
-    """Whether a task is part of `--quick`: every kernel and line of the table, in the variant with the most code.
+def is_usual(task: Task) -> bool:
+    """Whether a task is part of the table: every kernel and case in the variant with the most code; on sm_90 in all.
 
-    Attention in 32 and 64 bits is correct rather than fast, and its long straight code takes the compilers most of
-    their time; of it, head size 128 on sm_90 stands for the rest.
+    Left to `--all` are the other variants elsewhere, and attention in 32 and 64 bits elsewhere: it is correct rather than
+    fast, without matrix instructions the same on every GPU, and so long that it takes the compilers most of their time.
     """
-    if task.variant != variants_of(task)[-1]:
-        return False
+    if task.architecture == "sm_90":
+        return task.case == "16-bit D128" or task.variant == variants_of(task)[-1]
     attention_in_full = task.kernel.startswith("thought_attention.") and not task.case.startswith("16-bit")
-    return not attention_in_full or (task.architecture == "sm_90" and task.case.endswith("D128"))
+    return task.variant == variants_of(task)[-1] and not attention_in_full
 
 
 def variants_of(task: Task) -> tuple[str, ...]:
@@ -129,8 +129,12 @@ def beyond_limits(row: Row) -> list[str]:
 
 
 def needs_wgmma(architecture: str, kernel: str, case: str) -> bool:
-    """Whether a kernel would run at a fraction of a Hopper GPU's speed without its own matrix instructions."""
-    return architecture == "sm_90" and kernel.startswith("thought_attention.") and case.startswith("16-bit")
+    """Whether a kernel would run at a fraction of a Hopper GPU's speed without its own matrix instructions.
+
+    A sampling step would not: it is bound by memory, and 64 rows of head size 256, the fewest of a wgmma, would spill.
+    """
+    attention = kernel.startswith("thought_attention.") and kernel != "thought_attention.step"
+    return architecture == "sm_90" and attention and case.startswith("16-bit")
 
 
 def worse(before: Row, now: Row) -> list[str]:
@@ -204,14 +208,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers that run at a time")
     parser.add_argument("--architectures", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="ARCHITECTURE")
     parser.add_argument("--kernels", default="", metavar="REGEX", help="only kernels whose name matches")
-    parser.add_argument("--quick", action="store_true", help="what continuous integration compiles")
+    parser.add_argument("--all", action="store_true", help="every variant for every architecture; not written")
     parser.add_argument("--check", action="store_true", help="compare with the committed table; write nothing")
     parser.add_argument("--reason", help="why the new table may be worse than the committed one")
     options = parser.parse_args(arguments)
 
     start = time.perf_counter()
-    wanted = tasks(options.architectures, options.kernels, options.quick)
-    whole = options.architectures == list(TARGETS) and not options.kernels and not options.quick
+    wanted = tasks(options.architectures, options.kernels, everything=options.all)
+    whole = options.architectures == list(TARGETS) and not options.kernels and not options.all
     rows_by_task: dict[Task, Row] = {}
     compiler_seconds = 0.0
     with Compilers(options.jobs) as compilers:
@@ -238,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report("beyond the limits", broken)
     report(f"worse than {path.name}", problems)
     if options.check:
-        outdated = out_of_date(committed, tasks(list(TARGETS), "", quick=False)) if committed else []
+        outdated = out_of_date(committed, tasks(list(TARGETS))) if committed else []
         report(f"not what {path.name} was made with", outdated)
         if broken or problems or outdated:
             print(
@@ -250,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"within the limits; {compared}")
         return 0
     if not whole:
-        print("\nnot written: not every kernel was compiled")
+        print("\nnot written: not the rows of the table")
         return 0
     if problems and not options.reason:
         print("\nnot written: worse than the committed table, and no --reason says why that is right")

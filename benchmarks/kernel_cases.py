@@ -35,7 +35,7 @@ class Case:
 
     Args:
         case: as in the pinned table, such as "16-bit D128".
-        variant: one of `variants(...)`.
+        variant: "plain", or what is not, as in "window + softcap".
         device: where the tensors are; on the meta device they take no memory.
     """
 
@@ -65,7 +65,7 @@ def _attention_variants(case: str) -> tuple[str, ...]:
     everything = "window + softcap + padding"
     if case == "16-bit D128":
         return "plain", "fp16", "D80", "window + padding", "softcap", everything
-    return ("plain",) if case.startswith("64-bit") else ("plain", everything)
+    return ("plain", everything) if case.startswith("16-bit") else (everything,)
 
 
 def _attention(case: Case, tokens: int, keys: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -138,24 +138,23 @@ def _targets(case: Case) -> Tensor:
     return torch.zeros(N, dtype=torch.int64, device=case.device)
 
 
-def _states(case: Case, dtype: torch.dtype, mixed: bool) -> dict[str, Tensor | None]:
+def _states(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     """Hidden states in the model's dtype and what they are mixed with."""
     return {
         "base": case.random(N, E, dtype=dtype),
-        "thought": case.random(N, E, dtype=dtype) if mixed else None,
-        "weight": torch.full((N,), 0.1, dtype=dtype, device=case.device) if mixed else None,
+        "thought": case.random(N, E, dtype=dtype),
+        "weight": torch.full((N,), 0.1, dtype=dtype, device=case.device),
     }
 
 
 def _mix(case: Case, configuration: Configuration) -> Launch:
-    """A training step's mixture; "linear" only rounds the states, without gradients."""
-    mixed = "linear" not in case.options
+    """A training step's mixture."""
     return mixed_cross_entropy.mix_launch(
-        **_states(case, case.dtype, mixed),
+        **_states(case, case.dtype),
         target=_targets(case),
-        row_scale=case.random(N, dtype=case.result_dtype) if mixed else None,
+        row_scale=case.random(N, dtype=case.result_dtype),
         states=case.empty(N, E),
-        scaled=case.empty(N, E) if mixed else None,
+        scaled=case.empty(N, E),
         ignore_index=IGNORE_INDEX,
         configuration=configuration,
     )
@@ -194,7 +193,7 @@ def _hidden_gradient(case: Case, configuration: Configuration) -> Launch:
     low = torch.bfloat16 if case.dtype == torch.float32 else case.dtype
     return mixed_cross_entropy.hidden_gradient_launch(
         gradient=case.random(N, E),
-        **_states(case, low, mixed=True),
+        **_states(case, low),
         states=case.random(N, E, dtype=low),
         target=_targets(case),
         stored=case.empty(N, E, dtype=low),
@@ -224,17 +223,17 @@ KERNELS: dict[str, tuple[Callable[[str], tuple[str, ...]], Callable[[Case, Confi
     "thought_attention.step": (_attention_variants, _attention_step),
     "thought_attention.backward_streams": (_attention_variants, _attention_backward_streams),
     "thought_attention.backward_text": (_attention_variants, _attention_backward_text),
-    "mixed_cross_entropy.mix": (_head_variants("linear"), _mix),
+    "mixed_cross_entropy.mix": (_head_variants(), _mix),
     "mixed_cross_entropy.loss": (_head_variants("softcap"), _loss),
-    "mixed_cross_entropy.loss_gradient": (_head_variants("softcap", "known lse"), _loss_gradient),
+    "mixed_cross_entropy.loss_gradient": (_head_variants("known lse", "softcap"), _loss_gradient),
     "mixed_cross_entropy.hidden_gradient": (_head_variants(), _hidden_gradient),
-    "token_sampling.sample": (_head_variants("softcap", "greedy", "V151936"), _sample),
+    "token_sampling.sample": (_head_variants("greedy", "softcap", "V151936"), _sample),
 }
 """Kernel -> the variants of a case, and the call."""
 
 
 def variants(kernel: str, case: str) -> tuple[str, ...]:
-    """Every variant in which a case compiles to a kernel of its own; the first is the plain one."""
+    """The variants in which a case is compiled, the one with the most code last; "plain" exists for every case."""
     return KERNELS[kernel][0](case)
 
 
@@ -244,7 +243,7 @@ def launch(kernel: str, case: str, variant: str, configuration: Configuration, d
     Args:
         kernel: as in the pinned table.
         case: as in the pinned table.
-        variant: one of `variants(kernel, case)`.
+        variant: "plain", or one of `variants(kernel, case)`.
         configuration: block sizes, warps and stages.
         device: "meta" to compile, "cuda" to run.
     """

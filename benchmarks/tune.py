@@ -240,7 +240,7 @@ def choose_by_time(problem: Problem, compilers: Compilers, threads: ThreadPoolEx
     Raises:
         RuntimeError: none compiles, fits and runs.
     """
-    plain, variants = problem.variants[0], problem.variants
+    plain, variants = "plain", problem.variants
     candidates = problem.candidates(timed=True)
     fits = list(threads.map(lambda candidate: problem.compile(candidate, (plain,), compilers), candidates))
     candidates = [candidate for candidate, fit in zip(candidates, fits, strict=True) if fit]
@@ -261,9 +261,8 @@ def choose_by_time(problem: Problem, compilers: Compilers, threads: ThreadPoolEx
 
 def time_candidate(problem: Problem, candidate: Candidate, meter: Meter) -> None:
     """Measure the plain variant; what does not run says why."""
-    plain = problem.variants[0]
     try:
-        launch = kernel_cases.launch(problem.kernel, problem.case, plain, candidate.configuration, meter.device)
+        launch = kernel_cases.launch(problem.kernel, problem.case, "plain", candidate.configuration, meter.device)
         candidate.seconds = meter.time(launch.run).median
     except Exception as error:  # out of memory or of resources: the next candidate may do
         candidate.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

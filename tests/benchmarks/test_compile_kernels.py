@@ -37,8 +37,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 @needs_triton
 @pytest.mark.slow
 def test_every_kernel_compiles_within_its_limits_and_no_worse_than_committed() -> None:
-    """`--quick` says what is left to the script: variants, and most of attention in 32 and 64 bits."""
-    done = python("benchmarks/compile_kernels.py", "--check", "--quick")
+    """`is_usual` says what is left to `--all`: variants, and attention in 32 and 64 bits other than on sm_90."""
+    done = python("benchmarks/compile_kernels.py", "--check")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
     assert "within the limits" in done.stdout
 
@@ -155,6 +155,7 @@ def test_a_table_made_with_other_lines_is_out_of_date() -> None:
         ({"spill_stores": 8, "kernel": "thought_attention.backward_text"}, None),
         ({"wgmma": 0, "mma_sync": 64}, "no wgmma instruction"),
         ({"wgmma": 0, "case": "32-bit D128"}, None),
+        ({"wgmma": 0, "kernel": "thought_attention.step"}, None),
         ({"shared_memory": 228 * 1024}, "228.0 KiB of shared memory"),
         ({"architecture": "sm_86", "shared_memory": 100 * 1024}, "where sm_86 has 99 KiB"),
         ({"architecture": "sm_100", "tensor_memory": 1024}, "1024 columns of tensor memory"),
