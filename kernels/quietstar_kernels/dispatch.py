@@ -15,6 +15,7 @@ BACKEND_VARIABLE = "QUIETSTAR_BACKEND"
 """Environment variable that replaces "auto": what a whole run or test suite uses, without a change to its code."""
 
 WITHOUT_CUDA = "use 'torch', or set TRITON_INTERPRET=1 before the start to interpret the kernels on a CPU, slowly"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -30,7 +31,7 @@ def check_backend(backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"{source}: got {backend!r}, wanted one of {', '.join(map(repr, BACKENDS))}")
     if backend == "triton":
-        if not _has_triton():
+        if not HAS_TRITON:
             raise ValueError(f"{source}: 'triton' is not installed here (it exists for Linux); 'torch' runs everywhere")
         if not torch.cuda.is_available() and not interpreting():
             raise ValueError(f"{source}: 'triton' wants a CUDA device, and there is none here; {WITHOUT_CUDA}")
@@ -50,7 +51,7 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
     """
     backend = check_backend(backend)
     if backend == "auto":
-        fast = tensor.device.type == "cuda" and tensor.dtype in TRITON_DTYPES[:3] and _has_triton()
+        fast = tensor.device.type == "cuda" and tensor.dtype in TRITON_DTYPES[:3] and HAS_TRITON
         return "triton" if fast else "torch"
     if backend == "triton":
         if tensor.device.type != "cuda" and not interpreting():
@@ -60,14 +61,16 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
     return backend
 
 
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@cache
+@torch.compiler.assume_constant_result  # torch.compile would trace the import
 def interpreting() -> bool:
     """Whether Triton interprets its kernels on the CPU: fixed when they are first imported."""
+    return _interpreting()
+
+
+@cache
+def _interpreting() -> bool:
+    if not HAS_TRITON:
+        return False
     import triton
 
     return bool(triton.knobs.runtime.interpret)

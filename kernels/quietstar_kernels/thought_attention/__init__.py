@@ -87,8 +87,8 @@ def thought_attention(
 
     The values of an anchor tensor are checked, and copied between host and device, at its first use and whenever it has
     been written to: the host waits for the device once for each tensor, not once for each layer. Under `torch.compile`
-    they are not checked, an anchor past the text then counting as its last position. A CUDA graph of the "triton"
-    backend can be captured once a call outside of it has been made with the same anchor and text_start.
+    they are not checked, an anchor outside the text then counting as the nearest position in it. A CUDA graph of the
+    "triton" backend can be captured once a call outside of it has been made with the same anchor and text_start.
 
     Args:
         q: [B, P, S, H, D] queries of P streams, any floating dtype; like every input it may be a non-contiguous view.
@@ -141,6 +141,8 @@ def thought_attention(
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap: got {softcap}, wanted a number above 0, or None")
     _check_anchor(anchor, sizes)
+    if torch.compiler.is_compiling():
+        anchor = anchor.clamp(0, sizes["L"] - 1)
     if scale is None:
         scale = sizes["D"] ** -0.5
     run = {"triton": _triton, "torch": thought_attention_torch, "reference": thought_attention_reference}
