@@ -61,7 +61,8 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
     return backend
 
 
-@torch.compiler.assume_constant_result  # torch.compile would trace the import
+# a constant, or torch.compile would trace the import
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def interpreting() -> bool:
     """Whether Triton interprets its kernels on the CPU: fixed when they are first imported."""
     return _interpreting()
