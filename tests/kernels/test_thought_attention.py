@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quietstar_kernels import thought_attention
+from quietstar_kernels.dispatch import interpreting
 from quietstar_kernels.launch import Launch
 from quietstar_kernels.thought_attention.torch_backend import WORKSPACE_SCORES
 from tests.kernels.attention_cases import (
@@ -35,7 +36,9 @@ from tests.kernels.attention_cases import (
 from tests.kernels.largest_tensor import LargestTensor
 
 CPU_WORKSPACE = WORKSPACE_SCORES["cpu"]
-BACKENDS = ["reference", "torch", "triton"]
+needs_interpreter = pytest.mark.skipif(not interpreting(), reason="CPU tensors")
+TRITON = pytest.param("triton", marks=needs_interpreter)
+BACKENDS = ["reference", "torch", TRITON]
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +159,7 @@ def test_torch_backend_equals_reference(
 @pytest.mark.parametrize("anchor", ["shared", "own"])
 def test_gradcheck(backend: str, anchor: str) -> None:
     WORKSPACE_SCORES["cpu"] = 100
-    case = random_case(5, B=2, P=3, S=2, T=3, Hkv=1, G=2, D=2, L=4, anchor=anchor, padded=anchor == "own", window=3)
+    case = random_case(5, B=2, P=2, S=2, T=3, Hkv=1, G=2, D=2, L=4, anchor=anchor, padded=anchor == "own", window=3)
     assert torch.autograd.gradcheck(lambda *tensors: case.run(backend, list(tensors)), case.tensors)
 
 
@@ -201,10 +204,11 @@ def test_stream_in_the_padding_attends_to_itself_only(backend: str) -> None:
     assert all(torch.isfinite(x).all() for x in results(case, backend))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # NumPy's, of weights that the mask takes out
 @pytest.mark.parametrize("softcap", [None, 50.0])
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", TRITON])
 def test_large_scores_do_not_overflow(backend: str, softcap: float | None) -> None:
-    case = random_case(4, spread=40.0, dtype=torch.float32, P=12, L=12, softcap=softcap)
+    case = random_case(4, spread=40.0, dtype=torch.float32, B=1, P=12, L=12, softcap=softcap)
     got = results(case, backend)
     assert all(torch.isfinite(x).all() for x in got)
     torch.testing.assert_close(got[0], results(case, "reference")[0], rtol=1e-4, atol=1e-4)
@@ -212,7 +216,7 @@ def test_large_scores_do_not_overflow(backend: str, softcap: float | None) -> No
 
 @pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", TRITON])
 def test_error_is_within_twice_that_of_plain_pytorch(backend: str, dtype: torch.dtype, softcap: float | None) -> None:
     case = random_case(11, B=1, P=24, S=4, G=2, D=16, L=24, anchor="all", dtype=dtype, softcap=softcap)
     exact = case.to(torch.float64)
@@ -258,12 +262,12 @@ def test_views_give_the_same(backend: str, layout: str) -> None:
     assert_close(results(viewed, backend), results(plain, backend), 1e-12)
 
 
-def test_expanded_upstream_gradient() -> None:
+@pytest.mark.parametrize("backend", ["torch", TRITON])
+def test_expanded_upstream_gradient(backend: str) -> None:
     """out.sum() hands the backward pass a gradient with stride 0."""
     case = random_case(8)
-    grads = [torch.autograd.grad(case.run(backend)[0].sum(), case.tensors) for backend in BACKENDS]
-    for grad in grads[1:]:
-        assert_close(list(grad), list(grads[0]), 1e-12)
+    got, wanted = (torch.autograd.grad(case.run(which)[0].sum(), case.tensors) for which in (backend, "reference"))
+    assert_close(list(got), list(wanted), 1e-12)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -278,7 +282,7 @@ def test_autocast_and_checkpointing_change_nothing(backend: str, use_reentrant: 
     assert_close([out, *(x.grad for x in case.tensors)], [plain, *wanted], 1e-6)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", TRITON])
 def test_backward_under_autocast_keeps_its_precision(backend: str) -> None:
     case = random_case(9, dtype=torch.float32)
     wanted = results(case, backend)
@@ -392,12 +396,14 @@ def test_bad_arguments_are_named(backend: str, changes: dict[str, Any], error: t
         ]
     ],
 )
+@needs_interpreter
 @pytest.mark.usefixtures("no_launch")
 def test_what_triton_does_not_take_is_named(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         thought_attention(**bad(random_case(G=1), **changes), backend="triton")
 
 
+@needs_interpreter
 @pytest.mark.usefixtures("no_launch")
 def test_head_size_that_no_configuration_covers() -> None:
     arguments = bad(random_case(B=1, P=2, S=1, L=3, D=257))
@@ -406,23 +412,25 @@ def test_head_size_that_no_configuration_covers() -> None:
     thought_attention(**arguments, backend="torch")
 
 
+@pytest.mark.usefixtures("no_launch")
 def test_backend_names(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = bad(random_case())
     assert torch.equal(thought_attention(**arguments), thought_attention(**arguments, backend="torch"))
     with pytest.raises(ValueError, match=r"backend: got 'cuda', wanted one of 'auto', 'triton', 'torch', 'reference'"):
         thought_attention(**arguments, backend="cuda")
-    with monkeypatch.context() as patch:
-        patch.setattr(Launch, "run", lambda launch: pytest.fail("a kernel was launched"))
-        patch.setenv("QUIETSTAR_BACKEND", "cuda")
-        with pytest.raises(ValueError, match=r"QUIETSTAR_BACKEND: got 'cuda', wanted one of 'auto', 'triton', 'torch'"):
-            thought_attention(**arguments)
-        thought_attention(**arguments, backend="torch")  # what the call names counts before the variable
-    launched = []
-    run = Launch.run
-    monkeypatch.setattr(Launch, "run", lambda launch: (launched.append(launch), run(launch)))
+    monkeypatch.setenv("QUIETSTAR_BACKEND", "cuda")
+    with pytest.raises(ValueError, match=r"QUIETSTAR_BACKEND: got 'cuda', wanted one of 'auto', 'triton', 'torch'"):
+        thought_attention(**arguments)
+    thought_attention(**arguments, backend="torch")  # what the call names counts before the variable
+
+
+@needs_interpreter
+def test_environment_variable_chooses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[Launch] = []
+    monkeypatch.setattr(Launch, "run", lambda launch: launched.append(launch))
     monkeypatch.setenv("QUIETSTAR_BACKEND", "triton")
-    thought_attention(**arguments)
-    assert len(launched) == 1
+    thought_attention(**bad(random_case()))
+    assert [launch.kernel.__name__ for launch in launched] == ["forward_kernel"]
 
 
 def test_triton_on_a_cpu_wants_the_interpreter() -> None:
