@@ -121,7 +121,7 @@ def _attention_backward_text(case: Case, configuration: Configuration) -> Launch
     tensors, options = _attention(case, S, S)
     del tensors["k_thought"], tensors["v_thought"]
     tensors |= _attention_saved(case)
-    parts = thought_attention.grad_text_parts(tensors["k_text"], configuration)
+    parts = thought_attention.grad_text_parts(tensors["q"], tensors["k_text"], configuration)
     for name in ("k", "v"):
         tensors[f"grad_{name}_parts"] = case.empty(parts, B, HKV, L, case.size("D"), dtype=case.result_dtype)
     return thought_attention.backward_text_launch(**tensors, **options, configuration=configuration)

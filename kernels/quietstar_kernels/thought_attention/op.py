@@ -136,11 +136,16 @@ def backward_streams_launch(
     )
 
 
-def grad_text_parts(k_text: Tensor, configuration: Configuration) -> int:
-    """Parts [splits, B, Hkv, L, D] into which the text's gradients are split; see `GRAD_TEXT_PROGRAMS`."""
+def grad_text_parts(q: Tensor, k_text: Tensor, configuration: Configuration) -> int:
+    """Parts [splits, B, Hkv, L, D] into which the text's gradients are split.
+
+    Enough to make `GRAD_TEXT_PROGRAMS` programs, as far as every part still has a block of rows.
+    """
+    _, P, S, H, _ = q.shape
     B, L, Hkv, _ = k_text.shape
     programs = max(1, _blocks(L, configuration["BLOCK_N"]) * B * Hkv)
-    return max(1, min(MOST_SPLITS, _blocks(GRAD_TEXT_PROGRAMS, programs)))
+    row_blocks = _blocks(P * S * (H // Hkv), configuration["BLOCK_M"])
+    return max(1, min(MOST_SPLITS, row_blocks, _blocks(GRAD_TEXT_PROGRAMS, programs)))
 
 
 def backward_text_launch(
@@ -254,7 +259,7 @@ def thought_attention_backward_op(
 
     chosen = configuration("thought_attention.backward_text", case, q.device)
     B, L, Hkv, D = k_text.shape
-    parts = (grad_text_parts(k_text, chosen), B, Hkv, L, D)
+    parts = (grad_text_parts(q, k_text, chosen), B, Hkv, L, D)
     grad_k, grad_v = (torch.empty(parts, dtype=lse.dtype, device=q.device) for _ in range(2))
     backward_text_launch(
         q, k_text, v_text, anchor, text_start, lse, delta, grad_out, grad_k, grad_v, window, scale, softcap, chosen
