@@ -45,6 +45,10 @@ SCRIPT = "benchmarks/compile_kernels.py"
 KEY = ("architecture", "kernel", "case", "variant")
 MAY_NOT_GROW = ("registers", "spill_stores", "spill_loads", "stack", "shared_memory", "tensor_memory")
 
+MAY_SPILL = {("thought_attention.step", "32-bit D256"), ("thought_attention.step", "64-bit D256")}
+"""Forward kernels and cases that spill a few hundred bytes in the smallest tile there is, 16 x 16. Nobody is in a hurry
+in full precision; their spills may not grow either."""
+
 Row = Mapping[str, object]
 
 
@@ -85,10 +89,10 @@ def tasks(architectures: Sequence[str], kernels: str = "", *, everything: bool =
 
 
 def is_usual(task: Task) -> bool:
-    """Whether a task is part of the table: every kernel and case in the variant with the most code; on sm_90 in all.
+    """Whether a task is part of the table: every kernel and case in the variant with the most code.
 
-    Left to `--all` are the other variants elsewhere, and attention in 32 and 64 bits elsewhere: it is correct rather than
-    fast, without matrix instructions the same on every GPU, and so long that it takes the compilers most of their time.
+    Left to `--all` are the other variants elsewhere, and attention in 32 and 64 bits elsewhere: it is correct rather
+    than fast, nearly the same on every GPU, and so long that it takes the compilers most of their time.
     """
     if task.architecture == "sm_90":
         return task.case == "16-bit D128" or task.variant == variants_of(task)[-1]
@@ -121,7 +125,7 @@ def beyond_limits(row: Row) -> list[str]:
             f"{name}: {figures['shared_memory'] / 1024:.1f} KiB of shared memory and {figures['tensor_memory']} "
             f"columns of tensor memory, where {architecture} has {limit} KiB and {TENSOR_MEMORY_LIMIT} columns"
         )
-    if is_forward(kernel) and Compiled(**figures).spills:
+    if is_forward(kernel) and (kernel, case) not in MAY_SPILL and Compiled(**figures).spills:
         problems.append(f"{name}: spills {figures['spill_stores']} bytes; a forward kernel must not")
     if needs_wgmma(architecture, kernel, case) and not figures["wgmma"]:
         problems.append(f"{name}: no wgmma instruction")

@@ -153,6 +153,7 @@ def test_a_table_made_with_other_lines_is_out_of_date() -> None:
         ({"error": "CompilationError: no"}, "does not compile: CompilationError: no"),
         ({"spill_stores": 8}, "spills 8 bytes"),
         ({"spill_stores": 8, "kernel": "thought_attention.backward_text"}, None),
+        ({"spill_stores": 8, "kernel": "thought_attention.step", "case": "32-bit D256"}, None),
         ({"wgmma": 0, "mma_sync": 64}, "no wgmma instruction"),
         ({"wgmma": 0, "case": "32-bit D128"}, None),
         ({"wgmma": 0, "kernel": "thought_attention.step"}, None),
