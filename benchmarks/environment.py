@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TUNING_PREFIXES = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "LD_PRELOAD", "PYTORCH_", "CUDA_", "TRITON_", "QUIETSTAR_")
+TUNING_PREFIXES = tuple("OMP_ GOMP_ KMP_ MKL_ MALLOC_ LD_PRELOAD PYTORCH_ CUDA_ TRITON_ QUIETSTAR_".split())
 PACKAGES = ("torch", "transformers", "triton", "quietstar")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from quietstar_kernels.configurations import Configuration
 from quietstar_kernels.launch import Launch
 from quietstar_kernels.logits import LogitOptions, empty_logits
-from quietstar_kernels.mixed_cross_entropy import op as mixed_cross_entropy
+from quietstar_kernels.mixed_cross_entropy import launches as mixed_cross_entropy
 from quietstar_kernels.thought_attention import op as thought_attention
 from quietstar_kernels.token_sampling import op as token_sampling
 

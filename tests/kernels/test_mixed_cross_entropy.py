@@ -18,7 +18,7 @@ from quietstar_kernels import logits as shared
 from quietstar_kernels.configurations import use_configuration
 from quietstar_kernels.dispatch import interpreting
 from quietstar_kernels.logits import LOGITS_IN_CHUNK, LogitOptions, empty_logits, rows_in_chunk
-from quietstar_kernels.mixed_cross_entropy import op, torch_backend
+from quietstar_kernels.mixed_cross_entropy import launches, op, torch_backend
 from tests.kernels.guard_band import SENTINEL, assert_intact, guarded
 from tests.kernels.largest_tensor import LargestTensor
 
@@ -286,7 +286,7 @@ def test_rows_that_cannot_be_counted_without_a_wait(
     with torch.no_grad():
         for tensor in (base, thought, weight):
             tensor[target == -100] = float("nan")
-    monkeypatch.setattr(op, "_rows_that_count", lambda *_: None)
+    monkeypatch.setattr(op, "rows_that_count", lambda *_: None)
     for make in (results, weighted_results):
         assert_close(
             make([base, thought, weight, head], target, **options), wanted, 1e-2 if dtype != torch.float64 else 1e-12
@@ -614,7 +614,7 @@ def test_mix_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, mixe
     )
     scale = torch.randn(5, dtype=result)
     (states, states_buffer), (scaled, scaled_buffer) = guarded((5, 11), dtype), guarded((5, 11), dtype)
-    op.mix_launch(*inputs, target, scale, states, scaled, -100, WIDTH_BLOCKS).run()
+    launches.mix_launch(*inputs, target, scale, states, scaled, -100, WIDTH_BLOCKS).run()
     wanted = [torch.empty(5, 11, dtype=dtype), torch.empty(5, 11, dtype=dtype)]
     torch_backend.mix_rows(*inputs, target, scale, *wanted, -100)
     # the interpreter may fuse no multiplication and addition that torch fuses: one rounding of difference
@@ -652,7 +652,7 @@ def test_loss_kernel_writes_its_outputs_and_nothing_else(
     torch_backend.row_losses(
         wanted_raw, target, wanted_lse, None if known else wanted_nll, wanted_gradient, chosen, -100
     )
-    op.loss_launch(raw, target, lse, None if known else nll, gradient, chosen, -100, LOSS_BLOCKS).run()
+    launches.loss_launch(raw, target, lse, None if known else nll, gradient, chosen, -100, LOSS_BLOCKS).run()
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
     assert_wrote([lse], [wanted_lse], [lse_buffer], tolerance)
     if known:
@@ -688,7 +688,7 @@ def test_hidden_gradient_kernel_writes_its_outputs_and_nothing_else(dtype: torch
     made[1][0].copy_(before)
     wanted[1].copy_(before)
     outputs = [view for view, _ in made] if mixed else [made[0][0], None, None]
-    op.hidden_gradient_launch(gradient, *inputs, states, target, *outputs, -100, WIDTH_BLOCKS).run()
+    launches.hidden_gradient_launch(gradient, *inputs, states, target, *outputs, -100, WIDTH_BLOCKS).run()
     torch_backend.finish_gradient(
         gradient, *inputs, states, target, *(wanted if mixed else [wanted[0], None, None]), -100
     )
