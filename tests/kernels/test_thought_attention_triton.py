@@ -131,6 +131,14 @@ def test_many_thoughts_at_every_position() -> None:
         assert_close(results(case, "triton"), results(case, "reference"), 1e-11)
 
 
+def test_padding_ends_within_a_block_that_later_streams_see_to_its_end() -> None:
+    """For those rows no key of the block is in the future, and only the padding asks for a mask."""
+    case = random_case(0, B=2, P=36, S=2, Hkv=1, G=1, D=4, L=36, anchor="all")
+    case.text_start = torch.tensor([5, 20])
+    with use_blocks(splits=3):
+        assert_close(results(case, "triton"), results(case, "reference"), 1e-11)
+
+
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
 def test_streams_in_tile(block: int) -> None:
     for P in (1, 2, 5, 1000):
