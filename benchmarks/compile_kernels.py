@@ -45,9 +45,13 @@ SCRIPT = "benchmarks/compile_kernels.py"
 KEY = ("architecture", "kernel", "case", "variant")
 MAY_NOT_GROW = ("registers", "spill_stores", "spill_loads", "stack", "shared_memory", "tensor_memory")
 
-MAY_SPILL = {("thought_attention.step", "32-bit D256"), ("thought_attention.step", "64-bit D256")}
-"""Forward kernels and cases that spill a few hundred bytes in the smallest tile there is, 16 x 16. Nobody is in a hurry
-in full precision; their spills may not grow either."""
+MAY_SPILL = {
+    ("thought_attention.forward", "64-bit D256"),
+    ("thought_attention.step", "32-bit D256"),
+    ("thought_attention.step", "64-bit D256"),
+}
+"""Forward kernels and cases that spill up to a few hundred bytes in the smallest tile there is, 16 x 16. Nobody is in a
+hurry in full precision; their spills may not grow either."""
 
 Row = Mapping[str, object]
 
