@@ -9,5 +9,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["quietstar", "quietstar.*"]), *find_packages("kernels")],
     package_dir={"quietstar_kernels": "kernels/quietstar_kernels"},
-    package_data={"quietstar": ["py.typed"], "quietstar_kernels": ["py.typed"]},
+    package_data={"quietstar": ["py.typed"], "quietstar_kernels": ["py.typed", "configurations.json"]},
 )

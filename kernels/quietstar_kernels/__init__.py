@@ -1,9 +1,10 @@
-"""The kernels of Quiet-STaR (arXiv 2403.09629): torch only, they know nothing of models.
+"""The kernels of Quiet-STaR (arXiv 2403.09629): torch and Triton only, they know nothing of models.
 
 `thought_attention` is the diagonal attention of parallel thoughts, `mixed_cross_entropy` the loss after the mixing
 head, `linear_cross_entropy` the same loss of one hidden state, `sample_tokens` draws tokens from hidden states.
-Every function takes `backend=`: "reference" is the readable specification, whole mask and whole logits; "torch" the
-fast path, which holds neither; "auto" the best one there is for the tensors' device.
+Every function takes `backend=`: "reference" is the readable specification, whole mask and whole logits; "torch" is
+structured PyTorch, which holds neither; "triton" kernels for GPUs. "auto" is "triton" for CUDA tensors of 16 or 32 bits
+and "torch" for others, or what the environment variable `QUIETSTAR_BACKEND` says.
 """
 
 from __future__ import annotations
