@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -27,7 +29,11 @@ class Launch:
     num_stages: int = 2
 
     def run(self) -> None:
-        if all(self.grid):
+        """Start the kernel on the current stream of the device that its tensors are on."""
+        if not all(self.grid):
+            return
+        tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
+        with torch.cuda.device_of(tensor):  # Triton starts kernels on the current device, wherever the tensors are
             self.kernel[self.grid](
                 **self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
             )

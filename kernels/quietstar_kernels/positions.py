@@ -27,13 +27,13 @@ class Positions:
     def __init__(self, tensor: Tensor) -> None:
         self.host = tensor.detach().to("cpu", torch.int64, copy=True)
         self.checked: set[object] = set()
-        self._source = tensor.device
         self._copies: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Tensor:
         """int32 and contiguous on `device`."""
         if device not in self._copies:
-            self._copies[device] = self.host.to(torch.int32).contiguous().to(device, non_blocking=True)
+            # waits until it has arrived: the next reader may be on another stream, or a graph that is captured
+            self._copies[device] = self.host.to(torch.int32).contiguous().to(device)
         return self._copies[device]
 
 

@@ -11,7 +11,7 @@ from quietstar_kernels import configurations
 from quietstar_kernels.configurations import architecture, configuration, table, use_configuration
 from quietstar_kernels.dispatch import interpreting
 from quietstar_kernels.launch import Launch
-from quietstar_kernels.thought_attention.op import LARGEST_D, case_of
+from quietstar_kernels.thought_attention.op import LARGEST_D, case_of, tile_spans
 from tests.kernels.attention_cases import KERNELS
 
 ARCHITECTURES = ["sm_80", "sm_86", "sm_90", "sm_100", "gfx942", "interpreter"]
@@ -93,9 +93,9 @@ class Recorded:
 
 
 def test_launch_runs_its_kernel_with_everything_by_name() -> None:
-    kernel = Recorded()
-    Launch(kernel, (2, 3), {"rows": 5}, {"BLOCK": 16}, num_warps=8, num_stages=3).run()
-    assert kernel.calls == [((2, 3), {"rows": 5, "BLOCK": 16, "num_warps": 8, "num_stages": 3})]
+    kernel, out = Recorded(), torch.zeros(3)
+    Launch(kernel, (2, 3), {"out": out, "rows": 5}, {"BLOCK": 16}, num_warps=8, num_stages=3).run()
+    assert kernel.calls == [((2, 3), {"out": out, "rows": 5, "BLOCK": 16, "num_warps": 8, "num_stages": 3})]
 
 
 @pytest.mark.parametrize("grid", [(0,), (4, 0), (0, 4)])
@@ -104,3 +104,13 @@ def test_an_empty_grid_launches_nothing(grid: tuple[int, ...]) -> None:
     kernel = Recorded()
     Launch(kernel, grid, {}).run()
     assert not kernel.calls
+
+
+def test_strides_whose_tiles_do_not_fit_32_bits() -> None:
+    """Offsets within a tile have 32 bits; heads that lie 4 GiB apart would wrap around and read another tensor."""
+    k_text, k_thought = torch.empty(1, 3, 1, 8, device="meta"), torch.empty(1, 2, 1, 1, 8, device="meta")
+    plain = torch.empty(1, 2, 1, 2, 8, device="meta")
+    scattered = torch.empty(2**31 + 64, device="meta").as_strided((1, 2, 1, 2, 8), (0, 8, 8, 2**31, 1))
+    assert max(tile_spans(plain, k_text, k_text, k_thought, k_thought).values()) < 2**31
+    spans = tile_spans(scattered, k_text, k_text, k_thought, k_thought)
+    assert [name for name, span in spans.items() if span >= 2**31] == ["q"]

@@ -20,7 +20,7 @@ from quietstar_kernels.dispatch import (
     resolve_backend,
 )
 from quietstar_kernels.positions import positions_of
-from quietstar_kernels.thought_attention.op import LARGEST_D, thought_attention_op
+from quietstar_kernels.thought_attention.op import LARGEST_D, thought_attention_op, tile_spans
 from quietstar_kernels.thought_attention.reference import thought_attention_reference
 from quietstar_kernels.thought_attention.torch_backend import thought_attention_torch
 
@@ -172,6 +172,12 @@ def _triton(
         require_dense_rows(name, tensor)
     if not 1 <= q.shape[-1] <= LARGEST_D:
         raise ValueError(f"q: got D={q.shape[-1]}, backend 'triton' wants 1 <= D <= {LARGEST_D}; 'torch' takes any")
+    for name, span in tile_spans(q, k_text, v_text, k_thought, v_thought).items():
+        if span >= 2**31:
+            raise ValueError(
+                f"{name}: got strides {tensors[name].stride()}, with which a tile's elements lie {span} apart, wanted "
+                f"less than 2**31; pass {name}.contiguous()"
+            )
     anchor = _on_device(anchor, q.device)
     text_start = None if text_start is None else _on_device(text_start, q.device)
     out: Tensor

@@ -18,6 +18,7 @@ from quietstar_kernels.launch import Launch
 LARGEST_D = 256
 GRAD_TEXT_PROGRAMS = 1024
 """Programs of the text's backward pass, as far as its rows go: enough to fill any GPU several times over."""
+LARGEST_BLOCK = 256
 MOST_SPLITS = 16
 MOST_STREAMS = 8
 
@@ -30,6 +31,20 @@ def padded_head_size(D: int) -> int:
 def case_of(q: Tensor) -> str:
     """What the configurations are keyed by, such as "16-bit D128"."""
     return f"{q.element_size() * 8}-bit D{padded_head_size(q.shape[-1])}"
+
+
+def tile_spans(q: Tensor, k_text: Tensor, v_text: Tensor, k_thought: Tensor, v_thought: Tensor) -> dict[str, int]:
+    """How far apart the elements of a tile lie at most, which the kernels count in 32 bits."""
+    _, P, S, H, _ = q.shape
+    T, Hkv = k_thought.shape[2:4]
+    group = H // Hkv
+    streams = min(P, max(MOST_STREAMS, LARGEST_BLOCK // (S * group)) + 1)
+    spans = {"q": streams * q.stride(1) + S * q.stride(2) + group * q.stride(3)}
+    for name, x in (("k_thought", k_thought), ("v_thought", v_thought)):
+        spans[name] = streams * x.stride(1) + T * x.stride(2)
+    for name, x in (("k_text", k_text), ("v_text", v_text)):
+        spans[name] = LARGEST_BLOCK * x.stride(1)
+    return spans
 
 
 def forward_launch(
