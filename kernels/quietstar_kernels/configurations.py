@@ -37,6 +37,9 @@ def architecture(device: torch.device) -> str:
     """The row of the table for a device: its own architecture's, or that of the nearest one with as much memory.
 
     Chips with the 99 KiB of shared memory of sm_86 (GeForce, L4, L40S) share its row.
+
+    Raises:
+        ValueError: a GPU older than sm_80, whose memory no configuration fits.
     """
     if interpreting():
         return "interpreter"
@@ -49,6 +52,8 @@ def architecture(device: torch.device) -> str:
         return "sm_90"
     if major in (10, 11):
         return "sm_100"
+    if major < 8:
+        raise ValueError(f"backend: 'triton' wants compute capability 8.0 or more, {device} has {major}.{minor}")
     return "sm_86"
 
 

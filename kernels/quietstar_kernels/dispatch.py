@@ -42,7 +42,7 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
     """Name the backend that will run: "triton", "torch" or "reference".
 
     Args:
-        backend: one of `BACKENDS`; "auto" is "triton" for CUDA tensors of 16 or 32 bits, and else "torch".
+        backend: one of `BACKENDS`; "auto" is "triton" for CUDA tensors of 16 or 32 bits on sm_80 and later, else "torch".
         tensor: the first argument, whose device and dtype decide.
 
     Raises:
@@ -52,7 +52,7 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
     backend = check_backend(backend)
     if backend == "auto":
         fast = tensor.device.type == "cuda" and tensor.dtype in TRITON_DTYPES[:3] and HAS_TRITON
-        return "triton" if fast else "torch"
+        return "triton" if fast and torch.cuda.get_device_properties(tensor.device).major >= 8 else "torch"
     if backend == "triton":
         if tensor.device.type != "cuda" and not interpreting():
             raise ValueError(f"backend: 'triton' wants CUDA tensors, got one on {tensor.device}; {WITHOUT_CUDA}")

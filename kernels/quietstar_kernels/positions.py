@@ -40,9 +40,9 @@ class Positions:
 def positions_of(tensor: Tensor) -> Positions:
     """The copies of a tensor, made at its first use and after every write to it.
 
-    A CUDA graph may be captured once a call outside of it has made the copies.
+    In inference mode nothing counts writes, and nothing is kept.
     """
-    if tensor.is_inference():  # counts no writes, so nothing says when a copy is stale
+    if tensor.is_inference():
         return Positions(tensor)
     kept: tuple[int, Positions] | None = _KEPT.get(tensor)
     if kept is None or kept[0] != tensor._version:

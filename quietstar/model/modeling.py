@@ -28,7 +28,7 @@ from quietstar.model.backbone import OutputHead, check_configuration, disable_dr
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.model.mixing_head import MixingHead, initial_output_bias
-from quietstar.model.padding import Padding, read_padding
+from quietstar.model.padding import Padding, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.thoughts import Prediction, Recording, Thoughts
 from quietstar_kernels import linear_cross_entropy, sample_tokens
@@ -308,7 +308,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
             entropy = base_entropy(cached.text_hidden, head)
-        anchor = expand_anchors(anchors, padding.token_mask, entropy, count)
+        anchor = outside_inference(expand_anchors(anchors, padding.token_mask, entropy, count))
         batch, streams = anchor.shape
         length = config.thought_length
         if tokens is None and config.thinking == "pause":

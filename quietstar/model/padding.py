@@ -25,6 +25,14 @@ class Padding:
     position_ids: Tensor
 
 
+def outside_inference(positions: Tensor) -> Tensor:
+    """The same values in a tensor that counts its writes: the kernels copy and check others anew in every layer."""
+    if not positions.is_inference():
+        return positions
+    with torch.inference_mode(False):
+        return positions.clone()
+
+
 def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
     """Check a batch and find its padding.
 
@@ -57,6 +65,6 @@ def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
         raise DataError(f"attention_mask: row {row} {what}; only padding on the left and on the right is supported")
     return Padding(
         token_mask,
-        start.int() if bool((start > 0).any()) else None,
+        outside_inference(start.int()) if bool((start > 0).any()) else None,
         (index - start[:, None]).clamp_min(0),
     )

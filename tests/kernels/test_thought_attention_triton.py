@@ -1,6 +1,6 @@
 """Thought attention's Triton kernels, interpreted: every shape, every byte they write, and torch around them.
 
-What all backends promise alike is in test_thought_attention.py, what only a GPU can show in test_thought_attention_gpu.
+What all backends promise alike is in test_thought_attention.py, what only a GPU can show in test_thought_attention_on_gpu.
 """
 
 from __future__ import annotations

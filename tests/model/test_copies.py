@@ -13,8 +13,9 @@ from quietstar_kernels.thought_attention.torch_backend import _pack_text
 from tests.model.tiny import make_ids, make_model
 
 
+@pytest.mark.parametrize("inference", [False, True])
 def test_anchors_are_copied_between_host_and_device_once_for_all_layers_and_steps(
-    monkeypatch: pytest.MonkeyPatch,
+    inference: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model("mistral")
     ids, mask = make_ids(), torch.ones(2, 7, dtype=torch.int64)
@@ -30,9 +31,12 @@ def test_anchors_are_copied_between_host_and_device_once_for_all_layers_and_step
         make(self, tensor)
 
     monkeypatch.setattr(Positions, "__init__", count)
-    thoughts = model.think(ids, mask, record=True)
+    with torch.inference_mode(inference):
+        thoughts = model.think(ids, mask, record=not inference)
     assert sorted(copied) == [(2,), (2, streams)]
 
+    if inference:
+        return
     copied.clear()
     model.learn(ids, mask, thoughts=thoughts).loss.backward()  # one pass, whose layers are recomputed backwards
     assert sorted(copied) == [(2,)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quietstar_kernels.dispatch import (
+    check_backend,
     require_dense_rows,
     require_device,
     require_dtype,
@@ -20,7 +21,7 @@ from quietstar_kernels.dispatch import (
     resolve_backend,
 )
 from quietstar_kernels.positions import positions_of
-from quietstar_kernels.thought_attention.op import LARGEST_D, thought_attention_op, tile_spans
+from quietstar_kernels.thought_attention.op import LARGEST_D, MOST_TEXT_HEADS, thought_attention_op, tile_spans
 from quietstar_kernels.thought_attention.reference import thought_attention_reference
 from quietstar_kernels.thought_attention.torch_backend import thought_attention_torch
 
@@ -87,8 +88,11 @@ def thought_attention(
 
     The values of an anchor tensor are checked, and copied between host and device, at its first use and whenever it has
     been written to: the host waits for the device once for each tensor, not once for each layer. Under `torch.compile`
-    they are not checked, an anchor outside the text then counting as the nearest position in it. A CUDA graph of the
-    "triton" backend can be captured once a call outside of it has been made with the same anchor and text_start.
+    they are not checked, an anchor outside the text then counting as the nearest position in it.
+
+    A CUDA graph of the "triton" backend reads anchor and text_start themselves where they are on the device: what is
+    written to them counts, unchecked, in the next replay. Where they are on the host it reads copies, which a call
+    before the capture must have made, and which stay what they were for as long as the tensors live.
 
     Args:
         q: [B, P, S, H, D] queries of P streams, any floating dtype; like every input it may be a non-contiguous view.
@@ -102,10 +106,11 @@ def thought_attention(
         window: sliding window in text positions, measured from the anchor; None: the whole text.
         scale: factor of the scores; None: D ** -0.5.
         softcap: scores become softcap * tanh(scores / softcap), above 0; None: no cap.
-        backend: "auto", "triton", "torch" or "reference". "triton" wants one dtype for all tensors, D <= 256 and a
-            dense last dimension. Its forward pass needs no memory but its results; its backward pass the log-sum-exp
-            once more and float32 parts of the text's gradients, at most 16 of them and 1 where the text is long. Its
-            sums have one order: the same call gives the same bits.
+        backend: "auto", "triton", "torch" or "reference". "triton" wants one dtype for all tensors, D <= 256, a dense
+            last dimension and B * Hkv < 65536; "auto" takes "torch" where that is not so. Its forward pass needs no
+            memory but its results; its backward pass the log-sum-exp once more and float32 parts of the text's
+            gradients, at most 16 of them and 1 where the text is long. Its sums have one order: the same call gives the
+            same bits.
         return_lse: also return the log-sum-exp of the scaled scores.
 
     Returns:
@@ -146,10 +151,14 @@ def thought_attention(
     if scale is None:
         scale = sizes["D"] ** -0.5
     run = {"triton": _triton, "torch": thought_attention_torch, "reference": thought_attention_reference}
+    chosen = resolve_backend(backend, q)
+    if chosen == "triton":
+        refusal = _refusal(q, k_text, v_text, k_thought, v_thought)
+        if refusal is not None and check_backend(backend) != "auto":
+            raise refusal
+        chosen = "triton" if refusal is None else "torch"
     with torch.autocast(q.device.type, enabled=False):  # autocast would round the scores
-        out, lse = run[resolve_backend(backend, q)](
-            q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap
-        )
+        out, lse = run[chosen](q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
     return (out, lse) if return_lse else out
 
 
@@ -166,37 +175,57 @@ def _triton(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """out [B, P, S, H, D] and lse [B, P, S, H]; see `thought_attention`."""
-    tensors = {"q": q, "k_text": k_text, "v_text": v_text, "k_thought": k_thought, "v_thought": v_thought}
-    for name, tensor in tensors.items():
-        require_dtype(name, tensor, q.dtype)
-        require_dense_rows(name, tensor)
-    if not 1 <= q.shape[-1] <= LARGEST_D:
-        raise ValueError(f"q: got D={q.shape[-1]}, backend 'triton' wants 1 <= D <= {LARGEST_D}; 'torch' takes any")
-    for name, span in tile_spans(q, k_text, v_text, k_thought, v_thought).items():
-        if span >= 2**31:
-            raise ValueError(
-                f"{name}: got strides {tensors[name].stride()}, with which a tile's elements lie {span} apart, wanted "
-                f"less than 2**31; pass {name}.contiguous()"
-            )
     anchor = _on_device(anchor, q.device)
     text_start = None if text_start is None else _on_device(text_start, q.device)
     out: Tensor
     lse: Tensor
-    out, lse = thought_attention_op(*tensors.values(), anchor, text_start, window, scale, softcap)
+    out, lse = thought_attention_op(q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
     return out, lse
 
 
+def _refusal(q: Tensor, k_text: Tensor, v_text: Tensor, k_thought: Tensor, v_thought: Tensor) -> Exception | None:
+    """What keeps the Triton kernels from these tensors, as the error that says so; "auto" then takes "torch"."""
+    tensors = {"q": q, "k_text": k_text, "v_text": v_text, "k_thought": k_thought, "v_thought": v_thought}
+    try:
+        for name, tensor in tensors.items():
+            require_dtype(name, tensor, q.dtype)
+            require_dense_rows(name, tensor)
+    except (TypeError, ValueError) as error:
+        return error
+    if not 1 <= q.shape[-1] <= LARGEST_D:
+        return ValueError(f"q: got D={q.shape[-1]}, backend 'triton' wants 1 <= D <= {LARGEST_D}; 'torch' takes any")
+    if q.shape[0] * k_text.shape[2] > MOST_TEXT_HEADS:
+        return ValueError(
+            f"q: got B * Hkv = {q.shape[0] * k_text.shape[2]}, backend 'triton' wants at most {MOST_TEXT_HEADS}"
+        )
+    for name, span in tile_spans(q, k_text, v_text, k_thought, v_thought).items():
+        if span >= 2**31:
+            return ValueError(
+                f"{name}: got strides {tensors[name].stride()}, with which a tile's elements lie {span} apart, wanted "
+                f"less than 2**31; pass {name}.contiguous()"
+            )
+    return None
+
+
 def _on_device(positions: Tensor, device: torch.device) -> Tensor:
-    if torch.compiler.is_compiling():  # a graph holds operators only, so there it is copied at every call
+    """int32 on the device: the tensor itself where it is that, so that a CUDA graph reads what is written to it."""
+    if positions.device == device and positions.dtype == torch.int32 and positions.is_contiguous():
+        return positions
+    if _values_are_out_of_reach(positions):
         return positions.to(device, torch.int32).contiguous()
     return positions_of(positions).on(device)
+
+
+def _values_are_out_of_reach(tensor: Tensor) -> bool:
+    """A compiled graph holds operators only, and a CUDA graph that is captured cannot wait for a copy."""
+    return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _check_anchor(anchor: Tensor, sizes: dict[str, int]) -> None:
     """Check dtype and shape, and where values may be read, range and order."""
     require_integer("anchor", anchor)
     require_shape("anchor", anchor, ("P",) if anchor.dim() == 1 else ("B", "P"), sizes)
-    if torch.compiler.is_compiling():
+    if _values_are_out_of_reach(anchor):
         return
     positions = positions_of(anchor)
     if anchor.numel() == 0 or sizes["L"] in positions.checked:

@@ -19,6 +19,8 @@ LARGEST_D = 256
 GRAD_TEXT_PROGRAMS = 1024
 """Programs of the text's backward pass, as far as its rows go: enough to fill any GPU several times over."""
 LARGEST_BLOCK = 256
+MOST_TEXT_HEADS = 65535
+"""CUDA's limit of a grid's second axis, which numbers texts and key heads."""
 MOST_SPLITS = 16
 MOST_STREAMS = 8
 

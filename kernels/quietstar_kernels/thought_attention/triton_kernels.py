@@ -232,7 +232,7 @@ def forward_kernel(
     """
     kv_heads = H // GROUP
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)
-    kv_head = tl.program_id(1) % kv_heads
+    kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
     row_count = P * S * GROUP
     # the last rows see the most text: they go first, so that no long program is left over at the end
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
@@ -408,7 +408,7 @@ def backward_streams_kernel(
     """
     kv_heads = H // GROUP
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)
-    kv_head = tl.program_id(1) % kv_heads
+    kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
     stream_rows = S * GROUP
     tile_stream = (tl.num_programs(0) - 1 - tl.program_id(0)) * streams
     streams = tl.minimum(streams, P - tile_stream)
@@ -575,7 +575,7 @@ def backward_text_kernel(
     """
     kv_heads = H // GROUP
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)
-    kv_head = tl.program_id(1) % kv_heads
+    kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
     # the first keys are seen by the most rows, and the first programs start first
     first_key = tl.program_id(0) // splits * BLOCK_N
     split = tl.program_id(0) % splits
