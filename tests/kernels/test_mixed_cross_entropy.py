@@ -412,6 +412,22 @@ def test_arithmetic(weighted: bool, interpolation: str, products: int) -> None:
     assert registered.get_total_flops() == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("needed", [(), (2,), (3,), (0, 1, 2, 3)])
+def test_arithmetic_in_16_bits(needed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mixed loss takes 4NVE: its second product gives the gradient that corrects it, or adds what rounding took."""
+    monkeypatch.setattr(shared, "product_dtype", lambda device, dtype: dtype)
+    tensors, target = random_inputs(25, 24, 10, 30, dtype=torch.bfloat16)
+    some = [x.detach().requires_grad_(index in needed) for index, x in enumerate(tensors)]
+    needs = (0 in needed, 2 in needed, 3 in needed)
+    with FlopCounterMode(display=False) as counter:  # inside of the operator, which it would not look into
+        op.compute_head_loss(
+            *(x.detach() for x in some), target, None, "logits", 1.0, None, 1.0, [], -100, *needs, "torch"
+        )
+    with FlopCounterMode(display=False) as registered:
+        mixed_cross_entropy(*some, target, backend="torch")
+    assert registered.get_total_flops() == counter.get_total_flops() == 2 * 2 * 24 * 30 * 10
+
+
 @pytest.mark.parametrize("backend", FAST)
 def test_chunks_change_nothing(backend: str) -> None:
     tensors, target = random_inputs(26, 11, 5, 30, ignored=0.2)
@@ -480,22 +496,28 @@ def test_low_precision_error_is_within_twice_that_of_plain_pytorch(
 def test_gradient_corrects_the_loss_of_a_rounded_state(
     backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One product on the rounded state, with its error put back to first order; without a gradient it stays."""
+    """What rounding takes from the loss is put back to first order; without a gradient, a second product does."""
     monkeypatch.setattr(shared, "product_dtype", lambda device, dtype: dtype)
     tensors, target = random_inputs(28, 64, 32, 40, dtype=dtype)
     with torch.no_grad():
         tensors[2].uniform_(0.0, 1.0)
         tensors[3].mul_(32**-0.5)
     truth = mixed_cross_entropy(*(x.detach().double() for x in tensors), target, backend="reference")
+    base, thought, weight, head = (x.detach() for x in tensors)
+    share = weight.float().unsqueeze(-1)
+    rounded = linear_cross_entropy(((1 - share) * base + share * thought).to(dtype), head, target, backend=backend)
     with torch.no_grad():
-        rounded = mixed_cross_entropy(*tensors, target, backend=backend)
+        without = mixed_cross_entropy(*tensors, target, backend=backend)
     corrected = mixed_cross_entropy(*tensors, target, backend=backend).detach()
 
     def error(loss: Tensor) -> float:
         return float((loss.double() - truth).square().mean().sqrt())
 
-    assert error(corrected) < error(rounded) / 50
+    assert max(error(corrected), error(without)) < error(rounded) / 50
     assert error(rounded) < torch.finfo(dtype).eps  # about one rounding of the state
+    with_head = [x.detach() for x in tensors]
+    with_head[3].requires_grad_()  # no gradient that could correct
+    assert error(mixed_cross_entropy(*with_head, target, backend=backend).detach()) < error(rounded) / 50
     weight_only = [x.detach() for x in tensors]
     weight_only[2].requires_grad_()
     torch.testing.assert_close(
@@ -521,11 +543,14 @@ def test_small_row_weights_keep_float16s_precision(backend: str, monkeypatch: py
     assert (got.double() - truth).abs().max() < 1e-2 * truth.abs().max()
 
 
+@pytest.mark.usefixtures("_large_blocks")
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("weight", [1e-4, 1e-3, 1e-2, 1e-1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_reward_of_a_small_weight_is_not_rounding_noise(
-    weight: float, dtype: torch.dtype, interpolation: str, products: str
+    backend: str, gradient: bool, weight: float, dtype: torch.dtype, interpolation: str, products: str
 ) -> None:
     """The reward is a small difference of two losses; rounding the mixed state would be larger than it."""
     (base, thought, _, head), target = random_inputs(12, 128, 64, 100, dtype=dtype)
@@ -537,8 +562,8 @@ def test_reward_of_a_small_weight_is_not_rounding_noise(
 
     inputs = [x.detach() for x in (base, thought, torch.full((128,), weight), head)]
     wanted = reward("reference", *(x.double() for x in inputs))
-    inputs[2].requires_grad_()  # the loss of a training step
-    error = reward("torch", *inputs).detach().double() - wanted
+    inputs[2].requires_grad_(gradient)  # the loss of a training step, or of an evaluation
+    error = reward(backend, *inputs).detach().double() - wanted
     assert float(error.std() / wanted.std()) < 0.05
 
 
@@ -614,12 +639,21 @@ def test_mix_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, mixe
     )
     scale = torch.randn(5, dtype=result)
     (states, states_buffer), (scaled, scaled_buffer) = guarded((5, 11), dtype), guarded((5, 11), dtype)
-    launches.mix_launch(*inputs, target, scale, states, scaled, -100, WIDTH_BLOCKS).run()
+    residual, residual_buffer = guarded((5, 11), dtype)
+    launches.mix_launch(*inputs, target, scale, states, scaled, -100, WIDTH_BLOCKS, residual).run()
     wanted = [torch.empty(5, 11, dtype=dtype), torch.empty(5, 11, dtype=dtype)]
-    torch_backend.mix_rows(*inputs, target, scale, *wanted, -100)
+    lost = torch.empty(5, 11, dtype=dtype)
+    torch_backend.mix_rows(*inputs, target, scale, *wanted, -100, lost)
     # the interpreter may fuse no multiplication and addition that torch fuses: one rounding of difference
     tolerance = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
     assert_wrote([states, scaled], wanted, [states_buffer, scaled_buffer], tolerance)
+    if mixed and result != dtype:
+        whole = states.float() + residual.float(), wanted[0].float() + lost.float()  # whichever way a tie was rounded
+        torch.testing.assert_close(*whole, rtol=tolerance**2, atol=tolerance**2)
+        assert residual.any()
+    else:
+        assert not residual.any()
+    assert_intact(residual_buffer, residual)
 
 
 @needs_interpreter

@@ -96,15 +96,15 @@ def mixed_cross_entropy(
     pass then makes all gradients, with three quarters of the arithmetic.
 
     Precision: on CUDA, inputs that share a 16-bit dtype are multiplied in it, and a mixed state is rounded to it. What
-    that takes from the loss is put back to first order, from the gradient, whenever a gradient of a hidden state or of
-    the weight is wanted, which leaves an error of second order; the loss without gradients is that of the rounded
-    state. Gradients have the error of one such rounding of the state and one of the logits' gradient. A CPU multiplies
-    in float32 and rounds neither.
+    that takes from the loss is put back: to first order, from the gradient, where a gradient of a hidden state or of
+    the weight is wanted; elsewhere by a second product, of what rounding took. So a small weight's small change of the
+    loss is right with and without gradients. Gradients have the error of one such rounding of the state and one of the
+    logits' gradient. A CPU multiplies in float32 and rounds neither.
 
     Memory: the logits of one chunk of rows at a time. With gradients that is at most `logits.LOGITS_IN_CHUNK` logits,
     as far as one row fits, in float32 and, on CUDA, again in the inputs' 16 bits, with three chunks of states; without,
     `logits.LOGITS_IN_CACHE` in float32. For Mistral-7B's head (V = 32002, E = 4096) in bfloat16 on CUDA: 2048 rows,
-    263 + 131 + 67 MB, or 256 rows, 33 + 2 MB. The gradient of lm_head adds 524 MB of float32 sums and 262 MB for
+    263 + 131 + 67 MB, or 256 rows, 33 + 4 MB. The gradient of lm_head adds 524 MB of float32 sums and 262 MB for
     itself; for the backward pass the gradients of the hidden states are kept, [N, E] for each prediction.
 
     Args:

@@ -12,6 +12,9 @@ dlogits is that of a loss of weight 1: bounded, so a 16-bit dtype holds it, and 
 afterwards, as factors of rows. With weights that are known beforehand all of it happens in the forward pass, 6NVE; else
 the last line waits for the weights, and the backward pass makes the logits again, 8NVE.
 
+A mixed state that is rounded to 16 bits loses more than a small weight changes. to_hidden puts that back into the loss,
+to first order; where it is not wanted a second product does, of what rounding took: 4NVE for losses alone.
+
 Nothing here waits for the device when the tensors are on one.
 """
 
@@ -121,6 +124,8 @@ class Head:
         states = self.matrix.new_empty(size, E)
         scaled = None if grad_head is None else torch.empty_like(states)
         mixed = self.states(self.predictions[0])[1] is not None
+        rounds = mixed and operand != self.dtype  # only mixing makes a state that the operand cannot hold
+        residual = torch.empty_like(states) if rounds and nll is not None and not needs_states_gradient else None
         # the product may write the gradient where it is stored if nothing has to be done to it before it is rounded
         direct = to_hidden is not None and to_hidden.dtype == operand and not mixed
         to_states = torch.empty_like(states, dtype=self.dtype) if needs_states_gradient and not direct else None
@@ -139,8 +144,11 @@ class Head:
                     None if row_scales is None else row_scales[index][rows],
                     states[:n],
                     None if scaled is None else scaled[:n],
+                    None if residual is None else residual[:n],
                 )
                 raw = product(states[:n], self.matrix.T, self.dtype, out=logits[:n])
+                if residual is not None:
+                    add_product_(raw, residual[:n], self.matrix.T)
                 gradient = dlogits[:n] if needs_gradient else None
                 self._losses(raw, self.target[rows], lse[index, rows], nll_of_rows, gradient)
                 if gradient is None:
@@ -150,7 +158,6 @@ class Head:
                 stored = None if to_hidden is None else to_hidden[index, rows]
                 if to_states is not None:
                     product(gradient, self.matrix, self.dtype, out=to_states[:n])
-                    correct = mixed and operand != self.dtype
                     self._finish(
                         to_states[:n],
                         base if mixed else None,
@@ -159,7 +166,7 @@ class Head:
                         states[:n],
                         self.target[rows],
                         stored,
-                        nll_of_rows if correct else None,
+                        nll_of_rows if rounds else None,
                         None if to_weight is None else to_weight[rows],
                     )
                 elif stored is not None:
@@ -174,12 +181,14 @@ class Head:
         row_scale: Tensor | None,
         states: Tensor,
         scaled: Tensor | None,
+        residual: Tensor | None,
     ) -> None:
         arguments = (base, thought, weight, target, row_scale, states, scaled, self.ignore_index)
         if self.backend == "triton":
-            mix_launch(*arguments, configuration("mixed_cross_entropy.mix", case_of(base), base.device)).run()
+            chosen = configuration("mixed_cross_entropy.mix", case_of(base), base.device)
+            mix_launch(*arguments, chosen, residual).run()
         else:
-            torch_backend.mix_rows(*arguments)
+            torch_backend.mix_rows(*arguments, residual)
 
     def _losses(self, raw: Tensor, target: Tensor, lse: Tensor, nll: Tensor | None, gradient: Tensor | None) -> None:
         arguments = (raw, target, lse, nll, gradient, self.options, self.ignore_index)

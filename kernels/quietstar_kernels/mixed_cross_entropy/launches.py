@@ -26,8 +26,9 @@ def mix_launch(
     scaled: Tensor | None,
     ignore_index: int,
     configuration: Configuration,
+    residual: Tensor | None = None,
 ) -> Launch:
-    """`torch_backend.mix_rows`; states and scaled are contiguous."""
+    """`torch_backend.mix_rows`; states, scaled and residual are contiguous."""
     from quietstar_kernels.mixed_cross_entropy import triton_kernels
 
     rows, width = states.shape
@@ -42,6 +43,7 @@ def mix_launch(
             "target": target,
             "states": states,
             "scaled": scaled,
+            "residual": residual,
             **_strides(base, thought),
             "rows": rows,
             "width": width,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from quietstar_kernels.dispatch import compute_dtype, require_dtype, resolve_backend
-from quietstar_kernels.logits import LogitOptions
+from quietstar_kernels.logits import LogitOptions, operand_dtype
 from quietstar_kernels.mixed_cross_entropy.chunks import check_target, make_head, rows_that_count
 
 
@@ -351,22 +351,26 @@ def _flop(rows: Any, lm_head: Any, predictions: int, products: int) -> int:
     return 2 * int(rows[0]) * int(lm_head[0]) * int(lm_head[1]) * predictions * products
 
 
-@register_flop_formula(torch.ops.quietstar.head_loss)
+@register_flop_formula(torch.ops.quietstar.head_loss, get_raw=True)  # the dtypes decide too
 def _(
-    hidden_base: Any,
-    hidden_thought: Any,
-    weight: Any,
-    lm_head: Any,
-    target: Any,
-    row_weight: Any,
+    hidden_base: Tensor,
+    hidden_thought: Tensor | None,
+    weight: Tensor | None,
+    lm_head: Tensor,
+    target: Tensor,
+    row_weight: Tensor | None,
     interpolation: str,
     *settings: Any,
-    out_shape: Any = None,
+    out_val: Any = None,
 ) -> int:
     needs_hidden, needs_weight, needs_head, _ = settings[-4:]
-    predictions = 2 if hidden_thought is not None and interpolation == "log_probs" else 1
+    mixed = hidden_thought is not None and interpolation == "logits"
+    predictions = 2 if hidden_thought is not None and not mixed else 1
     to_states = needs_hidden or (needs_weight and predictions == 1)
-    return _flop(hidden_base, lm_head, predictions, 1 + to_states + (needs_head and row_weight is not None))
+    dtype = compute_dtype(*(x for x in (hidden_base, hidden_thought, weight, lm_head) if x is not None))
+    rounds = mixed and operand_dtype(lm_head, dtype, hidden_base, hidden_thought) != dtype
+    products = 1 + (to_states or rounds) + (needs_head and row_weight is not None)
+    return _flop(hidden_base.shape, lm_head.shape, predictions, products)
 
 
 @register_flop_formula(torch.ops.quietstar.head_loss_backward)

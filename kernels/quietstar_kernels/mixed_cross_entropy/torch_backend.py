@@ -23,6 +23,7 @@ def mix_rows(
     states: Tensor,
     scaled: Tensor | None,
     ignore_index: int,
+    residual: Tensor | None = None,
 ) -> None:
     """Write the states whose logits are wanted, (1 - weight) base + weight thought, or base: the products' operands.
 
@@ -31,6 +32,7 @@ def mix_rows(
         states: [n, E], written.
         scaled: [n, E], written: row_scale * state, from the state before it is rounded.
         ignore_index: target of the rows whose state is zero.
+        residual: [n, E], written: the state less `states`, what rounding took from it.
     """
     dtype = compute_dtype(states)
     state = base.to(dtype)
@@ -41,6 +43,8 @@ def mix_rows(
     states.copy_(state)
     if scaled is not None and row_scale is not None:
         scaled.copy_(row_scale.unsqueeze(-1) * state)
+    if residual is not None:
+        residual.copy_(state - states.to(dtype))
 
 
 def row_losses(

@@ -24,6 +24,7 @@ def mix_kernel(
     target,  # [rows]
     states,  # [rows, width], contiguous: the operand of the product with lm_head
     scaled,  # [rows, width], contiguous: row_scale * state; or None
+    residual,  # [rows, width], contiguous: what rounding took from the state; or None
     base_row_stride,
     base_column_stride,
     thought_row_stride,
@@ -54,9 +55,13 @@ def mix_kernel(
             after = tl.load(thought + thought_offset, mask=read, other=0.0).to(dtype)  # [rows, width]
             state = (1 - share) * state + share * after
         offset = row[:, None] * width + column[None, :]  # [rows, width]
-        tl.store(states + offset, cast(state, states.dtype.element_ty), mask=write)
+        rounded = cast(state, states.dtype.element_ty)  # [rows, width]
+        tl.store(states + offset, rounded, mask=write)
         if scaled is not None:
             tl.store(scaled + offset, cast(scale * state, scaled.dtype.element_ty), mask=write)
+        if residual is not None:
+            lost = state - rounded.to(dtype)  # [rows, width]
+            tl.store(residual + offset, cast(lost, residual.dtype.element_ty), mask=write)
 
 
 @triton.jit(
