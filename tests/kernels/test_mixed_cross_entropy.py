@@ -704,6 +704,28 @@ def test_loss_kernel_writes_its_outputs_and_nothing_else(
 
 
 @needs_interpreter
+def test_loss_kernel_reads_the_targets_logit_before_its_reductions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a race: loaded after the last reduction, a thread's store of the gradient over the logits could come first.
+
+    The interpreter runs one thread, so that this is about the order of the loads: rows' before tiles'.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    dimensions: list[int] = []
+    usual = InterpreterBuilder.create_masked_load
+
+    def load(self: Any, pointers: Any, *rest: Any) -> Any:
+        dimensions.append(pointers.data.ndim)
+        return usual(self, pointers, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", load)
+    raw = empty_logits(2, 21, torch.float32, torch.device("cpu")).fill_(0.5)
+    lse, nll = torch.empty(2), torch.empty(2)
+    launches.loss_launch(raw, torch.tensor([3, 20]), lse, nll, raw, LogitOptions(), -100, LOSS_BLOCKS).run()
+    assert dimensions[:3] == [1, 1, 2] and set(dimensions[3:]) == {2}  # target, its logit; then tiles
+
+
+@needs_interpreter
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_hidden_gradient_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, mixed: bool) -> None:

@@ -101,6 +101,9 @@ def loss_kernel(
     if LSE_KNOWN:
         log_sum = tl.load(lse + row)  # [rows]
     else:
+        # Every thread loads it, and threads that are done store the gradient, which may be `raw` itself. Before the
+        # reductions, for they wait for all threads: after the last one, a store could overtake another thread's load.
+        at_target = tl.load(raw + row * raw_stride + tl.where(counted, token, 0))  # [rows]
         running_max = tl.full([BLOCK_ROWS], float("-inf"), dtype)  # [rows]
         running_sum = tl.zeros([BLOCK_ROWS], dtype)  # [rows]
         for first in range(0, columns, BLOCK_VOCABULARY):
@@ -115,7 +118,6 @@ def loss_kernel(
         log_sum = tl.log(running_sum) + running_max
         tl.store(lse + row, log_sum, mask=inside)
         if nll is not None:
-            at_target = tl.load(raw + row * raw_stride + tl.where(counted, token, 0))  # [rows]
             # not log_sum - at_target, whose rounding is that of the larger log_sum
             loss = tl.log(running_sum) + (running_max - logits_of(at_target, inner, outer, SOFTCAP))  # [rows]
             tl.store(nll + row, tl.where(counted, loss, 0.0), mask=inside)
