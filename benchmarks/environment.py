@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TUNING_PREFIXES = tuple("OMP_ GOMP_ KMP_ MKL_ MALLOC_ LD_PRELOAD PYTORCH_ CUDA_ TRITON_ QUIETSTAR_".split())
+LIBRARIES = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "LD_PRELOAD")
+TUNING_PREFIXES = (*LIBRARIES, "PYTORCH_", "CUDA_", "TRITON_", "QUIETSTAR_")
 PACKAGES = ("torch", "transformers", "triton", "quietstar")
 
 

@@ -42,7 +42,8 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
     """Name the backend that will run: "triton", "torch" or "reference".
 
     Args:
-        backend: one of `BACKENDS`; "auto" is "triton" for CUDA tensors of 16 or 32 bits on sm_80 and later, else "torch".
+        backend: one of `BACKENDS`; "auto" is "triton" for CUDA tensors of 16 or 32 bits on sm_80 and later,
+            and else "torch".
         tensor: the first argument, whose device and dtype decide.
 
     Raises:

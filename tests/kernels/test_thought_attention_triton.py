@@ -1,6 +1,6 @@
 """Thought attention's Triton kernels, interpreted: every shape, every byte they write, and torch around them.
 
-What all backends promise alike is in test_thought_attention.py, what only a GPU can show in test_thought_attention_on_gpu.
+What all backends promise alike is in test_thought_attention, what only a GPU can show in test_thought_attention_on_gpu.
 """
 
 from __future__ import annotations
@@ -322,3 +322,18 @@ def test_layouts_are_what_they_say() -> None:
         view = lay_out(values, layout)
         assert torch.equal(view, values) and view.stride(-1) == 1
         assert view.is_contiguous() == (layout == "contiguous")
+
+
+DTYPES_UNDER_AUTOCAST = [torch.float32, torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+def test_autocast_takes_mixed_dtypes_as_pytorch_does() -> None:
+    """Under autocast rotary embedding leaves float32 queries and keys beside bfloat16 values."""
+    case = random_case(3, P=4, D=8, dtype=torch.float32)
+    mixed = [x.detach().to(dtype) for x, dtype in zip(case.tensors, DTYPES_UNDER_AUTOCAST, strict=True)]
+    with pytest.raises(TypeError, match=r"v_text: got dtype torch\.bfloat16, wanted torch\.float32"):
+        case.run("triton", mixed)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = case.run("triton", mixed)
+    rounded = [x.bfloat16() for x in mixed]
+    assert out.dtype == torch.float32 and torch.equal(out, case.run("triton", rounded)[0].float())

@@ -106,8 +106,9 @@ def thought_attention(
         window: sliding window in text positions, measured from the anchor; None: the whole text.
         scale: factor of the scores; None: D ** -0.5.
         softcap: scores become softcap * tanh(scores / softcap), above 0; None: no cap.
-        backend: "auto", "triton", "torch" or "reference". "triton" wants one dtype for all tensors, D <= 256, a dense
-            last dimension and B * Hkv < 65536; "auto" takes "torch" where that is not so. Its forward pass needs no
+        backend: "auto", "triton", "torch" or "reference". "triton" wants one dtype for all tensors (under autocast it
+            takes different ones in autocast's, as PyTorch's own attention does), D <= 256, a dense last dimension and
+            B * Hkv < 65536; "auto" takes "torch" where that is not so. Its forward pass needs no
             memory but its results; its backward pass the log-sum-exp once more and float32 parts of the text's
             gradients, at most 16 of them and 1 where the text is long. Its sums have one order: the same call gives the
             same bits.
@@ -151,15 +152,25 @@ def thought_attention(
     if scale is None:
         scale = sizes["D"] ** -0.5
     run = {"triton": _triton, "torch": thought_attention_torch, "reference": thought_attention_reference}
-    chosen = resolve_backend(backend, q)
+    dtype, chosen = q.dtype, resolve_backend(backend, q)
     if chosen == "triton":
+        q, k_text, v_text, k_thought, v_thought = _as_autocast_would(q, k_text, v_text, k_thought, v_thought)
         refusal = _refusal(q, k_text, v_text, k_thought, v_thought)
         if refusal is not None and check_backend(backend) != "auto":
             raise refusal
         chosen = "triton" if refusal is None else "torch"
     with torch.autocast(q.device.type, enabled=False):  # autocast would round the scores
         out, lse = run[chosen](q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
+    out = out.to(dtype)
     return (out, lse) if return_lse else out
+
+
+def _as_autocast_would(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of different dtypes, such as rotated queries and plain values, in autocast's dtype where it is on."""
+    device = tensors[0].device.type
+    if all(tensor.dtype == tensors[0].dtype for tensor in tensors) or not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 def _triton(
