@@ -545,6 +545,45 @@ def test_small_row_weights_keep_float16s_precision(backend: str, monkeypatch: py
 
 @pytest.mark.usefixtures("_large_blocks")
 @pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(
+    ("dtype", "weight", "upstream"),
+    [
+        (torch.float16, 1 / 64, 2.0**16),  # a GradScaler's first scale, which float16 cannot hold
+        (torch.float16, 1e-7, 2.0**14),  # a scale that brings gradients back into float16's range
+        (torch.float16, 1e5, 1e-6),  # gradients that only their upstream brings there
+        (torch.bfloat16, 1 / 64, 1 / 3),  # three micro-batches; in bfloat16 a third is 0.2 % off, for all elements
+    ],
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_upstream_gradient_multiplies_in_full_precision(
+    backend: str, dtype: torch.dtype, weight: float, upstream: float, known: bool, products: str
+) -> None:
+    """Once inf, flushed to zero, or off in all elements alike: rounded to lm_head's dtype before and after."""
+    (base, thought, share, head), target = random_inputs(31, 64, 16, 20, dtype=dtype, ignored=0.1)
+    with torch.no_grad():
+        head.mul_(0.25)
+    row_weight = torch.full((64,), weight)
+
+    def gradients(inputs: list[Tensor], backend: str) -> tuple[Tensor, ...]:
+        if known:
+            loss, _ = mixed_cross_entropy(*inputs, target, row_weight=row_weight, backend=backend)  # type: ignore[misc]
+        else:
+            loss = (mixed_cross_entropy(*inputs, target, backend=backend) * row_weight).sum()
+        return torch.autograd.grad(loss * upstream, inputs)
+
+    got = gradients([base, thought, share, head], backend)
+    truth = gradients([x.detach().double().requires_grad_() for x in (base, thought, share, head)], "reference")
+    for mine, wanted in zip(got, truth, strict=True):
+        assert bool(mine.isfinite().all())
+        spacing = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # of the smallest numbers
+        error = (mine.double() - wanted).abs().max()
+        assert error <= 4 * torch.finfo(dtype).eps * wanted.abs().max() + spacing
+    scale = (got[3].double() * truth[3]).sum() / truth[3].square().sum()
+    assert abs(float(scale) - 1) < 1e-3
+
+
+@pytest.mark.usefixtures("_large_blocks")
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("weight", [1e-4, 1e-3, 1e-2, 1e-1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

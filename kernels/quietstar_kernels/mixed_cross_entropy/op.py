@@ -34,7 +34,7 @@ def compute_head_loss(
     needs_weight: bool,
     needs_head: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The forward pass; see `quietstar_kernels.mixed_cross_entropy`. Without thought and weight: that of hidden_base.
 
     Args:
@@ -48,7 +48,9 @@ def compute_head_loss(
         lse: [M, N] log-sum-exp of the logits of each prediction.
         to_hidden: [M, N, E] d nll / d state of each prediction; empty unless needed.
         to_weight: [N] d nll / d weight; empty unless needed.
-        grad_head: [V, E] d loss / d lm_head; empty unless needed and row_weight is given.
+        grad_head: [V, E] d loss / d lm_head divided by head_scale; empty unless needed and row_weight is given.
+        head_scale: [] in the precision of the losses, 1 unless lm_head is float16, which has no room for gradients
+            that nothing has scaled up yet; the backward pass does, in this precision.
     """
     backend = resolve_backend(backend, hidden_base)
     if backend == "triton":
@@ -102,9 +104,16 @@ def compute_head_loss(
         total = nll[0]
         if M == 2:
             total = sum(head.zero_ignored(share) * part for share, part in zip(head.shares, nll, strict=True))  # type: ignore[arg-type,assignment]  # two predictions have shares, and their sum is a tensor
+        head_scale = lse.new_ones(())
         if grad_head is not None:
+            if lm_head.dtype == torch.float16 and grad_head.numel():
+                # so that float16's whole range is used: to 2^15, half of its largest number
+                head_scale = (torch.linalg.vector_norm(grad_head, torch.inf) * 2.0**-15).clamp_min(
+                    torch.finfo(head.dtype).tiny
+                )
+                grad_head /= head_scale
             if largest is not None:
-                grad_head *= largest
+                head_scale = head_scale * largest
             grad_head = grad_head.to(lm_head.dtype)
         total, lse = _spread(total, kept, target), _spread(lse, kept, target)
         nothing = lse.new_empty(0)
@@ -120,6 +129,7 @@ def compute_head_loss(
         hidden_base.new_empty(0) if to_hidden is None else _spread(to_hidden, kept, target, dimension=1),
         lse.new_empty(0) if to_weight is None else _spread(to_weight, kept, target),
         lm_head.new_empty(0) if grad_head is None else grad_head,
+        head_scale,
     )
 
 
@@ -135,6 +145,7 @@ def compute_head_loss_backward(
     to_hidden: Tensor,
     to_weight: Tensor,
     head_in_forward: Tensor,
+    head_scale: Tensor,
     interpolation: str,
     temperature: float,
     softcap: float | None,
@@ -152,7 +163,7 @@ def compute_head_loss_backward(
     Args:
         grad_loss: [N], or [] with row_weight.
         hidden_base, hidden_thought, lm_head, lse: for lm_head's gradient without row_weight, else None.
-        to_hidden, to_weight, head_in_forward: what the forward pass returned.
+        to_hidden, to_weight, head_in_forward, head_scale: what the forward pass returned.
         needs_base, needs_thought, needs_weight, needs_head: what is wanted.
     """
     dtype = grad_loss.dtype
@@ -171,7 +182,7 @@ def compute_head_loss_backward(
     if needs_weight and weight is not None:
         grad_weight = (scale * to_weight).to(weight.dtype)
     if needs_head and row_weight is not None:
-        grad_head = head_in_forward * grad_loss.to(head_in_forward.dtype)
+        grad_head = _scaled_rows(head_in_forward, (grad_loss * head_scale).reshape(1))
     elif needs_head:
         assert hidden_base is not None and lm_head is not None and lse is not None
         backend = resolve_backend(backend, hidden_base)
@@ -212,7 +223,7 @@ def _stored_dtype(hidden_base: Tensor, hidden_thought: Tensor | None) -> torch.d
 
 
 def _scaled_rows(rows: Tensor, scale: Tensor) -> Tensor:
-    """scale [N] * rows [N, E] in the dtype of `rows`, multiplied in that of `scale` without storing it."""
+    """scale [N] or [1] * rows [N, E] in the dtype of `rows`, multiplied in that of `scale` without storing it."""
     return torch.mul(rows, scale.unsqueeze(-1), out=torch.empty_like(rows))
 
 
@@ -249,7 +260,7 @@ def _(
     needs_weight: bool,
     needs_head: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     N, E = hidden_base.shape
     M = 2 if hidden_thought is not None and interpolation == "log_probs" else 1
     dtype = compute_dtype(*(x for x in (hidden_base, hidden_thought, weight, lm_head) if x is not None))
@@ -264,6 +275,7 @@ def _(
         else hidden_base.new_empty(0),
         torch.empty_like(rows) if needs_weight else torch.empty_like(nothing),
         lm_head.new_empty(lm_head.shape if needs_head and row_weight is not None else 0),
+        target.new_empty((), dtype=dtype),
     )
 
 
@@ -280,6 +292,7 @@ def _(
     to_hidden: Tensor,
     to_weight: Tensor,
     head_in_forward: Tensor,
+    head_scale: Tensor,
     interpolation: str,
     temperature: float,
     softcap: float | None,
@@ -305,11 +318,11 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden_base, hidden_thought, weight, lm_head, target, row_weight, *settings = inputs
     *options, needs_hidden, needs_weight, needs_head, backend = settings
-    _, nll, lse, to_hidden, to_weight, grad_head = output
+    _, nll, lse, to_hidden, to_weight, grad_head, head_scale = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(nll, lse, to_hidden, to_weight, grad_head)
+    ctx.mark_non_differentiable(nll, lse, to_hidden, to_weight, grad_head, head_scale)
     again = (hidden_base, hidden_thought, lm_head, lse) if needs_head and row_weight is None else (None,) * 4
-    ctx.save_for_backward(*again, weight, target, row_weight, to_hidden, to_weight, grad_head)
+    ctx.save_for_backward(*again, weight, target, row_weight, to_hidden, to_weight, grad_head, head_scale)
     ctx.options, ctx.backend = options, backend
     ctx.prepared = (needs_hidden, needs_hidden, needs_weight, needs_head)
     ctx.dtypes = [None if x is None else x.dtype for x in (hidden_base, hidden_thought)]
