@@ -45,13 +45,9 @@ SCRIPT = "benchmarks/compile_kernels.py"
 KEY = ("architecture", "kernel", "case", "variant")
 MAY_NOT_GROW = ("registers", "spill_stores", "spill_loads", "stack", "shared_memory", "tensor_memory")
 
-MAY_SPILL = {
-    ("thought_attention.forward", "64-bit D256"),
-    ("thought_attention.step", "32-bit D256"),
-    ("thought_attention.step", "64-bit D256"),
-}
-"""Forward kernels and cases that spill up to a few hundred bytes in the smallest tile there is, 16 x 16. Nobody is in a
-hurry in full precision; their spills may not grow either."""
+MAY_SPILL = {("thought_attention.step", "32-bit D256")}
+"""Forward kernels and cases that spill a few bytes somewhere, in the smallest tile there is, 16 x 16. So may all in 64
+bits, which are there to be right; no spill may grow."""
 
 Row = Mapping[str, object]
 
@@ -129,7 +125,8 @@ def beyond_limits(row: Row) -> list[str]:
             f"{name}: {figures['shared_memory'] / 1024:.1f} KiB of shared memory and {figures['tensor_memory']} "
             f"columns of tensor memory, where {architecture} has {limit} KiB and {TENSOR_MEMORY_LIMIT} columns"
         )
-    if is_forward(kernel) and (kernel, case) not in MAY_SPILL and Compiled(**figures).spills:
+    may_spill = (kernel, case) in MAY_SPILL or case.startswith("64-bit")
+    if is_forward(kernel) and not may_spill and Compiled(**figures).spills:
         problems.append(f"{name}: spills {figures['spill_stores']} bytes; a forward kernel must not")
     if needs_wgmma(architecture, kernel, case) and not figures["wgmma"]:
         problems.append(f"{name}: no wgmma instruction")
