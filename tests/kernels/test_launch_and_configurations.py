@@ -22,9 +22,11 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("row", ARCHITECTURES)
 def test_table_covers_every_head_size(row: str) -> None:
     """A call that the checks let through finds its configuration: also the backward pass, after a long forward one."""
+    # keys and values of the smallest tile take 128 KiB there, more than the chip has
+    too_large = {"64-bit D256"} if row == "sm_86" else set()
     for kernel, blocks in KERNELS.items():
         found = table()[row][kernel]
-        assert set(found) == set(CASES), kernel
+        assert set(found) == set(CASES) - too_large, kernel
         for case, chosen in found.items():
             assert set(chosen) == {*blocks, "num_warps", "num_stages"}, (kernel, case)
             for block in blocks:
