@@ -99,7 +99,7 @@ def mixed_cross_entropy(
     that takes from the loss is put back: to first order, from the gradient, where a gradient of a hidden state or of
     the weight is wanted; elsewhere by a second product, of what rounding took. So a small weight's small change of the
     loss is right with and without gradients. Gradients have the error of one such rounding of the state and one of the
-    logits' gradient. A CPU multiplies in float32 and rounds neither.
+    logits' gradient. A CPU multiplies in float32 and rounds neither, like CUDA where the dtypes differ.
 
     Memory: the logits of one chunk of rows at a time. With gradients that is at most `logits.LOGITS_IN_CHUNK` logits,
     as far as one row fits, in float32 and, on CUDA, again in the inputs' 16 bits, with three chunks of states; without,
@@ -109,9 +109,9 @@ def mixed_cross_entropy(
 
     Args:
         hidden_base: [N, E] final hidden states without thought, any floating dtype.
-        hidden_thought: [N, E] final hidden states after the thought; on "triton" in hidden_base's dtype, like lm_head.
+        hidden_thought: [N, E] final hidden states after the thought, any floating dtype.
         weight: [N] the weight of the thought; 1 - weight is the weight of the base.
-        lm_head: [V, E] output embedding.
+        lm_head: [V, E] output embedding, any floating dtype.
         target: int64 or int32 [N] token ids.
         row_weight: [N] weight of each row's loss, without a gradient; None: one loss for each row.
         interpolation: "logits" or "log_probs".
@@ -197,7 +197,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: [N, E] final hidden states, any floating dtype.
-        lm_head: [V, E] output embedding; on "triton" in hidden's dtype.
+        lm_head: [V, E] output embedding, any floating dtype.
         target: int64 or int32 [N] token ids.
         row_weight: see `mixed_cross_entropy`, like all that follow.
         temperature: divides the logits.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from quietstar_kernels.dispatch import compute_dtype, require_dtype, resolve_backend
+from quietstar_kernels.dispatch import compute_dtype, resolve_backend
 from quietstar_kernels.logits import LogitOptions, operand_dtype
 from quietstar_kernels.mixed_cross_entropy.chunks import check_target, make_head, rows_that_count
 
@@ -53,10 +53,6 @@ def compute_head_loss(
             that nothing has scaled up yet; the backward pass does, in this precision.
     """
     backend = resolve_backend(backend, hidden_base)
-    if backend == "triton":
-        for name, tensor in (("hidden_thought", hidden_thought), ("lm_head", lm_head)):
-            if tensor is not None:
-                require_dtype(name, tensor, hidden_base.dtype)
     options = LogitOptions(temperature, softcap, logit_scale, tuple(banned))
     check_target(target, ignore_index, lm_head.shape[0], options.banned)
     kept = rows_that_count(target, ignore_index, backend)

@@ -44,7 +44,7 @@ def sample_tokens(
 
     Args:
         hidden: [N, E] final hidden states, any floating dtype.
-        lm_head: [V, E] output embedding; on "triton" in hidden's dtype.
+        lm_head: [V, E] output embedding, any floating dtype; where it is not hidden's, both are multiplied in float32.
         seed: any integer, taken modulo 2^63. CPU and CUDA draw different numbers from one seed.
         temperature: divides the logits, above 0.
         greedy: take the most probable token instead; the seed is then unused.

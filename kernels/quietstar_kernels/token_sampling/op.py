@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from quietstar_kernels.configurations import Configuration, configuration
-from quietstar_kernels.dispatch import compute_dtype, require_dtype, resolve_backend
+from quietstar_kernels.dispatch import compute_dtype, resolve_backend
 from quietstar_kernels.launch import Launch
 from quietstar_kernels.logits import LogitOptions, dense, empty_logits, operand_dtype, product, rows_in_chunk
 from quietstar_kernels.token_sampling.torch_backend import choose_tokens
@@ -92,8 +92,6 @@ def compute_tokens(
         uniform: float64 [N] in [0, 1), the number that each row's cumulative distribution is inverted at; None: greedy.
     """
     backend = resolve_backend(backend, hidden)
-    if backend == "triton":
-        require_dtype("lm_head", lm_head, hidden.dtype)
     options = LogitOptions(temperature, softcap, logit_scale, tuple(banned))
     N, V = hidden.shape[0], lm_head.shape[0]
     dtype = compute_dtype(hidden, lm_head)
