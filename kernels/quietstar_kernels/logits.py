@@ -18,6 +18,10 @@ LOGITS_IN_CHUNK = {"cpu": 2**21, "cuda": 2**26}
 LOGITS_IN_CACHE = {"cpu": 2**21, "cuda": 2**23}
 """The same where each logit is read once, as a loss or a token needs it: 32 MiB stay in a GPU's second level cache."""
 
+LEAST_ROWS = 256
+"""LOGITS_IN_CACHE makes no chunk of fewer rows: each reads lm_head once, and for fewer rows that would take longer than
+the arithmetic."""
+
 ROW_TILE = 128
 """Rows that a matrix product computes at a time: a chunk that is no multiple of it wastes part of its last tile."""
 
@@ -123,11 +127,13 @@ def rows_in_chunk(rows: int, vocabulary: int, device: torch.device, *, gradient:
         rows: how many there are.
         vocabulary: logits of a row.
         device: where they are.
-        gradient: whether logits are read more than once; else there are at most LOGITS_IN_CACHE of them too.
+        gradient: whether logits are read more than once; else there are at most LOGITS_IN_CACHE of them too, or
+            LEAST_ROWS rows.
     """
     limit = LOGITS_IN_CHUNK.get(device.type, LOGITS_IN_CHUNK["cuda"])
     if not gradient:
-        limit = min(limit, LOGITS_IN_CACHE.get(device.type, LOGITS_IN_CACHE["cuda"]))
+        in_cache = LOGITS_IN_CACHE.get(device.type, LOGITS_IN_CACHE["cuda"])
+        limit = min(limit, max(in_cache, LEAST_ROWS * vocabulary))
     most = max(1, limit // max(1, vocabulary))
     if rows <= most:
         return max(1, rows)

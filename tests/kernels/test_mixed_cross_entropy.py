@@ -442,6 +442,11 @@ def test_rows_in_chunk() -> None:
     assert rows_in_chunk(8192, 32002, cuda, gradient=True) == 2048
     assert rows_in_chunk(3072, 32002, cuda, gradient=True) == 1536  # in equal parts, not 2048 and 1024
     assert rows_in_chunk(8192, 32002, cuda, gradient=False) == 256
+    assert rows_in_chunk(8192, 151936, cuda, gradient=False) == 256  # once 55: lm_head was read 149 times
+    assert rows_in_chunk(8192, 2**18, cuda, gradient=False) == 256
+    assert rows_in_chunk(8192, 2**20, cuda, gradient=False) == 64  # no more than LOGITS_IN_CHUNK
+    assert rows_in_chunk(8192, 1000, cuda, gradient=False) == 8192
+    assert rows_in_chunk(8192, 2**20, torch.device("cpu"), gradient=False) == 2
     assert rows_in_chunk(100, 32002, cuda, gradient=True) == 100
     assert rows_in_chunk(8192, 2**27, cuda, gradient=True) == 1
     assert rows_in_chunk(0, 0, cuda, gradient=True) == 1

@@ -103,9 +103,10 @@ def mixed_cross_entropy(
 
     Memory: the logits of one chunk of rows at a time. With gradients that is at most `logits.LOGITS_IN_CHUNK` logits,
     as far as one row fits, in float32 and, on CUDA, again in the inputs' 16 bits, with three chunks of states; without,
-    `logits.LOGITS_IN_CACHE` in float32. For Mistral-7B's head (V = 32002, E = 4096) in bfloat16 on CUDA: 2048 rows,
-    263 + 131 + 67 MB, or 256 rows, 33 + 4 MB. The gradient of lm_head adds 524 MB of float32 sums and 262 MB for
-    itself; for the backward pass the gradients of the hidden states are kept, [N, E] for each prediction.
+    `logits.LOGITS_IN_CACHE` in float32, or 256 rows where those are more. For Mistral-7B's head (V = 32002, E = 4096)
+    in bfloat16 on CUDA: 2048 rows, 263 + 131 + 67 MB, or 256 rows, 33 + 4 MB. The gradient of lm_head adds 524 MB of
+    float32 sums and 262 MB for itself; for the backward pass the gradients of the hidden states are kept, [N, E] for
+    each prediction.
 
     Args:
         hidden_base: [N, E] final hidden states without thought, any floating dtype.
