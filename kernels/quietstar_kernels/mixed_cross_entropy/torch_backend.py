@@ -1,7 +1,7 @@
 """What happens to a chunk of rows between the products with lm_head, in PyTorch.
 
-`op` says how the chunks and the products go together; its Triton kernels do the same as the three functions here, in
-one reading of each tensor. Ignored rows take part with a state of zero, whatever they hold, so that nothing waits to
+`chunks` says how the chunks and the products go together; the Triton kernels do the same as the three functions here,
+in one reading of each tensor. Ignored rows take part with a state of zero, whatever they hold, so that nothing waits to
 know how many there are.
 """
 

@@ -1,6 +1,7 @@
 """Sampling as PyTorch operators: chunks of rows, their product with lm_head, and one pass from logits to tokens.
 
-Nothing here waits for the device. A CUDA graph can hold `sample_tokens` with given numbers, but no new seed.
+Nothing here waits for the device. A CUDA graph can hold the operator `quietstar::sample_tokens`, whose uniform numbers
+it is given, but not the function `sample_tokens`, which makes a generator from a seed.
 """
 
 from __future__ import annotations
