@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,6 +94,20 @@ def test_error_is_within_twice_that_of_plain_pytorch(
         assert mean_error(mine, wanted) <= 2 * mean_error(theirs, wanted) + floor, f"tensor {index}"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_what_rounding_takes_from_a_mixed_state_is_put_back(backend: str, dtype: torch.dtype, gradient: bool) -> None:
+    tensors, target, _ = random_inputs(700, 512, 3001, dtype)
+    base, thought, weight, head = (x.detach() for x in tensors)
+    truth = mixed_cross_entropy(*(x.double() for x in (base, thought, weight, head)), target, backend="reference")
+    share = weight.float().unsqueeze(-1)
+    state = ((1 - share) * base + share * thought).to(dtype)
+    rounded = linear_cross_entropy(state, head, target, backend=backend)
+    nll = mixed_cross_entropy(base, thought, weight.requires_grad_(gradient), head, target, backend=backend)
+    assert mean_error(nll.detach(), truth) < mean_error(rounded, truth) / 20
+
+
 @pytest.mark.parametrize("V", [32002, 151936])
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # float32's gradient is written over its logits
@@ -138,6 +155,7 @@ def test_a_cuda_graph_holds_losses_and_gradients(backend: str) -> None:
     tensors, target, row_weight = random_inputs(300, 128, 1000, torch.bfloat16)
     options: dict[str, Any] = {"backend": backend, "banned": (0, 1)}
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # which still writes the inputs
     with torch.cuda.stream(side):
         results(tensors, target, row_weight, True, **options)
     torch.cuda.synchronize()
@@ -151,12 +169,46 @@ def test_a_cuda_graph_holds_losses_and_gradients(backend: str) -> None:
         assert torch.equal(got, wanted)
 
 
+BAD_TARGET = """
+import sys
+import torch
+from quietstar_kernels import linear_cross_entropy
+hidden, head = torch.randn(4, 8, device="cuda"), torch.randn(9, 8, device="cuda")
+target = torch.tensor([0, int(sys.argv[1]), 2, -100], device="cuda")
+linear_cross_entropy(hidden, head, target, banned=(1,), backend=sys.argv[2])
+torch.cuda.synchronize()
+print("computed")
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("token", "fits"), [(8, True), (9, False), (-1, False), (1, False)])
+def test_the_device_asserts_that_targets_fit(token: int, fits: bool, backend: str) -> None:
+    """In a process of its own, for no CUDA call works after a device's assertion. Token 1 is banned."""
+    process = subprocess.run(
+        [sys.executable, "-c", BAD_TARGET, str(token), backend],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if fits:
+        assert process.returncode == 0 and "computed" in process.stdout, process.stderr
+    else:
+        assert process.returncode != 0 and "device-side assert" in process.stderr
+        assert "computed" not in process.stdout
+
+
 def test_a_cuda_graph_holds_a_sampling_step() -> None:
     tensors, _, _ = random_inputs(300, 128, 1000, torch.bfloat16)
     hidden, head = tensors[0].detach(), tensors[3].detach()
     uniform = torch.rand(300, dtype=torch.float64, device="cuda")
     arguments = (hidden, head, uniform, 0.9, None, 1.0, [0, 1], "triton")
-    sampling.sample(*arguments)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # which still writes the inputs
+    with torch.cuda.stream(side):
+        sampling.sample(*arguments)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
