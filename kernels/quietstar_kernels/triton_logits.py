@@ -23,7 +23,7 @@ def scalar(x, dtype: tl.constexpr):
 @triton.jit
 def logits_of(raw, inner, outer, SOFTCAP: tl.constexpr):
     """Logits; a negative scale or a cap must not bring a banned token back."""
-    if SOFTCAP:  # noqa: SIM108  # a conditional expression would compute both
+    if SOFTCAP:
         logits = outer * tanh(inner * raw)
     else:
         logits = outer * raw

@@ -49,7 +49,7 @@ def test_every_kernel_with_matrix_products_has_candidates() -> None:
 
 def test_by_compile_takes_the_largest_tile_with_most_stages_and_fewest_warps_that_does_not_spill() -> None:
     compilers = FakeCompilers({})
-    chosen = tune.choose_by_compile(problem(), compilers, keep=False)  # type: ignore[arg-type]  # only `compile` is asked for
+    chosen = tune.choose_by_compile(problem(), compilers, keep=False)
     largest = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_OWN": 64, "num_warps": 4, "num_stages": 3}
     assert chosen.configuration == largest
     assert {variant for _, variant in compilers.asked} == set(problem().variants)
@@ -57,13 +57,13 @@ def test_by_compile_takes_the_largest_tile_with_most_stages_and_fewest_warps_tha
 
 def test_by_compile_keeps_what_does_not_spill_if_told_so() -> None:
     compilers = FakeCompilers({})
-    chosen = tune.choose_by_compile(problem(), compilers, keep=True)  # type: ignore[arg-type]  # as above
+    chosen = tune.choose_by_compile(problem(), compilers, keep=True)
     assert chosen.configuration == problem().pinned
 
 
 def test_by_compile_falls_back_to_what_spills_least_in_its_worst_variant() -> None:
     compilers = FakeCompilers({"softcap": 4, "plain": 1})
-    chosen = tune.choose_by_compile(problem(), compilers, keep=False)  # type: ignore[arg-type]  # only `compile` is asked for
+    chosen = tune.choose_by_compile(problem(), compilers, keep=False)
     assert chosen.configuration["BLOCK_M"] == 32
     assert chosen.spilled() == 4 * 32
 

@@ -323,8 +323,8 @@ def test_any_strides(backend: str, interpolation: str) -> None:
     assert_close(weighted_results(strided, strided_target, **options), wanted, 1e-12)
     expanded = [strided[0], strided[1], torch.tensor([0.3], dtype=torch.float64).expand(7), head]
     row_weight = torch.tensor(0.5, dtype=torch.float64).expand(7)
-    loss, _ = mixed_cross_entropy(*expanded, target, row_weight=row_weight, **options)  # type: ignore[misc]
-    same, _ = mixed_cross_entropy(*expanded, target, row_weight=row_weight, **{**options, "backend": "reference"})  # type: ignore[misc]
+    loss, _ = mixed_cross_entropy(*expanded, target, row_weight=row_weight, **options)
+    same, _ = mixed_cross_entropy(*expanded, target, row_weight=row_weight, **{**options, "backend": "reference"})
     torch.testing.assert_close(loss, same)
 
 
@@ -333,7 +333,7 @@ def test_any_strides(backend: str, interpolation: str) -> None:
 def test_a_retained_graph_gives_the_same_gradients_twice(backend: str, weighted: bool) -> None:
     tensors, target = random_inputs(22, 6, 5, 20)
     row_weight = upstream_for(target.double()) if weighted else None
-    out = mixed_cross_entropy(*tensors, target, row_weight=row_weight, backend=backend)  # type: ignore[call-overload]
+    out = mixed_cross_entropy(*tensors, target, row_weight=row_weight, backend=backend)
     loss = out[0] if weighted else out.sum()
     first = torch.autograd.grad(loss, tensors, torch.tensor(3.0, dtype=torch.float64), retain_graph=True)
     second = torch.autograd.grad(loss, tensors, torch.tensor(3.0, dtype=torch.float64))
@@ -353,7 +353,7 @@ def test_opcheck(backend: str, weighted: bool, interpolation: str) -> None:
     for needs in ((True, mixed, True), (False, False, False))[: 1 + (not mixed)]:
         inputs = (*states, head, target, row_weight)
         if not any(needs):
-            inputs = tuple(None if x is None else x.detach() for x in inputs)  # type: ignore[assignment]
+            inputs = tuple(None if x is None else x.detach() for x in inputs)
         torch.library.opcheck(op.head_loss, (*inputs, *settings, *needs, backend))
 
 
@@ -407,7 +407,7 @@ def test_arithmetic(weighted: bool, interpolation: str, products: int) -> None:
         )
     assert counter.get_total_flops() == products * 2 * 24 * 30 * 10
     with FlopCounterMode(display=False) as registered:
-        out = mixed_cross_entropy(*tensors, target, row_weight=row_weight, interpolation=interpolation, backend="torch")  # type: ignore[call-overload]
+        out = mixed_cross_entropy(*tensors, target, row_weight=row_weight, interpolation=interpolation, backend="torch")
         (out[0] if weighted else out.sum()).backward()
     assert registered.get_total_flops() == counter.get_total_flops()
 
@@ -514,9 +514,7 @@ def test_dtypes_may_differ(backend: str, interpolation: str, dtypes: tuple[torch
     exact = [x.detach().double().requires_grad_() for x in mine]
     truth = results(exact, target, interpolation=interpolation, backend="reference")
     row_weight = upstream_for(target.float())
-    loss, nll = mixed_cross_entropy(  # type: ignore[misc]  # mypy cannot tell the weight of the states from the rows'
-        *mine, target, row_weight=row_weight, interpolation=interpolation, backend=backend
-    )
+    loss, nll = mixed_cross_entropy(*mine, target, row_weight=row_weight, interpolation=interpolation, backend=backend)
     known = [nll, *torch.autograd.grad(loss, mine)]
     for got in (results(mine, target, interpolation=interpolation, backend=backend), known):
         assert [x.dtype for x in got[1:]] == list(dtypes)
@@ -569,11 +567,11 @@ def test_small_row_weights_keep_float16s_precision(backend: str, monkeypatch: py
     states = [base.detach().abs_(), thought.detach().abs_(), weight.detach().sigmoid_()]  # so that no sum cancels
     target = torch.zeros(2048, dtype=torch.int64)
     row_weight = torch.full((2048,), 1e-7)
-    loss, _ = mixed_cross_entropy(*states, head, target, row_weight=row_weight, backend=backend)  # type: ignore[misc]
+    loss, _ = mixed_cross_entropy(*states, head, target, row_weight=row_weight, backend=backend)
     got = torch.autograd.grad(loss, head)[0]
     exact = head.detach().double().requires_grad_()
     wide = [x.double() for x in states]
-    wanted, _ = mixed_cross_entropy(*wide, exact, target, row_weight=row_weight, backend="reference")  # type: ignore[misc]
+    wanted, _ = mixed_cross_entropy(*wide, exact, target, row_weight=row_weight, backend="reference")
     truth = torch.autograd.grad(wanted, exact)[0]
     assert (got.double() - truth).abs().max() < 1e-2 * truth.abs().max()
 
@@ -601,7 +599,7 @@ def test_upstream_gradient_multiplies_in_full_precision(
 
     def gradients(inputs: list[Tensor], backend: str) -> tuple[Tensor, ...]:
         if known:
-            loss, _ = mixed_cross_entropy(*inputs, target, row_weight=row_weight, backend=backend)  # type: ignore[misc]
+            loss, _ = mixed_cross_entropy(*inputs, target, row_weight=row_weight, backend=backend)
         else:
             loss = (mixed_cross_entropy(*inputs, target, backend=backend) * row_weight).sum()
         return torch.autograd.grad(loss * upstream, inputs)

@@ -97,9 +97,10 @@ def compute_head_loss(
         )
         if M == 2 and to_weight is not None:
             torch.sub(nll[0], nll[1], out=to_weight)
-        total = nll[0]
-        if M == 2:
-            total = sum(head.zero_ignored(share) * part for share, part in zip(head.shares, nll, strict=True))  # type: ignore[arg-type,assignment]  # two predictions have shares, and their sum is a tensor
+        parts = zip(head.shares, nll, strict=True)
+        total = torch.stack([part if share is None else head.zero_ignored(share) * part for share, part in parts]).sum(
+            0
+        )
         head_scale = lse.new_ones(())
         if grad_head is not None:
             if lm_head.dtype == torch.float16 and grad_head.numel():
