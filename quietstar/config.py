@@ -18,6 +18,11 @@ from quietstar.textbook.corpus import parse_operands
 from quietstar.textbook.options import TextbookOptions
 
 
+LOGGERS = ("tensorboard", "wandb")
+STREAMED_HOMES = {"openwebmath": "open-web-math/open-web-math", "c4": "allenai/c4"}
+"""Hub datasets that a data source stands for."""
+
+
 @dataclass
 class ModelOptions:
     """The base model and how it thinks.
@@ -60,24 +65,69 @@ class ModelOptions:
 
 
 @dataclass
+class FinetuningOptions:
+    """Which weights are trained; by default all of them. START, END and the mixing head always are.
+
+    Args:
+        lora_rank: Rank of low-rank adapters on the base model, whose own weights then stay as they are; 0: no adapters.
+        lora_alpha: Adapters are scaled by lora_alpha / lora_rank; null: twice the rank.
+        lora_targets: Names of the layers that get adapters, separated by commas, or `all-linear`.
+        freeze: Patterns of parameter names that are not trained, separated by commas, such as
+            `base.model.embed_tokens.*,base.model.layers.[0-9].*`.
+        gradient_checkpointing: Recompute each layer in the backward pass also where no sampling pass has recorded it:
+            with training.reuse_sampling_pass off, and in language modelling. Less memory, the same gradients.
+    """
+
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_targets: str = "all-linear"
+    freeze: str = ""
+    gradient_checkpointing: bool = False
+
+
+@dataclass
 class DataOptions:
     """The text to learn from.
 
     Args:
-        path: A text file (one document), a `.jsonl` file (one document per line), or a directory of both.
-        validation_path: Held-out text of the same kinds. Without it the end of the training text is held out.
-        validation_fraction: Share of the blocks held out, at least one, when there is no validation_path.
-        field: Field of a JSONL line that holds the text.
-        length: Tokens per training text: documents are joined and cut into blocks of this length.
+        source: `files` reads text and JSONL files into memory. The others stream shards (parquet, or JSON lines, plain
+            or gzipped) from a hub dataset or a directory, and need `pip install 'quietstar[data]'`: `openwebmath`,
+            `c4`, or `stream` for any other dataset.
+        path: For `files` a text file (one document), a `.jsonl` file (one document per line), or a directory of both.
+            For streams a directory of shards or a hub dataset; null is the public home of `openwebmath` and `c4`.
+        shards: Streams: pattern of the shards' names below path; null: the usual one of the source.
+        validation_path: Held-out text of the same kinds. Without it the end of the training text (of a stream: its
+            beginning) is held out.
+        validation_fraction: Share of the texts held out, at least one, when there is no validation_path. Of a stream
+            as many texts are held out as training.eval_batches asks for, unless this is 0.
+        field: Field of a JSONL line, or column of a table, that holds the text.
+        length: Tokens per training text.
+        packing: How documents become texts: `joined` one after another, cut into texts of this length; `separate`, the
+            same, but nothing in a text or thought sees another document; `crop`, the released code's: of each document
+            a random piece of this length, shorter ones padded.
         append_eos: Put the tokenizer's end-of-sequence token after each document.
+        shuffle_rows: Streams: rows are shuffled within runs of so many, shards among themselves; 1 keeps their order.
+        workers: Threads that read and tokenise a stream ahead of the training; 0: none.
+        on_bad_row: What a row that cannot be used (broken JSON, a missing field, not UTF-8, too long, no text) does:
+            `stop` the run, or be `skip`ped with a message and counted.
+        max_bad_rows: A run that has skipped more rows than this stops.
+        max_row_bytes: Rows longer than this are bad.
     """
 
+    source: Literal["files", "stream", "openwebmath", "c4"] = "files"
     path: str | None = None
+    shards: str | None = None
     validation_path: str | None = None
     validation_fraction: float = 0.05
     field: str = "text"
     length: int = 256
+    packing: Literal["joined", "separate", "crop"] = "joined"
     append_eos: bool = True
+    shuffle_rows: int = 10_000
+    workers: int = 1
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    max_bad_rows: int = 100
+    max_row_bytes: int = 10_000_000
 
 
 @dataclass
@@ -129,6 +179,9 @@ class TrainingOptions:
         adam_beta1: Decay of AdamW's mean of the gradient.
         adam_beta2: Decay of AdamW's mean of the squared gradient.
         adam_epsilon: Added to AdamW's denominator.
+        optimizer: `adamw`, or `adamw_8bit`: its two moments in 8 bits, from torchao (`pip install 'quietstar[8bit]'`).
+        master_weights: Keep float32 copies of bfloat16 weights, which collect what is too small for bfloat16. Without
+            them most weights do not move at a learning rate of 1e-6.
         max_grad_norm: The gradient of everything but START and END is scaled down to this norm.
         thought_embedding_lr_multiplier: Learning rate of START and END, in learning rates of the base model.
         thought_embedding_max_grad_norm: The gradient of START and END is scaled down to this norm of their own.
@@ -139,12 +192,25 @@ class TrainingOptions:
         eval_batches: Batches of held-out text per evaluation.
         save_every: Save a checkpoint after this many steps, and at the end; 0 only at the end.
         keep_checkpoints: How many of the newest checkpoints stay on disk.
+        keep_best: Keep the checkpoint with the smallest evaluation loss too.
+        on_save_failure: What a checkpoint that cannot be written (a full disk) does: `stop` the run or let it
+            `continue`. Older checkpoints stay as they are.
+        on_non_finite: What NaN or infinity in a loss, a gradient or a thought's log-probability does, before the
+            weights change: `stop` the run, `skip` the step, or `rollback` to the newest checkpoint and skip the step
+            if it fails again. The batch is written to `non_finite/`.
+        max_non_finite: So many such steps one after another stop the run whatever the policy.
+        on_out_of_memory: `halve` micro_batch_size and do the step again, or `stop`.
         log_every: Steps between two lines of metrics.
+        log_to: Besides metrics.jsonl: `tensorboard`, `wandb`, or both with a comma (`pip install 'quietstar[log]'`).
+        report: Write report.html at every evaluation and at the end.
         seed: Seed of the data order and of the thoughts.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads; null leaves PyTorch's choice.
         resume: Continue from the newest checkpoint in output_dir where there is one. Turned off, a directory with
             checkpoints is refused; the embedded default deletes what it has written there and starts over.
+        override: Resume although options, data or tokenizer have changed since; without it the differences are listed
+            and the run is refused.
+        allow_partial: Resume from a checkpoint that lacks everything but its weights, with a fresh optimizer.
     """
 
     method: Literal["quietstar", "language_modeling"] = "quietstar"
@@ -159,6 +225,8 @@ class TrainingOptions:
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    master_weights: bool = True
     max_grad_norm: float = 1.0
     thought_embedding_lr_multiplier: float = 100.0
     thought_embedding_max_grad_norm: float = 1.0
@@ -168,11 +236,20 @@ class TrainingOptions:
     eval_batches: int = 8
     save_every: int = 500
     keep_checkpoints: int = 2
+    keep_best: bool = True
+    on_save_failure: Literal["stop", "continue"] = "stop"
+    on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    max_non_finite: int = 5
+    on_out_of_memory: Literal["halve", "stop"] = "halve"
     log_every: int = 10
+    log_to: str = ""
+    report: bool = True
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
     resume: bool = True
+    override: bool = False
+    allow_partial: bool = False
 
 
 @dataclass
@@ -183,6 +260,7 @@ class TrainConfig:
         preset: Name of the set of values that this run started from; see `quietstar/presets.py`.
         output_dir: Directory for everything that the run writes.
         model: The base model and how it thinks.
+        finetuning: Which weights are trained.
         data: The text to learn from.
         objective: What is minimised.
         training: The training loop.
@@ -192,6 +270,7 @@ class TrainConfig:
     preset: str = "textbook"
     output_dir: str = "runs/quietstar"
     model: ModelOptions = field(default_factory=ModelOptions)
+    finetuning: FinetuningOptions = field(default_factory=FinetuningOptions)
     data: DataOptions = field(default_factory=DataOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
@@ -217,7 +296,12 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
         ("model.thought_length", model.thought_length, 1),
         ("model.lookahead", model.lookahead, 1),
         ("model.thoughts_per_position", model.thoughts_per_position, 1),
+        ("finetuning.lora_rank", config.finetuning.lora_rank, 0),
         ("data.length", data.length, 2),
+        ("data.shuffle_rows", data.shuffle_rows, 1),
+        ("data.workers", data.workers, 0),
+        ("data.max_bad_rows", data.max_bad_rows, 0),
+        ("data.max_row_bytes", data.max_row_bytes, 1),
         ("training.steps", training.steps, 1),
         ("training.batch_size", training.batch_size, 1),
         ("training.micro_batch_size", training.micro_batch_size, 1),
@@ -226,6 +310,7 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
         ("training.eval_batches", training.eval_batches, 1),
         ("training.save_every", training.save_every, 0),
         ("training.keep_checkpoints", training.keep_checkpoints, 1),
+        ("training.max_non_finite", training.max_non_finite, 1),
         ("training.log_every", training.log_every, 1),
         ("training.seed", training.seed, 0),
         ("training.threads", training.threads, 1),
@@ -237,6 +322,7 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
     for key, number in (
         ("model.embedding_scale", model.embedding_scale),
         ("model.temperature", model.temperature),
+        ("finetuning.lora_alpha", config.finetuning.lora_alpha),
         ("objective.policy_temperature", config.objective.policy_temperature),
         ("training.learning_rate", training.learning_rate),
         ("training.adam_epsilon", training.adam_epsilon),
@@ -275,6 +361,11 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
             f"which does not divide training.batch_size ({training.batch_size})"
         )
     _validate_device(training.device)
+    loggers = [name.strip() for name in training.log_to.split(",") if name.strip()]
+    if unknown := sorted(set(loggers) - set(LOGGERS)):
+        raise ConfigError(f"training.log_to: got {unknown[0]!r}, needs {' or '.join(LOGGERS)}, or both with a comma")
+    if data.path is None and data.source == "stream":
+        raise ConfigError("data.path: missing; data.source stream needs a directory of shards or a hub dataset")
     _validate_thinking(config)
     for key, text in (("output_dir", config.output_dir), ("data.field", data.field)):
         if not text:
@@ -288,8 +379,10 @@ def run_options(config: TrainConfig) -> dict[str, Any]:
     Without the options of the training loop, which the trainer compares itself, as it does the text; without where to
     read and write texts; and without `model.backend`, which changes speed alone.
     """
-    options = {"model": asdict(config.model), "objective": asdict(config.objective), "data": asdict(config.data)}
-    dropped = {"model.backend", "data.path", "data.validation_path", "data.validation_fraction"}
+    names = ("model", "finetuning", "objective", "data")
+    options = {name: asdict(getattr(config, name)) for name in names}
+    dropped = {"model.backend", "data.path", "data.validation_path", "data.validation_fraction", "data.workers"}
+    dropped |= {"data.on_bad_row", "data.max_bad_rows", "finetuning.gradient_checkpointing"}
     flat = {f"{group}.{name}": value for group, values in options.items() for name, value in values.items()}
     return {key: value for key, value in flat.items() if key not in dropped}
 
@@ -303,6 +396,8 @@ def _validate_preset(config: TrainConfig, require_inputs: bool) -> None:
             raise ConfigError(
                 f"{key}: got {path!r}, but preset textbook makes its own model and text; use preset plain for your own"
             )
+        if key == "data.path" and config.data.source in STREAMED_HOMES:
+            continue  # a stream has a home of its own
         if config.preset != "textbook" and require_inputs and not path:
             wanted = "a causal language model" if key == "model.path" else "a text to train on"
             raise ConfigError(f"{key}: missing; preset {config.preset} needs {wanted}")

@@ -57,7 +57,7 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
     trainer = Trainer(
         model,
         compute_step(config),
-        training_texts,
+        training_texts.tokens,
         config.training,
         config.output_dir,
         evaluate=evaluate or (evaluate_on(held_out.tokens, config) if held_out is not None else None),

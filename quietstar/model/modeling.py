@@ -245,6 +245,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         temperature: float | None = None,
         greedy: bool = False,
         seed: int = 0,
+        first_text: int = 0,
+        texts_in_step: int | None = None,
         record: bool = False,
     ) -> Thoughts:
         """Sample thoughts, without gradient (step 1 of a training step; section 4.2 of the paper).
@@ -259,14 +261,33 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             temperature: By default that of the configuration.
             greedy: Take the most probable token each time.
             seed: The same seed gives the same thoughts.
+            first_text: Where these texts are part of a larger batch: the place of the first of them there. Their
+                thoughts are then drawn with the random numbers that they would have had there.
+            texts_in_step: Texts in the larger batch; by default `first_text` and these.
             record: Keep the pass for `learn(reuse_sampling_pass=True)`.
 
         Raises:
             DataError: A tensor has a wrong shape, or anchors lie outside the text.
             ConfigError: `anchors` is an unknown string, or an option is out of range.
         """
+        batch = input_ids.shape[0]
+        texts_in_step = first_text + batch if texts_in_step is None else texts_in_step
+        if first_text < 0 or texts_in_step < first_text + batch:
+            raise DataError(
+                f"texts_in_step: got {texts_in_step}, needs at least first_text + the {batch} texts given = "
+                f"{first_text + batch}, and first_text at least 0"
+            )
         thoughts, cached, _ = self._think(
-            input_ids, attention_mask, anchors, thoughts_per_position, tokens, temperature, greedy, seed, record
+            input_ids,
+            attention_mask,
+            anchors,
+            thoughts_per_position,
+            tokens,
+            temperature,
+            greedy,
+            seed,
+            record,
+            (first_text, texts_in_step),
         )
         if record:
             following = lookahead_tokens(input_ids, thoughts.anchor, self.config.lookahead)
@@ -291,6 +312,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         greedy: bool,
         seed: int,
         record: bool,
+        place: tuple[int, int] | None = None,
     ) -> tuple[Thoughts, CachedPass, Padding]:
         """Streams up to the input of the last thought token but one; END and what follows is the caller's."""
         self._prepare()
@@ -338,10 +360,16 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         start, _ = self.thought_vectors()
         next_embeds = start.expand(batch, streams, 1, -1)
         sampled, logprobs = [], []
+        first, total = place or (0, batch)
         for step in range(length):
             hidden = cached.extend(next_embeds).flatten(0, 2)
             token, logprob = sample_tokens(
-                hidden, head.weight, seed=_step_seed(seed, step), greedy=greedy, **head_options
+                hidden,
+                head.weight,
+                seed=_step_seed(seed, step),
+                rows=(first * streams, total * streams),
+                greedy=greedy,
+                **head_options,
             )
             sampled.append(token.view(batch, streams))
             logprobs.append(logprob.view(batch, streams))
@@ -428,6 +456,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         anchors: Tensor | str | None = None,
         objective: str | Objective = "default",
         seed: int = 0,
+        first_text: int = 0,
+        texts_in_step: int | None = None,
         reuse_sampling_pass: bool = True,
     ) -> LearnOutput:
         """One training step's loss: think, talk, learn (sections 4.2-4.4); see `quietstar.objective.learn`."""
@@ -441,6 +471,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             anchors=anchors,
             objective=objective,
             seed=seed,
+            first_text=first_text,
+            texts_in_step=texts_in_step,
             reuse_sampling_pass=reuse_sampling_pass,
         )
 

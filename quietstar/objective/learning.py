@@ -67,6 +67,8 @@ def learn(
     anchors: Tensor | str | None = None,
     objective: str | Objective = "default",
     seed: int = 0,
+    first_text: int = 0,
+    texts_in_step: int | None = None,
     reuse_sampling_pass: bool = True,
 ) -> LearnOutput:
     """Think, talk and learn on one batch (Quiet-STaR, section 4).
@@ -79,6 +81,7 @@ def learn(
         anchors: Positions that think, as in `QuietStarForCausalLM.think`; not together with `thoughts`.
         objective: A preset's name or an `Objective`.
         seed: Of the sampled thoughts.
+        first_text, texts_in_step: As in `QuietStarForCausalLM.think`.
         reuse_sampling_pass: Take the forward of the differentiable pass from the sampling pass and recompute each layer
             once in the backward pass: exact gradients at the price and memory of gradient checkpointing, with the
             sampling free. Off, the differentiable pass runs and keeps all of its activations.
@@ -100,7 +103,15 @@ def learn(
             '(or set objective.baseline to "none")'
         )
     if thoughts is None:
-        thoughts = model.think(input_ids, attention_mask, anchors=anchors, seed=seed, record=reuse_sampling_pass)
+        thoughts = model.think(
+            input_ids,
+            attention_mask,
+            anchors=anchors,
+            seed=seed,
+            first_text=first_text,
+            texts_in_step=texts_in_step,
+            record=reuse_sampling_pass,
+        )
     elif anchors is not None:
         raise ConfigError("anchors: can't be given together with thoughts, which have their own")
     states = model.talk(input_ids, attention_mask, thoughts, reuse_sampling_pass=reuse_sampling_pass)

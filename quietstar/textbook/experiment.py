@@ -207,7 +207,7 @@ def _pretrain(config: TrainConfig) -> None:
     Trainer(
         model,
         language_modeling_step,
-        texts,
+        texts.tokens,
         options,
         out / "reading",
         run_options=base_options(config),

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from quietstar.config import ObjectiveOptions, TrainConfig
+from quietstar.data.batches import Batch
 from quietstar.model import QuietStarForCausalLM
 from quietstar.objective import LearnOutput, Objective, resolve_objective
 from quietstar.training.trainer import StepResult
 from quietstar_kernels import linear_cross_entropy
 
-ComputeStep = Callable[[QuietStarForCausalLM, Tensor, int], StepResult]
+ComputeStep = Callable[[QuietStarForCausalLM, Batch, int], StepResult]
 Evaluate = Callable[[QuietStarForCausalLM], Mapping[str, float]]
 
 EVALUATION_SEED = 1_234_567
@@ -34,22 +35,31 @@ def compute_step(config: TrainConfig) -> ComputeStep:
     objective, positions = objective_of(config.objective), config.model.positions
     reuse = config.training.reuse_sampling_pass
 
-    def step(model: QuietStarForCausalLM, tokens: Tensor, seed: int) -> StepResult:
-        output = model.learn(tokens, anchors=positions, objective=objective, seed=seed, reuse_sampling_pass=reuse)
+    def step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
+        output = model.learn(
+            batch.tokens,
+            batch.attention_mask,
+            anchors=positions,
+            objective=objective,
+            seed=seed,
+            first_text=batch.first,
+            texts_in_step=batch.step_size,
+            reuse_sampling_pass=reuse,
+        )
         return StepResult(output.loss, {**step_metrics(output), "policy_loss": output.policy_loss})
 
     return step
 
 
-def language_modeling_step(model: QuietStarForCausalLM, tokens: Tensor, seed: int) -> StepResult:
+def language_modeling_step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
     """Plain next-token loss of the base model, without thoughts.
 
     Args:
         model: The model whose `base` is trained.
-        tokens: int64 [B, L].
+        batch: Texts without padding.
         seed: Not used; nothing is random.
     """
-    head = model.head
+    head, tokens = model.head, batch.tokens
     hidden = model.decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
     target = tokens[:, 1:].flatten()
     loss, _ = linear_cross_entropy(
@@ -106,7 +116,8 @@ def evaluate_on(texts: Tensor, config: TrainConfig) -> Evaluate:
         `step_metrics` with thoughts from a fixed seed.
     """
     size = config.training.micro_batch_size or config.training.batch_size
-    batches = texts[: config.training.eval_batches * config.training.batch_size].split(size)
+    count = config.training.eval_batches * config.training.batch_size
+    batches = [Batch(part, None, ()) for part in texts[:count].split(size)]
     objective, positions = objective_of(config.objective), config.model.positions
 
     @torch.no_grad()
@@ -114,13 +125,14 @@ def evaluate_on(texts: Tensor, config: TrainConfig) -> Evaluate:
         totals: dict[str, float] = {}
         device = next(model.parameters()).device
         for index, batch in enumerate(batches):
-            tokens = batch.to(device)
+            part = batch.to(device)
             if config.training.method == "language_modeling":
-                metrics = dict(language_modeling_step(model, tokens, 0).metrics)
+                metrics = dict(language_modeling_step(model, part, 0).metrics)
                 metrics["loss"] = metrics["text_nll"]
             else:
                 output = model.learn(
-                    tokens,
+                    part.tokens,
+                    part.attention_mask,
                     anchors=positions,
                     objective=objective,
                     seed=EVALUATION_SEED + index,

@@ -5,27 +5,27 @@ from __future__ import annotations
 _MASK = (1 << 64) - 1
 
 
-def thought_seed(seed: int, step: int, micro_index: int) -> int:
-    """Seed of the thoughts of one micro-batch.
+def thought_seed(seed: int, step: int) -> int:
+    """Seed of the thoughts of one optimizer step.
 
-    The numbers are folded one after another through the SplitMix64 finalizer, so neighbouring steps, micro-batches and
-    seeds get unrelated values, and the thoughts of a step do not depend on what ran before it.
+    The numbers are folded one after another through the SplitMix64 finalizer, so neighbouring steps and seeds get
+    unrelated values, and the thoughts of a step do not depend on what ran before it. All micro-batches of a step share
+    the seed: a text's thoughts do not depend on how the step was cut up.
 
     Args:
         seed: The run's seed (any integer; taken modulo 2**64).
         step: Optimizer step, counted from 1.
-        micro_index: Micro-batch within the step, counted from 0.
 
     Returns:
         An integer in 0 .. 2**63 - 1.
     """
-    return _fold(seed, step, micro_index, 0)
+    return _fold(seed, step, 0, 0)
 
 
 def module_seed(seed: int, step: int, micro_index: int) -> int:
-    """Seed of the global generator (dropout) in the same micro-batch: not the thoughts' own, or both would correlate.
+    """Seed of the global generator (dropout) in one micro-batch: not the thoughts' own, or both would correlate.
 
-    Args and result are those of `thought_seed`.
+    Args and result are those of `thought_seed`; micro_index is counted from 0.
     """
     return _fold(seed, step, micro_index, 1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quietstar.config import TrainingOptions
-from quietstar.data.order import BatchOrder
+from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from quietstar.training.checkpoint import (
     SavesPretrained,
@@ -42,14 +41,6 @@ MAY_CHANGE = frozenset(
     {"steps", "micro_batch_size", "reuse_sampling_pass", "eval_every", "eval_batches", "save_every", "keep_checkpoints"}
     | {"log_every", "device", "threads", "resume"}
 )
-
-
-class Texts(Protocol):
-    """Packed training texts."""
-
-    @property
-    def tokens(self) -> Tensor:
-        """int64 [n, L]."""
 
 
 class ExtraState(Protocol):
@@ -109,9 +100,9 @@ class Trainer(Generic[ModelT]):
 
     Args:
         model: Moved to the device of `options`.
-        compute_step: `(model, tokens int64 [Bm, L] on the device, seed) -> StepResult` for one micro-batch of Bm texts.
-            The seed depends only on (`options.seed`, step, micro-batch).
-        train_data: int64 [n, L], or an object with such `tokens`.
+        compute_step: `(model, batch on the device, seed) -> StepResult` for one micro-batch. The seed depends only on
+            (`options.seed`, step); `batch.first` tells the micro-batches of a step apart.
+        train_data: Texts int64 [n, L], which are then shuffled and cut into batches, or batches.
         options: The training options.
         output_dir: `metrics.jsonl`, `checkpoints/` and `config.yaml` go here.
         evaluate: `(model) -> metrics` on held-out text; called in evaluation mode and without gradients, every
@@ -133,8 +124,8 @@ class Trainer(Generic[ModelT]):
     def __init__(
         self,
         model: ModelT,
-        compute_step: Callable[[ModelT, Tensor, int], StepResult],
-        train_data: Tensor | Texts,
+        compute_step: Callable[[ModelT, Batch, int], StepResult],
+        train_data: Tensor | Batches,
         options: TrainingOptions,
         output_dir: Path | str,
         *,
@@ -153,12 +144,9 @@ class Trainer(Generic[ModelT]):
         self.output_dir = Path(output_dir)
         self.checkpoints = self.output_dir / "checkpoints"
         self.optimizer = build_optimizer(model, options)
-        self._tokens = train_data if isinstance(train_data, Tensor) else train_data.tokens
-        if self._tokens.ndim != 2 or self._tokens.dtype != torch.int64 or not self._tokens.numel():
-            raise DataError(
-                f"train_data: got {self._tokens.dtype} {list(self._tokens.shape)}, needs int64 [n, L] and one text"
-            )
-        self._order = BatchOrder(len(self._tokens), options.batch_size, options.seed)
+        if isinstance(train_data, Tensor):
+            train_data = IndexedBatches(train_data, options.batch_size, options.seed)
+        self._batches: Batches = train_data
         self._compute_step = compute_step
         self._evaluate = evaluate
         self._evaluate_at_start = evaluate_at_start
@@ -236,16 +224,17 @@ class Trainer(Generic[ModelT]):
     def _step(self, step: int) -> tuple[dict[str, float], int]:
         """One optimizer step; returns the step's metrics and how many text tokens it read."""
         options = self.options
-        texts = self._order.indices(step - 1)
+        batch = self._batches.batch(step)
+        texts = list(batch.names)
         size = options.micro_batch_size or len(texts)
         means = _WeightedMeans()
         tokens = 0
         for micro_index, first in enumerate(range(0, len(texts), size)):
-            micro_texts = texts[first : first + size]
-            batch = self._tokens[micro_texts].to(self.device)
-            tokens += batch.numel()
+            part = batch.part(first, size).to(self.device)
+            micro_texts = list(part.names)
+            tokens += part.tokens.numel()
             torch.manual_seed(module_seed(options.seed, step, micro_index))
-            result = self._compute_step(self.model, batch, thought_seed(options.seed, step, micro_index))
+            result = self._compute_step(self.model, part, thought_seed(options.seed, step))
             weight = float(len(micro_texts)) if result.weight is None else result.weight
             (result.loss * (weight / len(texts))).backward()
             self.optimizer.collect_gradients()
@@ -297,7 +286,7 @@ class Trainer(Generic[ModelT]):
         state = {
             "options": asdict(self.options),
             "run_options": self._run_options,
-            "data": self._data_fingerprint(),
+            "data": self._batches.fingerprint(),
             "record": self._record.state_dict(),
             "extra": None if self._extra_state is None else self._extra_state.state_dict(),
         }
@@ -335,8 +324,8 @@ class Trainer(Generic[ModelT]):
             changed.append("one says what its model and objective are and the other does not")
         else:
             changed += changed_options(theirs or {}, self._run_options or {})
-        if state["data"] != self._data_fingerprint():
-            was, now = state["data"]["shape"], list(self._tokens.shape)
+        if state["data"] != self._batches.fingerprint():
+            was, now = state["data"].get("shape"), self._batches.fingerprint().get("shape")
             changed.append(f"the training data was {was} tokens and is " + (f"{now}" if was != now else "other text"))
         if (self._extra_state is None) != (state["extra"] is None):
             changed.append("one has extra state and the other has not")
@@ -344,12 +333,6 @@ class Trainer(Generic[ModelT]):
             raise CheckpointError(
                 f"{path}: belongs to another run: {'; '.join(changed)}. Set it back, or choose another output_dir"
             )
-
-    def _data_fingerprint(self) -> dict[str, Any]:
-        if not hasattr(self, "_fingerprint"):
-            digest = hashlib.sha256(self._tokens.contiguous().cpu().numpy().data).hexdigest()
-            self._fingerprint = {"shape": list(self._tokens.shape), "sha256": digest}
-        return self._fingerprint
 
 
 def _fixed(options: Mapping[str, Any]) -> dict[str, Any]:

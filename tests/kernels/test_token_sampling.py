@@ -164,7 +164,7 @@ def test_opcheck_and_one_compiled_graph(backend: str) -> None:
     uniform = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for numbers in (None, uniform):
         torch.library.opcheck(op.sample, (hidden, head, numbers, 0.7, 2.0, 1.1, [0, 1], backend))
-    torch.library.opcheck(op.draw_uniform, (hidden, 5))
+    torch.library.opcheck(op.draw_uniform, (hidden, 5, 7))
 
     def draw(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         return sample_tokens(hidden, head, seed=3, temperature=0.7, banned=(1,), backend=backend)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from quietstar.config import TrainingOptions
+from quietstar.data.batches import Batch
 from quietstar.training import StepResult, Trainer
 
 VOCABULARY = 64
@@ -50,8 +51,9 @@ class ToyThinker(nn.Module):
         return self.mixing_head(self.norm(self.base(hidden)) + thought)
 
 
-def language_modeling_step(model: LlamaForCausalLM, tokens: Tensor, seed: int) -> StepResult:
+def language_modeling_step(model: LlamaForCausalLM, batch: Batch, seed: int) -> StepResult:
     """The plain next-token loss."""
+    tokens = batch.tokens
     logits = model(input_ids=tokens).logits[:, :-1].double()
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     accuracy = (logits.argmax(-1) == tokens[:, 1:]).double().mean()

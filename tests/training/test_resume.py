@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from quietstar.data.batches import Batch
 from quietstar.errors import CheckpointError
 from quietstar.training import StepResult, read_metrics
 from quietstar.training.checkpoint import list_checkpoints
@@ -25,19 +26,19 @@ class Stopped(Exception):
 def _stopping(at_call: int) -> Any:
     calls = 0
 
-    def step(model: Any, tokens: Tensor, seed: int) -> StepResult:
+    def step(model: Any, batch: Batch, seed: int) -> StepResult:
         nonlocal calls
         calls += 1
         if calls == at_call:
             raise Stopped
-        return language_modeling_step(model, tokens, seed)
+        return language_modeling_step(model, batch, seed)
 
     return step
 
 
 def _evaluate(model: Any) -> dict[str, float | Tensor]:
     torch.rand(3)  # an evaluation may use the global generator without changing what is trained
-    return {"loss": language_modeling_step(model, texts(4, 9), 0).loss}
+    return {"loss": language_modeling_step(model, Batch(texts(4, 9), None, ()), 0).loss}
 
 
 def _lines(directory: Path) -> list[dict[str, Any]]:
@@ -179,8 +180,8 @@ class RunningMean:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.value = state["value"]
 
-    def compute_step(self, model: Any, tokens: Tensor, seed: int) -> StepResult:
-        loss = language_modeling_step(model, tokens, seed).loss
+    def compute_step(self, model: Any, batch: Batch, seed: int) -> StepResult:
+        loss = language_modeling_step(model, batch, seed).loss
         result = StepResult(loss * (1 + self.value), {"baseline": self.value})
         self.value = 0.9 * self.value + 0.1 * float(loss.detach())
         return result

@@ -24,6 +24,7 @@ def sample_tokens(
     lm_head: Tensor,
     *,
     seed: int,
+    rows: tuple[int, int] | None = None,
     temperature: float = 1.0,
     greedy: bool = False,
     softcap: float | None = None,
@@ -47,6 +48,8 @@ def sample_tokens(
         hidden: [N, E] final hidden states, any floating dtype.
         lm_head: [V, E] output embedding, any floating dtype; where it is not hidden's, both are multiplied in float32.
         seed: any integer, taken modulo 2^63. CPU and CUDA draw different numbers from one seed.
+        rows: (first, total): these are the rows first .. first + N - 1 of total rows, and get the numbers that they would
+            get there; None: (0, N).
         temperature: divides the logits, above 0.
         greedy: take the most probable token instead; the seed is then unused.
         softcap: cap of the logits, above 0; None: no cap.
@@ -71,7 +74,10 @@ def sample_tokens(
     if sizes["V"] == 0:
         raise ValueError("lm_head: got shape with V=0, wanted at least one token")
     options = make_options(temperature, softcap, logit_scale, banned, sizes["V"])
-    uniform = None if greedy else draw_uniform(hidden, seed % 2**63)
+    first, total = (0, sizes["N"]) if rows is None else rows
+    if first < 0 or total < first + sizes["N"]:
+        raise ValueError(f"rows: got {rows}, wanted (first, total) with 0 <= first and first + N={sizes['N']} <= total")
+    uniform = None if greedy else draw_uniform(hidden, seed % 2**63, total)[first : first + sizes["N"]]
     if is_reference(backend):
         with torch.autocast(hidden.device.type, enabled=False):  # autocast would round the logits
             return sample_tokens_reference(hidden, lm_head, uniform, options)

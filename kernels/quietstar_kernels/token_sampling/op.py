@@ -66,15 +66,15 @@ def sample_launch(
 
 
 @torch.library.custom_op("quietstar::draw_uniform", mutates_args=())
-def draw_uniform(hidden: Tensor, seed: int) -> Tensor:
-    """float64 numbers in [0, 1), one for each row of hidden [N, E], on its device: the only randomness."""
+def draw_uniform(hidden: Tensor, seed: int, count: int) -> Tensor:
+    """float64 numbers in [0, 1), `count` of them, on the device of hidden: the only randomness."""
     generator = torch.Generator(device=hidden.device).manual_seed(seed)
-    return torch.rand(hidden.shape[0], generator=generator, dtype=torch.float64, device=hidden.device)
+    return torch.rand(count, generator=generator, dtype=torch.float64, device=hidden.device)
 
 
 @draw_uniform.register_fake
-def _(hidden: Tensor, seed: int) -> Tensor:
-    return hidden.new_empty(hidden.shape[0], dtype=torch.float64)
+def _(hidden: Tensor, seed: int, count: int) -> Tensor:
+    return hidden.new_empty(count, dtype=torch.float64)
 
 
 def compute_tokens(

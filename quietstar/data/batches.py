@@ -1,0 +1,109 @@
+"""Batches of texts in a fixed order: what a trainer reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from quietstar.data.order import BatchOrder
+from quietstar.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The texts of one optimizer step, or some of them.
+
+    Args:
+        tokens: int64 [B, L].
+        attention_mask: int64 [B, L], 0 where there is padding, else 1, 2, ...: the token's document within its text,
+            which sees no other document. None: one document a text and no padding.
+        names: What each text is called in messages.
+        first: Place of the first text among those of the step.
+        step_size: Number of texts in the step.
+    """
+
+    tokens: Tensor
+    attention_mask: Tensor | None
+    names: Sequence[str]
+    first: int = 0
+    step_size: int = 0
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def part(self, first: int, size: int) -> Batch:
+        """`size` of a whole step's texts, from `first` on."""
+        chosen = slice(first, first + size)
+        mask = None if self.attention_mask is None else self.attention_mask[chosen]
+        return Batch(self.tokens[chosen], mask, self.names[chosen], first, len(self))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return replace(self, tokens=self.tokens.to(device), attention_mask=mask)
+
+
+class Batches(Protocol):
+    """Where the texts of each optimizer step come from, in an order that is the same in every run."""
+
+    def batch(self, step: int) -> Batch:
+        """The texts of optimizer step `step`, counted from 1. Steps are asked for one after another."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain JSON values that differ where the texts, or their order, differ."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values: where the step after the last one asked for continues."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state_dict` was taken."""
+
+
+class IndexedBatches:
+    """Texts in memory, in the order of `BatchOrder`: the position is the step, and there is no other state.
+
+    Args:
+        tokens: int64 [n, L].
+        batch_size: Texts per optimizer step.
+        seed: Of the order.
+        attention_mask: As in `Batch`, [n, L].
+
+    Raises:
+        DataError: `tokens` is not int64 [n, L] with at least one text.
+    """
+
+    def __init__(self, tokens: Tensor, batch_size: int, seed: int, attention_mask: Tensor | None = None) -> None:
+        if tokens.ndim != 2 or tokens.dtype != torch.int64 or not tokens.numel():
+            raise DataError(f"train_data: got {tokens.dtype} {list(tokens.shape)}, needs int64 [n, L] and one text")
+        self._tokens = tokens
+        self._mask = attention_mask
+        self._order = BatchOrder(len(tokens), batch_size, seed)
+        self._fingerprint: dict[str, Any] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """The texts of optimizer step `step`, counted from 1."""
+        texts = self._order.indices(step - 1)
+        mask = None if self._mask is None else self._mask[texts]
+        names = [f"text {text} of the training data" for text in texts]
+        return Batch(self._tokens[texts], mask, names, 0, len(texts))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shape and hash of all texts."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(self._tokens.contiguous().cpu().numpy().data)
+            if self._mask is not None:
+                digest.update(self._mask.contiguous().cpu().numpy().data)
+            self._fingerprint = {"shape": list(self._tokens.shape), "sha256": digest.hexdigest()}
+        return self._fingerprint
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step says it all."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take back."""
