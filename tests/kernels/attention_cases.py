@@ -71,7 +71,7 @@ def random_case(
     L: int = 7,
     dtype: torch.dtype = torch.float64,
     anchor: str = "shared",
-    padded: bool = False,
+    start: str | None = None,
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
@@ -83,6 +83,8 @@ def random_case(
     Args:
         anchor: "shared" (random, so also repeated and not everywhere), "own" (differs from text to text), "one" (all
             streams at one position), "all" (P // L streams at every position).
+        start: of the text in sight: None, "text" (one for each text) or "stream" (one for each stream); both also
+            behind anchors.
         layout: "contiguous"; "heads first", as projections of [B, H, rows, D] are; "buffers", slices of larger tensors,
             with NaN around them, as those of a preallocated cache or of a fused projection are.
     """
@@ -106,8 +108,12 @@ def random_case(
         positions = torch.randint(0, L, (1,), generator=generator).expand(P)
     else:
         positions = torch.randint(0, L, (B, P) if anchor == "own" else (P,), generator=generator).sort(-1).values
-    start = torch.randint(0, L + 2, (B,), generator=generator).int() if padded else None
-    return Case(tensors, positions.int(), start, window, softcap, scale)
+    text_start = None
+    if start is not None:
+        shape = (B, P) if start == "stream" else (B,)
+        text_start = torch.randint(0, L + 2, shape, generator=generator).int()
+        text_start = text_start.sort(-1).values if start == "stream" else text_start
+    return Case(tensors, positions.int(), text_start, window, softcap, scale)
 
 
 def lay_out(values: Tensor, layout: str) -> Tensor:
@@ -185,7 +191,8 @@ def plain_attention(case: Case) -> Tensor:
     if case.window is not None:
         text = text & (anchor - key < case.window)
     if case.text_start is not None:
-        text = text & (key >= case.text_start.to(device).view(B, 1, 1, 1))
+        start = case.text_start.to(device).view(B, -1).expand(B, P).repeat_interleave(S, 1)
+        text = text & (key >= start[:, None, :, None])
     scores = queries @ keys.mT * (D**-0.5 if case.scale is None else case.scale)
     if case.softcap is not None:
         scores = case.softcap * torch.tanh(scores / case.softcap)

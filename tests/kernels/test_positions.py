@@ -89,7 +89,7 @@ def test_in_inference_mode(made: list[Any]) -> None:
 
 
 def test_all_layers_of_a_step_share_one_copy_and_one_check(made: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    case = random_case(padded=True)
+    case = random_case(start="text")
     checks: list[torch.Tensor] = []
     aminmax = torch.Tensor.aminmax
     monkeypatch.setattr(torch.Tensor, "aminmax", lambda x: (checks.append(x), aminmax(x))[1])

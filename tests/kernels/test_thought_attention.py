@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -61,8 +62,8 @@ def nested_loops(case: Case) -> Tensor:
     anchors = case.anchor.expand(B, P).tolist()
     out = torch.zeros(B, P, S, H, D, dtype=torch.float64)
     for b in range(B):
-        start = 0 if case.text_start is None else int(case.text_start[b])
         for p in range(P):
+            start = 0 if case.text_start is None else int(case.text_start.view(B, -1).expand(B, P)[b, p])
             position = anchors[b][p]
             oldest = 0 if case.window is None else position - case.window + 1
             for s in range(S):
@@ -86,12 +87,13 @@ def nested_loops(case: Case) -> Tensor:
     "options",
     [
         {},
-        {"anchor": "own", "padded": True},
-        {"window": 2, "padded": True, "S": 2, "T": 5},
+        {"anchor": "own", "start": "text"},
+        {"window": 2, "start": "text", "S": 2, "T": 5},
         {"softcap": 0.5, "window": 3},
+        {"P": 9, "start": "stream", "window": 4},
         {"anchor": "all", "P": 14, "S": 1, "T": 4, "G": 3, "Hkv": 1},
     ],
-    ids=["plain", "padded", "window", "softcap", "sampling"],
+    ids=["plain", "padded", "window", "softcap", "starts of streams", "sampling"],
 )
 def test_agrees_with_nested_loops(backend: str, options: dict[str, Any]) -> None:
     case = random_case(3, **options)
@@ -110,14 +112,15 @@ def test_agrees_with_nested_loops(backend: str, options: dict[str, Any]) -> None
     D=st.sampled_from([1, 2, 5, 8]),
     L=st.integers(1, 13),
     anchor=st.sampled_from(["shared", "own"]),
-    padded=st.booleans(),
+    start=st.sampled_from([None, "text", "stream"]),
     window=st.one_of(st.none(), st.integers(1, 14)),
     softcap=st.sampled_from([None, 0.7, 20.0]),
     scale=st.sampled_from([None, 0.3]),
     workspace=st.sampled_from([1, 60, 300, CPU_WORKSPACE]),
 )
-@example(0, 2, 5, 2, 0, 2, 2, 4, 1, "shared", False, None, None, None, 1)
-@example(1, 3, 8, 3, 0, 1, 3, 5, 11, "own", True, 1, 5.0, None, 100)
+@example(0, 2, 5, 2, 0, 2, 2, 4, 1, "shared", None, None, None, None, 1)
+@example(1, 3, 8, 3, 0, 1, 3, 5, 11, "own", "text", 1, 5.0, None, 100)
+@example(2, 3, 9, 2, 1, 1, 2, 4, 12, "shared", "stream", None, None, None, 300)
 def test_torch_backend_equals_reference(
     seed: int,
     B: int,
@@ -129,7 +132,7 @@ def test_torch_backend_equals_reference(
     D: int,
     L: int,
     anchor: str,
-    padded: bool,
+    start: str | None,
     window: int | None,
     softcap: float | None,
     scale: float | None,
@@ -147,7 +150,7 @@ def test_torch_backend_equals_reference(
         D=D,
         L=L,
         anchor=anchor,
-        padded=padded,
+        start=start,
         window=window,
         softcap=softcap,
         scale=scale,
@@ -159,7 +162,8 @@ def test_torch_backend_equals_reference(
 @pytest.mark.parametrize("anchor", ["shared", "own"])
 def test_gradcheck(backend: str, anchor: str) -> None:
     WORKSPACE_SCORES["cpu"] = 100
-    case = random_case(5, B=2, P=2, S=2, T=3, Hkv=1, G=2, D=2, L=4, anchor=anchor, padded=anchor == "own", window=3)
+    start = "stream" if anchor == "own" else None
+    case = random_case(5, B=2, P=2, S=2, T=3, Hkv=1, G=2, D=2, L=4, anchor=anchor, start=start, window=3)
     assert torch.autograd.gradcheck(lambda *tensors: case.run(backend, list(tensors)), case.tensors)
 
 
@@ -202,6 +206,25 @@ def test_stream_in_the_padding_attends_to_itself_only(backend: str) -> None:
     own_value = case.tensors[4].repeat_interleave(2, dim=3)  # [B, P, T, H, D]
     torch.testing.assert_close(out[:, :, 0], own_value[:, :, 0])
     assert all(torch.isfinite(x).all() for x in results(case, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_documents_of_one_text_are_as_texts_of_their_own(backend: str) -> None:
+    """Streams that see their document alone: the results and gradients of each document's part of the tensors."""
+    WORKSPACE_SCORES["cpu"] = 200  # tiles within a document and across borders
+    borders = [0, 1, 8, 19]
+    case = random_case(12, B=1, P=19, S=2, T=3, L=19, anchor="all", window=6, softcap=2.0)
+    starts = torch.tensor([max(border for border in borders[:-1] if border <= anchor) for anchor in range(19)])
+    case.text_start = starts[None]
+    with use_blocks(splits=2):
+        packed = results(case, backend)
+    gradient = upstream(*case.run("reference"))
+    for first, end in pairwise(borders):
+        alone = Case([x[:, first:end].detach().requires_grad_() for x in case.tensors], torch.arange(end - first))
+        alone.window, alone.softcap = case.window, case.softcap
+        outputs = alone.run(backend)
+        grads = torch.autograd.grad(outputs, alone.tensors, [x[:, first:end] for x in gradient])
+        assert_close([x[:, first:end] for x in packed], [*outputs, *grads], 1e-11)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # NumPy's, of weights that the mask takes out
@@ -347,6 +370,17 @@ def bad(case: Case, **changes: Any) -> dict[str, Any]:
         ({"anchor": torch.zeros(3, 6, dtype=torch.int32)}, ValueError, r"anchor: .* wanted \[B=2, P=6\]"),
         ({"anchor": torch.zeros(6)}, TypeError, r"anchor: got dtype torch.float32, wanted int32 or int64"),
         ({"text_start": torch.zeros(3, dtype=torch.int32)}, ValueError, r"text_start: got shape \[3\], wanted \[B=2\]"),
+        (
+            {"text_start": torch.zeros(2, 5, dtype=torch.int32)},
+            ValueError,
+            r"text_start: got shape \[2, 5\], wanted \[B=2, P=6\]",
+        ),
+        ({"text_start": torch.zeros(2, 6, 1, dtype=torch.int32)}, ValueError, r"text_start: .* wanted \[B=2, P=6\]"),
+        (
+            {"text_start": torch.tensor([[0, 0, 2, 2, 4, 4], [0, 1, 1, 1, 0, 0]])},
+            ValueError,
+            r"text_start: got a decreasing sequence, wanted positions in non-decreasing order along P",
+        ),
         ({"text_start": torch.zeros(2)}, TypeError, r"text_start: got dtype torch.float32"),
         ({"q": torch.zeros(2, 6, 0, 4, 4)}, ValueError, r"q: got S=0 in shape \[2, 6, 0, 4, 4\], wanted at least 1"),
         ({"q": torch.zeros(2, 6, 3, 0, 4)}, ValueError, r"q: got H=0"),

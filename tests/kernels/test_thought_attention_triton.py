@@ -66,7 +66,7 @@ BLOCK = st.sampled_from([16, 32])
     D=st.one_of(st.integers(1, 40), st.just(80)),
     L=st.integers(1, 36),
     anchor=st.sampled_from(["shared", "own", "one"]),
-    padded=st.booleans(),
+    start=st.sampled_from([None, "text", "stream"]),
     window=st.one_of(st.none(), st.integers(1, 41)),
     softcap=st.sampled_from([None, 0.7, 20.0]),
     scale=st.sampled_from([None, 0.3]),
@@ -75,15 +75,15 @@ BLOCK = st.sampled_from([16, 32])
     splits=st.sampled_from([1, 2, 3]),
 )
 # a stream of 42 rows, more than a block
-@example(0, 1, 3, 6, 1, (1, 7), 5, 9, "own", True, 4, None, None, "buffers", {}, 2)
+@example(0, 1, 3, 6, 1, (1, 7), 5, 9, "own", "stream", 4, None, None, "buffers", {}, 2)
 # the same number of anchors as keys, every border of a tile at a border of a window
-@example(1, 1, 8, 4, 0, (1, 4), 33, 40, "shared", True, 16, None, None, "heads first", {"BLOCK_M": 32}, 3)
+@example(1, 1, 8, 4, 0, (1, 4), 33, 40, "shared", "text", 16, None, None, "heads first", {"BLOCK_M": 32}, 3)
 # a sampling step, its streams' 20 keys more than a block
-@example(2, 2, 8, 1, 19, (2, 3), 8, 17, "own", True, 5, 2.0, None, "buffers", {}, 1)
-@example(3, 2, 7, 1, 0, (1, 1), 80, 33, "shared", False, None, None, None, "contiguous", {"BLOCK_N": 32}, 1)
+@example(2, 2, 8, 1, 19, (2, 3), 8, 17, "own", "stream", 5, 2.0, None, "buffers", {}, 1)
+@example(3, 2, 7, 1, 0, (1, 1), 80, 33, "shared", None, None, None, None, "contiguous", {"BLOCK_N": 32}, 1)
 # windows that mean no window
-@example(4, 1, 4, 2, 0, (1, 2), 4, 20, "shared", False, 2**31 - 1, None, None, "contiguous", {}, 2)
-@example(5, 1, 2, 2, 0, (1, 1), 4, 5, "shared", False, 2**40, None, None, "contiguous", {}, 1)
+@example(4, 1, 4, 2, 0, (1, 2), 4, 20, "shared", None, 2**31 - 1, None, None, "contiguous", {}, 2)
+@example(5, 1, 2, 2, 0, (1, 1), 4, 5, "shared", None, 2**40, None, None, "contiguous", {}, 1)
 def test_equals_reference(
     seed: int,
     B: int,
@@ -94,7 +94,7 @@ def test_equals_reference(
     D: int,
     L: int,
     anchor: str,
-    padded: bool,
+    start: str | None,
     window: int | None,
     softcap: float | None,
     scale: float | None,
@@ -114,7 +114,7 @@ def test_equals_reference(
         D=D,
         L=L,
         anchor=anchor,
-        padded=padded,
+        start=start,
         window=window,
         softcap=softcap,
         scale=scale,
@@ -159,7 +159,7 @@ def test_padded_head_size() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"P": 7, "S": 3, "T": 5, "G": 3, "D": 5, "L": 19, "anchor": "own", "padded": True, "window": 9},
+        {"P": 7, "S": 3, "T": 5, "G": 3, "D": 5, "L": 19, "anchor": "own", "start": "stream", "window": 9},
         {"P": 18, "S": 1, "T": 3, "G": 2, "D": 33, "L": 17, "softcap": 3.0},
         {"P": 1, "S": 9, "G": 4, "D": 8, "L": 1, "Hkv": 1},
     ],
@@ -217,7 +217,7 @@ def between_guards(values: Tensor, guard: float) -> Tensor:
 def test_sampling_steps_read_a_growing_slice_of_a_cache() -> None:
     """S steps of one token each over a preallocated cache are the training pass; what is not yet written is NaN."""
     S, Hkv, G, D = 5, 2, 2, 8
-    case = random_case(8, B=2, P=5, S=S, Hkv=Hkv, G=G, D=D, L=18, padded=True, window=7)
+    case = random_case(8, B=2, P=5, S=S, Hkv=Hkv, G=G, D=D, L=18, start="stream", window=7)
     q, k_text, v_text, k_thought, v_thought = (x.detach() for x in case.tensors)
     keys, values = (torch.full((2, 5, S + 3, Hkv, D), math.nan, dtype=q.dtype) for _ in range(2))
     wanted = case.run("reference")[0].detach()
@@ -265,7 +265,7 @@ def test_gradient_of_one_result_alone() -> None:
 
 @pytest.mark.parametrize("step", [False, True])
 def test_operators_are_what_they_declare(step: bool) -> None:
-    options = {"S": 1, "T": 3} if step else {"S": 2, "padded": True, "window": 4, "softcap": 5.0}
+    options = {"S": 1, "T": 3} if step else {"S": 2, "start": "stream", "window": 4, "softcap": 5.0}
     case = random_case(1, B=1, P=3, Hkv=1, G=2, D=4, L=5, dtype=torch.float32, **options)
     positions = (case.anchor, case.text_start)
     settings = (case.window, 0.5, case.softcap)
@@ -287,7 +287,7 @@ def test_compiles_into_one_graph_whatever_the_sizes() -> None:
         return thought_attention(*doubled, anchor, text_start=text_start, window=6, backend="triton", return_lse=True)
 
     for seed, (P, S, L) in enumerate([(3, 2, 7), (5, 3, 9), (4, 4, 12)]):
-        case = random_case(seed, B=2, P=P, S=S, Hkv=1, L=L, padded=True, window=6)
+        case = random_case(seed, B=2, P=P, S=S, Hkv=1, L=L, start="text", window=6)
         outputs = compiled(*case.tensors, anchor=case.anchor, text_start=case.text_start)
         got = [*outputs, *torch.autograd.grad(outputs, case.tensors, upstream(*outputs))]
         doubled = [x.detach() * 2 for x in case.tensors]

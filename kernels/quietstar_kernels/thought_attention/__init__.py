@@ -27,6 +27,9 @@ from quietstar_kernels.thought_attention.torch_backend import thought_attention_
 
 __all__ = ["thought_attention"]
 
+_ORDER = "order"
+"""What `_check_order` has found to hold."""
+
 
 @overload
 def thought_attention(
@@ -81,14 +84,15 @@ def thought_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attend from every stream to the text before its anchor and to itself, in one softmax.
 
-    Query (p, s) sees text key j where text_start <= j <= anchor[p] and anchor[p] - j < window, and its own stream's
+    Query (p, s) sees text key j where text_start[p] <= j <= anchor[p] and anchor[p] - j < window, and its own stream's
     keys t <= s + (T - S). S == T is the training pass; S == 1 is one sampling step over a stream of T tokens. Several
     thoughts at one position repeat its anchor: the text keys are stored once. Scores, softmax and sums are float32
     (float64 where an input is float64).
 
-    The values of an anchor tensor are checked, and copied between host and device, at its first use and whenever it has
-    been written to: the host waits for the device once for each tensor, not once for each layer. Under `torch.compile`
-    they are not checked, an anchor outside the text then counting as the nearest position in it.
+    The values of an anchor tensor, and of a text_start [B, P], are checked, and copied between host and device, at its
+    first use and whenever it has been written to: the host waits for the device once for each tensor, not once for each
+    layer. Under `torch.compile` they are not checked, an anchor outside the text then counting as the nearest position
+    in it.
 
     A CUDA graph of the "triton" backend reads anchor and text_start themselves where they are on the device: what is
     written to them counts, unchecked, in the next replay. Where they are on the host it reads copies, which a call
@@ -101,8 +105,9 @@ def thought_attention(
         k_thought: [B, P, T, Hkv, D] keys of the streams, T >= S.
         v_thought: [B, P, T, Hkv, D] values of the streams.
         anchor: int32 or int64, [P] or [B, P], non-decreasing along P, 0 <= anchor < L, on any device.
-        text_start: int32 or int64 [B], on any device, the first text position that is not left padding; None: no
-            padding. A stream whose anchor lies in the padding sees itself only.
+        text_start: int32 or int64, on any device, the first text position in sight: [B], that of a whole text, such as
+            the end of its left padding; or [B, P], non-decreasing along P, that of each stream, such as the start of
+            its document where a text holds several. None: 0. A stream whose anchor lies before it sees itself only.
         window: sliding window in text positions, measured from the anchor; None: the whole text.
         scale: factor of the scores; None: D ** -0.5.
         softcap: scores become softcap * tanh(scores / softcap), above 0; None: no cap.
@@ -120,7 +125,8 @@ def thought_attention(
 
     Raises:
         TypeError: a tensor of the wrong kind of dtype.
-        ValueError: a shape, device, stride, anchor, window or backend that does not fit; the message names it.
+        ValueError: a shape, device, stride, anchor, text_start, window or backend that does not fit; the message names
+            it.
     """
     tensors = {"q": q, "k_text": k_text, "v_text": v_text, "k_thought": k_thought, "v_thought": v_thought}
     for name, tensor in tensors.items():
@@ -143,7 +149,9 @@ def thought_attention(
         raise ValueError(f"window: got {window}, wanted at least 1, or None for the whole text")
     if text_start is not None:
         require_integer("text_start", text_start)
-        require_shape("text_start", text_start, ("B",), sizes)
+        require_shape("text_start", text_start, ("B",) if text_start.dim() == 1 else ("B", "P"), sizes)
+        if text_start.dim() == 2:
+            _check_order("text_start", text_start)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap: got {softcap}, wanted a number above 0, or None")
     _check_anchor(anchor, sizes)
@@ -245,6 +253,17 @@ def _check_anchor(anchor: Tensor, sizes: dict[str, int]) -> None:
     if low < 0 or high >= sizes["L"]:
         culprit = low if low < 0 else high
         raise ValueError(f"anchor: got {culprit}, wanted text positions 0 <= anchor < L={sizes['L']}")
-    if bool((positions.host[..., 1:] < positions.host[..., :-1]).any()):
-        raise ValueError("anchor: got a decreasing sequence, wanted anchors in non-decreasing order along P")
+    _check_order("anchor", anchor)
     positions.checked.add(sizes["L"])
+
+
+def _check_order(name: str, tensor: Tensor) -> None:
+    """Check that positions do not decrease along P, where values may be read."""
+    if _values_are_out_of_reach(tensor):
+        return
+    positions = positions_of(tensor)
+    if _ORDER in positions.checked:
+        return
+    if bool((positions.host[..., 1:] < positions.host[..., :-1]).any()):
+        raise ValueError(f"{name}: got a decreasing sequence, wanted positions in non-decreasing order along P")
+    positions.checked.add(_ORDER)

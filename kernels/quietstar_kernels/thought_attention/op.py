@@ -67,14 +67,14 @@ def forward_launch(
     """out and lse; S == 1 is the sampling step. For the arguments see `quietstar_kernels.thought_attention`.
 
     Args:
-        anchor: int32 [P] or [B, P]; text_start: int32 [B] or None; both on q's device.
+        anchor: int32 [P] or [B, P]; text_start: int32 [B], contiguous [B, P], or None; both on q's device.
         out: [B, P, S, H, D] in q's dtype; lse: [B, P, S, H]; both contiguous.
     """
     from quietstar_kernels.thought_attention import triton_kernels
 
     B, P, S, H, _ = q.shape
     Hkv = k_text.shape[2]
-    arguments, constants = _shared(q, k_text, v_text, k_thought, v_thought, anchor, window, scale, softcap)
+    arguments, constants = _shared(q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
     pointers = {
         **_pointers(q, k_text, v_text, k_thought, v_thought, anchor, text_start),
         "out_pointer": out,
@@ -131,7 +131,7 @@ def backward_streams_launch(
     B, P, S, H, _ = q.shape
     Hkv = k_text.shape[2]
     streams = streams_in_tile(P, S * (H // Hkv), configuration["BLOCK_M"])
-    arguments, constants = _shared(q, k_text, v_text, k_thought, v_thought, anchor, window, scale, softcap)
+    arguments, constants = _shared(q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
     pointers = {
         **_pointers(q, k_text, v_text, k_thought, v_thought, anchor, text_start),
         "out_pointer": out,
@@ -185,7 +185,7 @@ def backward_text_launch(
     from quietstar_kernels.thought_attention import triton_kernels
 
     B, L, Hkv, _ = k_text.shape
-    arguments, constants = _shared(q, k_text, v_text, None, None, anchor, window, scale, softcap)
+    arguments, constants = _shared(q, k_text, v_text, None, None, anchor, text_start, window, scale, softcap)
     splits = grad_k_parts.shape[0]
     pointers = {
         "q_pointer": q,
@@ -357,6 +357,7 @@ def _shared(
     k_thought: Tensor | None,
     v_thought: Tensor | None,
     anchor: Tensor,
+    text_start: Tensor | None,
     window: int | None,
     scale: float,
     softcap: float | None,
@@ -389,6 +390,7 @@ def _shared(
         "SCALE": float(scale),
         "SOFTCAP": softcap,
         "HAS_WINDOW": window is not None,
+        "STREAM_STARTS": text_start is not None and text_start.dim() == 2,
         "ACCUMULATE": tl.float64 if q.dtype == torch.float64 else tl.float32,
         "BLOCK_D": padded_head_size(D),
     }

@@ -15,7 +15,7 @@ def thought_attention_reference(
     k_thought_BPTKD: Tensor,
     v_thought_BPTKD: Tensor,
     anchor: Tensor,
-    text_start_B: Tensor | None,
+    text_start: Tensor | None,
     window: int | None,
     scale: float,
     softcap: float | None,
@@ -37,8 +37,9 @@ def thought_attention_reference(
     key = torch.arange(L, device=device)
     anchor_BP1 = anchor.to(device).expand(B, P).unsqueeze(-1)
     sees_text = key <= anchor_BP1  # [B, P, L]
-    if text_start_B is not None:
-        sees_text = sees_text & (key >= text_start_B.to(device).view(B, 1, 1))
+    if text_start is not None:
+        start = text_start.to(device).unsqueeze(-1)  # [B, P, 1], or [B, 1] where it is one for all streams of a text
+        sees_text = sees_text & (key >= (start if text_start.dim() == 2 else start.unsqueeze(-1)))
     if window is not None:
         sees_text = sees_text & (anchor_BP1 - key < window)
     query = torch.arange(S, device=device).unsqueeze(-1)

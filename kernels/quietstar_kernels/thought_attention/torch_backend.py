@@ -28,7 +28,8 @@ WORKSPACE_SCORES = {"cpu": 2**20, "cuda": 2**26}
 class Tile:
     """Consecutive streams of some texts and the text keys that any of them sees.
 
-    Keys first..last-1 are read; keys clear_first..clear_last-1 are visible to every row, the others need the mask.
+    Keys first..last-1 are read; keys clear_first..clear_last-1 are visible to every row, the others need the mask. No
+    stream sees less for its start than the keys from last_start on.
     """
 
     batch: slice
@@ -37,16 +38,17 @@ class Tile:
     clear_first: int
     clear_last: int
     last: int
+    last_start: int
 
 
 def plan_tiles(
-    anchors: list[list[int]], text_starts: list[int], window: int | None, scores_per_stream: int, workspace: int
+    anchors: list[list[int]], text_starts: list[list[int]], window: int | None, scores_per_stream: int, workspace: int
 ) -> Iterator[Tile]:
     """Cut P streams of B texts into tiles of at most `workspace` scores.
 
     Args:
         anchors: B rows of P anchors, or one row that holds for every text.
-        text_starts: B first visible text positions.
+        text_starts: the first visible text positions, B rows of P, or of one that holds for all streams of the text.
         window: sliding window or None.
         scores_per_stream: scores of one stream of one text against everything it may see.
         workspace: most scores in a tile; a tile has at least one stream.
@@ -61,13 +63,16 @@ def plan_tiles(
             end = min(begin + step, len(row))
             low, high = row[begin], row[end - 1]
             last = high + 1
-            first = max(min(starts), low + 1 - window if window is not None else 0)
+            # neither anchors nor starts decrease along the streams
+            first_start = min(start[min(begin, len(start) - 1)] for start in starts)
+            last_start = max(start[min(end, len(start)) - 1] for start in starts)
+            first = max(first_start, low + 1 - window if window is not None else 0)
             first = min(first, high)  # one masked key rather than none: the products need a key
-            clear_first = max(max(starts), last - window if window is not None else 0)
+            clear_first = max(last_start, last - window if window is not None else 0)
             clear_last = low + 1
             if clear_first > low:
                 clear_first = clear_last = last  # no key is visible to all rows
-            yield Tile(texts, slice(begin, end), first, clear_first, clear_last, last)
+            yield Tile(texts, slice(begin, end), first, clear_first, clear_last, last, last_start)
 
 
 def thought_attention_torch(
@@ -83,17 +88,20 @@ def thought_attention_torch(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """out [B, P, S, H, D] and lse [B, P, S, H]; see `quietstar_kernels.thought_attention`."""
-    B, _, S, H, _ = q.shape
+    B, P, S, H, _ = q.shape
     L, T = k_text.shape[1], k_thought.shape[2]
     keys = (L if window is None else min(L, window)) + T
-    starts = [0] * B if text_start is None else positions_of(text_start).host.clamp_min(0).tolist()
-    anchors = positions_of(anchor)
+    anchors, start = positions_of(anchor), None
+    starts = [[0]] * B
+    if text_start is not None:
+        positions = positions_of(text_start)
+        start = positions.on(q.device).view(B, P if text_start.dim() == 2 else 1)
+        starts = positions.host.clamp_min(0).view(start.shape).tolist()
     rows = [anchors.host.tolist()] if anchor.dim() == 1 else anchors.host.tolist()
     workspace = WORKSPACE_SCORES.get(q.device.type, WORKSPACE_SCORES["cuda"])
     mask = _Mask(
         anchors.on(q.device),
-        starts,
-        torch.tensor(starts, dtype=torch.int64).to(q.device, non_blocking=True),
+        start,
         window,
         list(plan_tiles(rows, starts, window, S * H * keys, workspace)),
     )
@@ -110,8 +118,7 @@ class _Mask:
     """The closed form of the mask: who sees what follows from a few integers."""
 
     anchor: Tensor  # [P] or [B, P]
-    starts: list[int]  # B
-    starts_B: Tensor
+    start: Tensor | None  # [B, 1] or [B, P]
     window: int | None
     tiles: list[Tile]
 
@@ -119,7 +126,7 @@ class _Mask:
         """Most scores against the text that a tile has."""
         S, H = q.shape[2:4]
         counts = (
-            (len(self.starts[t.batch]) * (t.streams.stop - t.streams.start) * (t.last - t.first)) for t in self.tiles
+            (t.batch.stop - t.batch.start) * (t.streams.stop - t.streams.start) * (t.last - t.first) for t in self.tiles
         )
         return S * H * max(counts, default=0)
 
@@ -136,8 +143,9 @@ class _Mask:
         anchor = self.anchor[..., tile.streams] if self.anchor.dim() == 1 else self.anchor[tile.batch, tile.streams]
         anchor = anchor.reshape(-1, 1, anchor.shape[-1], 1, 1)  # [b or 1, 1, n, 1, 1]
         hidden = key > anchor
-        if max(self.starts[tile.batch]) > first:
-            hidden = hidden | (key < self.starts_B[tile.batch].view(-1, 1, 1, 1, 1))
+        if self.start is not None and tile.last_start > first:
+            start = self.start[tile.batch, tile.streams] if self.start.shape[1] > 1 else self.start[tile.batch]
+            hidden = hidden | (key < start[:, None, :, None, None])
         if self.window is not None:
             hidden = hidden | (key <= anchor - self.window)
         return hidden

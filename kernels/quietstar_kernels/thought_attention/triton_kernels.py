@@ -62,10 +62,24 @@ def _text_start(text_start_pointer, batch):
 
 
 @triton.jit
-def _text_mask(key, anchor, window, HAS_WINDOW: tl.constexpr):
-    """Which keys each anchor sees but for the padding; broadcasts key against anchor."""
-    mask = key <= anchor
+def _first_visible(text_start_pointer, stream, anchor, window, HAS_WINDOW: tl.constexpr):
+    """First text key that streams with starts of their own see; like starts and anchors, it does not decrease."""
+    first = tl.maximum(tl.load(text_start_pointer + stream), 0)
     if HAS_WINDOW:
+        first = tl.maximum(first, anchor - window + 1)
+    return first
+
+
+@triton.jit
+def _text_mask(key, anchor, first, window, HAS_WINDOW: tl.constexpr, STREAM_STARTS: tl.constexpr):
+    """Which keys each anchor sees but for a start of the whole text; broadcasts key against anchor and first.
+
+    With STREAM_STARTS the window is already in `first`, and without them `first` is not read.
+    """
+    mask = key <= anchor
+    if STREAM_STARTS:
+        mask = mask & (key >= first)
+    elif HAS_WINDOW:
         mask = mask & (anchor - key < window)
     return mask
 
@@ -218,6 +232,7 @@ def forward_kernel(
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    STREAM_STARTS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SINGLE_TOKEN: tl.constexpr,
@@ -300,9 +315,16 @@ def forward_kernel(
     anchor = tl.load(anchor_pointer + stream)  # [rows]
     first_anchor = tl.load(anchor_pointer)
     last_anchor = tl.load(anchor_pointer + (last_stream - first_stream))
-    first_key = _text_start(text_start_pointer, batch)
-    if HAS_WINDOW:
-        first_key = tl.maximum(first_key, first_anchor - window + 1)
+    first_visible = anchor
+    if STREAM_STARTS:
+        text_start_pointer += batch * P + first_stream
+        first_visible = _first_visible(text_start_pointer, stream, anchor, window, HAS_WINDOW)  # [rows]
+        first_key = _first_visible(text_start_pointer, 0, first_anchor, window, HAS_WINDOW)
+        last_first = _first_visible(text_start_pointer, last_stream - first_stream, last_anchor, window, HAS_WINDOW)
+    else:
+        first_key = _text_start(text_start_pointer, batch)
+        if HAS_WINDOW:
+            first_key = tl.maximum(first_key, first_anchor - window + 1)
     key_end = tl.minimum(last_anchor + 1, L)
     k_text_pointer += batch * k_text_batch_stride + kv_head * k_text_head_stride
     v_text_pointer += batch * v_text_batch_stride + kv_head * v_text_head_stride
@@ -315,10 +337,14 @@ def forward_kernel(
         raw = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACCUMULATE)
         scores = _scores(dot(q, tl.trans(k), raw), SCALE, SOFTCAP)  # [rows, keys]
         masked = start + BLOCK_N - 1 > first_anchor
-        if HAS_WINDOW:
+        if STREAM_STARTS:
+            masked = masked | (start < last_first)
+        elif HAS_WINDOW:
             masked = masked | (last_anchor - start >= window)
         if masked:
-            visible = _text_mask(key[None, :], anchor[:, None], window, HAS_WINDOW)
+            visible = _text_mask(
+                key[None, :], anchor[:, None], first_visible[:, None], window, HAS_WINDOW, STREAM_STARTS
+            )
             scores = tl.where(visible, scores, float("-inf"))
         v = _load_rows(v_text_pointer + wide_start * v_text_stride, block * v_text_stride, exists, column, D)
         accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v)
@@ -394,6 +420,7 @@ def backward_streams_kernel(
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    STREAM_STARTS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -433,7 +460,10 @@ def backward_streams_kernel(
     lse_pointer += first_query
     grad_lse_pointer += first_query
     delta_pointer += first_query
-    text_start = _text_start(text_start_pointer, batch)
+    if STREAM_STARTS:
+        text_start_pointer += batch * P + tile_stream
+    else:
+        text_start = _text_start(text_start_pointer, batch)
 
     for first_row in range(0, streams * stream_rows, BLOCK_M):
         row_end = tl.minimum(first_row + BLOCK_M, streams * stream_rows)
@@ -466,9 +496,15 @@ def backward_streams_kernel(
         anchor = tl.load(anchor_pointer + stream)  # [rows]
         first_anchor = tl.load(anchor_pointer + first_stream)
         last_anchor = tl.load(anchor_pointer + last_stream)
-        first_key = text_start
-        if HAS_WINDOW:
-            first_key = tl.maximum(first_key, first_anchor - window + 1)
+        first_visible = anchor
+        if STREAM_STARTS:
+            first_visible = _first_visible(text_start_pointer, stream, anchor, window, HAS_WINDOW)  # [rows]
+            first_key = _first_visible(text_start_pointer, first_stream, first_anchor, window, HAS_WINDOW)
+            last_first = _first_visible(text_start_pointer, last_stream, last_anchor, window, HAS_WINDOW)
+        else:
+            first_key = text_start
+            if HAS_WINDOW:
+                first_key = tl.maximum(first_key, first_anchor - window + 1)
         key_end = tl.minimum(last_anchor + 1, L)
         for start in range(first_key, key_end, BLOCK_N):
             key = start + block
@@ -479,10 +515,14 @@ def backward_streams_kernel(
             v = _load_rows(v_block, block * v_text_stride, exists, column, D)
             _, gradient = _weight_and_gradient(q, grad_out, k, v, lse, delta, SCALE, SOFTCAP)
             masked = start + BLOCK_N - 1 > first_anchor
-            if HAS_WINDOW:
+            if STREAM_STARTS:
+                masked = masked | (start < last_first)
+            elif HAS_WINDOW:
                 masked = masked | (last_anchor - start >= window)
             if masked:
-                visible = _text_mask(key[None, :], anchor[:, None], window, HAS_WINDOW)
+                visible = _text_mask(
+                    key[None, :], anchor[:, None], first_visible[:, None], window, HAS_WINDOW, STREAM_STARTS
+                )
                 gradient = tl.where(visible, gradient, 0.0)
             grad_q = dot(cast(gradient, k.dtype), k, grad_q)
         _store_rows(grad_q_pointer, query * D, valid, column, grad_q * SCALE, D)
@@ -517,13 +557,13 @@ def backward_streams_kernel(
 
 
 @triton.jit
-def _streams_before(anchor_pointer, P, position):
-    """How many of the P sorted anchors lie before a position."""
+def _streams_before(sorted_pointer, P, position):
+    """How many of P sorted anchors or starts lie before a position."""
     low = position * 0
     high = low + P
     while low < high:
         middle = (low + high) // 2
-        before = tl.load(anchor_pointer + middle) < position
+        before = tl.load(sorted_pointer + middle) < position
         low = tl.where(before, middle + 1, low)
         high = tl.where(before, high, middle)
     return low
@@ -563,6 +603,7 @@ def backward_text_kernel(
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    STREAM_STARTS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -584,14 +625,19 @@ def backward_text_kernel(
     column = tl.arange(0, BLOCK_D)
     stream_rows = S * GROUP
 
-    text_start = _text_start(text_start_pointer, batch)
     anchor_pointer += batch * anchor_batch_stride
     begin_stream = _streams_before(anchor_pointer, P, first_key)
     end_stream = begin_stream * 0 + P
     if HAS_WINDOW:
         end_stream = _streams_before(anchor_pointer, P, first_key + BLOCK_N - 1 + window)
-    if first_key + BLOCK_N <= text_start:
-        end_stream = begin_stream
+    if STREAM_STARTS:
+        text_start_pointer += batch * P
+        end_stream = tl.minimum(end_stream, _streams_before(text_start_pointer, P, first_key + BLOCK_N))
+        end_stream = tl.maximum(end_stream, begin_stream)
+    else:
+        text_start = _text_start(text_start_pointer, batch)
+        if first_key + BLOCK_N <= text_start:
+            end_stream = begin_stream
     blocks = tl.cdiv((end_stream - begin_stream) * stream_rows, BLOCK_M)
     begin_row = begin_stream * stream_rows + split * blocks // splits * BLOCK_M
     end_row = begin_stream * stream_rows + (split + 1) * blocks // splits * BLOCK_M
@@ -619,12 +665,24 @@ def backward_text_kernel(
         weight, gradient = _weight_and_gradient(k, v, q, grad_out, lse, delta, SCALE, SOFTCAP)  # [keys, rows]
         last_stream = (tl.minimum(first_row + BLOCK_M, end_row) - 1) // stream_rows
         masked = tl.load(anchor_pointer + first_stream) < first_key + BLOCK_N - 1
-        masked = masked | (first_key < text_start)
-        if HAS_WINDOW:
-            masked = masked | (tl.load(anchor_pointer + last_stream) - first_key >= window)
+        if STREAM_STARTS:
+            last_anchor = tl.load(anchor_pointer + last_stream)
+            last_first = _first_visible(text_start_pointer, last_stream, last_anchor, window, HAS_WINDOW)
+            masked = masked | (first_key < last_first)
+        else:
+            masked = masked | (first_key < text_start)
+            if HAS_WINDOW:
+                masked = masked | (tl.load(anchor_pointer + last_stream) - first_key >= window)
         if masked:
             anchor = tl.load(anchor_pointer + first_stream + stream)
-            visible = _text_mask(key[:, None], anchor[None, :], window, HAS_WINDOW) & (key >= text_start)[:, None]
+            first_visible = anchor
+            if STREAM_STARTS:
+                first_visible = _first_visible(text_start_pointer, first_stream + stream, anchor, window, HAS_WINDOW)
+            visible = _text_mask(
+                key[:, None], anchor[None, :], first_visible[None, :], window, HAS_WINDOW, STREAM_STARTS
+            )
+            if not STREAM_STARTS:
+                visible = visible & (key >= text_start)[:, None]
             weight = tl.where(visible, weight, 0.0)
             gradient = tl.where(visible, gradient, 0.0)
         grad_v = dot(cast(weight, v.dtype), grad_out, grad_v)
