@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class QuietStarError(ValueError):
     """A problem with the input. The commands print it as one line, without a traceback, and exit with status 2."""
@@ -25,3 +27,21 @@ class UnsupportedBackboneError(QuietStarError):
 
 class NonFiniteError(QuietStarError, ArithmeticError):
     """A loss or gradient became NaN or infinite; training stopped before the optimizer used it."""
+
+
+class OutOfMemoryError(QuietStarError, MemoryError):
+    """The device has too little memory even for one text at a time."""
+
+
+class Interrupted(SystemExit):
+    """A signal has stopped training. Uncaught, it ends the process with status 128 + signal: 143 or 130.
+
+    Args:
+        received: The signal.
+        saved: Whether a checkpoint of the last finished step is on the disk.
+    """
+
+    def __init__(self, received: signal.Signals, saved: bool) -> None:
+        super().__init__(128 + received)
+        self.received = received
+        self.saved = saved

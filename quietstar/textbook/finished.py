@@ -11,7 +11,7 @@ from typing import Any
 from quietstar.config import TrainConfig, run_options
 from quietstar.errors import CheckpointError
 from quietstar.training.output_dir import changed_options, write_json
-from quietstar.training.trainer import MAY_CHANGE
+from quietstar.training.same_run import MAY_CHANGE
 
 OPTIONS = "options"
 

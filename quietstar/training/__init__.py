@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from quietstar.training.checkpoint import latest_checkpoint, load_weights, save_checkpoint, verify_checkpoint
+from quietstar.training.checkpoint import (
+    latest_checkpoint,
+    load_weights,
+    save_checkpoint,
+    take_snapshot,
+    verify_checkpoint,
+)
 from quietstar.training.metrics import MetricsWriter, read_metrics
 from quietstar.training.optimizer import MasterAdamW, ParameterGroup, build_optimizer, build_parameter_groups
 from quietstar.training.schedule import learning_rate
 from quietstar.training.seeds import thought_seed
-from quietstar.training.trainer import StepResult, Trainer, TrainingResult, resolve_device
+from quietstar.training.step import StepResult
+from quietstar.training.trainer import Trainer, TrainingResult, resolve_device
 
 __all__ = [
     "MasterAdamW",
@@ -24,6 +31,7 @@ __all__ = [
     "read_metrics",
     "resolve_device",
     "save_checkpoint",
+    "take_snapshot",
     "thought_seed",
     "verify_checkpoint",
 ]

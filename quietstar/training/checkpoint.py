@@ -15,6 +15,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,39 +45,87 @@ class SavesPretrained(Protocol):
         """Writes its files into a directory."""
 
 
-def save_checkpoint(
-    directory: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a checkpoint will hold.
+
+    Args:
+        step: Optimizer steps done.
+        model: Written by its `save_pretrained` if it is a transformers model, else as `model.safetensors`; with
+            `weights` in place of its own.
+        weights: By the model's names. Tied weights are one tensor.
+        optimizer: Flat tensors.
+        state: The text of `state.json`.
+        tokenizer: Written next to the model, so that the checkpoint can be used by itself.
+    """
+
+    step: int
+    model: nn.Module
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    state: str
+    tokenizer: SavesPretrained | None = None
+
+
+def take_snapshot(
     step: int,
     model: nn.Module,
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     tokenizer: SavesPretrained | None = None,
-) -> Path:
+    *,
+    copy: bool = True,
+) -> Snapshot:
+    """What a checkpoint of this moment holds.
+
+    Args:
+        step: Optimizer steps done.
+        model: See `Snapshot`.
+        optimizer: Flat tensors.
+        state: Plain JSON values; `format` and `step` are added.
+        tokenizer: See `Snapshot`.
+        copy: Copy all tensors to the CPU, so that training may go on while the snapshot is written.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def own(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.detach().to("cpu", copy=True) if copy else tensor.detach()
+        return copies[id(tensor)]
+
+    weights = {name: own(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1, allow_nan=False) + "\n"
+    return Snapshot(step, model, weights, {name: own(tensor) for name, tensor in optimizer.items()}, text, tokenizer)
+
+
+def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
     """Writes one checkpoint. If anything fails, no file of an earlier one has been touched.
 
     Args:
         directory: The `checkpoints` directory of a run; made where it does not exist.
-        step: Optimizer steps done. A checkpoint of the same step that is already there is replaced.
-        model: Written by `save_pretrained` if it is a transformers model, else as `model.safetensors`.
-        optimizer: Flat tensors.
-        state: Plain JSON values; `format` and `step` are added.
-        tokenizer: Written next to the model, so that the checkpoint can be used by itself.
+        snapshot: What to write. A checkpoint of the same step that is already there is replaced.
 
     Returns:
         The directory of the checkpoint.
+
+    Raises:
+        OSError: It cannot be written, because the disk is full for instance.
+        SafetensorError: The same, from the library that writes the tensors.
+        CheckpointError: `directory` is a link.
     """
+    refuse_link(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    final = directory / f"step-{step:08d}"
+    final = directory / f"step-{snapshot.step:08d}"
     temporary = directory / f"{final.name}.new-{os.getpid()}"
     replaced = directory / f"{final.name}.old-{os.getpid()}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        _save_model(model, temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(temporary))
-        save_file({name: tensor.detach().contiguous() for name, tensor in optimizer.items()}, temporary / OPTIMIZER)
-        _write_json(temporary / STATE, {"format": FORMAT, "step": step, **state})
+        _save_model(snapshot.model, snapshot.weights, temporary)
+        if snapshot.tokenizer is not None:
+            snapshot.tokenizer.save_pretrained(str(temporary))
+        save_file({name: tensor.contiguous() for name, tensor in snapshot.optimizer.items()}, temporary / OPTIMIZER)
+        (temporary / STATE).write_text(snapshot.state, encoding="utf-8")
         files = {name: _describe(temporary / name) for name in _listing(temporary)}
         _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
         for path in [*temporary.rglob("*"), temporary]:
@@ -92,46 +141,73 @@ def save_checkpoint(
     return final
 
 
+def refuse_link(directory: Path) -> None:
+    """A run's checkpoints lie in the run's own directory: a link could make it read, and delete, anything.
+
+    Raises:
+        CheckpointError: `directory` is a link.
+    """
+    if directory.is_symlink():
+        raise CheckpointError(f"{directory}: is a link; needs a directory of the run's own (or no such name yet)")
+
+
 def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
-    """(step, path) of everything named like a checkpoint, oldest first; nothing is read or verified."""
+    """(step, path) of everything named like a checkpoint, oldest first; nothing is read or verified. Links are not."""
     if not directory.is_dir():
         return []
-    found = [(match, path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
+    found = [
+        (match, path)
+        for path in directory.iterdir()
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
+    ]
     return sorted((int(match[1]), path) for match, path in found)
 
 
-def latest_checkpoint(directory: Path | str) -> Path | None:
+def latest_checkpoint(directory: Path | str, *, allow_partial: bool = False) -> Path | None:
     """The newest checkpoint that is whole. A damaged newer one is named in a warning and passed over.
 
     Args:
         directory: The `checkpoints` directory of a run.
+        allow_partial: Take one, too, that lacks everything but its weights; what it lacks is named in a warning.
 
     Returns:
         Its path, or None where no checkpoint was ever written.
 
     Raises:
-        CheckpointError: There are checkpoints and all are damaged; starting over silently would hide that.
+        CheckpointError: There are checkpoints and all are damaged; starting over silently would hide that. Or
+            `directory` is a link.
     """
+    directory = Path(directory)
+    refuse_link(directory)
     problems = []
-    for _, path in reversed(list_checkpoints(Path(directory))):
+    for _, path in reversed(list_checkpoints(directory)):
         try:
-            verify_checkpoint(path)
+            lacking = verify_checkpoint(path, allow_partial=allow_partial)
         except CheckpointError as error:
             problems.append(str(error))
             continue
         for problem in problems:
             warnings.warn(f"passing over a damaged checkpoint: {problem}; using {path}", stacklevel=2)
+        if lacking:
+            warnings.warn(f"{path}: without {' and '.join(lacking)}, which start afresh", stacklevel=2)
         return path
     if problems:
         raise CheckpointError(
-            f"{directory}: no checkpoint is whole ({'; '.join(problems)}). "
-            "Restore one from a backup, or choose another output_dir to start over"
+            f"{directory}: no checkpoint is whole ({'; '.join(problems)}). Restore one from a backup, or choose "
+            "another output_dir to start over; with --training.allow_partial true the weights alone are enough"
         )
     return None
 
 
-def verify_checkpoint(path: Path) -> None:
+def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
     """Reads every byte of a checkpoint and compares it with its manifest.
+
+    Args:
+        path: The checkpoint.
+        allow_partial: `optimizer.safetensors` and `state.json` may be missing.
+
+    Returns:
+        Which of these two are missing; empty without `allow_partial`.
 
     Raises:
         CheckpointError: naming the first file that is missing, additional, or not as it was written.
@@ -144,19 +220,22 @@ def verify_checkpoint(path: Path) -> None:
     if manifest.get("format") != FORMAT or not isinstance(expected, dict):
         raise CheckpointError(f"{manifest_path}: not a manifest of format {FORMAT}")
     found = _listing(path)
-    if missing := sorted(expected.keys() - found):
+    lacking = sorted({OPTIMIZER, STATE} - found) if allow_partial else []
+    if missing := sorted(expected.keys() - found - set(lacking)):
         raise CheckpointError(f"{path}: {missing[0]} is missing")
     if additional := sorted(found - expected.keys()):
         raise CheckpointError(f"{path}: {additional[0]} does not belong to it")
-    if required := sorted({STATE, OPTIMIZER} - found):
+    if required := sorted({STATE, OPTIMIZER} - found - set(lacking)):
         raise CheckpointError(f"{path}: {required[0]} is missing")
-    for name, description in sorted(expected.items()):
+    present = {name: description for name, description in sorted(expected.items()) if name in found}
+    for name, description in present.items():
         size = (path / name).stat().st_size
         if not isinstance(description, dict) or size != description.get("size"):
             raise CheckpointError(f"{path}: {name} has {size} bytes, not those that were written")
-    for name, description in sorted(expected.items()):
+    for name, description in present.items():
         if _describe(path / name) != description:
             raise CheckpointError(f"{path}: the content of {name} has changed since it was written")
+    return lacking
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -190,50 +269,55 @@ def load_weights(model: nn.Module, path: Path) -> None:
     )
 
 
-def load_optimizer_tensors(path: Path) -> dict[str, Tensor]:
-    """The optimizer's flat tensors of a verified checkpoint, on the CPU."""
+def load_optimizer_tensors(path: Path, *, allow_missing: bool = False) -> dict[str, Tensor] | None:
+    """The optimizer's flat tensors of a verified checkpoint, on the CPU; None where they may be missing and are."""
+    if allow_missing and not (path / OPTIMIZER).is_file():
+        return None
     return _load_tensors(path / OPTIMIZER)
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """The `state.json` of a verified checkpoint.
+def load_state(path: Path, *, allow_missing: bool = False) -> dict[str, Any]:
+    """The `state.json` of a verified checkpoint; only its step where it may be missing and is.
 
     Raises:
         CheckpointError: It is of another format.
     """
+    if allow_missing and not (path / STATE).is_file():
+        return {"step": int(path.name.removeprefix("step-"))}
     state = _read_json(path / STATE)
     if state.get("format") != FORMAT or not isinstance(state.get("step"), int):
         raise CheckpointError(f"{path / STATE}: format {state.get('format')}, this version reads format {FORMAT}")
     return state
 
 
-def remove_old_checkpoints(directory: Path, *, keep: int, newest_step: int) -> None:
-    """Keeps the newest `keep` checkpoints up to `newest_step`, and removes what crashed saves have left.
+def remove_old_checkpoints(directory: Path, *, keep: int, newest_step: int, best_step: int | None = None) -> None:
+    """Keeps the newest `keep` checkpoints up to `newest_step` and that of `best_step`; removes what crashed saves left.
 
     Checkpoints of later steps are not counted: they are damaged ones that were passed over, and counting them would
-    sooner or later remove the good one that training has just continued from.
+    sooner or later remove the good one that training has just continued from. Nothing else is touched, and no link is
+    followed.
     """
-    if not directory.is_dir():
+    if not directory.is_dir() or directory.is_symlink():
         return
-    current = [path for step, path in list_checkpoints(directory) if step <= newest_step]
+    current = [(step, path) for step, path in list_checkpoints(directory) if step <= newest_step]
+    old = [path for step, path in current[:-keep] if step != best_step]
     temporary = [path for path in directory.iterdir() if _TEMPORARY_NAME.fullmatch(path.name)]
-    for path in [*current[:-keep], *temporary]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in [*old, *temporary]:
+        shutil.rmtree(path, ignore_errors=True)  # which refuses to enter a link
 
 
-def _save_model(model: nn.Module, directory: Path) -> None:
+def _save_model(model: nn.Module, weights: Mapping[str, Tensor], directory: Path) -> None:
     if not isinstance(model, PreTrainedModel):
         first_names: dict[int, str] = {}
-        tensors = model.state_dict(keep_vars=True)
-        for name, tensor in tensors.items():
+        for name, tensor in weights.items():
             first_names.setdefault(id(tensor), name)
-        save_file({name: tensors[name].detach().contiguous() for name in first_names.values()}, directory / WEIGHTS)
+        save_file({name: weights[name].contiguous() for name in first_names.values()}, directory / WEIGHTS)
         return
     bar_was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # it would break the training bar
     try:
         # the module's own names and not the hub's historic ones, so that loading needs no conversion
-        model.save_pretrained(str(directory), save_original_format=False)
+        model.save_pretrained(str(directory), state_dict=dict(weights), save_original_format=False)
     finally:
         if bar_was_on:
             transformers_logging.enable_progress_bar()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +18,8 @@ from quietstar.errors import DataError
 
 class MetricsWriter:
     """Appends to a `metrics.jsonl` and flushes every line.
+
+    A line that cannot be written (a full disk) is kept, with a warning, and written before the next one.
 
     Args:
         path: The file; made where it does not exist.
@@ -27,10 +32,12 @@ class MetricsWriter:
 
     def __init__(self, path: Path, *, keep_steps: int) -> None:
         self.path = path
+        self._waiting = b""
         if path.exists():
-            size = _size_up_to(path, keep_steps)
-            os.truncate(path, size)
-        self._file = path.open("a", encoding="utf-8")
+            os.truncate(path, _size_up_to(path, keep_steps))
+        # unbuffered: what a failed write leaves in a buffer would be written a second time
+        self._file = path.open("ab", buffering=0)
+        self._size = os.fstat(self._file.fileno()).st_size
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends one line. NaN and infinities become null: JSON has no word for them.
@@ -41,12 +48,32 @@ class MetricsWriter:
             values: Must not contain `step` or `split`.
         """
         line = json.dumps({"step": step, "split": split, **without_non_finite(values)}, allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        self._waiting += line.encode() + b"\n"
+        try:
+            self._write_waiting()
+        except OSError as error:
+            warnings.warn(f"{self.path}: the line of step {step} must wait ({error.strerror})", stacklevel=2)
 
     def sync(self) -> None:
-        """Returns when everything written is on the disk, so that a checkpoint never knows of a line that is lost."""
+        """Returns when everything written is on the disk, so that a checkpoint never knows of a line that is lost.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self._write_waiting()
         os.fsync(self._file.fileno())
+
+    def cut(self, step: int) -> None:
+        """Takes back the lines after a step, because training goes back to it."""
+        self._waiting = b""
+        self._size = _size_up_to(self.path, step)
+        os.truncate(self.path, self._size)
+
+    def close(self) -> None:
+        """Closes the file; what could not be written by now is lost."""
+        with suppress(OSError):
+            self._write_waiting()
+        self._file.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -54,7 +81,20 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.close()
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
+        try:
+            written = self._file.write(self._waiting)
+            if written < len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.truncate(self.path, self._size)  # half a line would spoil the next one
+            raise
+        self._size += written
+        self._waiting = b""
 
 
 def read_metrics(path: Path | str, split: str | None = None) -> list[dict[str, Any]]:

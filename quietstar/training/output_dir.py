@@ -28,11 +28,16 @@ def make_output_dir(directory: Path) -> None:
         ) from None
 
 
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write plain values to a file that is whole or as before, even if the process dies."""
+def write_text(file: Path, text: str) -> None:
+    """Write a file that is whole or as before, even if the process dies."""
     new = file.with_name(f"{file.name}.new")
-    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    new.write_text(text, encoding="utf-8")
     os.replace(new, file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write plain values to a file that is whole or as before, even if the process dies."""
+    write_text(file, json.dumps(value, indent=1) + "\n")
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

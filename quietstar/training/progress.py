@@ -35,6 +35,13 @@ class Progress:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
             self._bar.update(1)
 
+    def back_to(self, step: int) -> None:
+        """Training continues from an earlier step."""
+        self._done = step
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.refresh()
+
     def report(self, values: Mapping[str, float]) -> None:
         """A line of training metrics; the bar shows them already."""
         if self._label is None or self._bar is not None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from quietstar.config import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
-from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from quietstar.errors import CheckpointError, ConfigError, NonFiniteError, OutOfMemoryError
 from quietstar.training.checkpoint import (
     SavesPretrained,
     latest_checkpoint,
@@ -23,24 +26,26 @@ from quietstar.training.checkpoint import (
     load_optimizer_tensors,
     load_state,
     load_weights,
-    remove_old_checkpoints,
-    save_checkpoint,
+    refuse_link,
+    take_snapshot,
 )
-from quietstar.training.metrics import MetricsWriter, without_non_finite
-from quietstar.training.optimizer import build_optimizer
-from quietstar.training.output_dir import changed_options, make_output_dir
+from quietstar.training.events import EventLog
+from quietstar.training.metrics import MetricsWriter
+from quietstar.training.non_finite import write_batch
+from quietstar.training.optimizer import MasterAdamW
+from quietstar.training.out_of_memory import is_out_of_memory
+from quietstar.training.output_dir import make_output_dir, write_text
 from quietstar.training.progress import Progress
+from quietstar.training.record import Record
+from quietstar.training.run_lock import RunLock
+from quietstar.training.same_run import differences, identity
+from quietstar.training.saver import CheckpointSaver
 from quietstar.training.schedule import learning_rate
-from quietstar.training.seeds import module_seed, thought_seed
+from quietstar.training.seeds import thought_seed
+from quietstar.training.signals import Signals
+from quietstar.training.step import ModelT, OptimizerStep, StepResult, as_floats
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
-
-# Changing any other option in the middle of a run would make it a run of neither the old nor the new options.
-# `steps` may change so that a run can be extended: the schedule then follows the new number from there on.
-MAY_CHANGE = frozenset(
-    {"steps", "micro_batch_size", "reuse_sampling_pass", "eval_every", "eval_batches", "save_every", "keep_checkpoints"}
-    | {"log_every", "device", "threads", "resume"}
-)
+SAVING_ERRORS = (OSError, SafetensorError)
 
 
 class ExtraState(Protocol):
@@ -51,22 +56,6 @@ class ExtraState(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one micro-batch gives.
-
-    Args:
-        loss: Differentiable scalar: a mean over what the micro-batch is trained on.
-        metrics: Scalars to report, averaged like the loss.
-        weight: How much the mean counts against those of the other micro-batches of the step: the number of things that
-            it is a mean over. None: the number of texts, which is right when every text has equally many of them.
-    """
-
-    loss: Tensor
-    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
-    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +81,21 @@ class TrainingResult:
     seconds: float
 
 
+class Loggers(Protocol):
+    """Where metrics go besides metrics.jsonl."""
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Takes one line of metrics; must not raise."""
+
+    def close(self) -> None:
+        """Ends them; must not raise."""
+
+
 class Trainer(Generic[ModelT]):
     """Trains a model from where its output directory says it is.
 
-    The order of the texts and all random numbers are pure functions of (`options.seed`, step, micro-batch), so a run
-    that is stopped and resumed gives the weights of one that was not, bit for bit on a CPU.
+    The order of the texts and all random numbers are pure functions of (`options.seed`, step, place in the step), so a
+    run that is stopped and resumed gives the weights of one that was not, bit for bit on a CPU.
 
     Args:
         model: Moved to the device of `options`.
@@ -104,16 +103,19 @@ class Trainer(Generic[ModelT]):
             (`options.seed`, step); `batch.first` tells the micro-batches of a step apart.
         train_data: Texts int64 [n, L], which are then shuffled and cut into batches, or batches.
         options: The training options.
-        output_dir: `metrics.jsonl`, `checkpoints/` and `config.yaml` go here.
+        output_dir: `metrics.jsonl`, `events.jsonl`, `checkpoints/` and `config.yaml` go here.
         evaluate: `(model) -> metrics` on held-out text; called in evaluation mode and without gradients, every
             `eval_every` steps and at the end.
         evaluate_at_start: Evaluate before the first step too, as step 0.
         best_metric: Name of the evaluation metric whose smallest value is remembered.
+        after_evaluation: `(model, step)`, called in evaluation mode and without gradients when the metrics of an
+            evaluation are written, for reports. What it raises is shown, and training goes on.
         extra_state: See `ExtraState`.
         tokenizer: Saved with each checkpoint.
         config_yaml: Text for `config.yaml`.
         run_options: What else decides what is trained, plain JSON values by dotted key. Saved with each checkpoint; a
-            run is resumed only with equal ones.
+            run is resumed only with equal ones, unless `options.override`.
+        loggers: Get every line of metrics, too.
         progress_label: Stands in front of the progress on stderr; None prints nothing.
 
     Raises:
@@ -132,10 +134,12 @@ class Trainer(Generic[ModelT]):
         evaluate: Callable[[ModelT], Mapping[str, float | Tensor]] | None = None,
         evaluate_at_start: bool = False,
         best_metric: str = "loss",
+        after_evaluation: Callable[[ModelT, int], None] | None = None,
         extra_state: ExtraState | None = None,
         tokenizer: SavesPretrained | None = None,
         config_yaml: str | None = None,
         run_options: Mapping[str, Any] | None = None,
+        loggers: Loggers | None = None,
         progress_label: str | None = "train",
     ) -> None:
         self.device = resolve_device(options.device)
@@ -143,43 +147,70 @@ class Trainer(Generic[ModelT]):
         self.options = options
         self.output_dir = Path(output_dir)
         self.checkpoints = self.output_dir / "checkpoints"
-        self.optimizer = build_optimizer(model, options)
+        self._signals = Signals()
+        self._stepper = OptimizerStep(
+            model, compute_step, options, self.device, lambda: self._signals.stop is not None, self._tell
+        )
         if isinstance(train_data, Tensor):
             train_data = IndexedBatches(train_data, options.batch_size, options.seed)
         self._batches: Batches = train_data
-        self._compute_step = compute_step
         self._evaluate = evaluate
         self._evaluate_at_start = evaluate_at_start
         self._best_metric = best_metric
+        self._after_evaluation = after_evaluation
         self._extra_state = extra_state
         self._tokenizer = tokenizer
         self._config_yaml = config_yaml
         self._run_options = None if run_options is None else dict(run_options)
+        self._loggers = loggers
         self._progress_label = progress_label
-        self._record = _Record()
+        self._record = Record()
         self._newest: Path | None = None  # checkpoint
+        self._saved_step = 0
+        self._evaluated = (-1, math.nan)  # step and loss of the last evaluation
+        self._failed_before: set[int] = set()  # steps that a roll-back has already given a second try
+
+    @property
+    def optimizer(self) -> MasterAdamW:
+        """The optimizer of the model."""
+        return self._stepper.optimizer
 
     def run(self) -> TrainingResult:
         """Trains up to `options.steps` and returns what was reached; a finished run returns at once.
 
+        SIGTERM and SIGINT save a checkpoint of the last finished step and raise `Interrupted`; SIGUSR1 only saves.
+
         Raises:
-            ConfigError: The output directory cannot be written to.
-            NonFiniteError: A loss or gradient is NaN or infinite. The step that found it has not changed the weights.
+            ConfigError: The output directory cannot be written to, or another process trains there.
+            NonFiniteError: A loss, a gradient or another metric is NaN or infinite, and `options.on_non_finite` or
+                `options.max_non_finite` says to stop. The step that found it has not changed the weights.
+            OutOfMemoryError: Not even one text at a time fits.
             CheckpointError: The output directory holds checkpoints that are all damaged or of another run, or holds any
-                while `options.resume` is off.
+                while `options.resume` is off; or a checkpoint cannot be written.
+            Interrupted: See above.
         """
         make_output_dir(self.output_dir)
-        with _surroundings(self.model, self.device, self.options.threads):
+        with (
+            RunLock(self.output_dir),
+            _surroundings(self.model, self.device, self.options.threads),
+            self._signals,
+        ):
+            self._events = EventLog(self.output_dir)
+            self._saver = CheckpointSaver(self.checkpoints, self.options.keep_checkpoints)
             start = self._resume()
             if self._config_yaml is not None:
-                (self.output_dir / "config.yaml").write_text(self._config_yaml, encoding="utf-8")
+                write_text(self.output_dir / "config.yaml", self._config_yaml)
+            self._check_room()
             self._started = time.monotonic() - self._record.seconds
-            progress = Progress(self._progress_label, self.options.steps, start)
+            self._progress = Progress(self._progress_label, self.options.steps, start)
             try:
-                with MetricsWriter(self.output_dir / "metrics.jsonl", keep_steps=start or -1) as metrics:
-                    self._train(start, metrics, progress)
+                with MetricsWriter(self.output_dir / "metrics.jsonl", keep_steps=start or -1) as self._metrics:
+                    self._train(start)
             finally:
-                progress.close()
+                self._progress.close()
+                self._finish_saving()
+                if self._loggers is not None:
+                    self._loggers.close()
         record = self._record
         assert self._newest is not None  # either this run has saved, or it found itself finished
         return TrainingResult(
@@ -192,17 +223,33 @@ class Trainer(Generic[ModelT]):
             seconds=record.seconds,
         )
 
-    def _train(self, start: int, metrics: MetricsWriter, progress: Progress) -> None:
+    def _train(self, start: int) -> None:
         options = self.options
         if start == 0 and self._evaluate_at_start:
-            self._run_evaluation(0, metrics, progress)
+            self._run_evaluation(0)
         window_started, window_tokens = time.monotonic(), 0
-        for step in range(start + 1, options.steps + 1):
-            values, tokens = self._step(step)
+        step = start
+        while step < options.steps:
+            self._stop_or_save(step)
+            position = self._batches.state_dict()
+            batch = self._batches.batch(step + 1)
+            try:
+                values = self._stepper.run(step + 1, batch)
+                self._record.failures = 0
+            except NonFiniteError as error:
+                went_back_to = self._after_failure(step + 1, batch, error)
+                if went_back_to is not None:
+                    step = went_back_to
+                    continue
+                values = {}
+            if values is None:  # stopped in the middle: the step belongs to the next run
+                self._batches.load_state_dict(position)
+                continue
+            step += 1
             self._record.add(values)
-            window_tokens += tokens
+            window_tokens += batch.tokens.numel() if values else 0
             tokens_per_second = window_tokens / max(1e-9, time.monotonic() - window_started)
-            progress.advance(values["loss"], tokens_per_second)
+            self._progress.advance(values.get("loss", math.nan), tokens_per_second)
             last = step == options.steps
             if last or step % options.log_every == 0:
                 line = self._record.take_means() | {
@@ -211,132 +258,233 @@ class Trainer(Generic[ModelT]):
                     "seconds": time.monotonic() - self._started,
                 }
                 self._record.last_train = line
-                metrics.write(step, "train", line)
-                progress.report(line)
+                self._log(step, "train", line)
+                self._progress.report(line)
                 window_started, window_tokens = time.monotonic(), 0
             paused = time.monotonic()
             if options.eval_every and (last or step % options.eval_every == 0):
-                self._run_evaluation(step, metrics, progress)
+                self._run_evaluation(step)
             if last or (options.save_every and step % options.save_every == 0):
-                self._save(step, metrics)
+                self._save(step, must_succeed=last)
             window_started += time.monotonic() - paused  # tokens/s is the speed of training alone
+        if options.steps > start:
+            self._finish_saving(must_succeed=True)
+        self._stop_or_save(step)
 
-    def _step(self, step: int) -> tuple[dict[str, float], int]:
-        """One optimizer step; returns the step's metrics and how many text tokens it read."""
-        options = self.options
-        batch = self._batches.batch(step)
-        texts = list(batch.names)
-        size = options.micro_batch_size or len(texts)
-        means = _WeightedMeans()
-        tokens = 0
-        for micro_index, first in enumerate(range(0, len(texts), size)):
-            part = batch.part(first, size).to(self.device)
-            micro_texts = list(part.names)
-            tokens += part.tokens.numel()
-            torch.manual_seed(module_seed(options.seed, step, micro_index))
-            result = self._compute_step(self.model, part, thought_seed(options.seed, step))
-            weight = float(len(micro_texts)) if result.weight is None else result.weight
-            (result.loss * (weight / len(texts))).backward()
-            self.optimizer.collect_gradients()
-            loss = float(result.loss.detach())
-            if not math.isfinite(loss):
-                raise self._non_finite(step, "loss", loss, micro_texts, f"micro-batch {micro_index + 1} of the step")
-            means.add({"loss": loss, **_floats(result.metrics, reserved=_STEP_KEYS)}, weight)
-        if means.weight <= 0:
-            raise DataError(f"step {step}: texts {texts} of the training data have nothing to train on (weight 0)")
-        if means.weight != len(texts):
-            self.optimizer.scale_gradients(len(texts) / means.weight)
+    def _after_failure(self, step: int, batch: Batch, error: NonFiniteError) -> int | None:
+        """Applies `on_non_finite`; returns the step that training goes back to, or None to leave this one out."""
+        self._finish_saving()
+        options, record = self.options, self._record
+        file = write_batch(self.output_dir, step, batch, str(error), thought_seed(options.seed, step))
+        record.failures += 1
+        if options.on_non_finite == "stop" or record.failures >= options.max_non_finite:
+            reason = "" if record.failures == 1 else f"the {record.failures}th such step one after another; "
+            self._events.write(step, "non_finite", str(error))
+            raise NonFiniteError(
+                f"{error}; {reason}stopped before the optimizer step. The batch is in {file}. Newest checkpoint: "
+                f"{self._newest or 'none yet'}. A lower training.learning_rate or training.max_grad_norm may help; "
+                "training.on_non_finite skip or rollback goes on"
+            ) from None
+        if options.on_non_finite == "rollback" and step not in self._failed_before:
+            self._failed_before.add(step)
+            failures = record.failures
+            path = latest_checkpoint(self.checkpoints)
+            if path is not None:
+                back = self._load(path)
+                self._record.failures = failures
+                self._metrics.cut(back)
+                self._progress.back_to(back)
+                self._tell(step, "rollback", f"{error}; back to step {back}. The batch is in {file}")
+                return back
+        record.skipped += 1
+        self._tell(step, "skipped", f"{error}; skipped. The batch is in {file}")
+        return None
 
-        norms = self.optimizer.gradient_norms()
-        values = means.values() | {name: float(norm) for name, norm in norms.items()}
-        for name in norms:
-            if not math.isfinite(values[name]):
-                where = f"first in parameter {self.optimizer.first_non_finite_gradient(name)}"
-                raise self._non_finite(step, name, values[name], texts, where)
-        self.optimizer.clip(norms)
-        self.optimizer.step(learning_rate(step, options))
-        self.optimizer.zero_grad()
-        return values, tokens
+    def _tell(self, step: int, event: str, message: str) -> None:
+        self._events.write(step, event, message)
+        self._progress.note(message)
 
-    def _non_finite(self, step: int, metric: str, value: float, texts: Sequence[int], where: str) -> NonFiniteError:
-        self.optimizer.zero_grad()
-        return NonFiniteError(
-            f"step {step}: {metric} is {value} ({where}) for texts {list(texts)} of the training data; stopped before "
-            f"the optimizer step. Newest checkpoint: {self._newest or 'none yet'}. "
-            "Look at these texts; a lower training.learning_rate or training.max_grad_norm may help"
-        )
+    # -- metrics, evaluation, checkpoints ------------------------------------------------------------------------------
 
-    def _run_evaluation(self, step: int, metrics: MetricsWriter, progress: Progress) -> None:
+    def _log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self._metrics.write(step, split, values)
+        if self._loggers is not None:
+            self._loggers.write(step, split, values)
+
+    def _run_evaluation(self, step: int) -> None:
         if self._evaluate is None:
             return
         self.model.eval()
-        with torch.no_grad():
-            values = _floats(self._evaluate(self.model), reserved=_EVAL_KEYS)
-        self.model.train()
-        record = self._record
-        record.last_eval = values | {"seconds": time.monotonic() - self._started}
-        metrics.write(step, "eval", record.last_eval)
-        best = (record.best_eval or {}).get(self._best_metric, math.inf)
-        if values.get(self._best_metric, math.nan) < best:
-            record.best_eval, record.best_eval_step = record.last_eval, step
-        progress.note("evaluation: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        try:
+            with torch.no_grad():
+                values = as_floats(self._evaluate(self.model), _RESERVED)
+                record = self._record
+                record.last_eval = values | {"seconds": time.monotonic() - self._started}
+                self._log(step, "eval", record.last_eval)
+                best = (record.best_eval or {}).get(self._best_metric, math.inf)
+                if values.get(self._best_metric, math.nan) < best:
+                    record.best_eval, record.best_eval_step = record.last_eval, step
+                self._evaluated = (step, values.get(self._best_metric, math.nan))
+                shown = [f"{name} {value:.4g}" for name, value in values.items() if name in _SHOWN or len(values) < 8]
+                self._progress.note("evaluation: " + ", ".join(shown))
+                if self._after_evaluation is not None:
+                    self._report(step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory in the evaluation of step {step} ({error}); lower training.micro_batch_size, which it "
+                "uses too"
+            ) from None
+        finally:
+            self.model.train()
 
-    def _save(self, step: int, metrics: MetricsWriter) -> None:
-        self._record.seconds = time.monotonic() - self._started
+    def _report(self, step: int) -> None:
+        assert self._after_evaluation is not None
+        try:
+            self._after_evaluation(self.model, step)
+        except Exception as error:  # a report is worth less than the training that it is about
+            warnings.warn(f"the report of step {step} failed: {type(error).__name__}: {error}", stacklevel=2)
+            self._events.write(step, "report_failed", f"{type(error).__name__}: {error}")
+
+    def _stop_or_save(self, step: int) -> None:
+        """Does what a signal has asked for, between two steps."""
+        try:
+            written = self._saver.finished()
+        except SAVING_ERRORS as error:
+            self._save_failed(error)
+        else:
+            self._newest = written or self._newest
+        if self._signals.stop is not None:
+            if step > self._saved_step:
+                self._save(step)
+            self._finish_saving(must_succeed=True)
+            saved = f"step {step} is saved in {self._newest}" if self._newest else "no step was finished"
+            self._tell(step, "interrupted", f"{self._signals.stop.name}: {saved}")
+            raise self._signals.interruption(self._newest is not None)
+        if self._signals.save:
+            self._signals.save = False
+            if step > self._saved_step:
+                self._save(step)
+            self._tell(step, "saved", f"SIGUSR1: saving step {step}")
+
+    def _save(self, step: int, must_succeed: bool = False) -> None:
+        """Begins to write a checkpoint; training waits for the copy alone."""
+        record = self._record
+        record.seconds = time.monotonic() - self._started
+        evaluated_step, loss = self._evaluated
+        if evaluated_step == step and loss < (math.inf if record.best_saved is None else record.best_saved):
+            record.best_saved, record.best_saved_step = loss, step
         state = {
-            "options": asdict(self.options),
-            "run_options": self._run_options,
-            "data": self._batches.fingerprint(),
-            "record": self._record.state_dict(),
+            "run": self._identity(),
+            "position": self._batches.state_dict(),
+            "record": record.state_dict(),
+            "micro_batch_size": self._stepper.micro_batch_size,
             "extra": None if self._extra_state is None else self._extra_state.state_dict(),
         }
-        metrics.sync()
-        tensors = self.optimizer.state_tensors()
-        self._newest = save_checkpoint(self.checkpoints, step, self.model, tensors, state, self._tokenizer)
-        remove_old_checkpoints(self.checkpoints, keep=self.options.keep_checkpoints, newest_step=step)
+        self._finish_saving()  # before the copy, so that there is never more than one
+        snapshot = take_snapshot(step, self.model, self.optimizer.state_tensors(), state, self._tokenizer)
+        self._saved_step = step
+        try:
+            self._metrics.sync()
+            self._saver.start(snapshot, record.best_saved_step if self.options.keep_best else None)
+        except SAVING_ERRORS as error:
+            self._save_failed(error, must_succeed)
+
+    def _finish_saving(self, must_succeed: bool = False) -> None:
+        """Waits for the checkpoint that is being written."""
+        try:
+            written = self._saver.wait()
+        except SAVING_ERRORS as error:
+            self._save_failed(error, must_succeed)
+        else:
+            self._newest = written or self._newest
+
+    def _save_failed(self, error: Exception, must_succeed: bool = False) -> None:
+        step = self._saved_step
+        message = (
+            f"{self.checkpoints}: the checkpoint of step {step} could not be written ({error}); "
+            f"the older ones are as they were, the newest is {self._newest or 'none'}"
+        )
+        self._saved_step = 0  # so that a signal tries again
+        self._events.write(step, "save_failed", message)
+        if must_succeed or self.options.on_save_failure == "stop":
+            raise CheckpointError(
+                f"{message}. Make room and start again to resume; training.on_save_failure continue goes on without it"
+            ) from None
+        warnings.warn(message, stacklevel=2)
+
+    def _check_room(self) -> None:
+        """Warns before the first step where the checkpoints to come will not fit on the disk."""
+        size = 0
+        for parameter in self.model.parameters():
+            # the optimizer keeps two float32 moments of what is trained, and a float32 copy where that is narrower
+            narrow = parameter.element_size() < 4
+            size += parameter.numel() * (parameter.element_size() + parameter.requires_grad * (12 if narrow else 8))
+        # one more than is kept, because the old one goes only when the new one is whole
+        count = self.options.keep_checkpoints + 1 + self.options.keep_best - len(list_checkpoints(self.checkpoints))
+        free = shutil.disk_usage(self.output_dir).free
+        if free < size * max(1, count):
+            warnings.warn(
+                f"output_dir: {self.output_dir} has {free / 2**30:.1f} GiB left for {max(1, count)} checkpoints of "
+                f"about {size / 2**30:.1f} GiB; make room, or lower training.keep_checkpoints",
+                stacklevel=2,
+            )
+
+    # -- resuming ------------------------------------------------------------------------------------------------------
 
     def _resume(self) -> int:
         """Restores the newest whole checkpoint; returns its step, or 0 to start from the beginning."""
         if not self.options.resume:
+            refuse_link(self.checkpoints)
             if found := list_checkpoints(self.checkpoints):
                 raise CheckpointError(
                     f"{self.output_dir}: has checkpoints already (the newest is {found[-1][1].name}), and "
                     "training.resume is off. Choose another output_dir, or delete this one"
                 )
             return 0
-        path = latest_checkpoint(self.checkpoints)
+        path = latest_checkpoint(self.checkpoints, allow_partial=self.options.allow_partial)
         if path is None:
             return 0
-        state = load_state(path)
-        self._check_same_run(path, state)
+        step = self._load(path)
+        self._events.write(step, "resumed", f"from {path.name}")
+        return step
+
+    def _load(self, path: Path) -> int:
+        """Restores a verified checkpoint; returns its step."""
+        state = load_state(path, allow_missing=self.options.allow_partial)
+        if "run" in state:
+            self._check_same_run(path, state)
         load_weights(self.model, path)
-        self.optimizer.load_state_tensors(load_optimizer_tensors(path))
-        self._record = _Record.from_state_dict(state["record"])
-        if self._extra_state is not None and state["extra"] is not None:
+        tensors = load_optimizer_tensors(path, allow_missing=self.options.allow_partial)
+        if tensors is None:
+            self._stepper.forget_optimizer_state()
+        else:
+            self.optimizer.load_state_tensors(tensors)
+        self._record = Record.from_state_dict(state["record"]) if "record" in state else Record()
+        self._batches.load_state_dict(state.get("position", {}))
+        self._stepper.micro_batch_size = state.get("micro_batch_size")
+        if self._extra_state is not None and state.get("extra") is not None:
             self._extra_state.load_state_dict(state["extra"])
-        self._newest = path
-        return int(state["step"])
+        self._newest, self._saved_step = path, int(state["step"])
+        return self._saved_step
+
+    def _identity(self) -> dict[str, Any]:
+        has_extra_state = self._extra_state is not None
+        return identity(self.options, self._run_options, self._batches.fingerprint(), has_extra_state)
 
     def _check_same_run(self, path: Path, state: Mapping[str, Any]) -> None:
-        theirs = state.get("run_options")
-        changed = changed_options(_fixed(state["options"]), _fixed(asdict(self.options)))
-        if (theirs is None) != (self._run_options is None):
-            changed.append("one says what its model and objective are and the other does not")
-        else:
-            changed += changed_options(theirs or {}, self._run_options or {})
-        if state["data"] != self._batches.fingerprint():
-            was, now = state["data"].get("shape"), self._batches.fingerprint().get("shape")
-            changed.append(f"the training data was {was} tokens and is " + (f"{now}" if was != now else "other text"))
-        if (self._extra_state is None) != (state["extra"] is None):
-            changed.append("one has extra state and the other has not")
-        if changed:
-            raise CheckpointError(
-                f"{path}: belongs to another run: {'; '.join(changed)}. Set it back, or choose another output_dir"
-            )
-
-
-def _fixed(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"training.{name}": value for name, value in options.items() if name not in MAY_CHANGE}
+        changed = differences(state["run"], self._identity())
+        if not changed:
+            return
+        if self.options.override:
+            warnings.warn(f"{path}: resumed although {'; '.join(changed)}", stacklevel=2)
+            self._events.write(int(state["step"]), "override", "; ".join(changed))
+            return
+        raise CheckpointError(
+            f"{path}: belongs to another run: {'; '.join(changed)}. Set it back, or choose another output_dir; "
+            "--training.override true resumes all the same"
+        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -361,75 +509,9 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", int(index) if index else torch.cuda.current_device())
 
 
-_STEP_KEYS = frozenset({"step", "split", "loss", "learning_rate", "tokens_per_second", "seconds"}) | {
-    "gradient_norm",
-    "thought_embedding_gradient_norm",
-}
-_EVAL_KEYS = frozenset({"step", "split", "seconds"})
-
-
-def _floats(metrics: Mapping[str, float | Tensor], reserved: frozenset[str]) -> dict[str, float]:
-    if taken := sorted(metrics.keys() & reserved):
-        raise ValueError(f"metric name {taken[0]!r} is the trainer's own; call it something else")
-    return {name: float(value) for name, value in metrics.items()}
-
-
-class _WeightedMeans:
-    """Means over the micro-batches of a step."""
-
-    def __init__(self) -> None:
-        self.weight = 0.0
-        self._sums: dict[str, float] = {}
-        self._weights: dict[str, float] = {}
-
-    def add(self, values: Mapping[str, float], weight: float) -> None:
-        self.weight += weight
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value * weight
-            self._weights[name] = self._weights.get(name, 0.0) + weight
-
-    def values(self) -> dict[str, float]:
-        return {name: total / self._weights[name] for name, total in self._sums.items()}
-
-
-@dataclass
-class _Record:
-    """What the reports depend on besides the step. Saved with it, so that metrics.jsonl is exact after a resume."""
-
-    sums: dict[str, float] = field(default_factory=dict)  # since the last logged step
-    counts: dict[str, int] = field(default_factory=dict)
-    last_train: dict[str, float] = field(default_factory=dict)
-    last_eval: dict[str, float] = field(default_factory=dict)
-    best_eval: dict[str, float] | None = None
-    best_eval_step: int | None = None
-    seconds: float = 0.0
-
-    def add(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def take_means(self) -> dict[str, float]:
-        means = {name: total / self.counts[name] for name, total in self.sums.items()}
-        self.sums, self.counts = {}, {}
-        return means
-
-    def state_dict(self) -> dict[str, Any]:
-        state = asdict(self)
-        for key in _NUMBERS:
-            state[key] = None if state[key] is None else without_non_finite(state[key])
-        return state
-
-    @staticmethod
-    def from_state_dict(state: Mapping[str, Any]) -> _Record:
-        numbers = {
-            key: None if state[key] is None else {k: math.nan if v is None else v for k, v in state[key].items()}
-            for key in _NUMBERS
-        }
-        return _Record(**{**state, **numbers})
-
-
-_NUMBERS = ("sums", "last_train", "last_eval", "best_eval")
+_RESERVED = frozenset({"step", "split", "seconds"})
+_SHOWN = frozenset({"loss", "text_nll", "base_nll", "talk_nll", "gain", "mixing_weight"})
+"""What is shown of an evaluation that measures much."""
 
 
 @contextmanager

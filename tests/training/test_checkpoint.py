@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from quietstar.errors import CheckpointError
-from quietstar.training import latest_checkpoint, load_weights, save_checkpoint, verify_checkpoint
+from quietstar.training import latest_checkpoint, load_weights, save_checkpoint, take_snapshot, verify_checkpoint
 from quietstar.training.checkpoint import list_checkpoints, load_state, remove_old_checkpoints
 from tests.training.helpers import ToyThinker, snapshot, tiny_llama
 
@@ -23,7 +23,9 @@ OPTIMIZER = {"step.weight": torch.tensor(3.0)}
 
 
 def _save(directory: Path, step: int, model: nn.Module | None = None) -> Path:
-    return save_checkpoint(directory, step, ToyThinker() if model is None else model, OPTIMIZER, {"note": "x"})
+    return save_checkpoint(
+        directory, take_snapshot(step, ToyThinker() if model is None else model, OPTIMIZER, {"note": "x"})
+    )
 
 
 def _randomise(model: nn.Module) -> None:
@@ -193,7 +195,7 @@ def test_a_failing_save_leaves_the_earlier_checkpoints_and_nothing_else(tmp_path
 
     for step in (1, 2):
         with pytest.raises(OSError, match="no space left"):
-            save_checkpoint(tmp_path, step, ToyThinker(), OPTIMIZER, {}, FullDisk())
+            save_checkpoint(tmp_path, take_snapshot(step, ToyThinker(), OPTIMIZER, {}, FullDisk()))
     assert list(tmp_path.iterdir()) == [first]
     verify_checkpoint(first)
 
@@ -208,7 +210,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
 
 def test_a_value_that_json_cannot_hold_is_refused_before_anything_is_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
-        save_checkpoint(tmp_path, 1, ToyThinker(), OPTIMIZER, {"loss": float("nan")})
+        save_checkpoint(tmp_path, take_snapshot(1, ToyThinker(), OPTIMIZER, {"loss": float("nan")}))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,15 +11,16 @@ from tests.training.helpers import options
 
 def test_seeds_of_neighbouring_micro_batches_are_all_different() -> None:
     places = [(seed, step, micro) for seed in range(3) for step in range(1, 40) for micro in range(5)]
-    seeds = [thought_seed(*place) for place in places] + [module_seed(*place) for place in places]
+    seeds = [thought_seed(seed, step) for seed, step, micro in places if micro == 0]
+    seeds += [module_seed(*place) for place in places]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert thought_seed(1, 2, 0) != thought_seed(2, 1, 0)
+    assert thought_seed(1, 2) != thought_seed(2, 1)
 
 
 def test_seeds_spread_over_all_bits() -> None:
     """A weak mix would leave the high bits of small inputs at zero, and generators seeded alike start alike."""
-    seeds = [thought_seed(0, step, 0) for step in range(1, 2001)]
+    seeds = [thought_seed(0, step) for step in range(1, 2001)]
     for bit in range(63):
         assert 850 < sum(seed >> bit & 1 for seed in seeds) < 1150, bit
 
@@ -27,8 +28,8 @@ def test_seeds_spread_over_all_bits() -> None:
 def test_seeds_never_change() -> None:
     """The thoughts of a run must be reproducible with a later version: SplitMix64's published first value, and ours."""
     assert _split_mix_64(1234567) == 6457827717110365317
-    assert thought_seed(0, 1, 0) == 7557061629226788251
-    assert thought_seed(7, 100, 3) == 3059315611636013105
+    assert thought_seed(0, 1) == 7557061629226788251
+    assert module_seed(7, 100, 3) == 2766498200499762912
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quietstar.data import BatchOrder, PackedTexts
+from quietstar.data import BatchOrder
+from quietstar.data.batches import Batch
 from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from quietstar.training import StepResult, Trainer, learning_rate, read_metrics, resolve_device, thought_seed
 from quietstar.training.checkpoint import list_checkpoints, verify_checkpoint
@@ -38,8 +39,8 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 def test_a_thinking_model_trains_with_all_its_groups(tmp_path: Path) -> None:
-    def step(model: ToyThinker, tokens: Tensor, seed: int) -> StepResult:
-        hidden = tokens[:, :4].float() / 64
+    def step(model: ToyThinker, batch: Batch, seed: int) -> StepResult:
+        hidden = batch.tokens[:, :4].float() / 64
         return StepResult((model(hidden).squeeze(-1) - hidden.sum(-1)).square().mean())
 
     model = ToyThinker()
@@ -75,9 +76,11 @@ def test_micro_batches_count_by_their_weight(tmp_path: Path) -> None:
     """Texts with few targets: a mean of the micro-batches' means would give their targets too much weight."""
 
     def step_with(weighted: bool) -> Any:
-        def step(model: nn.Module, tokens: Tensor, seed: int) -> StepResult:
-            targets = tokens[:, 1:].where(torch.arange(11) < 1 + tokens[:, :1] % 9, -100)  # 1 to 9 targets per text
-            logits = model(input_ids=tokens).logits[:, :-1]
+        def step(model: nn.Module, batch: Batch, seed: int) -> StepResult:
+            targets = batch.tokens[:, 1:].where(
+                torch.arange(11) < 1 + batch.tokens[:, :1] % 9, -100
+            )  # 1 to 9 targets per text
+            logits = model(input_ids=batch.tokens).logits[:, :-1]
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
             return StepResult(loss, weight=float((targets >= 0).sum()) if weighted else None)
 
@@ -100,8 +103,8 @@ def test_micro_batches_count_by_their_weight(tmp_path: Path) -> None:
 def test_gradients_are_clipped_before_they_are_used(tmp_path: Path) -> None:
     """Adam hides a common factor of all gradients until they are smaller than its epsilon, as here."""
 
-    def step(model: ToyThinker, tokens: Tensor, seed: int) -> StepResult:
-        return StepResult(model(tokens[:, :4].float()).square().mean())
+    def step(model: ToyThinker, batch: Batch, seed: int) -> StepResult:
+        return StepResult(model(batch.tokens[:, :4].float()).square().mean())
 
     model = ToyThinker()
     before = snapshot(model)
@@ -115,21 +118,21 @@ def test_gradients_are_clipped_before_they_are_used(tmp_path: Path) -> None:
 
 
 def test_a_step_with_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
-    def step(model: nn.Module, tokens: Tensor, seed: int) -> StepResult:
-        return StepResult(model(input_ids=tokens).logits.sum() * 0, weight=0.0)
+    def step(model: nn.Module, batch: Batch, seed: int) -> StepResult:
+        return StepResult(model(input_ids=batch.tokens).logits.sum() * 0, weight=0.0)
 
-    with pytest.raises(DataError, match=r"step 1: texts \[.*\] of the training data have nothing to train on"):
+    with pytest.raises(DataError, match=r"step 1: text .* of the training data.*: nothing to train on"):
         trainer(tmp_path, compute_step=step).run()
 
 
 def test_each_micro_batch_gets_its_texts_and_its_seed(tmp_path: Path) -> None:
     calls: list[tuple[list[list[int]], int, float]] = []
 
-    def step(model: nn.Module, tokens: Tensor, seed: int) -> StepResult:
-        calls.append((tokens.tolist(), seed, float(torch.rand(()))))
-        return language_modeling_step(model, tokens, seed)  # type: ignore[arg-type]
+    def step(model: nn.Module, batch: Batch, seed: int) -> StepResult:
+        calls.append((batch.tokens.tolist(), seed, float(torch.rand(()))))
+        return language_modeling_step(model, batch, seed)
 
-    data = PackedTexts(texts())
+    data = texts()
     given = options(steps=3, micro_batch_size=2, seed=5)
     state = torch.get_rng_state()
     Trainer(tiny_llama(), step, data, given, tmp_path, progress_label=None).run()
@@ -137,7 +140,7 @@ def test_each_micro_batch_gets_its_texts_and_its_seed(tmp_path: Path) -> None:
 
     order = BatchOrder(len(data), given.batch_size, given.seed)
     wanted = [
-        (data.tokens[order.indices(step - 1)[2 * micro : 2 * micro + 2]].tolist(), thought_seed(5, step, micro))
+        (data[order.indices(step - 1)[2 * micro : 2 * micro + 2]].tolist(), thought_seed(5, step))
         for step in (1, 2, 3)
         for micro in (0, 1)
     ]
@@ -148,10 +151,10 @@ def test_each_micro_batch_gets_its_texts_and_its_seed(tmp_path: Path) -> None:
 def _bad_loss(at_call: int, value: float) -> Any:
     calls = 0
 
-    def step(model: nn.Module, tokens: Tensor, seed: int) -> StepResult:
+    def step(model: nn.Module, batch: Batch, seed: int) -> StepResult:
         nonlocal calls
         calls += 1
-        result = language_modeling_step(model, tokens, seed)  # type: ignore[arg-type]
+        result = language_modeling_step(model, batch, seed)
         return StepResult(result.loss * value if calls == at_call else result.loss)
 
     return step
@@ -170,7 +173,8 @@ def test_a_bad_loss_stops_before_the_optimizer_step(tmp_path: Path, value: float
         run.run()
     bad_texts = BatchOrder(24, 4, 0).indices(3)[2:]
     message = str(caught.value)
-    assert f"step 4: loss is {value} (micro-batch 2 of the step) for texts {bad_texts}" in message
+    names = ", ".join(f"text {text} of the training data" for text in bad_texts)
+    assert f"step 4: loss is {value} (micro-batch 2 of the step) for {names}" in message
     assert "step-00000002" in message
 
     for name, tensor in reference.state_dict().items():
@@ -190,13 +194,11 @@ def test_a_bad_gradient_of_a_good_loss_stops_too(tmp_path: Path, parameter: str,
     model = ToyThinker()
     model.get_parameter(parameter).register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), math.nan))
 
-    def step(model: ToyThinker, tokens: Tensor, seed: int) -> StepResult:
-        return StepResult(model(tokens[:, :4].float()).square().mean())
+    def step(model: ToyThinker, batch: Batch, seed: int) -> StepResult:
+        return StepResult(model(batch.tokens[:, :4].float()).square().mean())
 
     before = snapshot(model)
-    with pytest.raises(
-        NonFiniteError, match=rf"step 1: {metric} is nan \(first in parameter {parameter}\) for texts \["
-    ):
+    with pytest.raises(NonFiniteError, match=rf"step 1: {metric} is nan \(first in parameter {parameter}\) for text "):
         trainer(tmp_path, model, step).run()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -240,9 +242,9 @@ def test_eval_every_0_is_never(tmp_path: Path) -> None:
 def test_the_model_is_in_training_mode_and_left_as_it_was(tmp_path: Path) -> None:
     modes = []
 
-    def step(model: Any, tokens: Tensor, seed: int) -> StepResult:
+    def step(model: Any, batch: Batch, seed: int) -> StepResult:
         modes.append(model.training)
-        return language_modeling_step(model, tokens, seed)
+        return language_modeling_step(model, batch, seed)
 
     model = tiny_llama().eval()
     given = options(steps=3, eval_every=1)
@@ -272,13 +274,13 @@ def test_the_run_directory(tmp_path: Path) -> None:
 
     given = options(steps=5, save_every=1, keep_checkpoints=2)
     result = trainer(tmp_path, options_=given, tokenizer=Tokenizer(), config_yaml="preset: test\n").run()
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "checkpoints", "config.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "checkpoints", "config.yaml", ".lock"}
     assert (tmp_path / "config.yaml").read_text() == "preset: test\n"
     assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [4, 5]
     assert result.checkpoint == tmp_path / "checkpoints" / "step-00000005"
     assert (result.checkpoint / "tokenizer.json").exists()
     state = json.loads((result.checkpoint / "state.json").read_text())
-    assert (state["step"], state["options"]["batch_size"]) == (5, 4)
+    assert (state["step"], state["run"]["options"]["batch_size"]) == (5, 4)
 
 
 def test_output_that_is_no_terminal_gets_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,8 +308,8 @@ def test_a_terminal_gets_a_bar(
 
 
 def test_metric_names_that_the_trainer_uses_are_refused(tmp_path: Path) -> None:
-    def step(model: Any, tokens: Tensor, seed: int) -> StepResult:
-        return StepResult(language_modeling_step(model, tokens, seed).loss, {"seconds": 1.0})
+    def step(model: Any, batch: Batch, seed: int) -> StepResult:
+        return StepResult(language_modeling_step(model, batch, seed).loss, {"seconds": 1.0})
 
     with pytest.raises(ValueError, match="metric name 'seconds' is the trainer's own"):
         trainer(tmp_path, compute_step=step).run()

@@ -1,0 +1,188 @@
+"""One optimizer step: micro-batches, their gradients, and what can go wrong with them before the weights change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from quietstar.config import TrainingOptions
+from quietstar.data.batches import Batch
+from quietstar.errors import DataError, NonFiniteError, OutOfMemoryError
+from quietstar.training.optimizer import build_optimizer
+from quietstar.training.out_of_memory import is_out_of_memory
+from quietstar.training.record import WeightedMeans
+from quietstar.training.schedule import learning_rate
+from quietstar.training.seeds import module_seed, thought_seed
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+RESERVED = frozenset({"step", "split", "loss", "learning_rate", "tokens_per_second", "seconds", "skipped_steps"}) | {
+    "gradient_norm",
+    "thought_embedding_gradient_norm",
+}
+"""Metrics of a step that are the trainer's own."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one micro-batch gives.
+
+    Args:
+        loss: Differentiable scalar: a mean over what the micro-batch is trained on.
+        metrics: Scalars to report, averaged like the loss.
+        weight: How much the mean counts against those of the other micro-batches of the step: the number of things that
+            it is a mean over. None: the number of texts, which is right when every text has equally many of them.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+    weight: float | None = None
+
+
+class OptimizerStep(Generic[ModelT]):
+    """Does optimizer steps, each in as many micro-batches as the memory asks for.
+
+    Args:
+        model: On its device.
+        compute_step: `(model, micro-batch, seed) -> StepResult`.
+        options: The training options.
+        device: Of the model.
+        interrupted: Whether to leave a step unfinished.
+        tell: `(step, event, message)`, called when the micro-batch has become smaller.
+
+    Attributes:
+        optimizer: Of the model.
+        micro_batch_size: Texts per forward and backward pass, where running out of memory has made it smaller.
+    """
+
+    def __init__(
+        self,
+        model: ModelT,
+        compute_step: Callable[[ModelT, Batch, int], StepResult],
+        options: TrainingOptions,
+        device: torch.device,
+        interrupted: Callable[[], bool],
+        tell: Callable[[int, str, str], None],
+    ) -> None:
+        self.optimizer = build_optimizer(model, options)
+        self.micro_batch_size: int | None = None
+        self._model = model
+        self._compute_step = compute_step
+        self._options = options
+        self._device = device
+        self._interrupted = interrupted
+        self._tell = tell
+
+    def run(self, step: int, batch: Batch) -> dict[str, float] | None:
+        """One optimizer step. Where memory runs out it is done again in smaller micro-batches, with the same gradient.
+
+        Args:
+            step: Counted from 1.
+            batch: All texts of the step.
+
+        Returns:
+            The step's metrics, or None where it was interrupted: then nothing has changed.
+
+        Raises:
+            NonFiniteError: A metric or a gradient is NaN or infinite. The weights have not changed.
+            OutOfMemoryError: Not even one text at a time fits, or `on_out_of_memory` is `stop`.
+            DataError: The batch has nothing to train on.
+        """
+        while True:
+            versions = self._versions()
+            try:
+                return self._try(step, batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).split("\n")[0][:300]
+            # outside the handler, whose traceback keeps the tensors that have to go
+            self._make_room(step, batch, problem, weights_changed=self._versions() != versions)
+
+    def forget_optimizer_state(self) -> None:
+        """Starts the optimizer afresh from the weights as they are."""
+        self.optimizer = build_optimizer(self._model, self._options)
+
+    def _try(self, step: int, batch: Batch) -> dict[str, float] | None:
+        options = self._options
+        means = WeightedMeans()
+        for micro_index, first in enumerate(range(0, len(batch), self._size(batch))):
+            part = batch.part(first, self._size(batch)).to(self._device)
+            torch.manual_seed(module_seed(options.seed, step, micro_index))
+            result = self._compute_step(self._model, part, thought_seed(options.seed, step))
+            weight = float(len(part)) if result.weight is None else result.weight
+            (result.loss * (weight / len(batch))).backward()
+            self.optimizer.collect_gradients()
+            values = {"loss": float(result.loss.detach()), **as_floats(result.metrics, RESERVED)}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise self._non_finite(step, name, value, part, f"micro-batch {micro_index + 1} of the step")
+            means.add(values, weight)
+            if first + len(part) < len(batch) and self._interrupted():
+                self.optimizer.zero_grad()
+                return None
+        if means.weight <= 0:
+            raise DataError(f"step {step}: {some_names(batch)}: nothing to train on (weight 0)")
+        if means.weight != len(batch):
+            self.optimizer.scale_gradients(len(batch) / means.weight)
+        norms = self.optimizer.gradient_norms()
+        values = means.values() | {name: float(norm) for name, norm in norms.items()}
+        for name in norms:
+            if not math.isfinite(values[name]):
+                where = f"first in parameter {self.optimizer.first_non_finite_gradient(name)}"
+                raise self._non_finite(step, name, values[name], batch, where)
+        self.optimizer.clip(norms)
+        self.optimizer.step(learning_rate(step, options))
+        self.optimizer.zero_grad()
+        return values
+
+    def _size(self, batch: Batch) -> int:
+        return min(self.micro_batch_size or self._options.micro_batch_size or len(batch), len(batch))
+
+    def _versions(self) -> list[int]:
+        """Count the writes to each parameter."""
+        return [parameter._version for parameter in self._model.parameters()]
+
+    def _non_finite(self, step: int, metric: str, value: float, batch: Batch, where: str) -> NonFiniteError:
+        self.optimizer.zero_grad()
+        return NonFiniteError(f"step {step}: {metric} is {value} ({where}) for {some_names(batch)}")
+
+    def _make_room(self, step: int, batch: Batch, problem: str, weights_changed: bool) -> None:
+        """Halves the micro-batch, where that can help."""
+        self.optimizer.zero_grad()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        size = self._size(batch)
+        found = f"out of memory at step {step} with {size} text(s) at a time ({problem})"
+        if weights_changed:
+            raise OutOfMemoryError(f"{found}, while the weights were changing: start again, to resume")
+        if self._options.on_out_of_memory == "stop" or size == 1:
+            raise OutOfMemoryError(
+                f"{found}. Lower training.micro_batch_size, data.length or model.thoughts_per_position, or think at "
+                "fewer model.positions; python -m quietstar.plan with the same arguments says what fits"
+            )
+        self.micro_batch_size = size // 2
+        message = f"{found}: {size // 2} at a time from here on; the batch stays {len(batch)}"
+        self._tell(step, "out_of_memory", message)
+
+
+def as_floats(metrics: Mapping[str, float | Tensor], reserved: frozenset[str]) -> dict[str, float]:
+    """The metrics as numbers.
+
+    Raises:
+        ValueError: One has a name that is the trainer's own.
+    """
+    if taken := sorted(metrics.keys() & reserved):
+        raise ValueError(f"metric name {taken[0]!r} is the trainer's own; call it something else")
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def some_names(batch: Batch) -> str:
+    """The names of a batch's texts, the first few of many."""
+    names = list(batch.names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
