@@ -1,6 +1,6 @@
 """`python -m quietstar COMMAND` is `quietstar COMMAND`."""
 
-from quietstar.cli import main
+from quietstar_command import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

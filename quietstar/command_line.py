@@ -164,7 +164,8 @@ def _parser(program: str) -> ArgumentParser:
 
 
 def _split_arguments(argv: Sequence[str]) -> dict[str, str]:
-    """Splits arguments into `--key value` or `--key=value` pairs; every key but a switch has exactly one value."""
+    """Splits arguments into `--key value` or `--key=value` pairs; the key of a yes-or-no option alone means yes."""
+    hints = _hints()
     known = [*_defaults(), "config", *_SWITCHES]
     pairs: dict[str, str] = {}
     rest = list(argv)
@@ -182,7 +183,10 @@ def _split_arguments(argv: Sequence[str]) -> dict[str, str]:
                 raise ConfigError(f"{name}: takes no value, got {value!r}")
         elif not equals:
             # only the name of an option is no value: the default of model.start_text begins with two dashes
-            if not rest or (rest[0].startswith("--") and rest[0][2:].partition("=")[0] in known):
+            no_value = not rest or (rest[0].startswith("--") and rest[0][2:].partition("=")[0] in known)
+            if no_value and hints.get(name) is bool:
+                rest.insert(0, "true")
+            elif no_value:
                 raise ConfigError(f"{name}: got no value, needs one: --{name} VALUE")
             value = rest.pop(0)
         if name == "config" and name in pairs:

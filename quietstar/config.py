@@ -206,6 +206,8 @@ class TrainingOptions:
         seed: Seed of the data order and of the thoughts.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads; null leaves PyTorch's choice.
+        deterministic: Use only operations that give the same bits each time. On a CPU all of them do; on a GPU some
+            are slower.
         resume: Continue from the newest checkpoint in output_dir where there is one. Turned off, a directory with
             checkpoints is refused; the embedded default deletes what it has written there and starts over.
         override: Resume although options, data or tokenizer have changed since; without it the differences are listed
@@ -247,6 +249,7 @@ class TrainingOptions:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    deterministic: bool = False
     resume: bool = True
     override: bool = False
     allow_partial: bool = False

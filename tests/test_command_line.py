@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietstar.cli import main
+from quietstar_command import main
 from quietstar.command_line import load_config, parse_train_config, run_command, save_config, to_yaml
 from quietstar.config import TrainConfig
 from quietstar.errors import ConfigError, DataError
@@ -73,6 +73,12 @@ def test_a_value_may_look_like_an_option(arguments: list[str]) -> None:
         assert parse([*INPUT, *arguments]).model.end_text in ("---", "--x=y")
 
 
+def test_a_yes_or_no_option_alone_means_yes() -> None:
+    config = parse_train_config([*INPUT, "--training.override", "--training.allow_partial", "--training.seed", "3"])
+    assert (config.training.override, config.training.allow_partial, config.training.seed) == (True, True, 3)
+    assert not parse_train_config([*INPUT, "--training.keep_best", "false"]).training.keep_best
+
+
 def test_the_papers_preset() -> None:
     config = parse_train_config(["--preset", "mistral-7b", "--data.path", "web.jsonl"])
     model, training = config.model, config.training
@@ -122,7 +128,7 @@ def test_the_file_can_name_the_preset_and_a_flag_another(tmp_path: Path) -> None
         (["some/model"], "unexpected argument 'some/model'; --help lists every option"),
         (["model.path=x"], "unexpected argument 'model.path=x'; an option is written --model.path VALUE"),
         (["--training.seed"], "training.seed: got no value, needs one: --training.seed VALUE"),
-        (["--training.resume", "--training.seed", "1"], "training.resume: got no value"),
+        (["--data.field", "--training.seed", "1"], "data.field: got no value"),
         (["--training.seed", "one"], "training.seed: got 'one', needs a whole number"),
         (["--training.steps", "2.5"], "training.steps: got '2.5', needs a whole number"),
         (["--training.steps", "null"], "training.steps: got 'null', needs a whole number"),

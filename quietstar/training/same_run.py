@@ -14,7 +14,7 @@ from quietstar.training.output_dir import changed_options
 MAY_CHANGE = frozenset(
     {"steps", "micro_batch_size", "reuse_sampling_pass", "eval_every", "eval_batches", "save_every", "keep_checkpoints"}
     | {"keep_best", "on_save_failure", "on_non_finite", "max_non_finite", "on_out_of_memory", "log_every", "log_to"}
-    | {"report", "device", "threads", "resume", "override", "allow_partial"}
+    | {"report", "device", "threads", "deterministic", "resume", "override", "allow_partial"}
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 import warnings
@@ -192,7 +193,7 @@ class Trainer(Generic[ModelT]):
         make_output_dir(self.output_dir)
         with (
             RunLock(self.output_dir),
-            _surroundings(self.model, self.device, self.options.threads),
+            _surroundings(self.model, self.device, self.options),
             self._signals,
         ):
             self._events = EventLog(self.output_dir)
@@ -515,15 +516,20 @@ _SHOWN = frozenset({"loss", "text_nll", "base_nll", "talk_nll", "gain", "mixing_
 
 
 @contextmanager
-def _surroundings(model: nn.Module, device: torch.device, threads: int | None) -> Iterator[None]:
-    """Training mode and the number of threads for the run; afterwards these and the global generators are as before."""
+def _surroundings(model: nn.Module, device: torch.device, options: TrainingOptions) -> Iterator[None]:
+    """Training mode, threads and determinism for the run; afterwards these and the global generators are as before."""
     was_training, threads_before = model.training, torch.get_num_threads()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
         try:
-            if threads is not None:
-                torch.set_num_threads(threads)
+            if options.threads is not None:
+                torch.set_num_threads(options.threads)
+            if options.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no fixed order
+                torch.use_deterministic_algorithms(True)
             model.train()
             yield
         finally:
             torch.set_num_threads(threads_before)
+            torch.use_deterministic_algorithms(was_deterministic)
             model.train(was_training)

@@ -1,4 +1,8 @@
-"""The `quietstar` command: `quietstar train ...` is `python -m quietstar.train ...`."""
+"""The `quietstar` command: `quietstar train ...` is `python -m quietstar.train ...`.
+
+A module beside the package, because importing anything of the package brings torch and transformers: seconds, for what
+may only be a question.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-COMMANDS = {"train": "teach a language model to think, or run the embedded default"}
+COMMANDS = {
+    "train": "teach a language model to think, or run the embedded default",
+    "plan": "what a training run would need: memory, operations, time",
+    "report": "write report.html for a run directory again",
+    "sweep": "try variations of the embedded default over seeds",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
