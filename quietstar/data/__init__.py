@@ -1,21 +1,32 @@
-"""Training text: read documents, cut them into blocks of tokens, and put the blocks into a seeded order.
+"""Training text: read documents, cut them into texts of tokens, and put the texts into a seeded order.
 
 Nothing here knows of models or trainers.
 """
 
+from quietstar.data.bad_rows import BadRows
+from quietstar.data.batches import Batch, Batches, IndexedBatches
+from quietstar.data.loading import load_batches, load_texts
 from quietstar.data.order import BatchOrder
-from quietstar.data.packing import PackedTexts, load_texts, pack, split
+from quietstar.data.packing import PackedTexts, pack, split
 from quietstar.data.sources import Document, read_documents
-from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
+from quietstar.data.streamed_batches import StreamedBatches
+from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
 
 __all__ = [
+    "BadRows",
+    "Batch",
     "BatchOrder",
+    "Batches",
     "Document",
+    "IndexedBatches",
     "PackedTexts",
+    "StreamedBatches",
     "check_vocabulary",
+    "load_batches",
     "load_texts",
     "load_tokenizer",
     "pack",
     "read_documents",
     "split",
+    "tokenizer_fingerprint",
 ]

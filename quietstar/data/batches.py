@@ -72,18 +72,22 @@ class IndexedBatches:
         batch_size: Texts per optimizer step.
         seed: Of the order.
         attention_mask: As in `Batch`, [n, L].
+        skipped: Rows of the data that could not be used.
 
     Raises:
         DataError: `tokens` is not int64 [n, L] with at least one text.
     """
 
-    def __init__(self, tokens: Tensor, batch_size: int, seed: int, attention_mask: Tensor | None = None) -> None:
+    def __init__(
+        self, tokens: Tensor, batch_size: int, seed: int, attention_mask: Tensor | None = None, skipped: int = 0
+    ) -> None:
         if tokens.ndim != 2 or tokens.dtype != torch.int64 or not tokens.numel():
             raise DataError(f"train_data: got {tokens.dtype} {list(tokens.shape)}, needs int64 [n, L] and one text")
         self._tokens = tokens
         self._mask = attention_mask
         self._order = BatchOrder(len(tokens), batch_size, seed)
         self._fingerprint: dict[str, Any] | None = None
+        self.skipped = skipped
 
     def batch(self, step: int) -> Batch:
         """The texts of optimizer step `step`, counted from 1."""

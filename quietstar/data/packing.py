@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config import DataOptions
-from quietstar.data.sources import Document, read_documents
+from quietstar.data.bad_rows import BadRow, BadRows
+from quietstar.data.sources import Document
 from quietstar.errors import ConfigError, DataError
 
 PIECE = 50_000
@@ -27,9 +28,12 @@ class PackedTexts:
 
     Args:
         tokens: int64 [n, length], the blocks in the order of the documents.
+        attention_mask: int64 [n, length], 0 where there is padding, else 1, 2, ...: the token's document within its
+            text. None: neither padding nor borders between documents.
     """
 
     tokens: Tensor
+    attention_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -39,19 +43,84 @@ class PackedTexts:
         """Tokens per text."""
         return self.tokens.shape[1]
 
+    def part(self, texts: slice) -> PackedTexts:
+        """Some of the texts."""
+        return PackedTexts(self.tokens[texts], None if self.attention_mask is None else self.attention_mask[texts])
 
-def pack(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, length: int, append_eos: bool = True
-) -> PackedTexts:
-    """Tokenises documents, joins them with the end-of-sequence token, and cuts the result into blocks.
+
+class Encoder:
+    """Token ids of a document, with the end-of-sequence token after it.
 
     Special tokens that the tokenizer would put around a text (such as BOS) are left out: a block begins anywhere.
+
+    Args:
+        tokenizer: Any transformers tokenizer.
+        append_eos: Put the end-of-sequence token after each document.
+
+    Raises:
+        ConfigError: `append_eos` is asked of a tokenizer that has no such token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, append_eos: bool = True) -> None:
+        eos = tokenizer.eos_token_id
+        if append_eos and not isinstance(eos, int):
+            raise ConfigError(
+                "data.append_eos: this tokenizer has no end-of-sequence token; set data.append_eos to false"
+            )
+        self._tokenizer = tokenizer
+        self._end = [eos] if append_eos else []
+
+    def __call__(self, text: str) -> NDArray[np.int32]:
+        """int32 [n].
+
+        Raises:
+            BadRow: The tokenizer cannot encode the text.
+        """
+        try:
+            pieces = [np.asarray(ids, dtype=np.int32) for ids in token_ids(text, self._tokenizer)]
+        except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
+            raise BadRow(f"the tokenizer can't encode this text: {error}") from error
+        return np.concatenate([*pieces, np.asarray(self._end, dtype=np.int32)])
+
+
+def encode_documents(
+    documents: Iterable[Document], encoder: Encoder, bad_rows: BadRows, at_least: int
+) -> Iterator[tuple[Document, NDArray[np.int32]]]:
+    """Documents with their tokens, int32 [n]; those with fewer than `at_least` are bad rows."""
+    for document in documents:
+        try:
+            tokens = encoder(document.text)
+            check_size(tokens, at_least)
+        except BadRow as error:
+            bad_rows.report(document.place, str(error))
+        else:
+            yield document, tokens
+
+
+def check_size(tokens: NDArray[np.int32], at_least: int) -> None:
+    """Raises BadRow for fewer tokens than that."""
+    if tokens.size < at_least:
+        raise BadRow(f"{tokens.size} token(s), needs at least {at_least}")
+
+
+def pack(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    append_eos: bool = True,
+    *,
+    separate: bool = False,
+    bad_rows: BadRows | None = None,
+) -> PackedTexts:
+    """Tokenises documents, joins them with the end-of-sequence token, and cuts the result into blocks.
 
     Args:
         documents: The texts, read one at a time.
         tokenizer: Any transformers tokenizer.
         length: Tokens per block. What is left over at the end is dropped.
         append_eos: Put the end-of-sequence token after each document.
+        separate: Number the documents of each block in an attention mask.
+        bad_rows: What to do with a document that cannot be encoded; None: stop.
 
     Raises:
         ConfigError: if append_eos is asked of a tokenizer that has no such token.
@@ -59,30 +128,35 @@ def pack(
     """
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
-    eos = tokenizer.eos_token_id
-    if append_eos and not isinstance(eos, int):
-        raise ConfigError("data.append_eos: this tokenizer has no end-of-sequence token; set data.append_eos to false")
-    parts: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
+    encoder = Encoder(tokenizer, append_eos)
+    parts: list[NDArray[np.int32]] = []
     sources: dict[str, None] = {}  # a dict keeps the order, for the message
-    for document in documents:
+    for document, tokens in encode_documents(documents, encoder, bad_rows or BadRows(), at_least=0):
         sources[document.source] = None
-        try:
-            parts += [np.asarray(ids, dtype=np.int32) for ids in token_ids(document.text, tokenizer)]
-        except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
-            where = document.source if document.line is None else f"{document.source}:{document.line}"
-            raise DataError(f"{where}: the tokenizer can't encode this text: {error}") from error
-        if append_eos:
-            parts.append(np.asarray([eos], dtype=np.int32))
+        if tokens.size:
+            parts.append(tokens)
     total = sum(part.size for part in parts)
     if total < length:
-        named = ", ".join(list(sources)[:3]) + (" and more" if len(sources) > 3 else "")
         raise DataError(
-            f"{named or 'no document'}: {total} tokens of text, needs at least {length} for one training text; "
+            f"{_named(sources)}: {total} tokens of text, needs at least {length} for one training text; "
             "give more text or a smaller data.length"
         )
     blocks = total // length
     joined = np.concatenate(parts)[: blocks * length].astype(np.int64)
-    return PackedTexts(torch.from_numpy(joined).view(blocks, length))
+    mask = None
+    if separate:
+        numbers = np.repeat(np.arange(len(parts)), [part.size for part in parts])[: blocks * length]
+        mask = torch.from_numpy(numbers_in_text(numbers.reshape(blocks, length)))
+    return PackedTexts(torch.from_numpy(joined).view(blocks, length), mask)
+
+
+def numbers_in_text(documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Consecutive numbers of documents, [..., length], renumbered so that each text begins with its document 1."""
+    return documents - documents[..., :1] + 1
+
+
+def _named(sources: dict[str, None]) -> str:
+    return ", ".join(list(sources)[:3]) + (" and more" if len(sources) > 3 else "") or "no document"
 
 
 def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -121,34 +195,26 @@ def split(texts: PackedTexts, fraction: float) -> tuple[PackedTexts, PackedTexts
     Raises:
         DataError: if nothing would be left to train on.
     """
+    held_out = held_out_of(len(texts), fraction, f"text(s) of {texts.length} tokens")
+    if not held_out:
+        return texts, None
+    return texts.part(slice(-held_out)), texts.part(slice(-held_out, None))
+
+
+def held_out_of(count: int, fraction: float, what: str) -> int:
+    """How many of `count` texts or documents, at least one, are held out; 0 for a fraction of 0.
+
+    Raises:
+        DataError: if nothing would be left to train on; it calls them `what`.
+    """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be at least 0 and less than 1, got {fraction}")
     if fraction == 0:
-        return texts, None
-    held_out = max(1, round(fraction * len(texts)))
-    if held_out >= len(texts):
+        return 0
+    held_out = max(1, round(fraction * count))
+    if held_out >= count:
         raise DataError(
-            f"data.path: {len(texts)} text(s) of {texts.length} tokens, of which {held_out} would be held out; "
+            f"data.path: {count} {what}, of which {held_out} would be held out; "
             "give more text or a data.validation_path, or set data.validation_fraction to 0"
         )
-    train = PackedTexts(texts.tokens[:-held_out])
-    return train, PackedTexts(texts.tokens[-held_out:])
-
-
-def load_texts(options: DataOptions, tokenizer: PreTrainedTokenizerBase) -> tuple[PackedTexts, PackedTexts | None]:
-    """Reads, packs and splits what the options name.
-
-    Returns:
-        The texts to train on and the held-out ones, if any.
-
-    Raises:
-        ConfigError: without a data.path, or with an option that the tokenizer cannot serve.
-        DataError: for anything that is wrong with the files.
-    """
-    if options.path is None:
-        raise ConfigError("data.path: missing; needs a text file, a .jsonl file, or a directory of both")
-    train = pack(read_documents(options.path, options.field), tokenizer, options.length, options.append_eos)
-    if options.validation_path is None:
-        return split(train, options.validation_fraction)
-    held_out = read_documents(options.validation_path, options.field)
-    return train, pack(held_out, tokenizer, options.length, options.append_eos)
+    return held_out

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from quietstar.data.bad_rows import BadRow, BadRows
+from quietstar.data.rows import BYTE_ORDER_MARK, decode, read_json_rows, text_of
 from quietstar.errors import DataError
+
+MAX_ROW_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,18 @@ class Document:
     source: str
     line: int | None = None
 
+    @property
+    def place(self) -> str:
+        """`file` or `file:line`."""
+        return self.source if self.line is None else f"{self.source}:{self.line}"
 
-def read_documents(path: str | os.PathLike[str], field: str = "text") -> Iterator[Document]:
+
+def read_documents(
+    path: str | os.PathLike[str],
+    field: str = "text",
+    bad_rows: BadRows | None = None,
+    max_row_bytes: int = MAX_ROW_BYTES,
+) -> Iterator[Document]:
     """Reads the documents of a file, or of the `.txt` and `.jsonl` files of a directory in the order of their names.
 
     A `.jsonl` file holds one document per line; any other file is one document.
@@ -34,11 +47,15 @@ def read_documents(path: str | os.PathLike[str], field: str = "text") -> Iterato
     Args:
         path: The file or directory. Directories inside it are not read.
         field: The field of a JSONL line that holds the text.
+        bad_rows: What to do with a text file or a line that cannot be used; None: stop.
+        max_row_bytes: Longer lines of a JSONL file cannot be used.
 
     Raises:
-        DataError: for a path that cannot be read, a file or a document without text, bytes that are not UTF-8, a line
-            that is not a JSON object, and a field that is missing or no text. It names file, line and reason.
+        DataError: for a path that cannot be read. By `bad_rows` also for a file or a document without text, bytes that
+            are not UTF-8, a line that is not a JSON object or too long, and a field that is missing or no text. It
+            names file, line and reason.
     """
+    bad_rows = bad_rows or BadRows()
     place = Path(path)
     if place.is_dir():
         files = sorted(entry for entry in place.iterdir() if entry.suffix in (".txt", ".jsonl") and entry.is_file())
@@ -49,80 +66,47 @@ def read_documents(path: str | os.PathLike[str], field: str = "text") -> Iterato
     else:
         raise DataError(f"{place}: no such file or directory")
     for file in files:
-        if file.suffix == ".jsonl":
-            yield from _read_jsonl(file, field)
-        else:
-            yield _read_text(file)
+        try:
+            if file.suffix == ".jsonl":
+                yield from _read_jsonl(file, field, bad_rows, max_row_bytes)
+            else:
+                yield from _read_text(file, bad_rows)
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def _read_text(file: Path) -> Document:
+def _read_text(file: Path, bad_rows: BadRows) -> Iterator[Document]:
+    content = file.read_bytes()
+    if (zero := content.find(b"\0")) >= 0:
+        bad_rows.report(str(file), f"not UTF-8 text: byte {zero} is zero; it is binary, or text in another encoding")
+        return
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    text = _decode(content, file)
+        text = decode(content.removeprefix(BYTE_ORDER_MARK))
+    except BadRow as error:
+        bad_rows.report(f"{file}:{error.line + 1}", str(error))
+        return
     if not text or text.isspace():
-        raise DataError(f"{file}: no text in it ({len(content)} bytes, all white space)")
-    return Document(text, str(file))
+        bad_rows.report(str(file), _no_text(len(content)))
+        return
+    yield Document(text, str(file))
 
 
-def _read_jsonl(file: Path, field: str) -> Iterator[Document]:
-    found = False
-    offset = 0
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    found = True
-                    text = _field_of(_decode(line, file, number, offset), field, f"{file}:{number}")
-                    yield Document(text, str(file), number)
-                offset += len(line)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    if not found:
-        raise DataError(f"{file}: no text in it ({offset} bytes, all white space)")
+def _read_jsonl(file: Path, field: str, bad_rows: BadRows, max_row_bytes: int) -> Iterator[Document]:
+    blank = True
+    with file.open("rb") as lines:
+        for row in read_json_rows(lines, str(file), 0, max_row_bytes):
+            try:
+                text = text_of(row, field)
+            except BadRow as error:
+                blank = False
+                bad_rows.report(row.place, str(error))
+                continue
+            if text is not None:
+                blank = False
+                yield Document(text, str(file), row.index + 1)
+    if blank:
+        bad_rows.report(str(file), _no_text(file.stat().st_size))
 
 
-def _field_of(line: str, field: str, place: str) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not valid JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise DataError(f"{place}: not usable JSON: nested too deeply") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{place}: holds a JSON {_json_type(record)}, needs an object with the field {field!r}")
-    if field not in record:
-        fields = ", ".join(repr(name) for name in list(record)[:10]) or "none"
-        raise DataError(f"{place}: has no field {field!r} (its fields: {fields}); data.field names the one to read")
-    text = record[field]
-    if not isinstance(text, str):
-        raise DataError(f"{place}: field {field!r} is a JSON {_json_type(text)}, needs a string")
-    if not text or text.isspace():
-        raise DataError(f"{place}: field {field!r} has no text in it")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which is no character
-        raise DataError(f"{place}: field {field!r} is not valid Unicode at character {error.start}") from error
-    return _normalise_line_breaks(text)
-
-
-def _decode(content: bytes, file: Path, line: int = 1, offset: int = 0) -> str:
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line += content.count(b"\n", 0, error.start)
-        byte = content[error.start]
-        raise DataError(
-            f"{file}:{line}: not UTF-8 text: {error.reason}, byte 0x{byte:02x} at offset {offset + error.start}"
-        ) from error
-    return _normalise_line_breaks(text.removeprefix("\ufeff") if offset == 0 else text)
-
-
-def _normalise_line_breaks(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
+def _no_text(size: int) -> str:
+    return f"no text in it ({size} bytes, all white space)"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -57,3 +60,19 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
             f"model.path: the tokenizer has token ids up to {vocabulary[token]} ({token!r}), "
             f"but the model's vocabulary has {vocab_size} entries; tokenizer and model do not belong together"
         )
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What makes two tokenizers the same, as plain JSON values.
+
+    Returns:
+        `sha256` of everything that decides how a text is encoded, as far as it can be had (of a tokenizer written in
+        Python the vocabulary alone), and `vocabulary_size`.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
+    for setting in ("truncation", "padding"):  # of the last call that asked for them
+        parts.pop(setting, None)
+    parts["eos"] = tokenizer.eos_token_id
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    return {"sha256": digest.hexdigest(), "vocabulary_size": len(tokenizer)}

@@ -72,14 +72,13 @@ def test_an_empty_file_among_others_is_named(tmp_path: Path) -> None:
 
 def test_invalid_utf8_names_the_line_and_the_byte(tmp_path: Path) -> None:
     file = write(tmp_path / "latin.txt", b"one\ntwo\ncaf\xe9 three\n")
-    with pytest.raises(DataError, match=r"latin\.txt:3: not UTF-8 text: .*byte 0xe9 at offset 11"):
+    with pytest.raises(DataError, match=r"latin\.txt:3: not UTF-8 text: .*0xe9 at byte 4 of the line"):
         read(file)
 
 
-def test_invalid_utf8_in_jsonl_names_the_line_and_the_byte_in_the_file(tmp_path: Path) -> None:
-    first = b'{"text": "ok"}\n'
-    file = write(tmp_path / "latin.jsonl", first + b'{"text": "\xff"}\n')
-    with pytest.raises(DataError, match=rf"latin\.jsonl:2: not UTF-8 text: .*byte 0xff at offset {len(first) + 10}"):
+def test_invalid_utf8_in_jsonl_names_the_line_and_the_byte(tmp_path: Path) -> None:
+    file = write(tmp_path / "latin.jsonl", b'{"text": "ok"}\n{"text": "\xff"}\n')
+    with pytest.raises(DataError, match=r"latin\.jsonl:2: not UTF-8 text: .*0xff at byte 11 of the line"):
         read(file)
 
 

@@ -1,0 +1,227 @@
+"""From options to texts: what a training run reads, and what it is evaluated on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.config import STREAMED_HOMES, DataOptions
+from quietstar.data.bad_rows import BadRows
+from quietstar.data.batches import Batches, IndexedBatches
+from quietstar.data.cropping import HELD_OUT_SEED, CroppedBatches, CroppedDocuments, read_cropped
+from quietstar.data.packing import PackedTexts, pack, split
+from quietstar.data.shards import Shard, find_shards
+from quietstar.data.sources import read_documents
+from quietstar.data.stream import WHOLE_SHARD, Position, ShuffledRows
+from quietstar.data.streamed_batches import StreamedBatches, stack
+from quietstar.data.text_stream import Text, TextStream
+from quietstar.data.tokenizer import tokenizer_fingerprint
+from quietstar.errors import ConfigError, DataError
+
+
+def load_batches(
+    options: DataOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int,
+    seed: int,
+    held_out_texts: int,
+) -> tuple[Batches, PackedTexts | None]:
+    """Opens what the options name.
+
+    Args:
+        options: Where the text is and how it becomes training texts.
+        tokenizer: Any transformers tokenizer.
+        batch_size: Texts per optimizer step.
+        seed: Of the order of the texts.
+        held_out_texts: How many texts of a stream are held out; files hold out what `options` say.
+
+    Returns:
+        The texts to train on and the held-out ones, if any.
+
+    Raises:
+        ConfigError: An option is missing, or the tokenizer cannot serve it, or a library for it is not installed.
+        DataError: Something is wrong with the files.
+    """
+    bad_rows = BadRows(options.on_bad_row, options.max_bad_rows)
+    if options.source != "files":
+        return _load_stream(options, tokenizer, bad_rows, batch_size, seed, held_out_texts)
+    if options.packing == "crop":
+        return _load_crops(options, tokenizer, bad_rows, batch_size, seed)
+    train, held_out = load_texts(options, tokenizer, bad_rows)
+    return IndexedBatches(train.tokens, batch_size, seed, train.attention_mask, bad_rows.count), held_out
+
+
+def load_texts(
+    options: DataOptions, tokenizer: PreTrainedTokenizerBase, bad_rows: BadRows | None = None
+) -> tuple[PackedTexts, PackedTexts | None]:
+    """Reads, packs and splits files, `joined` or `separate`.
+
+    Args:
+        options: Where the text is and how it becomes training texts.
+        tokenizer: Any transformers tokenizer.
+        bad_rows: What to do with rows that cannot be used; None: what the options say.
+
+    Returns:
+        The texts to train on and the held-out ones, if any.
+
+    Raises:
+        ConfigError: without a data.path, or with an option that the tokenizer cannot serve.
+        DataError: for anything that is wrong with the files.
+    """
+    bad_rows = bad_rows or BadRows(options.on_bad_row, options.max_bad_rows)
+
+    def packed(path: str) -> PackedTexts:
+        documents = read_documents(path, options.field, bad_rows, options.max_row_bytes)
+        separate = options.packing == "separate"
+        return pack(documents, tokenizer, options.length, options.append_eos, separate=separate, bad_rows=bad_rows)
+
+    train = packed(_path_of(options))
+    if options.validation_path is None:
+        return split(train, options.validation_fraction)
+    return train, packed(options.validation_path)
+
+
+def _load_crops(
+    options: DataOptions, tokenizer: PreTrainedTokenizerBase, bad_rows: BadRows, batch_size: int, seed: int
+) -> tuple[Batches, PackedTexts | None]:
+    def cropped(path: str) -> CroppedDocuments:
+        documents = read_documents(path, options.field, bad_rows, options.max_row_bytes)
+        return read_cropped(documents, tokenizer, options.length, options.append_eos, bad_rows)
+
+    train = cropped(_path_of(options))
+    if options.validation_path is not None:
+        held_out: CroppedDocuments | None = cropped(options.validation_path)
+    else:
+        train, held_out = train.split(options.validation_fraction)
+    batches = CroppedBatches(train, batch_size, seed, bad_rows.count)
+    return batches, None if held_out is None else held_out.held_out()
+
+
+def _load_stream(
+    options: DataOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    bad_rows: BadRows,
+    batch_size: int,
+    seed: int,
+    held_out_texts: int,
+) -> tuple[Batches, PackedTexts | None]:
+    shards = find_shards(_home_of(options), options.shards, options.source)
+    held_out, held_out_rows = None, [0] * len(shards)
+    if options.validation_path is not None and held_out_texts:
+        held_out_shards = find_shards(options.validation_path, None)
+        held_out, _ = _first_texts(held_out_shards, options, tokenizer, bad_rows, held_out_texts)
+    elif options.validation_fraction and held_out_texts:
+        held_out, end = _first_texts(shards, options, tokenizer, bad_rows, held_out_texts)
+        if len(held_out) < held_out_texts:
+            raise DataError(
+                f"{shards[0].path}: {len(shards)} shard(s) with {len(held_out)} text(s) of {options.length} tokens, of "
+                f"which {held_out_texts} would be held out; give more text or a data.validation_path, or set "
+                "data.validation_fraction to 0"
+            )
+        held_out_rows[: end.shard] = [WHOLE_SHARD] * end.shard
+        held_out_rows[end.shard] = end.row
+    rows = ShuffledRows(
+        shards,
+        options.field,
+        options.max_row_bytes,
+        seed=seed,
+        window=options.shuffle_rows,
+        held_out=held_out_rows,
+    )
+    texts = _text_stream(rows, options, tokenizer, bad_rows, seed, options.workers)
+    fingerprint = _fingerprint(shards, options, tokenizer, seed, held_out_rows)
+    return StreamedBatches(texts, batch_size, bad_rows, fingerprint), held_out
+
+
+def _first_texts(
+    shards: Sequence[Shard],
+    options: DataOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    bad_rows: BadRows,
+    texts: int,
+) -> tuple[PackedTexts, Position]:
+    """The first texts in the order of the shards, fewer if there are no more, and the row behind those they are of."""
+    rows = ShuffledRows(shards, options.field, options.max_row_bytes)
+    stream = _text_stream(rows, options, tokenizer, bad_rows, HELD_OUT_SEED, workers=0)
+    found: list[Text] = []
+    end = Position()
+    while len(found) < texts:
+        text = stream.next()
+        if stream.position.epoch:
+            break  # it goes on at the beginning
+        found.append(text)
+        end = stream.position.next() if stream.token else stream.position
+    if not found:
+        raise DataError(f"{shards[0].path}: less text than one text of {options.length} tokens to hold out")
+    return stack(found), end
+
+
+def _text_stream(
+    rows: ShuffledRows,
+    options: DataOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    bad_rows: BadRows,
+    seed: int,
+    workers: int,
+) -> TextStream:
+    return TextStream(
+        rows,
+        tokenizer,
+        field=options.field,
+        length=options.length,
+        packing=options.packing,
+        append_eos=options.append_eos,
+        seed=seed,
+        bad_rows=bad_rows,
+        workers=workers,
+    )
+
+
+def _fingerprint(
+    shards: Sequence[Shard],
+    options: DataOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    held_out_rows: Sequence[int],
+) -> dict[str, Any]:
+    """Cheap: names and sizes of the shards, and of the text the first row alone."""
+    names = json.dumps([(shard.name, shard.size) for shard in shards])
+    rows = (row for shard in shards for row in shard.rows(0, options.field, options.max_row_bytes))
+    first = next(rows, None)
+    return {
+        "source": options.source,
+        "shards": len(shards),
+        "names_and_sizes": _sha256(names.encode()),
+        "first_row": _sha256((first and first.content) or b""),
+        "held_out_shards": held_out_rows.count(WHOLE_SHARD),
+        "held_out_rows": sum(count for count in held_out_rows if count != WHOLE_SHARD),
+        "field": options.field,
+        "packing": options.packing,
+        "length": options.length,
+        "append_eos": options.append_eos,
+        "shuffle_rows": options.shuffle_rows,
+        "seed": seed,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+    }
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _home_of(options: DataOptions) -> str:
+    path = options.path or STREAMED_HOMES.get(options.source)
+    if path is None:
+        raise ConfigError("data.path: missing; data.source stream needs a directory of shards or a hub dataset")
+    return path
+
+
+def _path_of(options: DataOptions) -> str:
+    if options.path is None:
+        raise ConfigError("data.path: missing; needs a text file, a .jsonl file, or a directory of both")
+    return options.path

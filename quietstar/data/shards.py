@@ -1,0 +1,170 @@
+"""The files of a streamed dataset, in a directory or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from quietstar.data.parquet import read_parquet_rows
+from quietstar.data.rows import Row, read_json_rows
+from quietstar.errors import ConfigError, DataError, QuietStarError
+
+PATTERNS = {"openwebmath": "data/train-*.parquet", "c4": "en/c4-train.*.json.gz", "stream": "**/*"}
+"""Which files below its path a source reads."""
+
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json.gz", ".json")
+HUB_RETRIES = 8
+"""How often in a row a hub file is opened again before the run stops: about eight minutes in all."""
+
+_OTHER_SPLIT = re.compile(r"(?<![a-z])(test|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a dataset.
+
+    Args:
+        path: Where it is, for messages.
+        name: Its path below that of the dataset, with `/`.
+        size: Bytes.
+        open: Opens it for reading bytes.
+        retries: How often in a row it is opened again after a failure.
+    """
+
+    path: str
+    name: str
+    size: int
+    open: Callable[[], BinaryIO]
+    retries: int = 0
+
+    def rows(self, start: int, field: str, limit: int) -> Iterator[Row]:
+        """Its rows from row `start` (from 0) on; what comes before is not parsed.
+
+        Args:
+            start: The first row to give.
+            field: Column of a parquet file that holds the text; JSON lines are not looked into.
+            limit: Rows with more bytes come without content.
+
+        Raises:
+            ConfigError: It is a parquet file and pyarrow is not installed.
+            DataError: The file, rather than a row of it, is damaged, or cannot be read.
+        """
+        failures = 0
+        while True:
+            try:
+                with self.open() as file:
+                    for row in self._read(file, start, field, limit):
+                        yield row
+                        start, failures = row.index + 1, 0
+                return
+            except QuietStarError:
+                raise
+            except Exception as error:  # the kinds of two network clients, zlib and pyarrow have no base in common
+                failures += 1
+                if failures > self.retries:
+                    reason = " ".join(str(error).split())[:300] or type(error).__name__
+                    raise DataError(f"{self.path}: cannot be read from row {start + 1} on: {reason}") from error
+                time.sleep(min(2**failures, 120))
+
+    def _read(self, file: BinaryIO, start: int, field: str, limit: int) -> Iterator[Row]:
+        if self.name.endswith(".parquet"):
+            return read_parquet_rows(file, self.path, start, limit, field)
+        lines = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if self.name.endswith(".gz") else file
+        return read_json_rows(lines, self.path, start, limit)
+
+
+def find_shards(path: str, pattern: str | None, source: str = "stream") -> list[Shard]:
+    """The shards of a dataset in the order of their names.
+
+    Args:
+        path: A directory or a file; or, where there is none of that name, a hub dataset as `owner/name`, which
+            `@revision` and a place in it may follow (`allenai/c4@main/en`). It may end in a pattern.
+        pattern: Which files below it; None: the usual ones of the source.
+        source: `openwebmath`, `c4` or `stream`.
+
+    Raises:
+        ConfigError: Without a pattern there are shards of several splits.
+        DataError: There is no such directory, hub dataset or shard.
+    """
+    if "*" in path:
+        parts = PurePosixPath(path).parts
+        first = next(place for place, part in enumerate(parts) if "*" in part)
+        path, pattern = str(PurePosixPath(*parts[:first])), "/".join(parts[first:])
+    place = Path(path)
+    wanted = pattern or PATTERNS[source]
+    if place.is_file():
+        found = [_local_shard(place, place.parent)]
+    elif place.is_dir():
+        found = _local_shards(place, wanted)
+        if not found and pattern is None:  # a copy of some shards rather than of the dataset
+            found = _local_shards(place, wanted.rpartition("/")[2])
+    elif path.startswith((".", "~", os.sep)):
+        raise DataError(f"data.path: {path}: no such file or directory")
+    else:
+        found = _hub_shards(path, wanted)
+    found = sorted((shard for shard in found if shard.name.endswith(SUFFIXES)), key=lambda shard: shard.name)
+    if not found:
+        raise DataError(f"{path}: no shard ({', '.join(SUFFIXES)}) matches {wanted!r}; data.shards names those to read")
+    if wanted == PATTERNS["stream"]:
+        _check_one_split(path, found)
+    return found
+
+
+def _check_one_split(path: str, shards: list[Shard]) -> None:
+    others = [shard.name for shard in shards if _OTHER_SPLIT.search(shard.name)]
+    if 0 < len(others) < len(shards):
+        raise ConfigError(
+            f"data.shards: missing; {path} has shards that look like another split ({others[0]}). "
+            "Name those to train on, such as '**/train*'"
+        )
+
+
+def _local_shards(directory: Path, pattern: str) -> list[Shard]:
+    if pattern == PATTERNS["stream"]:
+        everything = [file for file in directory.glob(pattern) if file.suffix != ".json"]  # those are descriptions
+    else:
+        everything = list(directory.glob(pattern))
+    hidden = [file for file in everything if any(part.startswith(".") for part in file.relative_to(directory).parts)]
+    return [_local_shard(file, directory) for file in everything if file.is_file() and file not in hidden]
+
+
+def _local_shard(file: Path, directory: Path) -> Shard:
+    name = file.relative_to(directory).as_posix()
+    return Shard(str(file), name, file.stat().st_size, partial(cast(Any, open), file, "rb"))
+
+
+def _hub_shards(path: str, pattern: str) -> list[Shard]:
+    from huggingface_hub import HfFileSystem  # half a second that other sources need not wait for
+
+    root = f"datasets/{path}"
+    try:
+        return list_shards(HfFileSystem(), root if path.endswith(SUFFIXES) else f"{root}/{pattern}", root)
+    except Exception as error:  # of huggingface_hub and its network client
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(
+            f"data.path: {path}: no such directory; as a dataset of the hub it cannot be listed: {reason}"
+        ) from error
+
+
+def list_shards(filesystem: Any, pattern: str, root: str) -> list[Shard]:
+    """The files of a remote file system that match a pattern.
+
+    Args:
+        filesystem: An fsspec file system, such as the hub's.
+        pattern: Path with wildcards.
+        root: Where the names of the shards begin.
+    """
+    described = filesystem.glob(pattern, detail=True)
+    everything = pattern.endswith(PATTERNS["stream"])
+    return [
+        Shard(path, path.removeprefix(f"{root}/"), entry["size"], partial(filesystem.open, path, "rb"), HUB_RETRIES)
+        for path, entry in described.items()
+        if entry["type"] == "file" and not (everything and path.endswith(".json"))
+    ]

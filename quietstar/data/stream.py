@@ -1,0 +1,100 @@
+"""The rows of a dataset's shards in an order that needs no memory: each position is three integers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+
+from quietstar.data.order import permutation
+from quietstar.data.rows import Row
+from quietstar.data.shards import Shard
+from quietstar.errors import DataError
+
+WHOLE_SHARD = sys.maxsize
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A place in the order of an epoch.
+
+    Args:
+        epoch: From 0.
+        shard: Place among the shards as this epoch orders them, from 0.
+        row: Place among the rows of the shard as this epoch orders them, from 0.
+    """
+
+    epoch: int = 0
+    shard: int = 0
+    row: int = 0
+
+    def next(self) -> Position:
+        """The place after this one; behind the last row of a shard the next shard begins."""
+        return Position(self.epoch, self.shard, self.row + 1)
+
+
+class ShuffledRows:
+    """The rows of shards, epoch after epoch without end.
+
+    Shards are shuffled among themselves and rows within windows, by a hash of (seed, epoch, shard, window): the order
+    is a function of the position, and a window is all that is in memory.
+
+    Args:
+        shards: In the same order in every run.
+        field: Field or column that holds the text.
+        max_row_bytes: Longer rows come without content.
+        seed: Of the order.
+        window: Rows that are shuffled together; 1: shards and rows stay in order.
+        held_out: So many rows at the beginning of each shard are left out; None: none.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        field: str,
+        max_row_bytes: int,
+        *,
+        seed: int = 0,
+        window: int = 1,
+        held_out: Sequence[int] | None = None,
+    ) -> None:
+        self.shards = shards
+        self._field = field
+        self._max_row_bytes = max_row_bytes
+        self._seed = seed
+        self._window = window
+        self._held_out = held_out or [0] * len(shards)
+
+    def read(self, start: Position) -> Iterator[tuple[Position, Row]]:
+        """The rows from a position on, each with its position.
+
+        Raises:
+            DataError: A shard cannot be read, or an epoch has no rows.
+        """
+        for epoch in count(start.epoch):
+            order = permutation(len(self.shards), self._seed, epoch) if self._window > 1 else range(len(self.shards))
+            empty = epoch > start.epoch
+            for place in range(start.shard if epoch == start.epoch else 0, len(self.shards)):
+                first = start.row if (epoch, place) == (start.epoch, start.shard) else 0
+                for row, content in self._read_shard(epoch, int(order[place]), first):
+                    empty = False
+                    yield Position(epoch, place, row), content
+            if empty:
+                raise DataError(f"{self.shards[0].path}: {len(self.shards)} shard(s) without any row to train on")
+
+    def _read_shard(self, epoch: int, number: int, start: int) -> Iterator[tuple[int, Row]]:
+        held_out = self._held_out[number]
+        if held_out == WHOLE_SHARD:
+            return
+        first, skipped = divmod(start, self._window)
+        rows = self.shards[number].rows(first * self._window, self._field, self._max_row_bytes)
+        for window in count(first):
+            rows_in_it = list(islice(rows, self._window))
+            if not rows_in_it:
+                return
+            order = permutation(len(rows_in_it), self._seed, epoch, number, window) if self._window > 1 else [0]
+            for place in range(skipped if window == first else 0, len(rows_in_it)):
+                row = rows_in_it[order[place]]
+                if row.index >= held_out:
+                    yield window * self._window + place, row
