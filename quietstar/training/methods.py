@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -11,13 +13,18 @@ from torch import Tensor
 from quietstar.config import ObjectiveOptions, TrainConfig
 from quietstar.data.batches import Batch
 from quietstar.model import QuietStarForCausalLM
+from quietstar.model.attention import ThoughtPass
+from quietstar.model.padding import read_padding
 from quietstar.objective import LearnOutput, Objective, resolve_objective
-from quietstar.training.trainer import StepResult
+from quietstar.training.measures import Means, gain_by_difficulty, step_means, text_targets
+from quietstar.training.step import StepResult
 from quietstar_kernels import linear_cross_entropy
 
 ComputeStep = Callable[[QuietStarForCausalLM, Batch, int], StepResult]
 Evaluate = Callable[[QuietStarForCausalLM], Mapping[str, float]]
 
+IGNORE = -100
+"""Target of a token that nothing predicts."""
 EVALUATION_SEED = 1_234_567
 """Thoughts of every evaluation are sampled from here, so that two evaluations differ by the weights alone."""
 
@@ -29,24 +36,15 @@ def objective_of(options: ObjectiveOptions) -> Objective:
 
 
 def compute_step(config: TrainConfig) -> ComputeStep:
-    """The function that a `Trainer` calls for each micro-batch."""
+    """The function that a `Trainer` calls for each micro-batch; its metrics are those of `step_means`."""
     if config.training.method == "language_modeling":
         return language_modeling_step
-    objective, positions = objective_of(config.objective), config.model.positions
-    reuse = config.training.reuse_sampling_pass
+    objective = objective_of(config.objective)
 
     def step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
-        output = model.learn(
-            batch.tokens,
-            batch.attention_mask,
-            anchors=positions,
-            objective=objective,
-            seed=seed,
-            first_text=batch.first,
-            texts_in_step=batch.step_size,
-            reuse_sampling_pass=reuse,
-        )
-        return StepResult(output.loss, {**step_metrics(output), "policy_loss": output.policy_loss})
+        output = _learn(model, batch, config, objective, seed, config.training.reuse_sampling_pass)
+        metrics = {**step_means(output, batch).tensors(), "policy_loss": output.policy_loss}
+        return StepResult(output.loss, metrics, _weight(batch))
 
     return step
 
@@ -56,91 +54,164 @@ def language_modeling_step(model: QuietStarForCausalLM, batch: Batch, seed: int)
 
     Args:
         model: The model whose `base` is trained.
-        batch: Texts without padding.
+        batch: Texts; of several documents in one, none sees another.
         seed: Not used; nothing is random.
     """
-    head, tokens = model.head, batch.tokens
-    hidden = model.decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-    target = tokens[:, 1:].flatten()
-    loss, _ = linear_cross_entropy(
-        hidden,
-        head.weight,
-        target,
-        row_weight=torch.full_like(target, 1 / target.numel(), dtype=torch.float64),
-        softcap=head.softcap,
-        logit_scale=head.logit_scale,
-        backend=model.config.backend,
-    )
-    return StepResult(loss, {"text_nll": loss.detach()})
+    loss, _ = _text_loss(model, batch)
+    return StepResult(loss, {"text_nll": loss.detach()}, _weight(batch))
 
 
-def step_metrics(output: LearnOutput) -> dict[str, Tensor]:
-    """What a step reports, NLLs and gains in nats.
-
-    Returns:
-        `text_nll`: mean NLL of the whole text without thought. Over the targets of the thoughts alone: `base_nll`
-        without and `talk_nll` with thought, their difference `gain`, and `gain_0`, `gain_1`, ... by lookahead;
-        `mixing_weight`. Over thoughts: `reward`, its mean absolute value `reward_size`, and `thought_logprob` (per
-        token).
-    """
-    mask = output.target_mask
-    count = mask.sum().clamp_min(1)
-    thinking = mask.any(-1)
-    thoughts = thinking.sum().clamp_min(1)
-    base = (output.base_nll_at_target * mask).sum() / count
-    talk = (output.talk_nll * mask).sum() / count
-    metrics = {
-        "text_nll": output.base_loss,
-        "base_nll": base,
-        "talk_nll": talk,
-        "gain": base - talk,
-        "reward": (output.reward * thinking).sum() / thoughts,
-        "reward_size": (output.reward.abs() * thinking).sum() / thoughts,
-        "mixing_weight": (output.mixing_weight * mask).sum() / count,
-        "thought_logprob": (output.thought_logprob.mean(-1) * thinking).sum() / thoughts,
-    }
-    for j in range(mask.shape[-1]):
-        gain = (output.base_nll_at_target - output.talk_nll)[..., j] * mask[..., j]
-        metrics[f"gain_{j}"] = gain.sum() / mask[..., j].sum().clamp_min(1)
-    return metrics
-
-
-def evaluate_on(texts: Tensor, config: TrainConfig) -> Evaluate:
+def evaluate_on(texts: Tensor, config: TrainConfig, attention_mask: Tensor | None = None) -> Evaluate:
     """A function that measures a model on held-out texts.
 
     Args:
         texts: int64 [n, L]; the first `training.eval_batches` batches are used.
+        config: The run's; of `training` the micro-batch size may change between evaluations.
+        attention_mask: int64 [n, L], as in `Batch`.
 
     Returns:
-        For a model: `loss` (what is minimised: the talk NLL, or the plain NLL for language modelling), and the means of
-        `step_metrics` with thoughts from a fixed seed.
+        For a model: `loss` (what is minimised: the talk NLL, or the plain NLL for language modelling), the means of
+        `step_means` with thoughts from a fixed seed, `mixing_weight_deviation` (standard deviation),
+        `gain_by_difficulty`, and of the first batch `gradient_norm_lm` and `gradient_norm_policy`: the 2-norms of the
+        gradients of the two parts of the loss, weights included. Nothing depends on the micro-batch size.
     """
-    size = config.training.micro_batch_size or config.training.batch_size
-    count = config.training.eval_batches * config.training.batch_size
-    batches = [Batch(part, None, ()) for part in texts[:count].split(size)]
-    objective, positions = objective_of(config.objective), config.model.positions
+    training, objective = config.training, objective_of(config.objective)
+    batches = [
+        Batch(
+            texts[first : first + training.batch_size],
+            None if attention_mask is None else attention_mask[first : first + training.batch_size],
+            (),
+        )
+        for first in range(0, len(texts), training.batch_size)
+    ][: training.eval_batches]
 
     @torch.no_grad()
     def evaluate(model: QuietStarForCausalLM) -> dict[str, float]:
-        totals: dict[str, float] = {}
         device = next(model.parameters()).device
+        if training.method == "language_modeling":
+            parts = [_text_means(model, part) for batch in batches for part in _parts(batch, config, device)]
+            text_nll = reduce(add, parts).floats()["text_nll"]
+            return {"text_nll": text_nll, "loss": text_nll}
+        means: list[Means] = []
+        targets: list[Tensor] = []
         for index, batch in enumerate(batches):
-            part = batch.to(device)
-            if config.training.method == "language_modeling":
-                metrics = dict(language_modeling_step(model, part, 0).metrics)
-                metrics["loss"] = metrics["text_nll"]
-            else:
-                output = model.learn(
-                    part.tokens,
-                    part.attention_mask,
-                    anchors=positions,
-                    objective=objective,
-                    seed=EVALUATION_SEED + index,
-                    reuse_sampling_pass=False,
-                )
-                metrics = {**step_metrics(output), "loss": output.talk_loss}
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * len(batch)
-        return {name: total / sum(len(batch) for batch in batches) for name, total in totals.items()}
+            for part in _parts(batch, config, device):
+                output = _learn(model, part, config, objective, EVALUATION_SEED + index, reuse_sampling_pass=False)
+                means.append(step_means(output, part))
+                nlls = torch.stack([output.base_nll_at_target, output.talk_nll])
+                targets.append(nlls[:, output.target_mask].cpu())
+        metrics = reduce(add, means).floats()
+        variance = metrics["mixing_weight_square"] - metrics["mixing_weight"] ** 2
+        by_lookahead = [metrics[f"talk_nll_{j}"] for j in range(model.config.lookahead)]
+        metrics |= {
+            "loss": sum(by_lookahead) / len(by_lookahead),
+            "mixing_weight_deviation": max(0.0, variance) ** 0.5,
+            **gain_by_difficulty(*torch.cat(targets, 1)),
+        }
+        if objective.policy_weight > 0 and model.config.thinking == "sample":
+            metrics |= _gradient_norms(model, batches[0], config, objective)
+        return metrics
 
     return evaluate
+
+
+def _parts(batch: Batch, config: TrainConfig, device: torch.device) -> Iterator[Batch]:
+    size = config.training.micro_batch_size or len(batch)
+    return (batch.part(first, size).to(device) for first in range(0, len(batch), size))
+
+
+def _learn(
+    model: QuietStarForCausalLM,
+    batch: Batch,
+    config: TrainConfig,
+    objective: Objective,
+    seed: int,
+    reuse_sampling_pass: bool,
+) -> LearnOutput:
+    return model.learn(
+        batch.tokens,
+        batch.attention_mask,
+        anchors=config.model.positions,
+        objective=objective,
+        seed=seed,
+        first_text=batch.first,
+        texts_in_step=batch.step_size,
+        reuse_sampling_pass=reuse_sampling_pass,
+    )
+
+
+def _weight(batch: Batch) -> float | None:
+    """With padding or several documents, texts have unequally many targets."""
+    return None if batch.attention_mask is None else float(text_targets(batch).sum())
+
+
+def _text_loss(model: QuietStarForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean NLL of the next tokens, differentiable, and the NLLs [B * (L-1)], 0 where there is no target."""
+    head, tokens = model.head, batch.tokens
+    if batch.attention_mask is None:
+        states = model.decoder(input_ids=tokens, use_cache=False).last_hidden_state
+    else:
+        padding = read_padding(tokens, batch.attention_mask)
+        no_streams = torch.zeros(len(batch), 0, dtype=torch.int32, device=tokens.device)
+        text_pass = ThoughtPass(tokens.shape[1], 0, no_streams, padding.start, model.config.backend)
+        states = model.run_decoder(model.base.get_input_embeddings()(tokens), padding.position_ids, text_pass)
+    counted = text_targets(batch).flatten()
+    target = tokens[:, 1:].flatten()
+    return linear_cross_entropy(
+        states[:, :-1].flatten(0, 1),
+        head.weight,
+        target if batch.attention_mask is None else target.masked_fill(~counted, IGNORE),
+        row_weight=counted.double() / counted.sum().clamp_min(1),
+        softcap=head.softcap,
+        logit_scale=head.logit_scale,
+        backend=model.config.backend,
+    )
+
+
+def _text_means(model: QuietStarForCausalLM, batch: Batch) -> Means:
+    _, nll = _text_loss(model, batch)
+    return Means(("text_nll",), nll.double().sum()[None], text_targets(batch).sum().double()[None])
+
+
+def _gradient_norms(
+    model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective
+) -> dict[str, float]:
+    """2-norms of the gradients of the language-model and of the policy part of the loss, as a training step has them.
+
+    No `.grad` is written, and one part's gradients are gone before the other's are made.
+    """
+    was_training = model.training
+    model.train()  # a layer is checkpointed in this mode alone; there is no dropout
+    try:
+        return {
+            "gradient_norm_lm": _gradient_norm(model, batch, config, replace(objective, policy_weight=0.0)),
+            "gradient_norm_policy": _gradient_norm(
+                model, batch, config, replace(objective, base_weight=0.0, talk_weight=0.0)
+            ),
+        }
+    finally:
+        model.train(was_training)
+
+
+def _gradient_norm(model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective) -> float:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = next(model.parameters()).device
+    parts = list(_parts(batch, config, device))
+    weights = [float(len(part)) if (weight := _weight(part)) is None else weight for part in parts]
+    sums: list[Tensor | None] = [None] * len(parameters)
+    for part, weight in zip(parts, weights, strict=True):
+        with torch.enable_grad():
+            reuse = config.training.reuse_sampling_pass
+            loss = _learn(model, part, config, objective, EVALUATION_SEED, reuse).loss * (weight / sum(weights))
+        found: list[Tensor | None] = list(torch.autograd.grad(loss, parameters, allow_unused=True))
+        del loss
+        for index, gradient in enumerate(found):
+            found[index] = None  # frees it as soon as it is added
+            if gradient is not None:
+                before = sums[index]
+                if before is not None:
+                    before.add_(gradient)
+                else:  # a sum in 16 bits would lose the small ones
+                    sums[index] = gradient.float() if len(parts) > 1 and gradient.dtype.itemsize < 4 else gradient
+    norms = [torch.linalg.vector_norm(total, dtype=torch.float32) for total in sums if total is not None]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
