@@ -57,8 +57,9 @@ class ThoughtPass:
         stream_length: Tokens of each stream in this pass, 0 in a pass over the text alone.
         stream_offset: Tokens of each stream that `cache` already holds.
         anchor: int32 [B, P], the text position that each stream hangs from, on any device.
-        text_start: int32 [B], first text token of each row that is not padding, or None without left padding.
+        text_start: int32, first text token that text tokens see: [B], of each row, [B, L], of each token, or None: 0.
         backend: Kernel backend.
+        stream_start: int32, first text token that streams see: [B], of each row, [B, P], of each stream, or None: 0.
         cache: Where this pass stores its keys and values and finds those of earlier passes; None in the pass over text
             and whole streams, which needs none and must give the same result when a layer is recomputed.
         seen: Filled with one entry (layer index, window) per attention call where the probe asks for it.
@@ -69,6 +70,7 @@ class ThoughtPass:
     anchor: Tensor
     text_start: Tensor | None
     backend: str
+    stream_start: Tensor | None = None
     stream_offset: int = 0
     cache: ThoughtCache | None = None
     seen: list[tuple[int, int | None]] | None = None
@@ -90,7 +92,8 @@ class ThoughtPass:
             visible = visible[None, None]
             if self.text_start is not None:
                 # A padding query keeps itself: softmax over nothing would be NaN and would spread through the layers.
-                visible = visible & (key >= self.text_start[:, None, None, None]) | (key == query)
+                start = self.text_start if self.text_start.ndim == 2 else self.text_start[:, None]
+                visible = visible & (key >= start[:, None, :, None]) | (key == query)
             self._text_masks[window] = visible
         return self._text_masks[window]
 
@@ -166,7 +169,7 @@ def quietstar_attention(
             stream_key,
             stream_value,
             thought_pass.anchor,
-            text_start=thought_pass.text_start,
+            text_start=thought_pass.stream_start,
             window=sliding_window,
             scale=scaling,
             softcap=softcap,

@@ -253,9 +253,11 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: int64 [B, L].
-            attention_mask: [B, L] of 0 and 1; padding may be on the left, on the right or both.
+            attention_mask: [B, L], 0 for padding, which may be on the left, on the right or both, and 1 for text. Where
+                rows hold several documents, text has the number of its document, 1, 2, ..., which never decreases: they
+                see nothing of each other, as if each were a row.
             anchors: Positions that think: None for all but the last, `"every:N"`, `"entropy:K"` (the K at which the
-                base is most uncertain; K a count or a fraction), or int [A] or [B, A].
+                base is most uncertain; K a count or a fraction), or int [A] or [B, A]; see `expand_anchors`.
             thoughts_per_position: K; by default that of the configuration.
             tokens: int64 [B, P, T] thoughts to score instead of sampling.
             temperature: By default that of the configuration.
@@ -277,7 +279,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                 f"texts_in_step: got {texts_in_step}, needs at least first_text + the {batch} texts given = "
                 f"{first_text + batch}, and first_text at least 0"
             )
-        thoughts, cached, _ = self._think(
+        thoughts, cached, padding = self._think(
             input_ids,
             attention_mask,
             anchors,
@@ -290,7 +292,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             (first_text, texts_in_step),
         )
         if record:
-            following = lookahead_tokens(input_ids, thoughts.anchor, self.config.lookahead)
+            following = lookahead_tokens(input_ids, padding, thoughts.anchor, self.config.lookahead)
             with torch.no_grad():
                 rest = embed_stream(self, thoughts.tokens, following)[:, :, self.config.thought_length :]
                 cached.extend(rest)
@@ -330,7 +332,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
             entropy = base_entropy(cached.text_hidden, head)
-        anchor = outside_inference(expand_anchors(anchors, padding.token_mask, entropy, count))
+        anchor = outside_inference(expand_anchors(anchors, padding, entropy, count))
         batch, streams = anchor.shape
         length = config.thought_length
         if tokens is None and config.thinking == "pause":

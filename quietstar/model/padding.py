@@ -1,4 +1,4 @@
-"""Left and right padding of a batch of texts."""
+"""Where the documents of a batch of texts lie, and the padding around them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,50 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from quietstar.errors import DataError
+
+ONLY_AROUND = "only padding on the left and on the right is supported"
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Where the text of each row lies.
+    """Where the text of each row lies, and where its documents begin and end.
 
     Args:
         token_mask: bool [B, L], True where there is text.
-        start: int32 [B], first text token of each row, or None where no row is padded on the left.
-        position_ids: int64 [B, L], positions counted from the first text token, 0 in left padding.
+        start: int32, the first token in sight: [B], that of the row's text, where a row is padded on the left; [B, L],
+            that of each token's document, where a row has several documents; None where it is 0 for all.
+        position_ids: int64 [B, L], positions counted from the first token in sight, 0 in left padding.
+        has_next: bool [B, L], True where the next token is of the same document.
+        last: int64 [B, L], the last token of each token's document; in a row of one document that of the row, padded
+            or not.
     """
 
     token_mask: Tensor
     start: Tensor | None
     position_ids: Tensor
+    has_next: Tensor
+    last: Tensor
+
+    def start_at(self, anchor: Tensor) -> Tensor | None:
+        """First text token that streams see, int32 [B] or [B, P], or None where it is 0 for all.
+
+        Args:
+            anchor: int32 [B, P].
+        """
+        if self.start is None or self.start.ndim == 1:
+            return self.start
+        return outside_inference(self.start.gather(1, anchor.long()))
+
+    def last_at(self, anchor: Tensor) -> Tensor:
+        """Last token of each anchor's document, int64 [B, P].
+
+        Args:
+            anchor: int32 [B, P].
+        """
+        return self.last.gather(1, anchor.long())
 
 
 def outside_inference(positions: Tensor) -> Tensor:
@@ -34,37 +61,56 @@ def outside_inference(positions: Tensor) -> Tensor:
 
 
 def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
-    """Check a batch and find its padding.
+    """Check a batch and find its padding and its documents.
 
     Args:
         input_ids: int64 [B, L].
-        attention_mask: [B, L] of 0 and 1, or None for no padding.
+        attention_mask: [B, L], 0 for padding on the left and on the right, and for text the number of the token's
+            document in its row: 1, 2, ..., never decreasing. With 0 and 1 alone every row is one document. None: no
+            padding.
 
     Raises:
-        DataError: `input_ids` or `attention_mask` has a wrong shape, or a row's text is empty or has a gap.
+        DataError: `input_ids` or `attention_mask` has a wrong shape, or a row's text is empty, has a gap or numbers its
+            documents otherwise.
     """
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise DataError(f"input_ids: got shape {list(input_ids.shape)}, needs [batch, length] with at least one token")
+    index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    whole_row = index[:, -1:].expand_as(input_ids)
     if attention_mask is None:
-        token_mask = torch.ones_like(input_ids, dtype=torch.bool)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        return Padding(token_mask, None, positions)
+        return Padding(torch.ones_like(input_ids, dtype=torch.bool), None, index, index < whole_row, whole_row)
     if attention_mask.shape != input_ids.shape:
         raise DataError(
             f"attention_mask: got shape {list(attention_mask.shape)}, needs that of input_ids, {list(input_ids.shape)}"
         )
-    token_mask = attention_mask.bool()
+    token_mask, document = attention_mask.bool(), attention_mask.long()
     count = token_mask.sum(1)
     start = token_mask.int().argmax(1)
-    index = torch.arange(input_ids.shape[1], device=input_ids.device)
     contiguous = (index >= start[:, None]) & (index < (start + count)[:, None])
-    bad = (count == 0) | (contiguous != token_mask).any(1)
-    if bad.any():
-        row = int(bad.int().argmax())
-        what = "masks every token" if int(count[row]) == 0 else "has a gap inside the text"
-        raise DataError(f"attention_mask: row {row} {what}; only padding on the left and on the right is supported")
-    return Padding(
-        token_mask,
-        outside_inference(start.int()) if bool((start > 0).any()) else None,
-        (index - start[:, None]).clamp_min(0),
-    )
+    within = pad(token_mask[:, 1:] & token_mask[:, :-1], (0, 1))  # text whose next token is text
+    step = pad(document.diff(dim=1), (0, 1))
+    problems = {
+        f"masks every token; {ONLY_AROUND}": count == 0,
+        f"has a gap inside the text; {ONLY_AROUND}": (contiguous != token_mask).any(1),
+        "has a number that is no document's; needs 0 for padding, and 1, 2, ... for documents": (
+            (document < 0) | (document != attention_mask)
+        ).any(1),
+        "returns to an earlier document; needs numbers that do not decrease": (within & (step < 0)).any(1),
+    }
+    bad = torch.stack(list(problems.values()))
+    several = within & (step != 0)
+    is_bad, is_shifted, has_several = torch.stack([bad.any(), (start > 0).any(), several.any()]).tolist()
+    if is_bad:
+        row = int(bad.any(0).int().argmax())
+        what = next(what for what, rows in problems.items() if rows[row])
+        raise DataError(f"attention_mask: row {row} {what}")
+    if not has_several:
+        position_ids = (index - start[:, None]).clamp_min(0)
+        return Padding(
+            token_mask, outside_inference(start.int()) if is_shifted else None, position_ids, within, whole_row
+        )
+    begins = pad(several[:, :-1], (1, 0))
+    starts = torch.where(begins, index, start[:, None]).cummax(1).values
+    ends = torch.where(several, index, whole_row).flip(1).cummin(1).values.flip(1)
+    position_ids = (index - starts).clamp_min(0)
+    return Padding(token_mask, outside_inference(starts.int()), position_ids, within & (step == 0), ends)

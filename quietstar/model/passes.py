@@ -1,7 +1,8 @@
 """Forward passes over a text and the thought streams that hang from it.
 
 A stream of the anchor i is `START, t_1 .. t_T, END, x_{i+1} .. x_{i+lookahead-1}`; its token at index s has the rotary
-position i + 1 + s. It sees the text up to i and its own earlier tokens, nothing else.
+position i + 1 + s. It sees the text up to i and its own earlier tokens, nothing else. Where a text holds several
+documents, it is their tokens that are counted, seen and followed: those of the anchor's document.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ def stream_position_ids(padding: Padding, anchor: Tensor, offset: int, length: i
     return first[..., None] + torch.arange(length, device=anchor.device)
 
 
-def lookahead_tokens(input_ids: Tensor, anchor: Tensor, lookahead: int) -> Tensor:
+def lookahead_tokens(input_ids: Tensor, padding: Padding, anchor: Tensor, lookahead: int) -> Tensor:
     """The true tokens x_{i+1} .. x_{i+lookahead-1} after each anchor i, int64 [B, P, lookahead-1].
 
-    Past the end of the text the last token is repeated; nothing is ever predicted from there.
+    Past the end of the document its last token is repeated; nothing is ever predicted from there.
     """
     offsets = torch.arange(1, lookahead, device=input_ids.device)
-    index = (anchor.long()[..., None] + offsets).clamp_max(input_ids.shape[1] - 1)
+    index = torch.minimum(anchor.long()[..., None] + offsets, padding.last_at(anchor)[..., None])
     return input_ids.gather(1, index.flatten(1)).view(index.shape)
 
 
@@ -85,13 +86,15 @@ def talk_pass(
     """
     length = input_ids.shape[1]
     streams, stream_length = anchor.shape[1], model.config.stream_length
-    following = lookahead_tokens(input_ids, anchor, model.config.lookahead)
+    following = lookahead_tokens(input_ids, padding, anchor, model.config.lookahead)
     stream_embeds = embed_stream(model, tokens, following)
     embeds = torch.cat([model.base.get_input_embeddings()(input_ids), stream_embeds.flatten(1, 2)], dim=1)
     positions = torch.cat(
         [padding.position_ids, stream_position_ids(padding, anchor, 0, stream_length).flatten(1)], dim=1
     )
-    thought_pass = ThoughtPass(length, stream_length, anchor, padding.start, model.config.backend)
+    thought_pass = ThoughtPass(
+        length, stream_length, anchor, padding.start, model.config.backend, stream_start=padding.start_at(anchor)
+    )
     with intercept_layers(model.decoder, record.replay) if record else nullcontext():
         hidden = model.run_decoder(embeds, positions, thought_pass)
     return TalkStates(hidden[:, :length], hidden[:, length:].unflatten(1, (streams, stream_length)))
@@ -117,6 +120,7 @@ class CachedPass:
         self._length = 0
         self.record = LayerRecord() if record else None
         self._anchor = torch.zeros(input_ids.shape[0], 0, dtype=torch.int32, device=input_ids.device)
+        self._stream_start: Tensor | None = None
         embeds = model.base.get_input_embeddings()(input_ids)
         self.text_hidden = self._run(
             embeds, padding.position_ids, input_ids.shape[1], 0, self.record.write_text if self.record else None
@@ -125,6 +129,7 @@ class CachedPass:
     def open_streams(self, anchor: Tensor) -> None:
         """Hang empty streams from `anchor`, int32 [B, P]."""
         self._anchor = anchor
+        self._stream_start = self._padding.start_at(anchor)
         if self.record:
             self.record.open_streams(anchor.shape[1], self._model.config.stream_length)
 
@@ -146,6 +151,7 @@ class CachedPass:
             self._anchor,
             self._padding.start,
             self._model.config.backend,
+            stream_start=self._stream_start,
             stream_offset=self._length,
             cache=self._cache,
         )

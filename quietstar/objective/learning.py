@@ -32,7 +32,7 @@ class LearnOutput:
         base_loss: Scalar mean NLL of the text without thought.
         talk_loss: Scalar mean NLL of the lookahead tokens after thoughts.
         policy_loss: Scalar REINFORCE loss before its weight.
-        base_nll: [B, L-1], NLL of x[i+1] without thought, 0 where the target is padding.
+        base_nll: [B, L-1], NLL of x[i+1] without thought, 0 where that is padding or begins another document.
         talk_nll: [B, P, J], NLL of x[anchor+1+j] after the thought, 0 where there is no target.
         base_nll_at_target: [B, P, J], NLL of the same targets without thought, 0 where there is none.
         target_mask: bool [B, P, J], where there is a target.
@@ -76,7 +76,7 @@ def learn(
     Args:
         model: The thinking model.
         input_ids: int64 [B, L].
-        attention_mask: [B, L] of 0 and 1, padding on the left, on the right or both.
+        attention_mask: As in `QuietStarForCausalLM.think`. No loss crosses from one document to another.
         thoughts: Thoughts to learn from; by default new ones.
         anchors: Positions that think, as in `QuietStarForCausalLM.think`; not together with `thoughts`.
         objective: A preset's name or an `Objective`.
@@ -129,10 +129,10 @@ def _loss(
 ) -> LearnOutput:
     config, head = model.config, model.head
     head_options: dict[str, Any] = {"softcap": head.softcap, "logit_scale": head.logit_scale, "backend": config.backend}
-    token_mask = read_padding(input_ids, attention_mask).token_mask
+    padding = read_padding(input_ids, attention_mask)
     length = input_ids.shape[1]
 
-    base_target = input_ids[:, 1:].masked_fill(~(token_mask[:, 1:] & token_mask[:, :-1]), IGNORE)
+    base_target = input_ids[:, 1:].masked_fill(~padding.has_next[:, :-1], IGNORE)
     base_loss, base_nll = _mean_loss(
         partial(
             linear_cross_entropy,
@@ -149,10 +149,11 @@ def _loss(
     # Lookahead j predicts x[anchor+1+j] from the stream's state after END and j true tokens, and from the text's at
     # anchor+j.
     source = thoughts.anchor.long()[..., None] + torch.arange(config.lookahead, device=input_ids.device)
-    inside = source + 1 < length
-    source = source.clamp_max(length - 2)
+    last = padding.last_at(thoughts.anchor)
+    inside = source < last[..., None]
+    source = torch.minimum(source, last[..., None]).clamp_max(length - 2)
     target = base_target.gather(1, source.flatten(1)).view(source.shape)
-    target_mask = inside & (target != IGNORE) & token_mask.gather(1, thoughts.anchor.long())[..., None]
+    target_mask = inside & (target != IGNORE) & padding.token_mask.gather(1, thoughts.anchor.long())[..., None]
     target = target.masked_fill(~target_mask, IGNORE)
     hidden_base = _gather(states.text, source)
     hidden_thought = states.stream[:, :, config.thought_length + 1 :]
@@ -180,7 +181,7 @@ def _loss(
             states.stream[:, :, : config.thought_length].flatten(0, 2),
             head.weight,
             thoughts.tokens.flatten(),
-            row_weight=_policy_weight(advantage, thoughts, target_mask, length, objective).flatten(),
+            row_weight=_policy_weight(advantage, thoughts, target_mask, last, objective).flatten(),
             temperature=temperature,
             banned=model.banned,
             **head_options,
@@ -254,7 +255,7 @@ def _advantage(
 
 
 def _policy_weight(
-    advantage: Tensor, thoughts: Thoughts, target_mask: Tensor, length: int, objective: Objective
+    advantage: Tensor, thoughts: Thoughts, target_mask: Tensor, last: Tensor, objective: Objective
 ) -> Tensor:
     """REINFORCE: what the NLL of each thought token counts in the mean over thoughts of -advantage * log p(thought).
 
@@ -264,7 +265,7 @@ def _policy_weight(
     if objective.policy_positions == "valid":
         counted = target_mask.any(-1)
     else:
-        counted = thoughts.anchor < length - 1 - target_mask.shape[-1]
+        counted = thoughts.anchor < last - target_mask.shape[-1]
     weight = advantage * counted / counted.sum().clamp_min(1)
     if objective.token_reduction == "mean":
         weight = weight / thoughts.tokens.shape[-1]

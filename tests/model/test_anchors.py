@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +11,17 @@ from hypothesis import strategies as st
 
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.anchors import expand_anchors
+from quietstar.model.padding import Padding, read_padding
 from tests.model.tiny import make_ids, make_model
 
-FULL = torch.ones(2, 7, dtype=torch.bool)
+
+def rows(*masks: list[int]) -> Padding:
+    """Texts with these attention masks."""
+    mask = torch.tensor(masks)
+    return read_padding(torch.zeros_like(mask), mask)
+
+
+FULL = rows([1] * 7, [1] * 7)
 
 
 @pytest.mark.parametrize("anchors", [None, "all"])
@@ -22,7 +32,7 @@ def test_all_positions_but_the_last(anchors: str | None) -> None:
 
 
 def test_a_text_of_one_token_still_has_an_anchor() -> None:
-    assert expand_anchors(None, FULL[:, :1], None, 1).tolist() == [[0], [0]]
+    assert expand_anchors(None, rows([1], [1]), None, 1).tolist() == [[0], [0]]
 
 
 @pytest.mark.parametrize(("step", "wanted"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4]), (3, [0, 3]), (50, [0])])
@@ -31,18 +41,42 @@ def test_every_nth(step: int, wanted: list[int]) -> None:
 
 
 def test_every_nth_counts_from_the_text_and_not_from_the_padding() -> None:
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1]]).bool()
-    assert expand_anchors("every:3", mask, None, 1).tolist() == [[2, 5], [1, 4]]
+    padding = rows([0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1])
+    assert expand_anchors("every:3", padding, None, 1).tolist() == [[2, 5], [1, 4]]
 
 
 @given(st.integers(2, 9), st.integers(0, 9), st.integers(0, 9), st.integers(1, 6))
 def test_padding_does_not_move_every_nth(length: int, left: int, right: int, step: int) -> None:
-    mask = torch.zeros(1, left + length + right, dtype=torch.bool)
-    mask[:, left : left + length] = True
-    plain = expand_anchors(f"every:{step}", mask[:, left : left + length], None, 1)[0].tolist()
-    padded = expand_anchors(f"every:{step}", mask, None, 1)[0].tolist()
+    plain = expand_anchors(f"every:{step}", rows([1] * length), None, 1)[0].tolist()
+    padded = expand_anchors(f"every:{step}", rows([0] * left + [1] * length + [0] * right), None, 1)[0].tolist()
     assert padded == sorted(padded)
     assert [a - left for a in padded if left <= a < left + length - 1] == plain
+
+
+def test_every_nth_counts_from_the_start_of_each_document() -> None:
+    padding = rows([1, 1, 1, 1, 2, 2, 2, 2], [0, 1, 1, 1, 1, 5, 5, 0], [0, 1, 1, 1, 1, 1, 1, 1])
+    assert expand_anchors("every:2", padding, None, 1).tolist() == [[0, 2, 4, 6], [1, 3, 5, 7], [1, 3, 5, 7]]
+    assert expand_anchors("every:3", padding, None, 2)[1].tolist() == [1, 1, 5, 5, 7, 7], "rows filled behind"
+
+
+@given(st.lists(st.integers(1, 7), min_size=2, max_size=6), st.integers(2, 4), st.integers(0, 2))
+def test_every_nth_of_documents_is_that_of_each_alone_as_far_as_there_is_room(
+    lengths: list[int], step: int, left: int
+) -> None:
+    numbers = [0] * left + [number + 1 for number, length in enumerate(lengths) for _ in range(length)]
+    found = expand_anchors(f"every:{step}", rows(numbers), None, 1)[0].tolist()
+    assert len(found) == len(range(0, len(numbers) - 1, step)), "as many as in a row of one document"
+    wanted, start = [], left
+    for length in lengths:
+        wanted += [start + position for position in range(0, length - 1, step)]
+        start += length
+    learning = [anchor for anchor in found if anchor + 1 < len(numbers) and numbers[anchor] == numbers[anchor + 1] > 0]
+    if len(wanted) <= len(found):
+        assert learning == wanted and all(anchor == len(numbers) - 1 for anchor in found[len(wanted) :])
+    else:
+        gaps = [wanted.index(b) - wanted.index(a) for a, b in pairwise(found)]
+        assert learning == found and found[0] == wanted[0]
+        assert max(gaps, default=1) - min(gaps, default=1) <= 1, "evenly"
 
 
 def test_the_most_uncertain_positions() -> None:
@@ -55,9 +89,16 @@ def test_the_most_uncertain_positions() -> None:
 
 def test_uncertainty_about_padding_does_not_count() -> None:
     """The last token of a text that ends early predicts padding."""
-    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1]]).bool()
+    padding = rows([1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1])
     entropy = torch.tensor([[0.1, 0.2, 0.3, 9.0, 9.0, 9.0, 9.0], [9.0, 9.0, 9.0, 0.1, 0.2, 0.3, 9.0]])
-    assert expand_anchors("entropy:2", mask, entropy, 1).tolist() == [[1, 2], [4, 5]]
+    assert expand_anchors("entropy:2", padding, entropy, 1).tolist() == [[1, 2], [4, 5]]
+
+
+def test_uncertainty_about_the_next_document_does_not_count() -> None:
+    padding = rows([1, 1, 1, 2, 2, 2, 2], [1, 2, 3, 3, 4, 5, 5])
+    entropy = torch.tensor([[0.1, 0.3, 9.0, 0.2, 0.1, 0.4, 9.0], [9.0, 9.0, 0.1, 9.0, 9.0, 0.2, 9.0]])
+    assert expand_anchors("entropy:3", padding, entropy, 1)[0].tolist() == [1, 3, 5]
+    assert {2, 5} < set(expand_anchors("entropy:3", padding, entropy, 1)[1].tolist())
 
 
 @pytest.mark.parametrize("family", ["mistral", "cohere"])

@@ -14,11 +14,16 @@ from tests.model.tiny import assert_same_gradients, gradients, make_ids, make_mo
 def assert_same_step(
     family: str, device: str, dtype: torch.dtype, tolerance: float, reuse_sampling_pass: bool = True, **options: Any
 ) -> None:
-    """Thinking, loss and every gradient with "triton" and "torch", the first text padded on the left."""
+    """Thinking, loss and every gradient with "triton" and "torch".
+
+    The first text is padded on the left; gpt2's second one is of two documents.
+    """
     plain = make_model(family, dtype=dtype, **options).to(device)
     ids = make_ids(batch=2, length=8).to(device)
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
+    if family == "gpt2":
+        mask[1, 3:] = 2
     found = {}
     for backend in ("torch", "triton"):
         model = copy.deepcopy(plain)

@@ -95,6 +95,10 @@ def test_the_temperature_of_thoughts_is_not_that_of_speech() -> None:
     [
         (torch.tensor([[1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]), "row 0 has a gap"),
         (torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]]), "row 1 masks every token"),
+        (torch.tensor([[1] * 6, [0, 2, 2, 1, 1, 3]]), "row 1 returns to an earlier document"),
+        (torch.tensor([[1] * 6, [1, 1, 1, 0, 2, 2]]), "row 1 has a gap"),
+        (torch.tensor([[1] * 6, [-1, 1, 1, 1, 2, 2]]), "row 1 has a number that is no document's; needs 0 for padding"),
+        (torch.tensor([[0.5] * 6, [1.0] * 6]), "row 0 has a number that is no document's"),
         (torch.ones(2, 5), r"attention_mask: got shape \[2, 5\], needs that of input_ids, \[2, 6\]"),
         (torch.ones(2, 1, 6, 6), r"attention_mask: got shape \[2, 1, 6, 6\]"),
     ],

@@ -41,6 +41,18 @@ def test_a_stale_recording_is_made_again(change: Callable[[QuietStarForCausalLM,
     torch.testing.assert_close(reused, plain, atol=1e-4, rtol=1e-4)  # a foreign one is wrong by 0.1 and more
 
 
+def test_a_recording_of_other_documents_is_made_again() -> None:
+    model = make_model(thoughts_per_position=2)
+    masks = [torch.tensor([[1, 1, 1, border, border, 2, 2, 2]]) for border in (1, 2)]
+    thoughts = model.think(IDS, masks[0], record=True)
+    reused, plain = (
+        model.learn(IDS, masks[1], thoughts=thoughts, reuse_sampling_pass=reuse).loss for reuse in (True, False)
+    )
+    torch.testing.assert_close(reused, plain, atol=1e-4, rtol=1e-4)
+    other = model.learn(IDS, masks[0], thoughts=thoughts).loss
+    assert (other - plain).abs() > 1e-2
+
+
 def test_a_recording_of_another_model_is_not_used() -> None:
     one, other = make_model(seed=0), make_model(seed=1)
     thoughts = one.think(IDS, record=True)
