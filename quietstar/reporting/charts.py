@@ -1,0 +1,222 @@
+"""Charts as inline SVG: no script, colours from the page's style, values on hover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from quietstar.reporting.scales import Scale, finite_range, linear_scale, log_scale, number
+from quietstar.reporting.series import Floats, Series, Thinned, thin
+from quietstar.reporting.text import plain
+
+WIDTH, HEIGHT = 400, 210
+LEFT, RIGHT, TOP, BOTTOM = 48, 16, 8, 34
+INNER_WIDTH, INNER_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+MOST_HOVERS = 40
+MOST_MARKS = 40
+MOST_DOTS = 60
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where numbers lie on the drawing.
+
+    Args:
+        x: Of the horizontal axis.
+        y: Of the vertical axis.
+    """
+
+    x: Scale
+    y: Scale
+
+    def across(self, value: float) -> float:
+        """Horizontal place of a number."""
+        return LEFT + self.x.place(value) * INNER_WIDTH
+
+    def down(self, value: float) -> float:
+        """Vertical place of a number."""
+        return TOP + (1 - self.y.place(value)) * INNER_HEIGHT
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x_label: str = "step",
+    x_range: tuple[float, float] | None = None,
+    log: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:
+    """Curves over a whole-numbered axis.
+
+    Args:
+        series: What to draw, the last on top.
+        label: What the chart shows, for who cannot see it.
+        x_label: Name of the horizontal axis.
+        x_range: Its ends; by default those of the curves.
+        log: Logarithmic vertical axis; numbers that are not above 0 leave gaps.
+        marks: (x, text) of vertical lines.
+
+    Returns:
+        An `<svg>`, or an empty text where nothing can be drawn.
+    """
+    curves = [(one, thin(one)) for one in series if len(one.x)]
+    found = [value for _, curve in curves for value in (*curve.low.tolist(), *curve.high.tolist())]
+    y_range = finite_range(found, log)
+    if y_range is None:
+        return ""
+    ends = x_range or (min(float(one.x[0]) for one, _ in curves), max(float(one.x[-1]) for one, _ in curves))
+    frame = Frame(linear_scale(*ends, whole=True), log_scale(*y_range) if log else linear_scale(*y_range))
+    parts = [_axes(frame, x_label)]
+    for x, text in marks[-MOST_MARKS:]:
+        parts.append(
+            f'<path class="mark" d="M{frame.across(x):.1f} {TOP}v{INNER_HEIGHT}"><title>{plain(text)}</title></path>'
+        )
+    parts += [_curve(frame, one, curve, log) for one, curve in curves]
+    parts += _hovers(frame, [one for one, _ in curves], x_label)
+    return _svg(label, parts)
+
+
+def bar_chart(
+    categories: Sequence[str], groups: Sequence[tuple[str, int, Sequence[float]]], *, label: str, x_label: str
+) -> str:
+    """Bars side by side, from 0.
+
+    Args:
+        categories: A name for each place on the horizontal axis.
+        groups: (name, colour, one number for each category); a NaN has no bar.
+        label: What the chart shows, for who cannot see it.
+        x_label: Name of the horizontal axis.
+
+    Returns:
+        An `<svg>`, or an empty text where there is no number.
+    """
+    y_range = finite_range([value for _, _, values in groups for value in values])
+    if y_range is None:
+        return ""
+    frame = Frame(Scale(0, len(categories), ()), linear_scale(min(0.0, y_range[0]), max(0.0, y_range[1])))
+    parts = [_axes(frame, x_label)]
+    width = INNER_WIDTH / len(categories)
+    bar = width * 0.76 / len(groups)
+    zero = frame.down(0)
+    for place, category in enumerate(categories):
+        parts.append(
+            f'<text class="tick middle" x="{frame.across(place + 0.5):.1f}" y="{HEIGHT - BOTTOM + 15}">'
+            f"{plain(category)}</text>"
+        )
+        for index, (name, colour, values) in enumerate(groups):
+            if finite_range([values[place]]) is None:
+                continue
+            y = frame.down(values[place])
+            parts.append(
+                f'<rect class="bar f{colour}" x="{frame.across(place) + width * 0.12 + index * bar:.1f}" '
+                f'y="{min(y, zero):.1f}" width="{max(bar - 1, 1):.1f}" height="{max(abs(y - zero), 0.5):.1f}">'
+                f"<title>{plain(f'{category}, {name}: {number(values[place])}')}</title></rect>"
+            )
+    return _svg(label, parts)
+
+
+def legend(entries: Sequence[tuple[str, int, bool, bool]]) -> str:
+    """What the curves of a chart are.
+
+    Args:
+        entries: (name, colour, faint, dashed) of each.
+    """
+    items = [
+        f'<li><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><path class="{_classes(colour, faint, dashed)}" '
+        f'd="M1 4h20"/></svg>{plain(name)}</li>'
+        for name, colour, faint, dashed in entries
+    ]
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def legend_of(series: Sequence[Series]) -> str:
+    """The legend of a line chart."""
+    return legend([(one.name, one.colour, one.faint, one.dashed) for one in series])
+
+
+def _svg(label: str, parts: Sequence[str]) -> str:
+    content = "".join(parts)
+    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{plain(label)}">{content}</svg>'
+
+
+def _axes(frame: Frame, x_label: str) -> str:
+    parts = []
+    for tick, text in zip(frame.y.ticks, frame.y.labels(), strict=True):
+        y = frame.down(tick)
+        zero = " zero" if tick == 0 else ""
+        parts.append(f'<path class="grid{zero}" d="M{LEFT} {y:.1f}h{INNER_WIDTH}"/>')
+        parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 3.5:.1f}">{text}</text>')
+    for tick, text in zip(frame.x.ticks, frame.x.labels(), strict=True):
+        x = frame.across(tick)
+        parts.append(f'<path class="grid zero" d="M{x:.1f} {HEIGHT - BOTTOM}v4"/>')
+        parts.append(f'<text class="tick middle" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}">{text}</text>')
+    middle = LEFT + INNER_WIDTH / 2
+    parts.append(f'<text class="tick middle" x="{middle:.0f}" y="{HEIGHT - 5}">{plain(x_label)}</text>')
+    return "".join(parts)
+
+
+def _classes(colour: int, faint: bool, dashed: bool) -> str:
+    return f"line s{colour}" + (" faint" if faint else "") + (" dashed" if dashed else "")
+
+
+def _curve(frame: Frame, series: Series, curve: Thinned, log: bool) -> str:
+    parts = []
+    runs = list(_runs(frame, curve, log))
+    if curve.has_band:
+        for run in runs:
+            low = curve.low[run] if not log else np.maximum(curve.low[run], frame.y.low)
+            there = [
+                f"{frame.across(x):.1f} {frame.down(y):.1f}" for x, y in zip(curve.x[run], curve.high[run], strict=True)
+            ]
+            back = [f"{frame.across(x):.1f} {frame.down(y):.1f}" for x, y in zip(curve.x[run], low, strict=True)]
+            parts.append(f'<path class="band f{series.colour}" d="M{"L".join(there + back[::-1])}Z"/>')
+    lines, dots = [], []
+    for run in runs:
+        points = [f"{frame.across(x):.1f} {frame.down(y):.1f}" for x, y in zip(curve.x[run], curve.y[run], strict=True)]
+        lines.append(f"M{'L'.join(points)}" if len(points) > 1 else f"M{points[0]}h0")
+        dots += points
+    classes = _classes(series.colour, series.faint, series.dashed)
+    parts.append(f'<path class="{classes}" d="{"".join(lines)}"/>')
+    if not series.faint and len(dots) <= MOST_DOTS:
+        parts.append(f'<path class="dots s{series.colour}" d="{"".join(f"M{point}h0" for point in dots)}"/>')
+    return "".join(parts)
+
+
+def _runs(frame: Frame, curve: Thinned, log: bool) -> Iterator[slice]:
+    """The stretches of a curve without a gap."""
+    shown = np.isfinite(curve.y) & (curve.y <= frame.y.high) & (curve.y >= frame.y.low)
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], shown, [False]]).astype(int)))
+    for first, end in zip(changes[::2], changes[1::2], strict=True):
+        yield slice(int(first), int(end))
+
+
+def _hovers(frame: Frame, series: Sequence[Series], x_label: str) -> list[str]:
+    """Strips over the chart, each with the values of all curves at one place."""
+    leading = [one for one in series if not one.faint] or list(series)
+    places = np.unique(np.concatenate([one.x for one in leading]))
+    if len(places) > MOST_HOVERS:
+        places = places[np.linspace(0, len(places) - 1, MOST_HOVERS).round().astype(int)]
+    centres = [frame.across(float(place)) for place in places]
+    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(centres)), WIDTH - RIGHT]
+    strips = []
+    for place, (first, end) in zip(places, pairwise(edges), strict=True):
+        lines = [f"{x_label} {number(float(place), 9)}"]
+        for one in series:
+            x, y = _nearest(one.x, one.y, float(place))
+            at = "" if x == place else f" ({x_label} {number(x, 9)})"
+            lines.append(f"{one.name}: {number(y)}{at}")
+        title = "\n".join(map(plain, lines))
+        strips.append(
+            f'<rect class="hover" x="{first:.1f}" y="{TOP}" width="{max(end - first, 1):.1f}" height="{INNER_HEIGHT}">'
+            f"<title>{title}</title></rect>"
+        )
+    return strips
+
+
+def _nearest(x: Floats, y: Floats, place: float) -> tuple[float, float]:
+    index = int(np.abs(x - place).argmin())
+    return float(x[index]), float(y[index])

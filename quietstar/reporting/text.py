@@ -1,0 +1,45 @@
+"""Text of unknown content as HTML: inert, and every character that would hide or reorder something made visible."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+# Cc controls, Cf formats (bidi, zero width), Cs lone surrogates, Co and Cn without a meaning, Zl and Zp line breaks
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_SAFE = re.compile(r"[ !#-%(-;=?-~]*")  # printable ASCII without what HTML escapes
+
+
+def visible(text: str) -> str:
+    """Text as HTML content; line ends and tabs show as symbols, and line ends break the line too.
+
+    Args:
+        text: Anything, NUL and lone surrogates included.
+    """
+    if _SAFE.fullmatch(text):
+        return text
+    return "".join(map(_visible_character, text))
+
+
+def plain(text: str) -> str:
+    """Text for an attribute or a `<title>`: as `visible`, without markup."""
+    if _SAFE.fullmatch(text):
+        return text
+    return "".join(html.escape(_name(character) or character) for character in text)
+
+
+def _visible_character(character: str) -> str:
+    name = _name(character)
+    if name is None:
+        return html.escape(character)
+    line_end = "\n" if character == "\n" else ""
+    return f'<span class="hidden" title="U+{ord(character):04X}">{name}</span>{line_end}'
+
+
+def _name(character: str) -> str | None:
+    """What stands for a character that cannot be seen, None for one that can."""
+    if unicodedata.category(character) not in _HIDDEN:
+        return None
+    symbols = {"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
+    return symbols.get(character) or f"⟨U+{ord(character):04X}⟩"

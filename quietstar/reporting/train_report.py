@@ -1,0 +1,283 @@
+"""`report.html` of a training run: one file, made from the run directory alone, that opens from the disk."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quietstar.config import TrainConfig
+from quietstar.presets import PRESETS
+from quietstar.reporting.curves import Curves, lookahead_panels, optimisation_panels, prediction_panels, thought_panels
+from quietstar.reporting.files import write_whole
+from quietstar.reporting.page import details, key_figures, page, panels, section, table
+from quietstar.reporting.run_directory import RunDirectory, read_run
+from quietstar.reporting.scales import DASH, number
+from quietstar.reporting.text import visible
+
+REPORT = "report.html"
+QUIET_EVENTS = frozenset({"resumed", "interrupted", "saved"})
+"""What may happen to any run."""
+MOST_EVENTS = 100
+SHOWN_OF_A_KIND = 4
+Sample = Mapping[str, Any]
+
+
+def write_report(run_directory: Path | str) -> Path:
+    """Writes `report.html` into a run directory, also while the run is going: the file is whole at any moment.
+
+    Args:
+        run_directory: `output_dir` of a run. Read are `config.yaml`, `metrics.jsonl`, `events.jsonl`, `samples/` and
+            `environment.json`, as far as they are there.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: It is no run directory.
+        OSError: The file cannot be written; an earlier one stays.
+    """
+    directory = Path(run_directory)
+    path = directory / REPORT
+    write_whole(path, train_report(read_run(directory)))
+    return path
+
+
+def train_report(run: RunDirectory) -> str:
+    """The page of a run. The same files give the same page, to the byte."""
+    notable = [event for event in run.events if event.get("event") not in QUIET_EVENTS]
+    marks = [(float(event["step"]), f"step {event['step']}: {event.get('event')}") for event in notable]
+    curves = Curves(run.lines, marks)
+    return page(
+        f"{run.name} · training report",
+        [
+            _header(run),
+            _events(run.events),
+            section("Prediction", [panels(prediction_panels(curves))]),
+            section(
+                "By lookahead position",
+                [panels(lookahead_panels(curves))],
+                "A thought is judged by the tokens that follow it, each with the true tokens before it.",
+            ),
+            section("Thoughts", [panels(thought_panels(curves))]),
+            _samples(run),
+            section("Optimisation", [panels(optimisation_panels(curves))]),
+            section("Other measurements", [panels(curves.left_over())]),
+            _configuration(run.config),
+            _environment(run.environment),
+            "<footer>Written by quietstar from the files of the run. Curves of held-out text are strong, those of "
+            "training faint; point at a chart for its numbers.</footer>",
+        ],
+    )
+
+
+def _header(run: RunDirectory) -> str:
+    config = run.config
+    training = _group(config, "training")
+    what = {"quietstar": "Quiet-STaR", "language_modeling": "language modelling"}
+    method = str(training.get("method", "training"))
+    words = [
+        what.get(method, method),
+        f"preset {config.get('preset')}" if config.get("preset") else "",
+        str(_group(config, "model").get("path") or ""),
+        str(_group(config, "data").get("path") or _group(config, "data").get("source") or ""),
+    ]
+    lede = " · ".join(word for word in words if word)
+    return (
+        f'<header><h1>{visible(run.name)}</h1><p class="lede">{visible(lede)}</p>{key_figures(_figures(run))}</header>'
+    )
+
+
+def _figures(run: RunDirectory) -> list[tuple[str, str, str]]:
+    """Name, value and small print of what a reader wants to know first."""
+    training = [line for line in run.lines if line["split"] == "train"]
+    held_out = [line for line in run.lines if line["split"] == "eval"]
+    figures = []
+    if run.lines:
+        step, planned = run.lines[-1]["step"], _group(run.config, "training").get("steps")
+        figures.append(
+            ("Steps", number(step, 9), f"of {number(float(planned), 9)}" if isinstance(planned, int) else "")
+        )
+    if held_out:
+        first, last = held_out[0], held_out[-1]
+        for name, title in (
+            ("base_nll", "Held-out NLL without thought"),
+            ("talk_nll", "Held-out NLL with thought"),
+            ("gain", "Gain of thoughts in nats"),
+        ):
+            if _is_number(last.get(name)):
+                digits = 3 if name == "gain" else 4
+                earlier = (
+                    f"at step {first['step']}: {number(first[name], digits)}" if _is_number(first.get(name)) else ""
+                )
+                figures.append((title, number(last[name], digits), earlier if last is not first else ""))
+        losses = [(line["loss"], line["step"]) for line in held_out if _is_number(line.get("loss"))]
+        if losses:
+            figures.append(("Smallest held-out loss", number(min(losses)[0]), f"at step {number(min(losses)[1], 9)}"))
+    elif training and _is_number(training[-1].get("loss")):
+        figures.append(("Training loss", number(training[-1]["loss"]), ""))
+    if training and _is_number(training[-1].get("tokens_per_second")):
+        figures.append(("Tokens a second", number(training[-1]["tokens_per_second"], 3), ""))
+    if run.lines and _is_number(run.lines[-1].get("seconds")):
+        figures.append(("Time", _duration(run.lines[-1]["seconds"]), ""))
+    return figures
+
+
+def _events(events: Sequence[Mapping[str, Any]]) -> str:
+    if not events:
+        return ""
+    counts = Counter(str(event.get("event", "")) for event in events)
+    note = ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in sorted(counts.items()))
+    latest = events[-MOST_EVENTS:]
+    if len(latest) < len(events):
+        note += f"; the last {len(latest)} are listed"
+    rows = [
+        [
+            number(event["step"], 9),
+            visible(str(event.get("event", "")).replace("_", " ")),
+            visible(str(event.get("message", ""))),
+        ]
+        for event in latest
+    ]
+    marked = {index for index, event in enumerate(latest) if event.get("event") not in QUIET_EVENTS}
+    listed = table(rows, ("step", "event", "what happened"), marked)
+    return section("What happened", [listed if len(rows) <= 8 else details("All of it", listed)], note)
+
+
+def _samples(run: RunDirectory) -> str:
+    if not run.samples:
+        return ""
+    step, latest = run.samples[-1]
+    first_step, first = run.samples[0]
+    earlier = {} if first_step == step else {(one.get("text"), one.get("position")): one for one in first}
+    by_reward = sorted((one for one in latest if _is_number(one.get("reward"))), key=lambda one: -one["reward"])
+    shown: list[tuple[str, Sample]] = [("among the most rewarded", one) for one in by_reward[:SHOWN_OF_A_KIND]]
+    shown += [("among the least rewarded", one) for one in by_reward[SHOWN_OF_A_KIND:][-SHOWN_OF_A_KIND:]]
+    taken = {id(one) for _, one in shown}
+    shown += [("at random", one) for one in [one for one in latest if id(one) not in taken][:SHOWN_OF_A_KIND]]
+    cards = "\n".join(
+        _card(kind, one, earlier.get((one.get("text"), one.get("position"))), first_step) for kind, one in shown
+    )
+    note = (
+        f"Held-out text, a thought at step {number(step, 9)}, and in bold how the text goes on. The places were drawn "
+        f"at random, {len(latest)} of them; the reward counts all lookahead tokens, the NLLs the next token alone."
+    )
+    return section("Sampled thoughts", [f'<div class="thoughts">\n{cards}\n</div>' if cards else ""], note)
+
+
+def _card(kind: str, sample: Sample, earlier: Sample | None, earlier_step: int) -> str:
+    before, after = (f"<bdi>{visible(str(sample.get(name) or ''))}</bdi>" for name in ("before", "after"))
+    compared = ""
+    if earlier is not None:
+        compared = f'<p class="earlier">At step {number(earlier_step, 9)}: {_thought(earlier)} {_facts(earlier)}</p>'
+    return (
+        f'<article class="thought"><div class="kind">{visible(kind)}</div>'
+        f'<p class="text"><span class="before">{before}</span>{_thought(sample)}<span class="after">{after}</span></p>'
+        f'<p class="facts">{_facts(sample)}</p>{compared}</article>'
+    )
+
+
+def _thought(sample: Sample) -> str:
+    thought = sample.get("thought")
+    content = "pause" if thought is None else visible(str(thought))
+    return f'<bdi class="inner">{content}</bdi>'
+
+
+def _facts(sample: Sample) -> str:
+    base, talk, weight = (_number_of(sample.get(name)) for name in ("base_nll", "talk_nll", "mixing_weight"))
+    reward = _number_of(sample.get("reward"))
+    sign = "+" if _is_number(sample.get("reward")) and sample["reward"] > 0 else ""
+    return f"reward <b>{sign}{reward}</b> · next token NLL {base} → <b>{talk}</b> · weight {weight}"
+
+
+def _configuration(config: Mapping[str, Any]) -> str:
+    flat = _flatten(config)
+    usual = _flatten(asdict(TrainConfig())) | dict(PRESETS.get(str(config.get("preset")), {}))
+    usual |= {"preset": config.get("preset")}
+    changed = [key for key, value in flat.items() if usual.get(key, _NOTHING) != value]
+    rows = [[visible(key), _value(flat[key]), _value(usual[key]) if key in usual else ""] for key in changed]
+    everything = table([[visible(key), _value(value)] for key, value in flat.items()])
+    return section(
+        "Configuration",
+        [
+            table(rows, ("option", "here", "by default")),
+            details(f"All {len(flat)} options", everything),
+        ],
+        f"What differs from the defaults of preset {config.get('preset')}." if rows else "",
+    )
+
+
+def _environment(entries: Sequence[Mapping[str, Any]]) -> str:
+    if not entries:
+        return ""
+    earlier = "".join(_machine(entry) for entry in reversed(entries[:-1]))
+    starts = "once" if len(entries) == 1 else f"{len(entries)} times; the last time is shown first"
+    return section(
+        "Environment",
+        [_machine(entries[-1]), details("Earlier starts", earlier)],
+        f"The run was started {starts}.",
+    )
+
+
+def _machine(entry: Mapping[str, Any]) -> str:
+    packages, git = entry.get("packages"), entry.get("git")
+    versions = (
+        ", ".join(f"{name} {version}" for name, version in packages.items()) if isinstance(packages, dict) else ""
+    )
+    state = "not a checkout"
+    if isinstance(git, dict):
+        state = f"{git.get('commit')}{', with changes that are not committed' if git.get('dirty') else ''}"
+    devices = entry.get("devices")
+    facts = {
+        "command": entry.get("command"),
+        "started": entry.get("started"),
+        "git": state,
+        "versions": ", ".join(filter(None, [f"python {entry.get('python', '')}", versions])),
+        "GPU": ", ".join(map(str, devices)) if devices else "none",
+        "CUDA": entry.get("cuda"),
+        "CPU": f"{entry.get('cpu')}, {entry.get('cores')} cores, {entry.get('memory_gib')} GiB",
+        "platform": entry.get("platform"),
+    }
+    return table([[visible(name), visible(str(fact))] for name, fact in facts.items() if fact])
+
+
+_NOTHING = object()
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    group = config.get(name)
+    return group if isinstance(group, dict) else {}
+
+
+def _value(value: object) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return visible(str(value)) if value != "" else "&ldquo;&rdquo;"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number_of(value: Any) -> str:
+    return number(float(value), 3) if _is_number(value) else DASH
+
+
+def _duration(seconds: float) -> str:
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (whole, "s")]
+    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
