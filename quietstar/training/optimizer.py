@@ -6,8 +6,11 @@ larger than about 5e-4. The float32 masters collect the updates, and the paramet
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +108,32 @@ def build_parameter_groups(model: nn.Module, options: TrainingOptions) -> list[P
     return groups
 
 
+def movable_share(groups: Sequence[ParameterGroup], learning_rate: float) -> float:
+    """Share of the low-precision weights that an update of the size of the learning rate changes at all.
+
+    AdamW's updates are about as large as the learning rate. One that is added to a weight w in its own type is lost in
+    rounding where it is smaller than half the distance to w's neighbour, which for 2^e <= |w| < 2^(e+1) is
+    2^e * eps / 2: it changes only the weights below a power of two.
+
+    Args:
+        groups: From `build_parameter_groups`.
+        learning_rate: Before the multipliers of the groups.
+
+    Returns:
+        0 to 1, over the parameters narrower than float32; 1 where there are none.
+    """
+    count, movable = 0, 0
+    for group in groups:
+        for _, parameter in group.parameters:
+            if parameter.dtype.itemsize >= 4:
+                continue
+            count += parameter.numel()
+            if update := learning_rate * group.learning_rate_multiplier:
+                limit = 2.0 ** math.ceil(math.log2(update / (torch.finfo(parameter.dtype).eps / 2)))
+                movable += int((parameter.detach().abs() < limit).sum())
+    return movable / count if count else 1.0
+
+
 class MasterAdamW:
     """`torch.optim.AdamW` on float32 masters of bfloat16 and float16 parameters, and directly on wider ones.
 
@@ -116,13 +145,20 @@ class MasterAdamW:
         groups: From `build_parameter_groups`.
         betas: AdamW's decay of the mean of the gradient and of its square.
         epsilon: Added to AdamW's denominator.
+        master_weights: Without them low-precision parameters are updated where they are, and their gradients and
+            moments have their precision too: the released code's optimizer.
 
     Raises:
         TypeError: A parameter is not a real floating-point tensor.
     """
 
     def __init__(
-        self, groups: Sequence[ParameterGroup], *, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
+        self,
+        groups: Sequence[ParameterGroup],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        master_weights: bool = True,
     ) -> None:
         self.groups = tuple(groups)
         self._parameters: dict[str, nn.Parameter] = {}
@@ -133,22 +169,17 @@ class MasterAdamW:
                     raise TypeError(f"parameter {name} is {parameter.dtype}, needs a floating-point type")
                 self._parameters[name] = parameter
                 narrow = parameter.dtype.itemsize < 4
-                self._trained[name] = parameter.detach().float() if narrow else parameter
+                self._trained[name] = parameter.detach().float() if narrow and master_weights else parameter
         self._masters = {name: tensor for name, tensor in self._trained.items() if tensor is not self._parameters[name]}
-        self._adam = torch.optim.AdamW(
-            [
-                {
-                    "params": [self._trained[name] for name, _ in group.parameters],
-                    "weight_decay": group.weight_decay,
-                    "learning_rate_multiplier": group.learning_rate_multiplier,
-                }
-                for group in self.groups
-            ],
-            lr=0.0,  # set by every step
-            betas=betas,
-            eps=epsilon,
-            fused=all(tensor.device.type in ("cpu", "cuda") for tensor in self._trained.values()),
-        )
+        options = [
+            {
+                "params": [self._trained[name] for name, _ in group.parameters],
+                "weight_decay": group.weight_decay,
+                "learning_rate_multiplier": group.learning_rate_multiplier,
+            }
+            for group in self.groups
+        ]
+        self._adam = self._build_adam(options, betas, epsilon)
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
@@ -174,7 +205,9 @@ class MasterAdamW:
     def gradient_norms(self) -> dict[str, Tensor]:
         """The 2-norm of the collected gradients, by `ParameterGroup.norm`: float32 scalars, still on the device."""
         return {
-            norm: get_total_norm([tensor.grad for tensor in self._members(norm) if tensor.grad is not None])
+            norm: get_total_norm(
+                [_in_float32(tensor.grad) for tensor in self._members(norm) if tensor.grad is not None]
+            )
             for norm in self._norm_limits()
         }
 
@@ -225,8 +258,7 @@ class MasterAdamW:
         """
         tensors: dict[str, Tensor] = {}
         for name, trained in self._trained.items():
-            state = self._adam.state.get(trained) or self._initial_state(trained)
-            tensors |= {f"{key}.{name}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+            tensors |= {f"{key}.{name}": tensor for key, tensor in self._state_of(trained).items()}
         return tensors | {f"master.{name}": master for name, master in self._masters.items()}
 
     @torch.no_grad()
@@ -253,20 +285,33 @@ class MasterAdamW:
                     f"optimizer state: {name} is {got.dtype} {list(got.shape)}, needs {want.dtype} {list(want.shape)}"
                 )
         for name, trained in self._trained.items():
-            state = self._initial_state(trained)
-            for key, tensor in state.items():
-                tensor.copy_(tensors[f"{key}.{name}"])
-            self._adam.state[trained] = state
+            self._set_state(trained, {key: tensors[f"{key}.{name}"] for key in self._state_of(trained)})
         for name, master in self._masters.items():
             master.copy_(tensors[f"master.{name}"])
 
-    def _initial_state(self, trained: Tensor) -> dict[str, Tensor]:
+    def _build_adam(
+        self, groups: list[dict[str, Any]], betas: tuple[float, float], epsilon: float
+    ) -> torch.optim.Optimizer:
+        fused = all(tensor.device.type in ("cpu", "cuda") for tensor in self._trained.values())
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=fused)  # every step sets lr
+
+    def _state_of(self, trained: Tensor) -> dict[str, Tensor]:
+        """What AdamW knows of one tensor, by the first part of its name in `state_tensors`."""
+        state = self._adam.state.get(trained)
+        if state:
+            return {key: state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
         on_device = self._adam.defaults["fused"]  # where torch's AdamW keeps its step count
         return {
             "step": torch.zeros((), dtype=torch.float32, device=trained.device if on_device else "cpu"),
             "exp_avg": torch.zeros_like(trained, requires_grad=False),
             "exp_avg_sq": torch.zeros_like(trained, requires_grad=False),
         }
+
+    def _set_state(self, trained: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        state = self._state_of(trained)
+        for key, tensor in tensors.items():
+            state[key].copy_(tensor)
+        self._adam.state[trained] = state
 
     def _norm_limits(self) -> dict[str, float]:
         return {group.norm: group.max_grad_norm for group in self.groups}
@@ -276,12 +321,36 @@ class MasterAdamW:
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
-    """The optimizer of `options` over the trainable parameters of `model`, which must already be on its device."""
-    return MasterAdamW(
+    """The optimizer of `options` over the trainable parameters of `model`, which must already be on its device.
+
+    Warns where updates go straight to low-precision weights and most of them are lost.
+
+    Raises:
+        ConfigError: Nothing in the model requires a gradient, or `training.optimizer` needs a package that is missing.
+    """
+    from quietstar.training.optimizer_8bit import MasterAdamW8bit  # which builds on this module
+
+    kind = MasterAdamW8bit if options.optimizer == "adamw_8bit" else MasterAdamW
+    optimizer = kind(
         build_parameter_groups(model, options),
         betas=(options.adam_beta1, options.adam_beta2),
         epsilon=options.adam_epsilon,
+        master_weights=options.master_weights,
     )
+    share = 1.0 if options.master_weights else movable_share(optimizer.groups, options.learning_rate)
+    if share < 0.5:
+        warnings.warn(
+            f"training.master_weights: off, and at training.learning_rate {options.learning_rate:g} only "
+            f"{100 * share:.2g} % of the low-precision weights can move: an update smaller than half the distance to "
+            "the next number is lost. Turn it on, or use a larger learning rate",
+            stacklevel=2,
+        )
+    return optimizer
+
+
+def _in_float32(gradient: Tensor) -> Tensor:
+    """Something of the gradient's 2-norm. A sum of squares in bfloat16 would have 8 bits."""
+    return gradient if gradient.dtype.itemsize >= 4 else torch.linalg.vector_norm(gradient, dtype=torch.float32)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.training import MasterAdamW, ParameterGroup, build_optimizer, build_parameter_groups
+from quietstar.training.optimizer import movable_share
 from tests.training.helpers import ToyThinker, options, tiny_llama
 
 
@@ -259,6 +262,74 @@ def test_state_of_another_model_is_refused() -> None:
         optimizer.load_state_tensors(state | {"exp_avg.base.bias": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"exp_avg\.base\.bias is torch.bfloat16"):
         optimizer.load_state_tensors(state | {"exp_avg.base.bias": torch.zeros(4, dtype=torch.bfloat16)})
+
+
+# -- without master weights --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("deviation", "expected"), [(0.02, 0.02), (0.005, 0.08), (0.002, 0.19)])
+def test_the_share_of_bfloat16_weights_that_can_move(deviation: float, expected: float) -> None:
+    """What is announced is what one step does: 2 % of the weights of a usual initialisation at 1e-6."""
+    generator = torch.Generator().manual_seed(0)
+    start = (deviation * torch.randn(512, 512, generator=generator)).bfloat16()
+    group = _group(nn.Parameter(start.clone()), max_grad_norm=1e9)
+    optimizer = MasterAdamW([group], master_weights=False)
+    parameter = group.parameters[0][1]
+    parameter.grad = torch.randn(start.shape, generator=generator).bfloat16()
+    share = movable_share([group], 1e-6)
+    _one_step(optimizer, 1e-6)
+    assert share == pytest.approx(expected, rel=0.05)
+    assert float((parameter.detach() != start).float().mean()) == pytest.approx(share, rel=0.05)
+
+
+def test_the_share_counts_multipliers_and_low_precision_alone() -> None:
+    weights = nn.Parameter(torch.full((10,), 0.01, dtype=torch.bfloat16))
+    assert movable_share([_group(weights)], 1e-6) == 0.0
+    assert movable_share([_group(weights, learning_rate_multiplier=100.0)], 1e-6) == 1.0
+    assert movable_share([_group(weights, learning_rate_multiplier=0.0)], 1e-6) == 0.0
+    assert movable_share([_group(nn.Parameter(torch.ones(3)))], 1e-6) == 1.0
+    halves = nn.Parameter(torch.full((10,), 0.01, dtype=torch.float16))  # 3 bits more than bfloat16
+    assert movable_share([_group(halves)], 1e-5) == 1.0
+
+
+def test_training_without_masters_is_announced_where_weights_stay() -> None:
+    model = tiny_llama(torch.bfloat16)
+    with pytest.warns(
+        UserWarning, match=r"training\.master_weights: off, and at training\.learning_rate 1e-06 only"
+    ) as seen:
+        optimizer = build_optimizer(model, options(master_weights=False, learning_rate=1e-6))
+    share = 100 * movable_share(optimizer.groups, 1e-6)
+    assert f"only {share:.2g} % of the" in str(seen[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_optimizer(model, options(master_weights=False, learning_rate=1e-2))
+        build_optimizer(model, options(learning_rate=1e-6))
+        build_optimizer(tiny_llama(), options(master_weights=False, learning_rate=1e-6))
+
+
+def test_without_masters_it_is_plain_adamw() -> None:
+    ours, theirs = tiny_llama(torch.bfloat16), tiny_llama(torch.bfloat16)
+    optimizer = build_optimizer(ours, options(master_weights=False, weight_decay=0.0, max_grad_norm=1e9))
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.0, fused=True)
+    for _ in range(2):
+        _give_gradients(ours)
+        _give_gradients(theirs)
+        _one_step(optimizer, 1e-2)
+        adamw.step()
+    for mine, plain in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, plain)
+    state = optimizer.state_tensors()
+    assert not any(name.startswith("master.") for name in state)
+    assert state["exp_avg.lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_the_norm_of_bfloat16_gradients_is_not_rounded_to_8_bits() -> None:
+    parameter = nn.Parameter(torch.zeros(3, 1, dtype=torch.bfloat16))
+    optimizer = MasterAdamW([_group(parameter)], master_weights=False)
+    parameter.grad = torch.ones_like(parameter)
+    norm = optimizer.gradient_norms()["gradient_norm"]
+    assert norm.dtype == torch.float32
+    assert float(norm) == pytest.approx(3**0.5, rel=1e-6)
 
 
 def test_parameters_that_are_not_numbers_are_refused() -> None:
