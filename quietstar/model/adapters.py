@@ -1,0 +1,218 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the base model, through peft.
+
+They are put into the base's own layers: the thinking model stays the class it is, and to recording and replaying a
+layer is a layer with a few more parameters. What is trained then are the adapters, START, END and the mixing head.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeIs
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from quietstar.errors import CheckpointError, ConfigError
+from quietstar.model.layers import decoder_layers
+
+if TYPE_CHECKING:
+    from quietstar.model.modeling import QuietStarForCausalLM
+
+ALL_LINEAR = "all-linear"
+ADAPTER = "default"
+"""peft's name of an adapter, which is a part of its parameters' names."""
+THOUGHT_PARTS = ("thought_embedding.", "mixing_head.")
+"""Beginnings of the names of what a thinking model adds to its base."""
+
+_SEED = 0
+_FINGERPRINT_VALUES = 256  # of each tensor: enough to tell two models apart, and quickly read
+
+
+def has_adapters(model: nn.Module) -> TypeIs[QuietStarForCausalLM]:
+    """Whether the base of a thinking model has adapters."""
+    return bool(getattr(getattr(model, "base", None), "peft_config", None))
+
+
+def adapter_options(model: QuietStarForCausalLM) -> Any:
+    """The `peft.LoraConfig` of a model that has adapters."""
+    options: Any = model.base.peft_config
+    return options[ADAPTER]
+
+
+def linear_layers(model: QuietStarForCausalLM) -> dict[str, nn.Module]:
+    """The matrices of the decoder layers that can have adapters, by their name in the base; without the output head."""
+    inside = {id(module) for layer in decoder_layers(model.decoder) for module in layer.modules()}
+    found: dict[str, nn.Module] = {}
+    for name, module in model.base.named_modules():
+        if id(module) in inside and isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in name:
+            found[name.removesuffix(".base_layer")] = module
+    return found
+
+
+def adapter_targets(model: QuietStarForCausalLM, names: str) -> list[str]:
+    """The layers, by their name in the base, that `finetuning.lora_targets` means.
+
+    Args:
+        model: A thinking model.
+        names: `all-linear`, or ends of layer names such as `q_proj` or `layers.3.mlp.up_proj`, separated by commas.
+
+    Raises:
+        ConfigError: No layer has such a name.
+    """
+    layers = linear_layers(model)
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted or ALL_LINEAR in wanted:
+        if wanted != [ALL_LINEAR]:
+            raise ConfigError(f"finetuning.lora_targets: got {names!r}, needs {ALL_LINEAR} or names of layers")
+        return list(layers)
+    chosen = []
+    for name in wanted:
+        matching = [layer for layer in layers if f".{layer}".endswith(f".{name}")]
+        if not matching:
+            known = sorted({layer.rpartition(".")[2] for layer in layers})
+            close = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"finetuning.lora_targets: {model.base.config.model_type} has no linear layer {name!r}"
+                + (f" (did you mean {close[0]}?)" if close else "")
+                + f"; those in its decoder layers are {', '.join(known)}"
+            )
+        chosen += matching
+    return [layer for layer in layers if layer in set(chosen)]
+
+
+def add_adapters(model: QuietStarForCausalLM, rank: int, alpha: float, targets: str = ALL_LINEAR) -> None:
+    """Freeze the base and put untrained adapters into its layers, which change nothing yet.
+
+    The adapters have the type of the base. Their random half is the same for every call.
+
+    Args:
+        model: Changed in place.
+        rank: Of each adapter, above 0.
+        alpha: Adapters are scaled by alpha / rank.
+        targets: See `adapter_targets`.
+
+    Raises:
+        ConfigError: peft is not installed, a target is unknown, or the model has adapters already.
+    """
+    if has_adapters(model):
+        raise ConfigError("finetuning.lora_rank: the model has adapters already; merge_adapters(model) ends them")
+    inject(model, rank, alpha, adapter_targets(model, targets), base_path=_base_path(model))
+
+
+def inject(model: QuietStarForCausalLM, rank: int, alpha: float, layers: list[str], base_path: str | None) -> None:
+    """`add_adapters` for layers that are known to be there.
+
+    Args:
+        model: Changed in place.
+        rank, alpha: As in `add_adapters`.
+        layers: Names, or ends of names, of layers in the base.
+        base_path: Where the base's own weights come from, to be saved with the adapters.
+
+    Raises:
+        ConfigError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError(
+            f"finetuning.lora_rank: adapters need peft ({error}); pip install 'quietstar[peft]'"
+        ) from error
+    options = LoraConfig(
+        r=rank,
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]  # any number will do
+        target_modules=layers,
+        lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear_layers(model).values()),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_path,
+    )
+    thinking_parts = [model.thought_embedding, model.mixing_head]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        inject_adapter_in_model(options, model.base, ADAPTER)
+    for part in thinking_parts:
+        part.requires_grad_(True)
+
+
+def merge_adapters(model: QuietStarForCausalLM) -> None:
+    """Add the adapters to the base's weights and take them out: a plain thinking model again, all of it trainable.
+
+    In bfloat16 the sum is rounded, so that predictions change in their last digits.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [(name, module) for name, module in model.base.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in adapted:
+        layer.merge(safe_merge=False, adapter_names=None)
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.base.get_submodule(parent), attribute, layer.get_base_layer())
+    if adapted:
+        del model.base.peft_config
+    model.config.name_or_path = model.base.config.name_or_path = ""  # its weights are no longer those of a file
+    model.requires_grad_(True)
+
+
+def trained_state(model: QuietStarForCausalLM) -> dict[str, Tensor]:
+    """What a checkpoint of a model with adapters holds, by parameter name and not copied: all but the base itself."""
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name or name.startswith(THOUGHT_PARTS)
+    }
+
+
+@torch.no_grad()
+def load_trained_state(model: QuietStarForCausalLM, tensors: Mapping[str, Tensor]) -> None:
+    """Copy what `trained_state` gave into a model with the same adapters.
+
+    Args:
+        model: Keeps its device and the weights of its base.
+        tensors: All of them, and nothing else.
+
+    Raises:
+        CheckpointError: A tensor is missing, unknown, or has another shape or type. The model is unchanged then.
+    """
+    own = trained_state(model)
+    if missing := sorted(own.keys() - tensors.keys()):
+        raise CheckpointError(f"the model needs {missing[0]}, which the checkpoint does not have")
+    if unknown := sorted(tensors.keys() - own.keys()):
+        raise CheckpointError(f"the model has no {unknown[0]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
+            raise CheckpointError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)}, "
+                f"the model needs {own[name].dtype} {list(own[name].shape)}"
+            )
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def base_fingerprint(model: QuietStarForCausalLM) -> str:
+    """A hash of names, shapes and some values of the base's own weights, the same with adapters and without."""
+    digest = hashlib.sha256()
+    for name, parameter in model.base.named_parameters():
+        if ".lora_" in name:
+            continue
+        own_name = name.replace(".base_layer.", ".")
+        digest.update(f"{own_name} {list(parameter.shape)} {parameter.dtype}".encode())
+        values = parameter.detach().flatten()[:: max(1, parameter.numel() // _FINGERPRINT_VALUES)]
+        digest.update(values.to("cpu", torch.float64).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A directory by its absolute path; a hub name as it is."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else str(path)
+
+
+def _base_path(model: QuietStarForCausalLM) -> str | None:
+    """Where the base's weights were loaded from: a directory (as an absolute path), a hub name, or nowhere."""
+    path = model.config.name_or_path or model.base.config.name_or_path
+    return absolute(path) if path else None

@@ -1,0 +1,125 @@
+"""Which weights are trained: adapters, frozen layers; and gradient checkpointing, for what is left."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from functools import partial
+
+from torch.utils.checkpoint import checkpoint
+
+from quietstar.config import FinetuningOptions
+from quietstar.errors import ConfigError
+from quietstar.model import QuietStarForCausalLM
+from quietstar.model.adapters import THOUGHT_PARTS, adapter_options, adapter_targets, add_adapters, has_adapters
+from quietstar.model.layers import decoder_layers
+
+
+def apply_finetuning(model: QuietStarForCausalLM, options: FinetuningOptions) -> QuietStarForCausalLM:
+    """Prepare a model to be trained as the options say, before an optimizer is made for it.
+
+    A model that comes with adapters, from a checkpoint of such a run, keeps them: the options must then be the same.
+
+    Args:
+        model: Changed in place.
+        options: Rank 0 and no patterns train all of it.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ConfigError: An option names what is not there, excludes another, or differs from the model's own adapters; or
+            peft is not installed.
+    """
+    if options.lora_rank and options.freeze.strip():
+        raise ConfigError(
+            f"finetuning.freeze: got {options.freeze!r} together with finetuning.lora_rank {options.lora_rank}, which "
+            "freezes the whole base already; finetuning.lora_targets chooses the layers that get adapters"
+        )
+    if has_adapters(model):
+        _check_own_adapters(model, options)
+    elif options.lora_rank:
+        add_adapters(model, options.lora_rank, _alpha(options), options.lora_targets)
+    freeze_parameters(model, options.freeze)
+    set_gradient_checkpointing(model, options.gradient_checkpointing)
+    return model
+
+
+def freeze_parameters(model: QuietStarForCausalLM, patterns: str) -> list[str]:
+    """Exclude parameters from training. Tied parameters are frozen by any of their names.
+
+    Args:
+        model: Changed in place.
+        patterns: Shell patterns of parameter names, separated by commas; `*` also matches dots.
+
+    Returns:
+        The names that were frozen.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or START, END or the mixing head. Nothing has been frozen then.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    frozen: list[str] = []
+    for pattern in (part.strip() for part in patterns.split(",")):
+        if not pattern:
+            continue
+        names = [name for name in parameters if fnmatch.fnmatchcase(name, pattern)]
+        if not names:
+            close = difflib.get_close_matches(pattern, parameters, 3, cutoff=0.4) or list(parameters)[:3]
+            raise ConfigError(
+                f"finetuning.freeze: {pattern!r} matches no parameter; there are, for example, {', '.join(close)}"
+            )
+        if thinking := [name for name in names if name.startswith(THOUGHT_PARTS)]:
+            raise ConfigError(
+                f"finetuning.freeze: {pattern!r} matches {thinking[0]}, but START, END and the mixing head are always "
+                "trained; base.* is all of the base"
+            )
+        frozen += names
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return frozen
+
+
+def set_gradient_checkpointing(model: QuietStarForCausalLM, on: bool) -> None:
+    """Keep only each layer's input in differentiable passes, and compute the layer again in the backward pass.
+
+    It applies in training mode. A step that reuses its sampling pass does this anyway, with or without.
+
+    Args:
+        model: Changed in place.
+        on: Or off.
+    """
+    # Set on the layers and not by the base's own method, which would also ask for gradients of the embeddings, and so
+    # for those of every frozen layer. Nothing in a layer is random: no generator's state is kept for its second run.
+    function = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    for layer in decoder_layers(model.decoder):
+        layer.__dict__.update(gradient_checkpointing=on, _gradient_checkpointing_func=function)
+
+
+def _alpha(options: FinetuningOptions) -> float:
+    return 2.0 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
+
+
+def _check_own_adapters(model: QuietStarForCausalLM, options: FinetuningOptions) -> None:
+    own = adapter_options(model)
+    if not options.lora_rank:
+        raise ConfigError(
+            f"finetuning.lora_rank: the model has adapters of rank {own.r} already. Set it to {own.r} to train them "
+            "further; to train everything, merge them first: "
+            "load_finetuned(PATH, merge=True).save_pretrained(OTHER_PATH)"
+        )
+    adapted = {name.partition(".lora_A.")[0] for name, _ in model.base.named_parameters() if ".lora_A." in name}
+    differences = []
+    if own.r != options.lora_rank:
+        differences.append(f"lora_rank {own.r}, not {options.lora_rank}")
+    if own.lora_alpha != _alpha(options):
+        differences.append(f"lora_alpha {own.lora_alpha}, not {_alpha(options):g}")
+    if adapted != set(adapter_targets(model, options.lora_targets)):
+        names = sorted({name.rpartition(".")[2] for name in adapted})
+        differences.append(f"lora_targets {','.join(names)}, not {options.lora_targets}")
+    if differences:
+        raise ConfigError(
+            f"finetuning: the model has adapters already, with {'; '.join(differences)}. Give the same options to "
+            "train them further, or merge them into the base first: "
+            "load_finetuned(PATH, merge=True).save_pretrained(OTHER_PATH)"
+        )
