@@ -179,7 +179,8 @@ class TrainingOptions:
         adam_beta1: Decay of AdamW's mean of the gradient.
         adam_beta2: Decay of AdamW's mean of the squared gradient.
         adam_epsilon: Added to AdamW's denominator.
-        optimizer: `adamw`, or `adamw_8bit`: its two moments in 8 bits, from torchao (`pip install 'quietstar[8bit]'`).
+        optimizer: `adamw`, or `adamw_8bit`: its two moments in 8 bits, from bitsandbytes (`pip install
+            'quietstar[8bit]'`).
         master_weights: Keep float32 copies of bfloat16 weights, which collect what is too small for bfloat16. Without
             them most weights do not move at a learning rate of 1e-6.
         max_grad_norm: The gradient of everything but START and END is scaled down to this norm.
