@@ -54,7 +54,8 @@ h1, h2, h3, td, dd, p { overflow-wrap: anywhere; }
 .tick { fill: var(--muted); font: 11px var(--sans); font-variant-numeric: tabular-nums; }
 .end { text-anchor: end; } .middle { text-anchor: middle; }
 .line { fill: none; stroke-width: 1.9; stroke-linejoin: round; stroke-linecap: round; }
-.faint { stroke-width: 1.1; opacity: var(--faint); } .key .faint { stroke-width: 1.5; opacity: 0.7; } .dashed { stroke-dasharray: 5 3.5; stroke-linecap: butt; }
+.faint { stroke-width: 1.1; opacity: var(--faint); }
+.key .faint { stroke-width: 1.5; opacity: 0.7; } .dashed { stroke-dasharray: 5 3.5; stroke-linecap: butt; }
 .dots { fill: none; stroke-width: 4.6; stroke-linecap: round; }
 .band { stroke: none; opacity: 0.16; } .mark { stroke: var(--c7); stroke-width: 1; stroke-dasharray: 1.5 2.5; }
 .hover { fill: transparent; } .hover:hover { fill: var(--muted); fill-opacity: 0.13; } .bar:hover { opacity: 0.75; }
