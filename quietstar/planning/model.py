@@ -1,0 +1,132 @@
+"""The model and the optimizer of a run, made within `HollowTensors`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from quietstar.config import TrainConfig, TrainingOptions
+from quietstar.model import QuietStarConfig, QuietStarForCausalLM
+from quietstar.train import KEPT_OF_A_THINKING_MODEL, thinking_options
+from quietstar.training.optimizer import (
+    THOUGHT_EMBEDDING_GRADIENT_NORM,
+    MasterAdamW,
+    build_optimizer,
+    build_parameter_groups,
+)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many there are.
+
+    Args:
+        base: Of the base model.
+        adapters: Of LoRA.
+        thought_embedding: START and END.
+        mixing_head: Of the mixing head.
+        trained: Those of all that get a gradient.
+    """
+
+    base: int
+    adapters: int
+    thought_embedding: int
+    mixing_head: int
+    trained: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.base + self.adapters + self.thought_embedding + self.mixing_head
+
+
+def count_parameters(model: QuietStarForCausalLM) -> Parameters:
+    """Counts a model's parameters, shared ones once."""
+    counts = {"thought_embedding": 0, "mixing_head": 0, "adapters": 0, "base": 0}
+    trained = 0
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        group = "adapters" if any(part.startswith("lora_") for part in parts) else parts[0]
+        counts[group] += parameter.numel()
+        trained += parameter.numel() if parameter.requires_grad else 0
+    return Parameters(**counts, trained=trained)
+
+
+def hollow_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCausalLM:
+    """What `quietstar.train.load_model` would load, without weights.
+
+    Args:
+        config: Of the run.
+        base: Configuration of the base model, or of a thinking one.
+    """
+    thinking = {name: value for name, value in thinking_options(config.model).items() if not name.endswith("_text")}
+    if isinstance(base, QuietStarConfig):
+        thinking |= {name: getattr(base, name) for name in KEPT_OF_A_THINKING_MODEL if name in thinking}
+        assert isinstance(base.text_config, PreTrainedConfig)
+        base = base.text_config
+    dtype = getattr(torch, config.model.dtype)
+    base = copy.deepcopy(base)
+    with _default_dtype(dtype):
+        model = QuietStarForCausalLM(
+            QuietStarConfig(text_config=base, **thinking), AutoModelForCausalLM.from_config(base, dtype=dtype)
+        )
+    # the probe compares values, and a fingerprint addresses, of which there are none
+    vars(model).update(_probed=True, _fingerprint=lambda: ())
+    return model.train()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def hollow_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
+    """The optimizer of a run that has done a step already."""
+    if options.optimizer == "adamw_8bit":
+        return _HollowAdamW8bit(build_parameter_groups(model, options), master_weights=options.master_weights)
+    optimizer = build_optimizer(model, options)
+    optimizer.load_state_tensors(optimizer.state_tensors())
+    return optimizer
+
+
+class _HollowAdamW8bit(MasterAdamW):
+    """Memory of `MasterAdamW8bit`, whose library has no hollow tensors and need not be installed for a plan."""
+
+    BLOCK = 256
+    """Numbers that share a scale."""
+    LEAST = 4096
+    """Parameters of fewer elements keep float32 moments."""
+
+    def _build_adam(self, groups: list[dict[str, Any]], betas: tuple[float, float], epsilon: float) -> Any:
+        adam = torch.optim.SGD(groups, lr=0.0)
+        for group, options in zip(self.groups, adam.param_groups, strict=True):
+            for tensor in options["params"]:
+                exact = group.norm == THOUGHT_EMBEDDING_GRADIENT_NORM or tensor.numel() < self.LEAST
+                # float8 for uint8, because whole numbers are real
+                adam.state[tensor] = {"moments": [_moment(tensor, exact, self.BLOCK) for _ in range(2)]}
+        return adam
+
+    def _state_of(self, trained: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def _set_state(self, trained: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+
+def _moment(tensor: Tensor, exact: bool, block: int) -> list[Tensor]:
+    if exact:
+        return [torch.empty_like(tensor, dtype=torch.float32)]
+    codes = torch.empty_like(tensor, dtype=torch.float8_e4m3fn)
+    return [codes, torch.empty(-(-tensor.numel() // block), dtype=torch.float32)]

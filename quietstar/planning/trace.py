@@ -1,0 +1,288 @@
+"""One training step on hollow tensors: the code that trains, so that the plan knows what it will take.
+
+Peaks repeat from micro-batch to micro-batch, so a step is cut down to at most two of them: the second has the gradients
+of the first beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from quietstar.config import TrainConfig
+from quietstar.data.batches import Batch
+from quietstar.model import QuietStarForCausalLM, attention
+from quietstar.model.layers import LayerRecord, RunLayer, decoder_layers
+from quietstar.planning import kernels
+from quietstar.planning.hollow import HollowTensors
+from quietstar.planning.ledger import Ledger, Work
+from quietstar.planning.model import hollow_model, hollow_optimizer
+from quietstar.training.methods import ComputeStep, compute_step
+from quietstar.training.optimizer import MasterAdamW
+from quietstar.training.step import OptimizerStep, StepResult
+
+WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
+LAYER_INPUTS, KEYS_VALUES = "layer inputs", "keys and values of thoughts"
+SAMPLING, ACTIVATIONS, RECOMPUTE = "sampling step", "layer activations", "recompute of one layer"
+GRADIENT_FLOW, OTHER = "gradients of activations", "other"
+KINDS = {
+    WEIGHTS: "parameters and buffers",
+    GRADIENTS: "summed over the micro-batches of a step",
+    OPTIMIZER: "AdamW's moments, and float32 copies of low-precision weights",
+    LAYER_INPUTS: "what the sampling pass records of each layer, to recompute it from",
+    KEYS_VALUES: "of text and streams, while thoughts are sampled",
+    SAMPLING: "one layer's activations while sampling",
+    ACTIVATIONS: "what the layers keep for the backward pass",
+    RECOMPUTE: "one layer's activations, recomputed in the backward pass",
+    GRADIENT_FLOW: "on their way back through the layers",
+    kernels.LOGITS: "of as many rows as are computed at a time",
+    kernels.SAVED_BY_LOSSES: "of hidden states and lm_head, made with the losses",
+    OTHER: "embeddings, final norm, mixing head, what leads from one to the next",
+}
+THINK, TALK, LOSSES, BACKWARD, RECOMPUTING, STEP = (
+    "sampling thoughts",
+    "forward pass",
+    "losses",
+    "backward pass",
+    "recomputing layers",
+    "optimizer step",
+)
+IN_LAYERS = {
+    THINK: (SAMPLING, THINK),
+    TALK: (ACTIVATIONS, TALK),
+    LOSSES: (ACTIVATIONS, TALK),
+    BACKWARD: (RECOMPUTE, RECOMPUTING),
+    RECOMPUTING: (RECOMPUTE, RECOMPUTING),
+}
+"""Kind and part of what a layer does, by the part that it is called from."""
+PARTS = (THINK, kernels.SAMPLING_HEAD, TALK, LOSSES, kernels.LOSS_HEAD, RECOMPUTING, BACKWARD, STEP)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a step takes. Bytes by kind, the keys of `KINDS`; parts of the step are those of `PARTS`.
+
+    Args:
+        micro_batches: In a step.
+        text_tokens: Of a step.
+        stream_tokens: Of a step.
+        standing: Before a step: weights and optimizer.
+        kept: Between the forward and the backward pass of the first micro-batch.
+        peaks: By part and place, when most bytes were alive there.
+        largest: The most of each kind, each at its own time.
+        work: By part, how often a step does which operation.
+    """
+
+    micro_batches: int
+    text_tokens: int
+    stream_tokens: int
+    standing: Counter[str]
+    kept: Counter[str]
+    peaks: dict[tuple[str, str], Counter[str]]
+    largest: Counter[str]
+    work: dict[str, dict[Work, float]]
+
+    @property
+    def peak_time(self) -> tuple[str, str]:
+        """Part and place at which most bytes are alive."""
+        return max(self.peaks, key=lambda time: self.peaks[time].total())
+
+    @property
+    def peak(self) -> Counter[str]:
+        """The bytes that are alive then."""
+        return self.peaks[self.peak_time]
+
+    @property
+    def activations(self) -> int:
+        """Those of them that are not weights, gradients or the optimizer's."""
+        return self.peak.total() - sum(self.peak[kind] for kind in (WEIGHTS, GRADIENTS, OPTIMIZER))
+
+    def flops(self, part: str) -> int:
+        """FLOPs of a part of the step."""
+        return round(sum(times * work.flops for work, times in self.work.get(part, {}).items()))
+
+
+def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Trace:
+    """Runs one step on hollow tensors.
+
+    Args:
+        config: Of the run.
+        base: Configuration of the base model, or of a thinking one.
+        backend: Where it would run: "cpu", or "cuda" for the Triton kernels.
+
+    Raises:
+        ConfigError, UnsupportedBackboneError: The model can't be made to think.
+    """
+    options = config.training
+    size = options.micro_batch_size or options.batch_size
+    micro_batches = options.batch_size // size
+    traced = min(2, micro_batches)
+    tokens = torch.zeros(traced * size, config.data.length, dtype=torch.int64)
+    batch = Batch(tokens, None, [f"text {index}" for index in range(len(tokens))])
+
+    ledger = Ledger()
+    with ExitStack() as stack:
+        stack.enter_context(HollowTensors(ledger, kernels.KERNELS[backend](ledger)))
+        with ledger.labelled(WEIGHTS):
+            model = hollow_model(config, base)
+        with ledger.labelled(OPTIMIZER):
+            optimizer = hollow_optimizer(model, options)
+        watch = _Watch(ledger, model)
+        stepper = OptimizerStep(
+            model,
+            watch.compute_step(compute_step(config)),
+            replace(options, optimizer="adamw"),
+            torch.device("cpu"),
+            lambda: False,
+            lambda step, event, message: None,
+        )
+        stepper.optimizer = watch.optimizer(optimizer)
+        for replacement in watch.replacements(backend):
+            stack.enter_context(replacement)
+        standing = ledger.alive.copy()
+        ledger.restart()
+        stepper.run(1, batch)
+    scale = micro_batches / traced
+    return Trace(
+        micro_batches=micro_batches,
+        text_tokens=options.batch_size * config.data.length,
+        stream_tokens=round(watch.stream_tokens * scale),
+        standing=standing,
+        kept=watch.kept,
+        peaks=ledger.peaks,
+        largest=ledger.largest,
+        work={
+            part: {work: times * (1.0 if part == STEP else scale) for work, times in counts.items()}
+            for part, counts in ledger.work.items()
+        },
+    )
+
+
+class _Watch:
+    """Tells the ledger what a model is doing, and whose memory is whose."""
+
+    def __init__(self, ledger: Ledger, model: QuietStarForCausalLM) -> None:
+        self._ledger = ledger
+        self._model = model
+        self._pass: attention.ThoughtPass | None = None
+        self._before: list[tuple[str, str]] = []
+        self.kept: Counter[str] = Counter()
+        self.stream_tokens = 0
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._accumulated)
+        model.decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True)
+        layers = decoder_layers(model.decoder)
+        self._places = [layer_name(index) for index in range(len(layers))]
+        for index, layer in enumerate(layers):
+            layer.register_forward_pre_hook(self._enter_layer(self._places[index]))
+            layer.register_forward_hook(self._leave_layer(index))
+        vars(model)["think"] = self._during(model.think, OTHER, THINK)
+        vars(model)["talk"] = self._during(model.talk, OTHER, TALK)
+
+    def compute_step(self, compute: ComputeStep) -> ComputeStep:
+        """`compute`, followed by its backward pass."""
+
+        def run(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
+            with self._ledger.labelled(OTHER, LOSSES):
+                result = compute(model, batch, seed)
+            self.kept = self.kept or self._ledger.alive.copy()
+            self._ledger.kind, self._ledger.part = GRADIENT_FLOW, BACKWARD
+            return result
+
+        return run
+
+    def optimizer(self, optimizer: MasterAdamW) -> MasterAdamW:
+        """The optimizer, its work being its own."""
+        names = {"collect_gradients": BACKWARD} | dict.fromkeys(("gradient_norms", "clip", "step", "zero_grad"), STEP)
+        for name, part in names.items():
+            vars(optimizer)[name] = self._during(getattr(optimizer, name), GRADIENTS, part)
+        return optimizer
+
+    def replacements(self, backend: str) -> Iterator[AbstractContextManager[None]]:
+        """What has to be other than it is while a step is traced."""
+        yield replaced(LayerRecord, "write_text", self._recording(LayerRecord.write_text))
+        yield replaced(LayerRecord, "open_streams", self._during(LayerRecord.open_streams, LAYER_INPUTS))
+        yield replaced(LayerRecord, "replay", self._replaying(LayerRecord.replay))
+        if backend == "cuda":
+            yield replaced(attention, "thought_attention", kernels.triton_attention)
+
+    def _during(self, function: Callable[..., Any], kind: str, part: str | None = None) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            with self._ledger.labelled(kind, part):
+                return function(*arguments, **options)
+
+        return run
+
+    def _recording(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(record: LayerRecord, *arguments: Any) -> Any:
+            output = function(record, *arguments)
+            self._ledger.relabel(output, LAYER_INPUTS)
+            return output
+
+        return run
+
+    def _replaying(self, replay: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(record: LayerRecord, index: int, layer: nn.Module, run_layer: RunLayer, hidden: Tensor) -> Tensor:
+            def recompute(states: Tensor) -> Tensor:
+                with self._ledger.labelled():
+                    self._at(self._places[index])
+                    return run_layer(states)
+
+            return replay(record, index, layer, recompute, hidden)
+
+        return run
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._ledger.relabel(parameter.grad, GRADIENTS)
+
+    def _enter_decoder(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        self._pass = options.get("thought_pass")
+        if self._pass is not None and self._pass.cache is None:
+            self.stream_tokens += self._pass.anchor.numel() * self._pass.stream_length
+
+    def _enter_layer(self, place: str) -> Callable[..., None]:
+        def enter(layer: nn.Module, arguments: Any) -> None:
+            self._before.append((self._ledger.kind, self._ledger.part))
+            self._at(place)
+
+        return enter
+
+    def _at(self, place: str) -> None:
+        ledger = self._ledger
+        ledger.place, (ledger.kind, ledger.part) = place, IN_LAYERS[ledger.part]
+
+    def _leave_layer(self, index: int) -> Callable[..., None]:
+        def leave(layer: nn.Module, arguments: Any, output: Any) -> None:
+            self._ledger.kind, self._ledger.part = self._before.pop()
+            if self._pass is not None and self._pass.cache is not None:
+                stored = self._pass.cache.layers[index]
+                for tensor in (stored.text_key, stored.text_value, stored.stream_key, stored.stream_value):
+                    if tensor is not None:
+                        self._ledger.relabel(tensor, KEYS_VALUES)
+
+        return leave
+
+
+def layer_name(index: int) -> str:
+    """The place of a layer, counted from 0."""
+    return f"layer {index + 1}"
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within the block `owner.name` is `value`."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
