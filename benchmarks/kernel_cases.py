@@ -2,7 +2,7 @@
 
 The sizes are Mistral-7B's with 8 texts of 256 tokens and streams of 16. Sizes are no part of a case, so that a kernel
 compiled for these is the one that runs for others; what makes another kernel of it is a *variant*: a window, a soft
-cap, left padding, a head size that is no power of two, the other 16-bit type.
+cap, a start of each text (padding) or of each stream, a head size that is no power of two, the other 16-bit type.
 """
 
 from __future__ import annotations
@@ -62,16 +62,19 @@ class Case:
 
 
 def _attention_variants(case: str) -> tuple[str, ...]:
-    everything = "window + softcap + padding"
+    everything = "window + softcap + stream starts"
     if case == "16-bit D128":
-        return "plain", "fp16", "D80", "window + padding", "softcap", everything
+        return "plain", "fp16", "D80", "window + padding", "softcap", "stream starts", everything
     return ("plain", everything) if case.startswith("16-bit") else (everything,)
 
 
 def _attention(case: Case, tokens: int, keys: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors and the options that the kernels share."""
     D = case.size("D")
-    padded = "padding" in case.options
+    text_start = None
+    if "padding" in case.options or "stream starts" in case.options:
+        shape = (B, P) if "stream starts" in case.options else (B,)
+        text_start = torch.zeros(shape, dtype=torch.int32, device=case.device)
     tensors = {
         "q": case.random(B, P, tokens, H, D),
         "k_text": case.random(B, L, HKV, D),
@@ -79,7 +82,7 @@ def _attention(case: Case, tokens: int, keys: int) -> tuple[dict[str, Any], dict
         "k_thought": case.random(B, P, keys, HKV, D),
         "v_thought": case.random(B, P, keys, HKV, D),
         "anchor": torch.arange(P, dtype=torch.int32, device=case.device),
-        "text_start": torch.zeros(B, dtype=torch.int32, device=case.device) if padded else None,
+        "text_start": text_start,
     }
     options = {
         "window": L if "window" in case.options else None,

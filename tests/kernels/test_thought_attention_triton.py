@@ -142,6 +142,13 @@ def test_padding_ends_within_a_block_that_later_streams_see_to_its_end() -> None
         assert_close(results(case, "triton"), results(case, "reference"), 1e-11)
 
 
+def test_a_document_begins_behind_keys_that_an_earlier_stream_of_the_tile_sees_to_their_end() -> None:
+    """The first stream of a tile, at 32, sees all keys of blocks that the others, from 33 on, see nothing of."""
+    case = random_case(0, B=1, P=36, S=2, Hkv=1, G=1, D=4, L=36, anchor="all")
+    case.text_start = torch.tensor([[0] * 33 + [33] * 3])
+    assert_close(results(case, "triton"), results(case, "reference"), 1e-11)
+
+
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
 def test_streams_in_tile(block: int) -> None:
     for P in (1, 2, 5, 1000):

@@ -625,6 +625,8 @@ def backward_text_kernel(
     column = tl.arange(0, BLOCK_D)
     stream_rows = S * GROUP
 
+    if not STREAM_STARTS:
+        text_start = _text_start(text_start_pointer, batch)
     anchor_pointer += batch * anchor_batch_stride
     begin_stream = _streams_before(anchor_pointer, P, first_key)
     end_stream = begin_stream * 0 + P
@@ -635,7 +637,6 @@ def backward_text_kernel(
         end_stream = tl.minimum(end_stream, _streams_before(text_start_pointer, P, first_key + BLOCK_N))
         end_stream = tl.maximum(end_stream, begin_stream)
     else:
-        text_start = _text_start(text_start_pointer, batch)
         if first_key + BLOCK_N <= text_start:
             end_stream = begin_stream
     blocks = tl.cdiv((end_stream - begin_stream) * stream_rows, BLOCK_M)
