@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,21 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.command_line import parse_train_config, run_command, to_yaml
 from quietstar.config import ModelOptions, TrainConfig, run_options
-from quietstar.data import check_vocabulary, load_texts, load_tokenizer
+from quietstar.data import PackedTexts, check_vocabulary, load_batches, load_tokenizer, tokenizer_fingerprint
 from quietstar.model import QuietStarConfig, QuietStarForCausalLM
+from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned
 from quietstar.model.loading import load_causal_lm, load_configuration
+from quietstar.reporting.environment import environment
+from quietstar.reporting.samples import sample_thoughts, write_samples
+from quietstar.reporting.train_report import write_report
 from quietstar.training import Trainer, TrainingResult
-from quietstar.training.methods import Evaluate, compute_step, evaluate_on
+from quietstar.training.finetuning import apply_finetuning
+from quietstar.training.loggers import make_loggers
+from quietstar.training.methods import EVALUATION_SEED, Evaluate, compute_step, evaluate_on
 from quietstar.training.output_dir import make_output_dir
+
+SAMPLED_TEXTS, SAMPLED_THOUGHTS = 8, 24
+"""How many held-out texts, and places in them, show their thoughts in the report."""
 
 KEPT_OF_A_THINKING_MODEL = ("initial_mixing_weight", "mixing_activation", "embedding_scale", "start_text", "end_text")
 """Options that only shape the weights of a model that does not think yet."""
@@ -36,8 +46,9 @@ def thinking_options(options: ModelOptions) -> dict[str, Any]:
 def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "train") -> TrainingResult:
     """Train `config.model.path` on `config.data.path`.
 
-    Writes `config.yaml`, `metrics.jsonl` and `checkpoints/` to `config.output_dir`; the last checkpoint is a model
-    directory that `AutoModelForCausalLM.from_pretrained` loads once `quietstar` is imported.
+    Writes `config.yaml`, `environment.json`, `metrics.jsonl`, `events.jsonl`, `samples/`, `checkpoints/` and
+    `report.html` to `config.output_dir`; the last checkpoint is a model directory that
+    `AutoModelForCausalLM.from_pretrained` loads once `quietstar` is imported.
 
     Args:
         config: A validated configuration that names a model and a text.
@@ -48,26 +59,62 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
         ConfigError, DataError, UnsupportedBackboneError: For what is wrong with the model, the text or an option.
         CheckpointError: `config.output_dir` holds a run of other options, or only damaged checkpoints.
         NonFiniteError: A loss or gradient was not a number; the last checkpoint is intact.
+        Interrupted: A signal has stopped training; the last finished step is saved.
     """
     assert config.model.path is not None  # checked with the configuration
+    options = config.training
     tokenizer = load_tokenizer(config.model.path)
-    training_texts, held_out = load_texts(config.data, tokenizer)
-    make_output_dir(Path(config.output_dir))  # before the model, which may take minutes to load
-    model = load_model(config.model, tokenizer)
+    batches, held_out = load_batches(
+        config.data,
+        tokenizer,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        held_out_texts=options.eval_batches * options.batch_size,
+    )
+    out = Path(config.output_dir)
+    make_output_dir(out)  # before the model, which may take minutes to load
+    model = apply_finetuning(load_model(config.model, tokenizer), config.finetuning)
+    if evaluate is None and held_out is not None:
+        evaluate = evaluate_on(held_out.tokens, config, held_out.attention_mask)
+    identity = {f"tokenizer.{name}": value for name, value in tokenizer_fingerprint(tokenizer).items()}
     trainer = Trainer(
         model,
         compute_step(config),
-        training_texts.tokens,
-        config.training,
-        config.output_dir,
-        evaluate=evaluate or (evaluate_on(held_out.tokens, config) if held_out is not None else None),
+        batches,
+        options,
+        out,
+        evaluate=evaluate,
         evaluate_at_start=True,
+        after_evaluation=_reporter(config, tokenizer, held_out) if options.report else None,
         tokenizer=tokenizer,
         config_yaml=to_yaml(config),
-        run_options=run_options(config),
+        run_options={**run_options(config), **identity},
+        environment=environment(),
+        make_loggers=lambda start: make_loggers(options.log_to, out, asdict(config), start),
         progress_label=label,
     )
-    return trainer.run()
+    result = trainer.run()
+    if options.report:
+        write_report(out)
+    return result
+
+
+def _reporter(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: PackedTexts | None
+) -> Callable[[QuietStarForCausalLM, int], None]:
+    """What is written after each evaluation: thoughts at the same places of the held-out text, and the page."""
+
+    def report(model: QuietStarForCausalLM, step: int) -> None:
+        if held_out is not None and config.training.method == "quietstar":
+            tokens = held_out.tokens[:SAMPLED_TEXTS]
+            mask = None if held_out.attention_mask is None else held_out.attention_mask[:SAMPLED_TEXTS]
+            samples = sample_thoughts(
+                model, tokenizer, tokens, mask, config.model.positions, SAMPLED_THOUGHTS, EVALUATION_SEED
+            )
+            write_samples(config.output_dir, step, samples)
+        write_report(config.output_dir)
+
+    return report
 
 
 def load_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
@@ -82,18 +129,24 @@ def load_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> Qui
     assert options.path is not None
     dtype = getattr(torch, options.dtype)
     thinking = thinking_options(options)
-    if load_configuration(options.path).model_type == QuietStarConfig.model_type:
+    if is_adapter_checkpoint(options.path):
+        model = _with_options(load_finetuned(options.path), thinking)
+    elif load_configuration(options.path).model_type == QuietStarConfig.model_type:
         saved = load_causal_lm(options.path, dtype)
         assert isinstance(saved, QuietStarForCausalLM)
-        model = saved
-        for name in KEPT_OF_A_THINKING_MODEL:
-            thinking.pop(name)
-        for name, value in thinking.items():
-            setattr(model.config, name, value)
+        model = _with_options(saved, thinking)
     else:
         torch.manual_seed(0)  # the mixing head's first layers are random
         model = QuietStarForCausalLM.from_base(options.path, tokenizer, dtype=dtype, **thinking)
     check_vocabulary(tokenizer, model.head.weight.shape[0])
+    return model
+
+
+def _with_options(model: QuietStarForCausalLM, thinking: Mapping[str, Any]) -> QuietStarForCausalLM:
+    """A model that thinks already, with the options that change no weights."""
+    for name, value in thinking.items():
+        if name not in KEPT_OF_A_THINKING_MODEL:
+            setattr(model.config, name, value)
     return model
 
 
@@ -116,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             values = result.eval_metrics
             names = [name for name in ("text_nll", "base_nll", "talk_nll", "gain") if name in values]
             print("held-out text: " + ", ".join(f"{name} {values[name]:.4f}" for name in names))
+        if config.training.report:
+            print(f"report: {Path(config.output_dir) / 'report.html'}")
 
     return run_command(command)
 

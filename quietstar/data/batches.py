@@ -51,6 +51,10 @@ class Batch:
 class Batches(Protocol):
     """Where the texts of each optimizer step come from, in an order that is the same in every run."""
 
+    @property
+    def skipped(self) -> int:
+        """Rows of the data that could not be used, so far."""
+
     def batch(self, step: int) -> Batch:
         """The texts of optimizer step `step`, counted from 1. Steps are asked for one after another."""
 

@@ -26,6 +26,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from quietstar.errors import CheckpointError
+from quietstar.model.adapter_files import check_base, read_adapters, save_finetuned
+from quietstar.model.adapters import has_adapters, load_trained_state, trained_state
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -53,7 +55,8 @@ class Snapshot:
         step: Optimizer steps done.
         model: Written by its `save_pretrained` if it is a transformers model, else as `model.safetensors`; with
             `weights` in place of its own.
-        weights: By the model's names. Tied weights are one tensor.
+        weights: By the model's names, all of them, or what is trained of a model with adapters. Tied weights are one
+            tensor.
         optimizer: Flat tensors.
         state: The text of `state.json`.
         tokenizer: Written next to the model, so that the checkpoint can be used by itself.
@@ -93,7 +96,8 @@ def take_snapshot(
             copies[id(tensor)] = tensor.detach().to("cpu", copy=True) if copy else tensor.detach()
         return copies[id(tensor)]
 
-    weights = {name: own(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    tensors = trained_state(model) if has_adapters(model) else model.state_dict(keep_vars=True)
+    weights = {name: own(tensor) for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1, allow_nan=False) + "\n"
     return Snapshot(step, model, weights, {name: own(tensor) for name, tensor in optimizer.items()}, text, tokenizer)
 
@@ -246,8 +250,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
         path: A checkpoint, already verified.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown, or has another shape or type. The model is unchanged then.
+        CheckpointError: A tensor is missing, unknown, or has another shape or type; or the adapters are those of
+            another base. The model is unchanged then.
     """
+    if has_adapters(model):
+        check_base(model, path)
+        try:
+            load_trained_state(model, read_adapters(path))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        return
     stored: dict[str, Tensor] = {}
     for file in _weight_files(path):
         stored |= _load_tensors(file)
@@ -307,6 +319,9 @@ def remove_old_checkpoints(directory: Path, *, keep: int, newest_step: int, best
 
 
 def _save_model(model: nn.Module, weights: Mapping[str, Tensor], directory: Path) -> None:
+    if has_adapters(model):
+        save_finetuned(model, directory, weights)
+        return
     if not isinstance(model, PreTrainedModel):
         first_names: dict[int, str] = {}
         for name, tensor in weights.items():

@@ -40,6 +40,15 @@ def write_json(file: Path, value: Any) -> None:
     write_text(file, json.dumps(value, indent=1) + "\n")
 
 
+def append_json(file: Path, value: Any) -> None:
+    """Add one value to the list in a file, which is whole or as before; what is no list there is begun anew."""
+    try:
+        before = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        before = []
+    write_json(file, [*(before if isinstance(before, list) else []), value])
+
+
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A phrase with the old and the new value for each dotted key whose values differ; a missing one counts as None."""
     return [

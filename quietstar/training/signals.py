@@ -32,6 +32,7 @@ class Signals:
         return Interrupted(self.stop, saved)
 
     def __enter__(self) -> Signals:
+        self.stop, self.save = None, False
         if threading.current_thread() is threading.main_thread():
             for number in (*STOP, SAVE):
                 self._before[number] = signal.signal(number, self._note)

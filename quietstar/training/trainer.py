@@ -35,7 +35,7 @@ from quietstar.training.metrics import MetricsWriter
 from quietstar.training.non_finite import write_batch
 from quietstar.training.optimizer import MasterAdamW
 from quietstar.training.out_of_memory import is_out_of_memory
-from quietstar.training.output_dir import make_output_dir, write_text
+from quietstar.training.output_dir import append_json, make_output_dir, write_text
 from quietstar.training.progress import Progress
 from quietstar.training.record import Record
 from quietstar.training.run_lock import RunLock
@@ -116,7 +116,8 @@ class Trainer(Generic[ModelT]):
         config_yaml: Text for `config.yaml`.
         run_options: What else decides what is trained, plain JSON values by dotted key. Saved with each checkpoint; a
             run is resumed only with equal ones, unless `options.override`.
-        loggers: Get every line of metrics, too.
+        environment: What this process runs on, plain JSON values: appended to the list in `environment.json`.
+        make_loggers: `(step to start after) -> Loggers`, which get every line of metrics, too.
         progress_label: Stands in front of the progress on stderr; None prints nothing.
 
     Raises:
@@ -140,7 +141,8 @@ class Trainer(Generic[ModelT]):
         tokenizer: SavesPretrained | None = None,
         config_yaml: str | None = None,
         run_options: Mapping[str, Any] | None = None,
-        loggers: Loggers | None = None,
+        environment: Mapping[str, Any] | None = None,
+        make_loggers: Callable[[int], Loggers] | None = None,
         progress_label: str | None = "train",
     ) -> None:
         self.device = resolve_device(options.device)
@@ -163,7 +165,9 @@ class Trainer(Generic[ModelT]):
         self._tokenizer = tokenizer
         self._config_yaml = config_yaml
         self._run_options = None if run_options is None else dict(run_options)
-        self._loggers = loggers
+        self._environment = environment
+        self._make_loggers = make_loggers
+        self._loggers: Loggers | None = None
         self._progress_label = progress_label
         self._record = Record()
         self._newest: Path | None = None  # checkpoint
@@ -201,12 +205,20 @@ class Trainer(Generic[ModelT]):
             start = self._resume()
             if self._config_yaml is not None:
                 write_text(self.output_dir / "config.yaml", self._config_yaml)
+            if self._environment is not None:
+                append_json(self.output_dir / "environment.json", self._environment)
+            if start == 0:
+                self._events.write(0, "started", f"{self.options.steps} steps")
             self._check_room()
             self._started = time.monotonic() - self._record.seconds
             self._progress = Progress(self._progress_label, self.options.steps, start)
             try:
+                if self._make_loggers is not None:
+                    self._loggers = self._make_loggers(start)
                 with MetricsWriter(self.output_dir / "metrics.jsonl", keep_steps=start or -1) as self._metrics:
                     self._train(start)
+                if start < self.options.steps:
+                    self._events.write(self.options.steps, "finished", f"{self.options.steps} steps")
             finally:
                 self._progress.close()
                 self._finish_saving()
@@ -258,6 +270,8 @@ class Trainer(Generic[ModelT]):
                     "tokens_per_second": tokens_per_second,
                     "seconds": time.monotonic() - self._started,
                 }
+                if self._batches.skipped:
+                    line["skipped_rows"] = float(self._batches.skipped)
                 self._record.last_train = line
                 self._log(step, "train", line)
                 self._progress.report(line)
