@@ -19,4 +19,5 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("quietstar", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("quietstar")
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# one thread in each of several workers: two would wait for each other
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
