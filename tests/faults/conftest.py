@@ -1,0 +1,65 @@
+"""What can happen to a run, each in a process of its own that runs the real command.
+
+Fault                                           | tests
+----------------------------------------------- | -----
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from quietstar.textbook.character_model import character_tokenizer
+from tests.faults.launch import REPOSITORY, Zygote
+from tests.faults.runs import Runs, arguments
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model/`, and `text.jsonl` with documents of unequal length."""
+    directory = tmp_path_factory.mktemp("inputs")
+    make_model(directory / "model")
+    character_tokenizer().save_pretrained(directory / "model")
+    rng = random.Random(0)
+    with (directory / "text.jsonl").open("w") as file:
+        for _ in range(14):
+            text = "".join(rng.choice("0123456+=,\n") for _ in range(rng.randint(8, 24)))
+            file.write(json.dumps({"text": f"1{text}"}) + "\n")
+    return directory
+
+
+def make_model(directory: Path) -> None:
+    """A Llama with one layer of 16; the same weights every time."""
+    config = LlamaConfig(
+        vocab_size=13,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def runs(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Runs on these inputs."""
+    directory = tmp_path_factory.mktemp("runs")
+    path = [str(REPOSITORY), str(REPOSITORY / "kernels"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    zygote = Zygote(directory, environment, arguments(inputs, directory / "first"))
+    yield Runs(zygote, inputs, directory)
+    zygote.close()
