@@ -137,6 +137,7 @@ def load_finetuned(
     model = QuietStarForCausalLM(config, base=plain)
     for part in (model.thought_embedding, model.mixing_head):
         part.to(device=plain.device, dtype=_dtype(config))
+    model._probe_once()  # the family is what it checks, and adapters would only add their rounding
     path = path if base is None or isinstance(base, PreTrainedModel) else absolute(base)
     inject(model, options["r"], options["lora_alpha"], options["target_modules"], base_path=path)
     try:

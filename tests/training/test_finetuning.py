@@ -12,15 +12,15 @@ from torch import Tensor
 
 from quietstar.config import FinetuningOptions
 from quietstar.data.batches import Batch
-from quietstar.errors import ConfigError
+from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.adapter_files import load_finetuned, read_adapters, save_finetuned
 from quietstar.model.adapters import base_fingerprint, has_adapters, load_trained_state, trained_state
-from quietstar.training import MasterAdamW, build_optimizer
+from quietstar.training import MasterAdamW, StepResult, build_optimizer
 from quietstar.training.finetuning import apply_finetuning, freeze_parameters, set_gradient_checkpointing
 from quietstar.training.methods import language_modeling_step
 from tests.model.tiny import assert_same_gradients, gradients, make_base, make_ids, make_model
-from tests.training.helpers import options
+from tests.training.helpers import options, trainer
 
 IDS = make_ids(2, 7)
 
@@ -115,6 +115,39 @@ def test_a_run_with_adapters_resumes_from_its_small_checkpoint(tmp_path: Path, k
     for name, tensor in optimizer.state_tensors().items():
         assert torch.equal(continued.state_tensors()[name], tensor), name
     assert base_fingerprint(resumed) == base
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+def test_the_trainer_resumes_a_run_with_adapters(tmp_path: Path, kind: Any) -> None:
+    """Three steps and three more are six; a checkpoint holds none of the base, and its base is checked."""
+    pytest.importorskip("peft", reason="adapters are an extra")
+    if kind == "adamw_8bit":
+        pytest.importorskip("bitsandbytes", reason="the 8-bit optimizer is an extra")
+    data, given = make_ids(8, 7), options(optimizer=kind, schedule="constant")
+
+    def compute_step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
+        output = model.learn(batch.tokens, seed=seed, first_text=batch.first, texts_in_step=batch.step_size)
+        return StepResult(output.loss)
+
+    def run(name: str, steps: int, model: QuietStarForCausalLM) -> QuietStarForCausalLM:
+        trainer(tmp_path / name, model, compute_step, data=data, options_=replace(given, steps=steps)).run()
+        return model
+
+    whole = run("whole", 6, finetuned(torch.bfloat16, lora_rank=4))
+    run("cut", 3, finetuned(torch.bfloat16, lora_rank=4))
+    resumed = run("cut", 6, finetuned(torch.bfloat16, lora_rank=4))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    checkpoint = tmp_path / "cut/checkpoints/step-00000006"
+    assert read_adapters(checkpoint).keys() == trained_state(whole).keys()
+    assert not list(checkpoint.glob("model*.safetensors"))
+    loaded = load_finetuned(checkpoint, base=make_base(dtype=torch.bfloat16))
+    assert torch.equal(loaded(IDS).logits, whole.eval()(IDS).logits)
+    other = finetuned(torch.bfloat16, lora_rank=4)
+    with torch.no_grad():
+        other.base.get_input_embeddings().weight.mul_(1.5)
+    with pytest.raises(CheckpointError, match="trained on a base with other weights"):
+        run("cut", 9, other)
 
 
 def test_a_model_that_comes_with_adapters(tmp_path: Path) -> None:
