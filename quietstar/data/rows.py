@@ -87,7 +87,7 @@ def text_of(row: Row, field: str) -> str | None:
         return _checked(decode(row.content), f"column {field!r}")
     if not row.content.strip():
         return None
-    return _checked(_field_of(decode(row.content), field), f"field {field!r}")
+    return _checked(_field_of(decode(row.content.rstrip()), field), f"field {field!r}")
 
 
 def decode(content: bytes) -> str:
@@ -109,7 +109,7 @@ def _field_of(line: str, field: str) -> str:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise BadRow(f"not valid JSON: {error.msg} at column {error.colno}") from None
+        raise BadRow(f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except ValueError as error:  # an integer with more digits than Python converts
         raise BadRow(f"not usable JSON: {error}") from None
     except RecursionError:

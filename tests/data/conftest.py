@@ -42,3 +42,16 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([SENTENCES * 20 + "\n\n\n    \n" * 20], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+ROWS = 60
+"""Words that stand for a row in the texts of streams."""
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> PreTrainedTokenizerBase:
+    """One token a word: `<end>` is 0, `a` is 1, `r0` is 2, `r1` is 3, ...; other words cannot be encoded."""
+    words = ["<end>", "a", *(f"r{row}" for row in range(ROWS))]
+    tokenizer = Tokenizer(models.WordLevel({word: token for token, word in enumerate(words)}, unk_token="<none>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,17 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from quietstar.config import DataOptions
-from quietstar.data import Document, PackedTexts, load_texts, pack, packing, split
+from quietstar.data import (
+    BatchOrder,
+    Document,
+    IndexedBatches,
+    PackedTexts,
+    load_batches,
+    load_texts,
+    pack,
+    packing,
+    split,
+)
 from quietstar.errors import ConfigError, DataError
 
 PARTS = [
@@ -151,3 +162,58 @@ def test_options_name_the_texts(tmp_path: Path, byte_tokenizer: PreTrainedTokeni
 def test_no_path(byte_tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ConfigError, match=r"data\.path: missing"):
         load_texts(DataOptions(), byte_tokenizer)
+
+
+def test_separate_numbers_the_documents_of_each_block_from_1(byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    documents = [Document(text, "a") for text in ("The cat", "12", "x" * 30, "a b")]
+    sizes = [len(whole(document.text, byte_tokenizer)) + 1 for document in documents]
+    packed = pack(documents, byte_tokenizer, length=7, separate=True)
+    assert packed.attention_mask is not None
+    assert packed.attention_mask.dtype == torch.int64
+    owner = [number for number, size in enumerate(sizes) for _ in range(size)]
+    for block, mask in enumerate(packed.attention_mask.tolist()):
+        first = owner[block * 7]
+        assert mask == [number - first + 1 for number in owner[block * 7 : block * 7 + 7]]
+    plain = pack(documents, byte_tokenizer, length=7)
+    assert plain.attention_mask is None
+    assert torch.equal(plain.tokens, packed.tokens)
+
+
+def test_held_out_blocks_keep_their_masks() -> None:
+    mask = torch.arange(40, 80).view(20, 2)
+    train, validation = split(PackedTexts(torch.arange(40).view(20, 2), mask), 0.25)
+    assert validation is not None
+    assert train.attention_mask is not None
+    assert validation.attention_mask is not None
+    assert torch.equal(torch.cat([train.attention_mask, validation.attention_mask]), mask)
+
+
+@pytest.mark.parametrize("kind", ["joined", "separate"])
+def test_batches_of_files_are_the_packed_texts_in_their_order(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase, kind: Literal["joined", "separate"]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "The cat sat"}\n{}\n{"text": "and then it left."}\n' * 5)
+    options = DataOptions(path=str(tmp_path), length=6, packing=kind, on_bad_row="skip")
+    with pytest.warns(UserWarning, match=r"a\.jsonl:\d+: has no field 'text'"):
+        train, held_out = load_texts(options, byte_tokenizer)
+    with pytest.warns(UserWarning, match=r"a\.jsonl:\d+: has no field 'text'"):
+        batches, same = load_batches(options, byte_tokenizer, batch_size=4, seed=3, held_out_texts=99)
+    assert held_out is not None
+    assert same is not None
+    assert torch.equal(held_out.tokens, same.tokens)
+    chosen = BatchOrder(len(train), 4, 3).indices(1)
+    batch = batches.batch(2)
+    assert torch.equal(batch.tokens, train.tokens[chosen])
+    if kind == "separate":
+        assert train.attention_mask is not None
+        assert batch.attention_mask is not None
+        assert torch.equal(batch.attention_mask, train.attention_mask[chosen])
+    assert isinstance(batches, IndexedBatches)
+    assert batches.skipped == 5
+
+
+def test_one_bad_row_too_many_in_the_files(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "The cat sat"}\n{}\n' * 5)
+    options = DataOptions(path=str(tmp_path), length=6, on_bad_row="skip", max_bad_rows=4)
+    with pytest.warns(UserWarning), pytest.raises(DataError, match=r"5 rows cannot be used, more than .* \(4\)"):
+        load_batches(options, byte_tokenizer, batch_size=4, seed=3, held_out_texts=0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
-from transformers import GPT2Config, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.data import check_vocabulary, load_tokenizer
+from quietstar.data import check_vocabulary, load_tokenizer, tokenizer_fingerprint
 from quietstar.errors import ConfigError
 
 
@@ -64,3 +67,29 @@ def test_a_larger_vocabulary_of_the_model_is_fine(mistral_tokenizer: PreTrainedT
 def test_a_smaller_vocabulary_of_the_model(mistral_tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ConfigError, match=r"token ids up to 31999 \(.*\), but the model's vocabulary has 1000 entries"):
         check_vocabulary(mistral_tokenizer, 1000)
+
+
+def test_a_fingerprint_is_that_of_the_tokens_and_not_of_the_last_call(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    first = tokenizer_fingerprint(tokenizer)
+    assert first["vocabulary_size"] == len(tokenizer)
+    tokenizer("a long text", truncation=True, max_length=2)
+    assert tokenizer_fingerprint(tokenizer) == first
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_fingerprint(load_tokenizer(tmp_path)) == first
+    tokenizer.add_tokens(["<thought>"])
+    assert tokenizer_fingerprint(tokenizer) != first
+
+
+def test_a_fingerprint_knows_the_merges_and_the_end_of_a_text(byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    first = tokenizer_fingerprint(byte_tokenizer)
+    assert first == tokenizer_fingerprint(copy.deepcopy(byte_tokenizer))
+    other_end = copy.deepcopy(byte_tokenizer)
+    other_end.eos_token = "a"
+    parts = json.loads(byte_tokenizer.backend_tokenizer.to_str())
+    parts["model"]["merges"].pop()  # the vocabulary stays
+    other_merges = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)), eos_token="<end>")
+    assert other_merges.get_vocab() == byte_tokenizer.get_vocab()
+    assert first not in (tokenizer_fingerprint(other_end), tokenizer_fingerprint(other_merges))
