@@ -39,16 +39,23 @@ def cuda_case(
     L: int = 256,
     dtype: torch.dtype = torch.bfloat16,
     padded: bool = False,
+    documents: int | None = None,
     window: int | None = None,
     softcap: float | None = None,
 ) -> Case:
-    """P anchors spread evenly over the text, one at every position by default."""
+    """P anchors spread evenly over the text, one at every position by default.
+
+    With `documents` a text is made of documents of so many tokens, 7 fewer in each text than in the one before.
+    """
     P = L if P is None else P
     generator = torch.Generator("cuda").manual_seed(0)
     shapes = [(B, P, S, H, D), (B, L, Hkv, D), (B, L, Hkv, D), (B, P, S, Hkv, D), (B, P, S, Hkv, D)]
     tensors = [torch.randn(shape, generator=generator, device="cuda", dtype=dtype).requires_grad_() for shape in shapes]
     anchor = (torch.arange(P) * L // P).int()
     start = torch.arange(B, device="cuda").int() * 7 + 3 if padded else None
+    if documents is not None:
+        lengths = documents - 7 * torch.arange(B).int()[:, None]
+        start = (anchor // lengths * lengths).cuda()  # [B, P]
     return Case(tensors, anchor, start, window, softcap)
 
 
@@ -57,7 +64,10 @@ def slice_streams(case: Case, streams: slice) -> Case:
     q, k_text, v_text, k_thought, v_thought = (x.detach() for x in case.tensors)
     tensors = [q[:, streams], k_text, v_text, k_thought[:, streams], v_thought[:, streams]]
     leaves = [x.clone().requires_grad_() for x in tensors]
-    return Case(leaves, case.anchor[streams], case.text_start, case.window, case.softcap)
+    start = case.text_start
+    if start is not None and start.dim() == 2:
+        start = start[:, streams]
+    return Case(leaves, case.anchor[streams], start, case.window, case.softcap)
 
 
 def in_slices(
@@ -98,6 +108,8 @@ def reference(case: Case) -> Tensor:
         {"L": 1024, "S": 16},
         {"L": 5000, "P": 96, "S": 16, "window": 4096, "padded": True, "B": 2},
         {"L": 256, "S": 24, "P": 130, "softcap": 50.0, "window": 60},
+        {"L": 1024, "S": 16, "documents": 150, "B": 2},
+        {"L": 256, "S": 24, "documents": 60, "window": 40, "B": 2},
     ],
     ids=lambda options: " ".join(f"{name} {value}" for name, value in options.items()),
 )
