@@ -21,10 +21,12 @@ from quietstar.training.seeds import module_seed, thought_seed
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-RESERVED = frozenset(
-    "step split loss learning_rate tokens_per_second seconds skipped_steps skipped_rows gradient_norm "
-    "thought_embedding_gradient_norm".split()
-)
+RESERVED = frozenset({"step", "split", "loss", "learning_rate", "tokens_per_second", "seconds"}) | {
+    "skipped_steps",
+    "skipped_rows",
+    "gradient_norm",
+    "thought_embedding_gradient_norm",
+}
 """Metrics of a step that are the trainer's own."""
 
 
