@@ -222,6 +222,21 @@ def test_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, greedy: 
         assert_intact(buffer, view)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, which the interpreter computes with
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_without_finite_logits_gets_a_token_and_a_logprob_that_says_so(
+    backend: str, value: float, greedy: bool
+) -> None:
+    """Whoever sampled it then sees NaN, instead of an index out of bounds or, on a GPU, a lost context."""
+    hidden, head = random_inputs(0, 3, 4, 9)
+    hidden[1, 2] = value
+    token, logprob = sample_tokens(hidden, head, seed=0, greedy=greedy, backend=backend)
+    assert ((token >= 0) & (token < 9)).all()
+    assert logprob.isfinite().tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),

@@ -35,4 +35,5 @@ def _invert(likelihood: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     # strictly below the total, so that some token exceeds it; that token's own likelihood is then positive
     threshold = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold, right=True)
+    found = torch.searchsorted(cumulative, threshold, right=True)
+    return found.clamp_(max=likelihood.shape[-1] - 1)  # a row with NaN has none; its log-probability is NaN
