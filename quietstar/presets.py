@@ -7,7 +7,7 @@ from typing import Any
 DESCRIPTIONS: dict[str, str] = {
     "textbook": "the embedded default: a small model, made on the spot, learns which aside to think; needs no files",
     "plain": "your own model and text with the default values; taken where model.path or data.path is given",
-    "mistral-7b": "the paper's setting: Mistral-7B, the released code's numbers; give data.path",
+    "mistral-7b": "the paper's setting: Mistral-7B on OpenWebMath, the released code's numbers",
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -34,7 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     # The released training script. Its n_ahead of 12 counts the text pass, START and END: 9 sampled tokens. Its rate
     # falls over 100,000 steps but it stops after 100, so it is constant here. Its mixing head starts at exactly 0.
-    # Not as released: START and END are clipped by themselves and do not decay, and texts are packed, not random crops.
+    # Not as released: START and END are clipped by themselves and do not decay, padding is masked, and texts come from
+    # all of OpenWebMath and not from its first 1,000 documents.
     "mistral-7b": {
         "model.path": "mistralai/Mistral-7B-v0.1",
         "model.dtype": "bfloat16",
@@ -45,6 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.mixing_activation": "identity",
         "model.initial_mixing_weight": None,
         "model.embedding_scale": 100.0,
+        "data.source": "openwebmath",
+        "data.packing": "crop",
         "data.length": 256,
         "objective.preset": "authors",
         "training.steps": 100,
