@@ -17,7 +17,6 @@ from quietstar.presets import PRESETS
 from quietstar.textbook.corpus import parse_operands
 from quietstar.textbook.options import TextbookOptions
 
-
 LOGGERS = ("tensorboard", "wandb")
 STREAMED_HOMES = {"openwebmath": "open-web-math/open-web-math", "c4": "allenai/c4"}
 """Hub datasets that a data source stands for."""
@@ -90,14 +89,16 @@ class DataOptions:
     """The text to learn from.
 
     Args:
-        source: `files` reads text and JSONL files into memory. The others stream shards (parquet, or JSON lines, plain
-            or gzipped) from a hub dataset or a directory, and need `pip install 'quietstar[data]'`: `openwebmath`,
-            `c4`, or `stream` for any other dataset.
+        source: `files` reads text and JSONL files into memory. The others stream shards from a directory or a hub
+            dataset: `openwebmath`, `c4`, or `stream` for any other. A shard holds JSON lines, plain or gzipped, or is
+            parquet, which needs `pip install 'quietstar[data]'`.
         path: For `files` a text file (one document), a `.jsonl` file (one document per line), or a directory of both.
-            For streams a directory of shards or a hub dataset; null is the public home of `openwebmath` and `c4`.
-        shards: Streams: pattern of the shards' names below path; null: the usual one of the source.
-        validation_path: Held-out text of the same kinds. Without it the end of the training text (of a stream: its
-            beginning) is held out.
+            For streams a directory or file; or a hub dataset, which a revision and a place in it may follow
+            (`allenai/c4@main/en`). Null is the public home of `openwebmath` and `c4`.
+        shards: Streams: pattern of the shards' names below path (`**/train*`); null: the usual one of the source.
+        validation_path: Held-out text of the same kinds; of a stream it may end in a pattern, such as
+            `allenai/c4/en/c4-validation*`. Without it the end of the training text (of a stream: its beginning) is held
+            out.
         validation_fraction: Share of the texts held out, at least one, when there is no validation_path. Of a stream
             as many texts are held out as training.eval_batches asks for, unless this is 0.
         field: Field of a JSONL line, or column of a table, that holds the text.
@@ -106,12 +107,13 @@ class DataOptions:
             same, but nothing in a text or thought sees another document; `crop`, the released code's: of each document
             a random piece of this length, shorter ones padded.
         append_eos: Put the tokenizer's end-of-sequence token after each document.
-        shuffle_rows: Streams: rows are shuffled within runs of so many, shards among themselves; 1 keeps their order.
+        shuffle_rows: Streams: rows are shuffled within windows of so many, which are held in memory, and shards among
+            themselves; 1 keeps everything in order.
         workers: Threads that read and tokenise a stream ahead of the training; 0: none.
         on_bad_row: What a row that cannot be used (broken JSON, a missing field, not UTF-8, too long, no text) does:
             `stop` the run, or be `skip`ped with a message and counted.
         max_bad_rows: A run that has skipped more rows than this stops.
-        max_row_bytes: Rows longer than this are bad.
+        max_row_bytes: Lines of JSON and texts of a table that are longer than this are bad rows.
     """
 
     source: Literal["files", "stream", "openwebmath", "c4"] = "files"
