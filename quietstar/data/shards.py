@@ -144,8 +144,10 @@ def _hub_shards(path: str, pattern: str) -> list[Shard]:
     from huggingface_hub import HfFileSystem  # half a second that other sources need not wait for
 
     root = f"datasets/{path}"
+    if path.endswith(SUFFIXES):
+        root, _, pattern = root.rpartition("/")
     try:
-        return list_shards(HfFileSystem(), root if path.endswith(SUFFIXES) else f"{root}/{pattern}", root)
+        return list_shards(HfFileSystem(), f"{root}/{pattern}", root)
     except Exception as error:  # of huggingface_hub and its network client
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(
