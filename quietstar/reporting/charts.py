@@ -134,8 +134,8 @@ def legend(entries: Sequence[tuple[str, int, bool, bool]]) -> str:
 
 
 def legend_of(series: Sequence[Series]) -> str:
-    """The legend of a line chart."""
-    return legend([(one.name, one.colour, one.faint, one.dashed) for one in series])
+    """The legend of a line chart, strong curves first."""
+    return legend([(one.name, one.colour, one.faint, one.dashed) for one in sorted(series, key=lambda one: one.faint)])
 
 
 def _svg(label: str, parts: Sequence[str]) -> str:

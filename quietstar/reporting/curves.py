@@ -16,7 +16,8 @@ from quietstar.reporting.series import Floats, Series
 
 Lines = Sequence[Mapping[str, Any]]
 SPLITS = {"train": "training", "eval": "held-out"}
-NOT_MEASURED = frozenset({"step", "split", "seconds"})
+NOT_DRAWN = frozenset({"step", "split", "seconds", "mixing_weight_deviation"})
+"""What is no measurement, or follows from others."""
 DECILES = [f"gain_decile_{index}" for index in range(10)]
 COLOURS = 6
 
@@ -33,7 +34,7 @@ class Curves:
         self._lines = {split: [line for line in lines if line["split"] == split] for split in SPLITS}
         self._steps = {split: np.array([line["step"] for line in found], float) for split, found in self._lines.items()}
         names = {split: {name for line in found for name in line} for split, found in self._lines.items()}
-        self._names = {split: found - NOT_MEASURED for split, found in names.items()}
+        self._names = {split: found - NOT_DRAWN for split, found in names.items()}
         self._shown: set[str] = set()
         every = np.concatenate(list(self._steps.values()))
         self._range = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
@@ -122,7 +123,7 @@ class Curves:
     def left_over(self) -> list[str]:
         """A panel for each measurement that no other panel shows."""
         rest = sorted(set().union(*self._names.values()) - self._shown)
-        return [self.lines_panel(name, "", [(name, "", 1)]) for name in rest]
+        return [self.lines_panel(name.replace("_", " "), "", [(name, "", 1)]) for name in rest]
 
 
 def prediction_panels(curves: Curves) -> list[str]:
@@ -159,15 +160,17 @@ def prediction_panels(curves: Curves) -> list[str]:
 
 
 def lookahead_panels(curves: Curves) -> list[str]:
-    """The prediction of each lookahead position apart."""
-    return [
+    """The prediction of each lookahead position apart, where there are several."""
+    pairs = list(zip(curves.numbered("base_nll"), curves.numbered("talk_nll"), strict=False))
+    drawn = [
         curves.lines_panel(
             f"{_ordinal(int(base.rsplit('_', 1)[1]) + 1).capitalize()} token after the thought",
             "NLL in nats.",
             [(base, "without", 2), (talk, "with", 1)],
         )
-        for base, talk in zip(curves.numbered("base_nll"), curves.numbered("talk_nll"), strict=False)
+        for base, talk in pairs
     ]
+    return drawn if len(pairs) > 1 else []
 
 
 def thought_panels(curves: Curves) -> list[str]:
@@ -218,7 +221,16 @@ def optimisation_panels(curves: Curves) -> list[str]:
         ),
         curves.lines_panel("Learning rate", "Of the base model.", [("learning_rate", "", 1)]),
         curves.lines_panel("Speed", "Text tokens per second of training.", [("tokens_per_second", "", 3)]),
+        skipped_panel(curves),
     ]
+
+
+def skipped_panel(curves: Curves) -> str:
+    """Steps that were skipped, where any were."""
+    drawn = curves.lines_panel(
+        "Skipped steps", "Since the line before; their loss or gradient was not finite.", [("skipped_steps", "", 1)]
+    )
+    return drawn if any((curves.values(split, "skipped_steps") > 0).any() for split in SPLITS) else ""
 
 
 def _as_float(value: object) -> float:

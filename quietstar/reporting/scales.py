@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 LARGEST, SMALLEST = 1e300, 1e-300
 """Numbers beyond these are not drawn: ratios and differences of such leave the range of a float."""
+TINY = 1e-250
+"""A linear axis takes less than this for 0."""
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
@@ -55,10 +57,11 @@ def linear_scale(low: float, high: float, ticks: int = 5, whole: bool = False) -
         ticks: About how many ticks.
         whole: Ticks are whole numbers, and the scale ends where the numbers do.
     """
-    if low == high:
-        margin = abs(low) * 0.1 or 0.5
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * size or size < TINY:
+        margin = abs(low) * 0.1 if size >= TINY else 0.5
         low, high = (low - margin, high + margin) if not whole else (low - 1, high + 1)
-    rough = max((high - low) / ticks, SMALLEST)
+    rough = (high - low) / ticks
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     if whole:
