@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.layers import decoder_layers
+from quietstar.quiet_imports import without_bitsandbytes_warnings
 
 if TYPE_CHECKING:
     from quietstar.model.modeling import QuietStarForCausalLM
@@ -119,7 +120,8 @@ def inject(model: QuietStarForCausalLM, rank: int, alpha: float, layers: list[st
         ConfigError: peft is not installed.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        with without_bitsandbytes_warnings():
+            from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError(
             f"finetuning.lora_rank: adapters need peft ({error}); pip install 'quietstar[peft]'"
@@ -136,7 +138,8 @@ def inject(model: QuietStarForCausalLM, rank: int, alpha: float, layers: list[st
     thinking_parts = [model.thought_embedding, model.mixing_head]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        inject_adapter_in_model(options, model.base, ADAPTER)
+        with without_bitsandbytes_warnings():
+            inject_adapter_in_model(options, model.base, ADAPTER)
     for part in thinking_parts:
         part.requires_grad_(True)
 

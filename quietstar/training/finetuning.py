@@ -15,7 +15,9 @@ from quietstar.model.adapters import THOUGHT_PARTS, adapter_options, adapter_tar
 from quietstar.model.layers import decoder_layers
 
 
-def apply_finetuning(model: QuietStarForCausalLM, options: FinetuningOptions) -> QuietStarForCausalLM:
+def apply_finetuning(
+    model: QuietStarForCausalLM, options: FinetuningOptions, method: str = "quietstar"
+) -> QuietStarForCausalLM:
     """Prepare a model to be trained as the options say, before an optimizer is made for it.
 
     A model that comes with adapters, from a checkpoint of such a run, keeps them: the options must then be the same.
@@ -23,6 +25,7 @@ def apply_finetuning(model: QuietStarForCausalLM, options: FinetuningOptions) ->
     Args:
         model: Changed in place.
         options: Rank 0 and no patterns train all of it.
+        method: `training.method`, for which something has to be left to train.
 
     Returns:
         The same model.
@@ -41,6 +44,11 @@ def apply_finetuning(model: QuietStarForCausalLM, options: FinetuningOptions) ->
     elif options.lora_rank:
         add_adapters(model, options.lora_rank, _alpha(options), options.lora_targets)
     freeze_parameters(model, options.freeze)
+    if method == "language_modeling" and not any(parameter.requires_grad for parameter in model.base.parameters()):
+        raise ConfigError(
+            f"finetuning.freeze: got {options.freeze!r}, which freezes the whole base; training.method "
+            "language_modeling trains nothing else"
+        )
     set_gradient_checkpointing(model, options.gradient_checkpointing)
     return model
 

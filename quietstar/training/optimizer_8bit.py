@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quietstar.errors import ConfigError
+from quietstar.quiet_imports import without_bitsandbytes_warnings
 from quietstar.training.optimizer import THOUGHT_EMBEDDING_GRADIENT_NORM, MasterAdamW
 
 NAMES = {
@@ -72,15 +72,11 @@ class MasterAdamW8bit(MasterAdamW):
 
 
 def _adam_8bit() -> Any:
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # on a CPU it warns about kernels for 4-bit models
     try:
-        optimizers: Any = importlib.import_module("bitsandbytes.optim")
+        with without_bitsandbytes_warnings():
+            optimizers: Any = importlib.import_module("bitsandbytes.optim")
     except ImportError as error:
         raise ConfigError(
             f"training.optimizer: adamw_8bit needs bitsandbytes ({error}); pip install 'quietstar[8bit]'"
         ) from error
-    finally:
-        logger.setLevel(level)
     return optimizers.AdamW8bit

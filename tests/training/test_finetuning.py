@@ -49,6 +49,12 @@ def test_the_whole_base_can_be_frozen() -> None:
     assert trained == {"thought_embedding", "mixing_head"}
 
 
+def test_language_modelling_needs_something_of_the_base_to_train() -> None:
+    given = FinetuningOptions(freeze="base.*")
+    with pytest.raises(ConfigError, match=r"finetuning\.freeze: got 'base\.\*', which freezes the whole base.*"):
+        apply_finetuning(make_model(), given, "language_modeling")
+
+
 def test_tied_weights_are_frozen_by_either_name() -> None:
     model = make_model(changes={"tie_word_embeddings": True})
     freeze_parameters(model, "base.lm_head.*")

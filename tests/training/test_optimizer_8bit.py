@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quietstar.errors import CheckpointError, ConfigError
+from quietstar.quiet_imports import without_bitsandbytes_warnings
 from quietstar.training import MasterAdamW, ParameterGroup, build_optimizer
 from quietstar.training.optimizer import THOUGHT_EMBEDDING_GRADIENT_NORM
 from quietstar.training.optimizer_8bit import MasterAdamW8bit
@@ -138,3 +140,12 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ConfigError, match=r"training\.optimizer: adamw_8bit needs bitsandbytes.*'quietstar\[8bit\]'"):
         build_optimizer(ToyThinker(), options(optimizer="adamw_8bit"))
+
+
+def test_its_import_warnings_are_held_back_and_the_logger_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("bitsandbytes.backends")
+    with pytest.raises(ImportError), without_bitsandbytes_warnings():
+        logger.warning("held back")
+        raise ImportError
+    logger.warning("heard")
+    assert caplog.messages == ["heard"]
