@@ -48,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.embedding_scale": 100.0,
         "data.source": "openwebmath",
         "data.packing": "crop",
+        "data.append_eos": False,
         "data.length": 256,
         "objective.preset": "authors",
         "training.steps": 100,

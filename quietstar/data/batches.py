@@ -67,6 +67,9 @@ class Batches(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
 
+    def close(self) -> None:
+        """Lets go of files and threads; the next batch takes them again."""
+
 
 class IndexedBatches:
     """Texts in memory, in the order of `BatchOrder`: the position is the step, and there is no other state.
@@ -115,3 +118,6 @@ class IndexedBatches:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to take back."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -146,6 +146,9 @@ class CroppedBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to take back."""
 
+    def close(self) -> None:
+        """Nothing to let go of."""
+
 
 def read_cropped(
     documents: Iterable[Document],

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("quietstar", "torch", "transformers", "triton", "safetensors", "peft", "datasets", "numpy")
+PACKAGES = ("quietstar", "torch", "transformers", "triton", "safetensors", "peft", "pyarrow", "numpy")
 GIT_SECONDS = 5.0
 
 

@@ -221,6 +221,7 @@ class Trainer(Generic[ModelT]):
                     self._events.write(self.options.steps, "finished", f"{self.options.steps} steps")
             finally:
                 self._progress.close()
+                self._batches.close()
                 self._finish_saving()
                 if self._loggers is not None:
                     self._loggers.close()
