@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import TypeIs
-
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+from typing_extensions import TypeIs
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.layers import decoder_layers
