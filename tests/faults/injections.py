@@ -42,6 +42,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.begun = 0
+        self.ended = 0
         self.before: list[Callable[[int, Tensor], None]] = []
         self.after: list[Callable[[int, Tensor], None]] = []
         self._wound = False
@@ -58,6 +59,7 @@ class Clock:
             for call in self.before:
                 call(self.begun, loss)
             backward(loss, *arguments, **keywords)
+            self.ended += 1
             for call in self.after:
                 call(self.begun, loss)
 
@@ -134,7 +136,9 @@ def list_operations(file: str) -> None:
 
 @_fault
 def kill_at_operation(operation: str) -> None:
-    """kill -9 before an operation of a save, such as `fsync MANIFEST.json`; at `half` of a file, half of it is there."""
+    """kill -9 before an operation of a save, such as `fsync MANIFEST.json`;
+    at `half` of a file, half of it is there.
+    """
     _at_operation(operation, lambda: None)
 
 
@@ -236,7 +240,7 @@ def bad_state(first: int, last: int, number: int, value: str) -> None:
         out = forward(module, states)
         if not module.training:
             return out
-        counted, count = CLOCK.begun, 1 if counted != CLOCK.begun else count + 1
+        counted, count = CLOCK.ended, 1 if counted != CLOCK.ended else count + 1
         return out * float(value) if first <= counted + 1 <= last and count == number else out
 
     CLOCK.wind()

@@ -82,6 +82,7 @@ class Zygote:
         self._statuses: dict[int, int] = {}
         self._waiting: set[int] = set()
         self._answers = b""
+        self.python_path = environment["PYTHONPATH"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.zygote", *first],
             cwd=REPOSITORY,

@@ -109,6 +109,12 @@ def events(output_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def happened(output_dir: Path) -> list[tuple[int, str]]:
+    """(step, event) of what is not the usual course of a run."""
+    usual = ("started", "resumed", "finished")
+    return [(event["step"], event["event"]) for event in events(output_dir) if event["event"] not in usual]
+
+
 def steps(output_dir: Path) -> list[int]:
     """The steps of the checkpoints."""
     return [step for step, _ in list_checkpoints(output_dir / "checkpoints")]
@@ -141,7 +147,5 @@ def assert_same_end(output_dir: Path, whole: Path, *, same_micro_batches: bool =
     assert lines(output_dir) == lines(whole)
     assert state(ours)["position"] == state(theirs)["position"]
     assert state(ours)["record"] == state(theirs)["record"]
-    leftovers = {path.name for path in (output_dir / "checkpoints").iterdir()} - {
-        f"step-{n:08d}" for n in steps(output_dir)
-    }
-    assert not leftovers
+    whole_names = {f"step-{step:08d}" for step in steps(output_dir)}
+    assert {path.name for path in (output_dir / "checkpoints").iterdir()} == whole_names

@@ -1,8 +1,8 @@
 """A process that has imported everything and forks a child per launch: `python -m tests.faults.zygote`.
 
-Importing torch and transformers takes seconds, and these tests launch hundreds of runs. A forked child is a process like
-any other: it has its own memory, files, signals and exit status, and can be killed. Requests and answers are JSON lines
-on stdin and stdout.
+Importing torch and transformers takes seconds, and these tests launch hundreds of runs. A forked child is a process
+like any other: it has its own memory, files, signals and exit status, and can be killed. Requests and answers are JSON
+lines on stdin and stdout.
 """
 
 from __future__ import annotations
