@@ -26,7 +26,7 @@ def trace_model(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tr
     text = base.text_config if isinstance(base, QuietStarConfig) else base
     layers, period = int(text.num_hidden_layers), _period(text)
     few = 2 * period + (layers - 2 * period) % period
-    if layers <= few + period or "layers." in config.finetuning.freeze:
+    if layers <= few + period or config.finetuning.freeze.strip():
         return trace_step(config, base, backend)
     short, long = (trace_step(config, _with_layers(base, count), backend) for count in (few, few + period))
     return _extrapolate(short, long, few, period, layers)

@@ -7,7 +7,8 @@ real tensors would take and compute is noted in a `Ledger`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -60,6 +61,8 @@ class HollowTensors(TorchDispatchMode):
         outputs = _tensors((output,))
         for tensor in outputs:
             self._ledger.take(tensor)
+        if func is aten.cumsum.default and kwargs.get("dtype") not in (None, inputs[0].dtype):
+            self._ledger.borrow(_bytes(outputs[0]))  # PyTorch converts the whole input first
         if not _is_view(func):
             self._ledger.compute(_work(func, args, kwargs, inputs, output, outputs))
         return output
@@ -143,3 +146,14 @@ def _attention_product(query: Tensor, key: Tensor, value: Tensor, *, causal: boo
 
 def _bytes(tensor: Tensor) -> int:
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within the block `owner.name` is `value`."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -80,6 +80,11 @@ class Ledger:
             weakref.finalize(storage, self._free, key).atexit = False
             self._add(self.kind, size)
 
+    def borrow(self, size: int) -> None:
+        """Counts bytes that an operation has taken and given back already."""
+        self._add(self.kind, size)
+        self._add(self.kind, -size)
+
     def relabel(self, tensor: Tensor, kind: str) -> None:
         """From now on the tensor's storage is for `kind`."""
         key = tensor.untyped_storage()._cdata

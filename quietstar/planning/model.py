@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from quietstar.config import TrainConfig, TrainingOptions
 from quietstar.model import QuietStarConfig, QuietStarForCausalLM
+from quietstar.planning.hollow import replaced
 from quietstar.train import KEPT_OF_A_THINKING_MODEL, thinking_options
+from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.optimizer import (
     THOUGHT_EMBEDDING_GRADIENT_NORM,
     MasterAdamW,
@@ -77,6 +79,8 @@ def hollow_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCau
         model = QuietStarForCausalLM(
             QuietStarConfig(text_config=base, **thinking), AutoModelForCausalLM.from_config(base, dtype=dtype)
         )
+        with replaced(nn.Module, "to", lambda module, *device_and_dtype, **options: module):  # hollow ones can't move
+            apply_finetuning(model, config.finetuning)
     # the probe compares values, and a fingerprint addresses, of which there are none
     vars(model).update(_probed=True, _fingerprint=lambda: ())
     return model.train()
@@ -93,11 +97,12 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def hollow_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
-    """The optimizer of a run that has done a step already."""
+    """The optimizer of a run; of one that thinks, with the moments that it has after the first step."""
     if options.optimizer == "adamw_8bit":
         return _HollowAdamW8bit(build_parameter_groups(model, options), master_weights=options.master_weights)
     optimizer = build_optimizer(model, options)
-    optimizer.load_state_tensors(optimizer.state_tensors())
+    if options.method == "quietstar":
+        optimizer.load_state_tensors(optimizer.state_tensors())
     return optimizer
 
 

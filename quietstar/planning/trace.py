@@ -6,9 +6,10 @@ of the first beside it.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from quietstar.data.batches import Batch
 from quietstar.model import QuietStarForCausalLM, attention
 from quietstar.model.layers import LayerRecord, RunLayer, decoder_layers
 from quietstar.planning import kernels
-from quietstar.planning.hollow import HollowTensors
+from quietstar.planning.hollow import HollowTensors, replaced
 from quietstar.planning.ledger import Ledger, Work
 from quietstar.planning.model import hollow_model, hollow_optimizer
 from quietstar.training.methods import ComputeStep, compute_step
@@ -129,6 +130,9 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
 
     ledger = Ledger()
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # which is 0, as the other's
+        warnings.filterwarnings("ignore", "training.master_weights")  # judged by weights, which are 0
         stack.enter_context(HollowTensors(ledger, kernels.KERNELS[backend](ledger)))
         with ledger.labelled(WEIGHTS):
             model = hollow_model(config, base)
@@ -146,9 +150,12 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
         stepper.optimizer = watch.optimizer(optimizer)
         for replacement in watch.replacements(backend):
             stack.enter_context(replacement)
+        if options.method == "language_modeling":
+            stepper.run(1, batch)  # after which only what has a gradient has moments
+        watch.kept = Counter()
         standing = ledger.alive.copy()
         ledger.restart()
-        stepper.run(1, batch)
+        stepper.run(2, batch)
     scale = micro_batches / traced
     return Trace(
         micro_batches=micro_batches,
@@ -184,6 +191,9 @@ class _Watch:
         for index, layer in enumerate(layers):
             layer.register_forward_pre_hook(self._enter_layer(self._places[index]))
             layer.register_forward_hook(self._leave_layer(index))
+            checkpoint = vars(layer).get("_gradient_checkpointing_func")
+            if checkpoint is not None:
+                vars(layer)["_gradient_checkpointing_func"] = self._checkpointing(index, checkpoint)
         vars(model)["think"] = self._during(model.think, OTHER, THINK)
         vars(model)["talk"] = self._during(model.talk, OTHER, TALK)
 
@@ -201,9 +211,14 @@ class _Watch:
 
     def optimizer(self, optimizer: MasterAdamW) -> MasterAdamW:
         """The optimizer, its work being its own."""
-        names = {"collect_gradients": BACKWARD} | dict.fromkeys(("gradient_norms", "clip", "step", "zero_grad"), STEP)
-        for name, part in names.items():
-            vars(optimizer)[name] = self._during(getattr(optimizer, name), GRADIENTS, part)
+        for name, kind, part in (
+            ("collect_gradients", GRADIENTS, BACKWARD),
+            ("gradient_norms", OTHER, STEP),
+            ("clip", OTHER, STEP),
+            ("step", OPTIMIZER, STEP),
+            ("zero_grad", OTHER, STEP),
+        ):
+            vars(optimizer)[name] = self._during(getattr(optimizer, name), kind, part)
         return optimizer
 
     def replacements(self, backend: str) -> Iterator[AbstractContextManager[None]]:
@@ -231,12 +246,23 @@ class _Watch:
 
     def _replaying(self, replay: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def run(record: LayerRecord, index: int, layer: nn.Module, run_layer: RunLayer, hidden: Tensor) -> Tensor:
-            def recompute(states: Tensor) -> Tensor:
-                with self._ledger.labelled():
-                    self._at(self._places[index])
-                    return run_layer(states)
+            return replay(record, index, layer, self._in_layer(index, run_layer), hidden)
 
-            return replay(record, index, layer, recompute, hidden)
+        return run
+
+    def _checkpointing(self, index: int, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def run(run_layer: Callable[..., Any], *arguments: Any) -> Any:
+            return checkpoint(self._in_layer(index, run_layer), *arguments)
+
+        return run
+
+    def _in_layer(self, index: int, run_layer: Callable[..., Any]) -> Callable[..., Any]:
+        """A layer's forward pass, also where it is called without the layer's hooks: in the backward pass."""
+
+        def run(*arguments: Any) -> Any:
+            with self._ledger.labelled():
+                self._at(self._places[index])
+                return run_layer(*arguments)
 
         return run
 
@@ -275,14 +301,3 @@ class _Watch:
 def layer_name(index: int) -> str:
     """The place of a layer, counted from 0."""
     return f"layer {index + 1}"
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within the block `owner.name` is `value`."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

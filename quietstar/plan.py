@@ -1,0 +1,89 @@
+"""`python -m quietstar.plan`: what a training run will take, from its arguments, before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from quietstar.command_line import parse_train_config, run_command
+from quietstar.config import TrainConfig
+from quietstar.errors import ConfigError
+from quietstar.planning.gpus import GPUS, find_gpu, gpu_here
+from quietstar.planning.plan import make_plan
+from quietstar.planning.report import plan_text
+
+PROGRAM = "python -m quietstar.plan"
+OWN = {
+    "gpu": f"What to plan for: {', '.join(GPUS)}, or cpu. By default the GPU of this machine, or else its CPU.",
+    "json": "Write the plan to this file too: bytes, FLOPs and seconds.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+
+    def command() -> None:
+        own, rest = split_arguments(sys.argv[1:] if argv is None else argv)
+        if "--help" in rest or "-h" in rest:
+            lines = [f"  --{name} {name.upper()}\n      {text}" for name, text in OWN.items()]
+            print("\n".join(["what a training run will take; besides the arguments of the training:", *lines, ""]))
+        config = _read(rest)
+        name = own.get("gpu")
+        if name == "cpu":
+            gpu = None
+        else:
+            gpu = gpu_here(config.training.device) if name is None else find_gpu(name)
+        plan = make_plan(config, gpu)
+        print(plan_text(plan))
+        if name is None and gpu is None:
+            print("\nplanned for this machine's CPU; --gpu NAME plans for a GPU")
+        if "json" in own:
+            _write(Path(own["json"]), json.dumps(plan.as_dict(), indent=2) + "\n")
+
+    return run_command(command)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The command's own arguments by name, and those of the training.
+
+    Raises:
+        ConfigError: One of its own has no value.
+    """
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or name not in OWN:
+            rest.append(argument)
+            continue
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise ConfigError(f"{name}: got no value, needs one: --{name} VALUE")
+            value = remaining.pop(0)
+        own[name] = value
+    return own, rest
+
+
+def _read(arguments: Sequence[str]) -> TrainConfig:
+    """The run's configuration; of its text only the length counts, so it need not be named."""
+    try:
+        return parse_train_config(arguments, PROGRAM)
+    except ConfigError as error:
+        if not str(error).startswith("data.path: missing"):
+            raise
+    return parse_train_config([*arguments, "--data.path", "."], PROGRAM)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"json: cannot write {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
