@@ -8,45 +8,30 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from quietstar.config import ModelOptions, TrainConfig, TrainingOptions
-from quietstar.data import PackedTexts, load_texts
+from quietstar.config import ModelOptions, TrainConfig
+from quietstar.data import load_texts
 from quietstar.model import QuietStarForCausalLM
-from quietstar.textbook.character_model import character_model, character_tokenizer
-from quietstar.textbook.corpus import direct_text, parse_operands, textbook_text
-from quietstar.textbook.finished import arm_options, base_options, not_the_same, read_finished, write_finished
+from quietstar.textbook.character_model import character_tokenizer
+from quietstar.textbook.corpus import direct_text, parse_operands
+from quietstar.textbook.finished import arm_options, read_finished, write_finished
 from quietstar.textbook.measure import find_answers, measure_answers, measure_characters, sample_thoughts
+from quietstar.textbook.reading import BASE, READING, has_read, read_textbook
 from quietstar.textbook.report import ARMS, write_report
-from quietstar.train import load_model, thinking_options, train
-from quietstar.training import Trainer
-from quietstar.training.methods import Evaluate, language_modeling_step
+from quietstar.train import load_model, train
+from quietstar.training.methods import Evaluate
 from quietstar.training.output_dir import make_output_dir
 
 HELD_OUT_TEXTS = 256
 CURVE_TEXTS = 32
-PRETRAINING = TrainingOptions(
-    method="language_modeling",
-    batch_size=16,
-    learning_rate=1e-3,
-    warmup_steps=50,
-    final_learning_rate_fraction=0.1,
-    weight_decay=0.01,
-    adam_beta2=0.98,
-    eval_every=0,
-    save_every=0,
-    log_every=50,
-    keep_checkpoints=1,
-)
-PRETRAINING_LENGTH = 48
 FIXED_WEIGHTS = (0.3, 0.5, 0.7, 1.0)
 MEASURES = "measures.json"
-BASE_OPTIONS = "textbook.json"
 
 
 def run_textbook(config: TrainConfig) -> None:
@@ -63,30 +48,40 @@ def run_textbook(config: TrainConfig) -> None:
     out = Path(config.output_dir)
     make_output_dir(out)
     first = config.training.seed
-    seeds = {seed: _of_seed(config, seed) for seed in range(first, first + config.textbook.seeds)}
+    seeds: dict[int, TrainConfig] = {}
+    for seed in range(first, first + config.textbook.seeds):
+        directory = seed_directory(out, seed)
+        seeds[seed] = of_seed(config, seed, directory, directory / BASE)
     if config.training.resume:
         for seed_config in seeds.values():
             _check_finished(seed_config)
     else:
         for seed in seeds:
-            _delete_finished(_directory(out, seed))
+            delete_finished(seed_directory(out, seed), ARMS)
     results = {seed: _run_seed(seed_config) for seed, seed_config in seeds.items()}
     print(write_report(config, results, out))
     print(f"This command took {time.monotonic() - started:.0f} s.")
 
 
-def _directory(out: Path, seed: int) -> Path:
+def seed_directory(out: Path, seed: int) -> Path:
+    """Where everything of one seed lies, below the output directory."""
     return out / f"seed-{seed}"
 
 
-def _of_seed(config: TrainConfig, seed: int) -> TrainConfig:
-    """The options of one seed; its directory is their `output_dir`."""
-    out = _directory(Path(config.output_dir), seed)
+def of_seed(config: TrainConfig, seed: int, out: Path, base: Path) -> TrainConfig:
+    """The options of one seed.
+
+    Args:
+        config: Of all seeds.
+        seed: Which.
+        out: Its output directory, where its texts lie too.
+        base: Where its character model lies.
+    """
     return replace(
         config,
         output_dir=str(out),
         training=replace(config.training, seed=seed),
-        model=replace(config.model, path=str(out / "base")),
+        model=replace(config.model, path=str(base)),
         data=replace(
             config.data, path=str(out / "direct.txt"), validation_path=str(out / "held_out.txt"), append_eos=False
         ),
@@ -106,122 +101,100 @@ def _arms(config: TrainConfig) -> dict[str, TrainConfig]:
 
 def _check_finished(config: TrainConfig) -> None:
     """Raises CheckpointError where something of this seed was finished with other options."""
-    _has_read(config)
+    has_read(config)
     for arm in _arms(config).values():
-        read_finished(Path(arm.output_dir) / MEASURES, arm_options(arm))
+        finished_measures(arm)
 
 
-def _delete_finished(directory: Path) -> None:
-    for name in (*ARMS, "reading", "base"):
+def finished_measures(config: TrainConfig) -> dict[str, Any] | None:
+    """Measures of an arm; None where it is not finished.
+
+    Raises:
+        CheckpointError: It was finished with other options.
+    """
+    return read_finished(Path(config.output_dir) / MEASURES, arm_options(config))
+
+
+def delete_finished(directory: Path, arms: Iterable[str]) -> None:
+    """Delete the character model of a seed and the arms of these names."""
+    for name in (*arms, READING, BASE):
         if (directory / name).is_dir():
             shutil.rmtree(directory / name)
 
 
 def _run_seed(config: TrainConfig) -> dict[str, dict[str, Any]]:
     """Measures of every arm of one seed, by arm."""
-    _write_texts(config)
-    _pretrain(config)
-    tokenizer = character_tokenizer()
-    held_out, _ = load_texts(
-        replace(config.data, path=config.data.validation_path, validation_path=None, validation_fraction=0.0), tokenizer
-    )
-    held_out = PackedTexts(held_out.tokens[:HELD_OUT_TEXTS])
+    write_texts(config)
+    read_textbook(config)
+    held_out = held_out_texts(config)
 
     results: dict[str, dict[str, Any]] = {}
     for arm, arm_config in _arms(config).items():
-        file, options = Path(arm_config.output_dir) / MEASURES, arm_options(arm_config)
-        measures = read_finished(file, options)
+        measures = finished_measures(arm_config)
         if measures is None:
-            measures = _run_arm(arm, arm_config, held_out.tokens)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_finished(file, measures, options)
+            measures = _run_arm(arm, arm_config, held_out)
         results[arm] = measures
-        print(f"seed {config.training.seed}, {ARMS[arm]}: " + _in_words(measures), flush=True)
+        print(f"seed {config.training.seed}, {ARMS[arm]}: " + in_words(measures), flush=True)
     return results
 
 
-def _run_arm(arm: str, config: TrainConfig, held_out: torch.Tensor) -> dict[str, Any]:
-    """Train one arm, unless it is the one before training, and measure it."""
-    seconds, started = 0.0, time.monotonic()
-    if arm == "before":
-        model = load_model(config.model, character_tokenizer())
-    else:
-        trained = train(config, evaluate=_curve_on(held_out[:CURVE_TEXTS]), label=arm)
-        seconds, started = trained.seconds, time.monotonic()  # earlier parts of a stopped run count too
-        model = QuietStarForCausalLM.from_pretrained(trained.checkpoint)
-    measures = _measure(model, held_out)
-    if arm == "before":
-        measures["fixed_weights"] = _at_fixed_weights(config.model, held_out)
-    return {**measures, "seconds": seconds + time.monotonic() - started}
+def held_out_texts(config: TrainConfig) -> Tensor:
+    """Texts that an arm is measured on, int64 [n, L]."""
+    options = replace(config.data, path=config.data.validation_path, validation_path=None, validation_fraction=0.0)
+    texts, _ = load_texts(options, character_tokenizer())
+    return texts.tokens[:HELD_OUT_TEXTS]
 
 
-def _write_texts(config: TrainConfig) -> None:
-    """The textbook and the direct lines of both sides of the split, as files."""
-    counts, seed, out = parse_operands(config.textbook.operands), config.training.seed, Path(config.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    pages = PRETRAINING.batch_size * config.textbook.pretraining_steps
-    trained_on = config.training.batch_size * config.data.length * config.training.steps
+def _run_arm(arm: str, config: TrainConfig, held_out: Tensor) -> dict[str, Any]:
+    if arm != "before":
+        return train_arm(config, held_out, arm)
+    started = time.monotonic()
+    model = load_model(config.model, character_tokenizer())
+    measures = {**_measure(model, held_out), "fixed_weights": _at_fixed_weights(config.model, held_out)}
+    return _finish(config, measures, time.monotonic() - started)
+
+
+def train_arm(config: TrainConfig, held_out: Tensor, label: str) -> dict[str, Any]:
+    """Train an arm, measure it, and keep the measures.
+
+    Args:
+        config: Of the arm, whose character model and texts are there.
+        held_out: int64 [n, L], what to measure it on.
+        label: Stands before the progress.
+
+    Returns:
+        Its measures.
+    """
+    trained = train(config, evaluate=_curve_on(held_out[:CURVE_TEXTS]), label=label)
+    started = time.monotonic()
+    measures = _measure(QuietStarForCausalLM.from_pretrained(trained.checkpoint), held_out)
+    return _finish(config, measures, trained.seconds + time.monotonic() - started)  # of a stopped run's parts too
+
+
+def _finish(config: TrainConfig, measures: dict[str, Any], seconds: float) -> dict[str, Any]:
+    measures["seconds"] = seconds
+    file = Path(config.output_dir) / MEASURES
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_finished(file, measures, arm_options(config))
+    return measures
+
+
+def write_texts(config: TrainConfig) -> None:
+    """Write the direct lines of both sides of the split to where the options say that they are."""
+    counts, data = parse_operands(config.textbook.operands), config.data
+    assert data.path is not None and data.validation_path is not None
+    trained_on = config.training.batch_size * data.length * config.training.steps
     texts = {
-        "textbook": textbook_text(pages, PRETRAINING_LENGTH, counts, config.textbook.useful_asides, seed),
-        "direct": direct_text(trained_on, counts, held_out=False, seed=seed),
+        data.path: direct_text(trained_on, counts, held_out=False, seed=config.training.seed),
         # The same held-out lines for every seed, so that seeds differ by their model alone.
-        "held_out": direct_text(config.data.length * (HELD_OUT_TEXTS + 1), counts, held_out=True, seed=0),
+        data.validation_path: direct_text(data.length * (HELD_OUT_TEXTS + 1), counts, held_out=True, seed=0),
     }
-    for name, text in texts.items():
-        (out / f"{name}.txt").write_text(text)
+    for file, text in texts.items():
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(text)
 
 
-def _has_read(config: TrainConfig) -> bool:
-    """Whether the character model that has read this textbook is there."""
-    base = Path(config.output_dir) / "base"
-    if not base.exists():
-        return False
-    if read_finished(base / BASE_OPTIONS, base_options(config)) is None:
-        raise not_the_same(base, [f"it has no {BASE_OPTIONS} that says which"])
-    return True
-
-
-def _pretrain(config: TrainConfig) -> None:
-    """Make the character model that has read the textbook, as a model directory."""
-    if _has_read(config):
-        return
-    out = Path(config.output_dir)
-    tokenizer, seed = character_tokenizer(), config.training.seed
-    model = QuietStarForCausalLM.from_base(character_model(seed), tokenizer, **thinking_options(config.model))
-    textbook = replace(
-        config.data,
-        path=str(out / "textbook.txt"),
-        validation_path=None,
-        validation_fraction=0.0,
-        length=PRETRAINING_LENGTH,
-    )
-    texts, _ = load_texts(textbook, tokenizer)
-    options = replace(
-        PRETRAINING,
-        steps=config.textbook.pretraining_steps,
-        seed=seed,
-        device=config.training.device,
-        threads=config.training.threads,
-        resume=config.training.resume,
-    )
-    Trainer(
-        model,
-        language_modeling_step,
-        texts.tokens,
-        options,
-        out / "reading",
-        run_options=base_options(config),
-        progress_label=f"seed {seed}: read the textbook",
-    ).run()
-    new = out / "base.new"
-    shutil.rmtree(new, ignore_errors=True)
-    tokenizer.save_pretrained(new)
-    model.base.save_pretrained(new)
-    write_finished(new / BASE_OPTIONS, {}, base_options(config))
-    new.rename(out / "base")
-
-
-def _curve_on(texts: torch.Tensor) -> Evaluate:
+def _curve_on(texts: Tensor) -> Evaluate:
     """Measures the answers of a few held-out texts while an arm trains."""
 
     def evaluate(model: QuietStarForCausalLM) -> dict[str, float]:
@@ -231,7 +204,7 @@ def _curve_on(texts: torch.Tensor) -> Evaluate:
     return evaluate
 
 
-def _measure(model: QuietStarForCausalLM, texts: torch.Tensor) -> dict[str, Any]:
+def _measure(model: QuietStarForCausalLM, texts: Tensor) -> dict[str, Any]:
     expressions = [tuple(digits) for row in find_answers(texts).expressions for digits in row]
     return {
         **asdict(measure_answers(model, texts)),
@@ -242,7 +215,7 @@ def _measure(model: QuietStarForCausalLM, texts: torch.Tensor) -> dict[str, Any]
     }
 
 
-def _at_fixed_weights(options: ModelOptions, texts: torch.Tensor) -> dict[str, float]:
+def _at_fixed_weights(options: ModelOptions, texts: Tensor) -> dict[str, float]:
     """NLL of the answer with thought where the untrained model mixes with one weight everywhere."""
     results = {}
     for weight in FIXED_WEIGHTS:
@@ -251,5 +224,6 @@ def _at_fixed_weights(options: ModelOptions, texts: torch.Tensor) -> dict[str, f
     return results
 
 
-def _in_words(measures: Mapping[str, Any]) -> str:
+def in_words(measures: Mapping[str, Any]) -> str:
+    """The measures of an arm in a line."""
     return f"answer NLL {measures['nll_base']:.3f} without, {measures['nll_talk']:.3f} with thought"
