@@ -81,6 +81,8 @@ h1, h2, h3, td, dd, p { overflow-wrap: anywhere; }
   color: var(--muted); }
 .earlier .inner { font-family: var(--serif); font-size: 0.92rem; background: none; border: 1px solid var(--line);
   color: var(--text); white-space: pre-wrap; }
+/* what stands for characters without a shape: line ends quietly, whatever could deceive aloud */
+.space { color: var(--c7); font: 0.8em var(--sans); margin: 0 0.1em; }
 .hidden { font: 0.72em var(--mono); color: var(--c2); border: 1px solid currentColor; border-radius: 3px;
   padding: 0 0.2em;
   margin: 0 0.05em; unicode-bidi: isolate; }
@@ -90,7 +92,7 @@ table { border-collapse: collapse; width: 100%; font-size: 0.86rem; }
 th, td { text-align: left; padding: 0.38rem 0.95rem; vertical-align: top; }
 th { color: var(--muted); font-weight: 500; font-size: 0.8rem; }
 tbody tr { border-top: 1px solid var(--line); } table:not(:has(thead)) tbody tr:first-child { border-top: 0; }
-td:first-child { white-space: nowrap; } td { font-family: var(--mono); font-size: 0.82rem; }
+td:first-child { white-space: nowrap; } td:nth-child(2):not(:last-child) { min-width: 5.8rem; } td { font-family: var(--mono); font-size: 0.82rem; }
 details { margin-top: 0.9rem; } summary { cursor: pointer; color: var(--muted); font-size: 0.88rem; }
 .marked { background: var(--warn); }
 footer { margin-top: 3rem; padding-top: 0.9rem; border-top: 1px solid var(--line); color: var(--muted);

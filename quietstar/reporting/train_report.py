@@ -19,7 +19,8 @@ from quietstar.reporting.scales import DASH, number
 from quietstar.reporting.text import visible
 
 REPORT = "report.html"
-QUIET_EVENTS = frozenset({"resumed", "interrupted", "saved"})
+ALWAYS = frozenset({"started", "finished"})
+QUIET_EVENTS = ALWAYS | {"resumed", "interrupted", "saved"}
 """What may happen to any run."""
 MOST_EVENTS = 100
 SHOWN_OF_A_KIND = 4
@@ -127,7 +128,7 @@ def _figures(run: RunDirectory) -> list[tuple[str, str, str]]:
 
 
 def _events(events: Sequence[Mapping[str, Any]]) -> str:
-    if not events:
+    if all(event.get("event") in ALWAYS for event in events):
         return ""
     counts = Counter(str(event.get("event", "")) for event in events)
     note = ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in sorted(counts.items()))
@@ -182,7 +183,7 @@ def _card(kind: str, sample: Sample, earlier: Sample | None, earlier_step: int) 
 
 def _thought(sample: Sample) -> str:
     thought = sample.get("thought")
-    content = "pause" if thought is None else visible(str(thought))
+    content = "pause" if thought is None else visible(str(thought), one_line=True)
     return f'<bdi class="inner">{content}</bdi>'
 
 

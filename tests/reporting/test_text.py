@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quietstar.reporting.text import plain, visible
 
 ANY = st.text(st.characters(exclude_categories=()))
-OUR_MARKUP = re.compile(r'<span class="hidden" title="U\+[0-9A-F]{4,6}">|</span>\n?')
+OUR_MARKUP = re.compile(r'<span class="(?:hidden|space)" title="U\+[0-9A-F]{4,6}">|</span>\n?')
 
 
 @given(ANY)
@@ -51,4 +51,5 @@ def test_examples(text: str, wanted: str) -> None:
 
 
 def test_a_line_end_is_shown_and_ends_the_line() -> None:
-    assert visible("a\nb") == 'a<span class="hidden" title="U+000A">↵</span>\nb'
+    assert visible("a\nb") == 'a<span class="space" title="U+000A">↵</span>\nb'
+    assert visible("a\nb", one_line=True) == 'a<span class="space" title="U+000A">↵</span>b'

@@ -102,6 +102,17 @@ def test_events_are_listed_and_marked(full: str) -> None:
     assert "<title>step 10: skipped</title>" in full and "step 5: resumed" not in full
 
 
+def test_a_run_to_which_nothing_happened_says_nothing_of_it(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", lines(3))
+    events = [{"step": 0, "event": "started", "message": "3 steps"}, {"step": 3, "event": "finished", "message": "3"}]
+    write_lines(directory / "events.jsonl", events)
+    page = page_of(directory)
+    assert "What happened" not in page and 'class="mark"' not in page
+    write_lines(directory / "events.jsonl", [*events, {"step": 2, "event": "rollback", "message": "to 1"}])
+    page = page_of(directory)
+    assert "What happened" in page and 'class="mark"' in page
+
+
 def test_thoughts_are_shown_with_what_was_thought_there_first(full: str) -> None:
     cards = [words(f"<body>{card}") for card in full.split("<article")[1:]]
     kinds = [next(kind for kind in ("most", "least", "random") if kind in card) for card in cards]

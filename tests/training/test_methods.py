@@ -144,6 +144,18 @@ def test_padding_is_not_evaluated() -> None:
         assert found == pytest.approx(float(sum(nll)) / 13, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["quietstar", "language_modeling"])
+def test_documents_of_one_text_are_measured_as_texts_of_their_own(method: str) -> None:
+    model, texts = make_model(), make_ids(1, 12)
+    mask = torch.tensor([[1] * 5 + [2] * 7])
+    options = config("all", method=method, batch_size=1, eval_batches=1)
+    found = evaluate_on(texts, options, mask)(model)["text_nll"]
+    first, second = (evaluate_on(part, options)(model)["text_nll"] for part in (texts[:, :5], texts[:, 5:]))
+    assert found == pytest.approx((first * 4 + second * 6) / 10, rel=1e-5)
+    step = compute_step(options)(model, whole(texts, mask), 0)
+    assert step.weight == 10
+
+
 def test_gain_by_difficulty_sorts_by_the_nll_without_thought() -> None:
     base = torch.tensor([5.0, 0.0, 3.0, 1.0, 4.0, 2.0, 9.0, 6.0, 8.0, 7.0])
     gain = torch.arange(10) * 0.1
