@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.command_line import parse_train_config, run_command, to_yaml
 from quietstar.config import ModelOptions, TrainConfig, run_options
 from quietstar.data import PackedTexts, check_vocabulary, load_batches, load_tokenizer, tokenizer_fingerprint
+from quietstar.errors import ConfigError
 from quietstar.model import QuietStarConfig, QuietStarForCausalLM
-from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.reporting.environment import environment
 from quietstar.reporting.samples import sample_thoughts, write_samples
@@ -73,7 +73,7 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
     )
     out = Path(config.output_dir)
     make_output_dir(out)  # before the model, which may take minutes to load
-    model = apply_finetuning(load_model(config.model, tokenizer), config.finetuning)
+    model = apply_finetuning(load_model(config.model, tokenizer), config.finetuning, options.method)
     if evaluate is None and held_out is not None:
         evaluate = evaluate_on(held_out.tokens, config, held_out.attention_mask)
     identity = {f"tokenizer.{name}": value for name, value in tokenizer_fingerprint(tokenizer).items()}
@@ -129,24 +129,19 @@ def load_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> Qui
     assert options.path is not None
     dtype = getattr(torch, options.dtype)
     thinking = thinking_options(options)
-    if is_adapter_checkpoint(options.path):
-        model = _with_options(load_finetuned(options.path), thinking)
-    elif load_configuration(options.path).model_type == QuietStarConfig.model_type:
+    if load_configuration(options.path).model_type == QuietStarConfig.model_type:
         saved = load_causal_lm(options.path, dtype)
         assert isinstance(saved, QuietStarForCausalLM)
-        model = _with_options(saved, thinking)
+        if saved.dtype != dtype:  # the type of adapters is that of their training
+            raise ConfigError(f"model.dtype: got {options.dtype}, but the adapters in {options.path} are {saved.dtype}")
+        model = saved
+        for name, value in thinking.items():
+            if name not in KEPT_OF_A_THINKING_MODEL:
+                setattr(model.config, name, value)
     else:
         torch.manual_seed(0)  # the mixing head's first layers are random
         model = QuietStarForCausalLM.from_base(options.path, tokenizer, dtype=dtype, **thinking)
     check_vocabulary(tokenizer, model.head.weight.shape[0])
-    return model
-
-
-def _with_options(model: QuietStarForCausalLM, thinking: Mapping[str, Any]) -> QuietStarForCausalLM:
-    """A model that thinks already, with the options that change no weights."""
-    for name, value in thinking.items():
-        if name not in KEPT_OF_A_THINKING_MODEL:
-            setattr(model.config, name, value)
     return model
 
 

@@ -146,6 +146,40 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         model._probe_once()
         return model
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **options: Any) -> Any:
+        """As in transformers; a directory with adapters is put together from its base and what was trained.
+
+        Args:
+            pretrained_model_name_or_path: Directory or hub name.
+            arguments, options: transformers' own. With adapters the weights have the type that they were trained in.
+
+        Raises:
+            CheckpointError: A part of a model with adapters is missing or damaged, or its base is not there.
+        """
+        from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned  # which build on this module
+
+        if not is_adapter_checkpoint(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
+        model = load_finetuned(pretrained_model_name_or_path)
+        nothing: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+        return (model, nothing) if options.get("output_loading_info") else model
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
+        """As in transformers; of a model with adapters what is trained is written, and the name of its base.
+
+        Args:
+            save_directory: Made where it does not exist.
+            arguments, options: transformers' own; with adapters only `state_dict` counts.
+        """
+        from quietstar.model.adapter_files import save_finetuned  # which builds on this module
+        from quietstar.model.adapters import has_adapters
+
+        if has_adapters(self):
+            save_finetuned(self, save_directory, options.get("state_dict"))
+        else:
+            super().save_pretrained(save_directory, *arguments, **options)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # transformers asks for every module that holds parameters itself; the base's own initialise themselves.

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from quietstar.errors import CheckpointError
-from quietstar.model.adapter_files import check_base, read_adapters, save_finetuned
+from quietstar.model.adapter_files import check_base, read_adapters
 from quietstar.model.adapters import has_adapters, load_trained_state, trained_state
 
 FORMAT = 1
@@ -319,9 +319,6 @@ def remove_old_checkpoints(directory: Path, *, keep: int, newest_step: int, best
 
 
 def _save_model(model: nn.Module, weights: Mapping[str, Tensor], directory: Path) -> None:
-    if has_adapters(model):
-        save_finetuned(model, directory, weights)
-        return
     if not isinstance(model, PreTrainedModel):
         first_names: dict[int, str] = {}
         for name, tensor in weights.items():

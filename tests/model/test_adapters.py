@@ -350,3 +350,10 @@ def test_state_of_other_adapters_is_refused() -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             load_trained_state(model, wrong)
+
+
+def test_auto_model_puts_base_and_adapters_together(tmp_path: Path) -> None:
+    model = from_directory(saved_base(tmp_path / "base"))
+    model.save_pretrained(tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert type(loaded) is QuietStarForCausalLM and torch.equal(loaded(IDS).logits, model(IDS).logits)
