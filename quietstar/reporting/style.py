@@ -92,7 +92,8 @@ table { border-collapse: collapse; width: 100%; font-size: 0.86rem; }
 th, td { text-align: left; padding: 0.38rem 0.95rem; vertical-align: top; }
 th { color: var(--muted); font-weight: 500; font-size: 0.8rem; }
 tbody tr { border-top: 1px solid var(--line); } table:not(:has(thead)) tbody tr:first-child { border-top: 0; }
-td:first-child { white-space: nowrap; } td:nth-child(2):not(:last-child) { min-width: 5.8rem; } td { font-family: var(--mono); font-size: 0.82rem; }
+td:first-child { white-space: nowrap; }
+td:nth-child(2):not(:last-child) { min-width: 5.8rem; } td { font-family: var(--mono); font-size: 0.82rem; }
 details { margin-top: 0.9rem; } summary { cursor: pointer; color: var(--muted); font-size: 0.88rem; }
 .marked { background: var(--warn); }
 footer { margin-top: 3rem; padding-top: 0.9rem; border-top: 1px solid var(--line); color: var(--muted);
