@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.files import write_whole
 from quietstar.model import QuietStarForCausalLM
 from quietstar.objective import PRESETS
-from quietstar.reporting.files import write_whole
 from quietstar.reporting.run_directory import SAMPLES
 
 BEFORE, AFTER = 48, 12

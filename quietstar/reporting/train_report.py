@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.config import TrainConfig
+from quietstar.files import write_whole
 from quietstar.presets import PRESETS
 from quietstar.reporting.curves import Curves, lookahead_panels, optimisation_panels, prediction_panels, thought_panels
-from quietstar.reporting.files import write_whole
 from quietstar.reporting.page import details, key_figures, page, panels, section, table
 from quietstar.reporting.run_directory import RunDirectory, read_run
 from quietstar.reporting.scales import DASH, number

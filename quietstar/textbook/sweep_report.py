@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from quietstar.files import write_whole
 from quietstar.reporting.environment import environment
 from quietstar.textbook.intervals import CONFIDENCE, Estimate, estimate
 from quietstar.textbook.sweep_figure import draw_sweep
 from quietstar.textbook.variations import DEFAULT, Ablation, Arm, Sweep
-from quietstar.training.output_dir import write_json, write_text
+from quietstar.training.output_dir import write_json
 
 Results = Mapping[int, Mapping[str, Mapping[str, Any]]]
 """Measures of each arm, by seed."""
@@ -46,7 +47,7 @@ def write_sweep_report(sweep: Sweep, results: Results, out: Path) -> str:
     table = _table(sweep, results)
     image = f"\n![Answer NLL with thought by option]({FIGURE})\n" if figure else ""
     title = "# Options of the embedded default, varied one at a time"
-    write_text(out / "results.md", f"{title}\n\n{table}{image}\n## Measured with\n\n{_facts()}\n")
+    write_whole(out / "results.md", f"{title}\n\n{table}{image}\n## Measured with\n\n{_facts()}\n")
     where = f"{table}\nWritten to {out}: results.md, results.json"
     return f"{where}, {FIGURE}" if figure else f"{where}. (pip install 'quietstar[plot]' adds the figure.)"
 

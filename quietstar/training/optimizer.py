@@ -234,12 +234,23 @@ class MasterAdamW:
     def step(self, learning_rate: float) -> None:
         """One AdamW step, then the parameters become rounded copies of their masters.
 
+        What needs memory comes first: when that runs out, nothing has changed. From there on the versions of the
+        weights count as changed, also where the step fails half-way.
+
         Args:
             learning_rate: Before the multipliers of the groups.
         """
         for group in self._adam.param_groups:
             group["lr"] = learning_rate * group["learning_rate_multiplier"]
-        self._adam.step()
+        for trained in self._trained.values():
+            if trained.grad is not None and not self._adam.state.get(trained):
+                self._adam.state[trained] = self._state_of(trained)
+        try:
+            self._adam.step()
+        finally:
+            for name, trained in self._trained.items():
+                # fused kernels, and those of bitsandbytes, write behind autograd's back
+                torch.autograd.graph.increment_version([trained, self._parameters[name]])
         for name, master in self._masters.items():
             self._parameters[name].copy_(master)
 

@@ -33,17 +33,6 @@ class MasterAdamW8bit(MasterAdamW):
         ConfigError: bitsandbytes is not installed.
     """
 
-    @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """One AdamW step, then the parameters become rounded copies of their masters.
-
-        Args:
-            learning_rate: Before the multipliers of the groups.
-        """
-        super().step(learning_rate)
-        for tensor in self._trained.values():
-            torch.autograd.graph.increment_version(tensor)  # bitsandbytes' kernels write behind autograd's back
-
     def _build_adam(
         self, groups: list[dict[str, Any]], betas: tuple[float, float], epsilon: float
     ) -> torch.optim.Optimizer:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quietstar.errors import ConfigError
+from quietstar.files import write_whole
 
 
 def make_output_dir(directory: Path) -> None:
@@ -28,16 +28,9 @@ def make_output_dir(directory: Path) -> None:
         ) from None
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file that is whole or as before, even if the process dies."""
-    new = file.with_name(f"{file.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, file)
-
-
 def write_json(file: Path, value: Any) -> None:
     """Write plain values to a file that is whole or as before, even if the process dies."""
-    write_text(file, json.dumps(value, indent=1) + "\n")
+    write_whole(file, json.dumps(value, indent=1) + "\n")
 
 
 def append_json(file: Path, value: Any) -> None:

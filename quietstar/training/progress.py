@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -53,14 +54,15 @@ class Progress:
         )
 
     def note(self, text: str) -> None:
-        """A line for both kinds of output."""
+        """A line for both kinds of output; it is lost where nobody takes it, on a full disk or by a closed pipe."""
         if self._label is None:
             return
         line = f"{self._label}: step {self._done}/{self._total}: {text}"
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends the bar."""

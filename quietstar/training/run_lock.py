@@ -21,7 +21,8 @@ class RunLock:
         directory: The run directory, which exists.
 
     Raises:
-        ConfigError: when entered, while another process holds it; the message names that process.
+        ConfigError: when entered, while another process holds it; the message names that process. Or its file is not
+            one that can be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -29,7 +30,12 @@ class RunLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:  # a link, or another user's file
+            raise ConfigError(
+                f"output_dir: cannot lock {self._path} ({error.strerror}); delete it, or choose another output_dir"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

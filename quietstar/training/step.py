@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -106,6 +106,11 @@ class OptimizerStep(Generic[ModelT]):
             # outside the handler, whose traceback keeps the tensors that have to go
             self._make_room(step, batch, problem, weights_changed=self._versions() != versions)
 
+    def use_micro_batches_of(self, size: int | None) -> None:
+        """Takes so many texts at a time from here on; evaluations, which read the options, too. None: no change."""
+        if size is not None:
+            self._options.micro_batch_size = self.micro_batch_size = size
+
     def forget_optimizer_state(self) -> None:
         """Starts the optimizer afresh from the weights as they are."""
         self.optimizer = build_optimizer(self._model, self._options)
@@ -118,9 +123,10 @@ class OptimizerStep(Generic[ModelT]):
             torch.manual_seed(module_seed(options.seed, step, micro_index))
             result = self._compute_step(self._model, part, thought_seed(options.seed, step))
             weight = float(len(part)) if result.weight is None else result.weight
+            refuse_reserved(result.metrics, RESERVED)
             (result.loss * (weight / len(batch))).backward()
             self.optimizer.collect_gradients()
-            values = {"loss": float(result.loss.detach()), **as_floats(result.metrics, RESERVED)}
+            values = as_floats({"loss": result.loss, **result.metrics})
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise self._non_finite(step, name, value, part, f"micro-batch {micro_index + 1} of the step")
@@ -144,7 +150,7 @@ class OptimizerStep(Generic[ModelT]):
         return values
 
     def _size(self, batch: Batch) -> int:
-        return min(self.micro_batch_size or self._options.micro_batch_size or len(batch), len(batch))
+        return min(self._options.micro_batch_size or len(batch), len(batch))
 
     def _versions(self) -> list[int]:
         """Count the writes to each parameter."""
@@ -168,20 +174,27 @@ class OptimizerStep(Generic[ModelT]):
                 f"{found}. Lower training.micro_batch_size, data.length or model.thoughts_per_position, or think at "
                 "fewer model.positions; python -m quietstar.plan with the same arguments says what fits"
             )
-        self.micro_batch_size = size // 2
+        self.use_micro_batches_of(size // 2)
         message = f"{found}: {size // 2} at a time from here on; the batch stays {len(batch)}"
         self._tell(step, "out_of_memory", message)
 
 
-def as_floats(metrics: Mapping[str, float | Tensor], reserved: frozenset[str]) -> dict[str, float]:
-    """The metrics as numbers.
+def refuse_reserved(names: Collection[str], reserved: Collection[str]) -> None:
+    """Checks the names of metrics.
 
     Raises:
-        ValueError: One has a name that is the trainer's own.
+        ValueError: One is the trainer's own.
     """
-    if taken := sorted(metrics.keys() & reserved):
+    if taken := sorted(set(names) & set(reserved)):
         raise ValueError(f"metric name {taken[0]!r} is the trainer's own; call it something else")
-    return {name: float(value) for name, value in metrics.items()}
+
+
+def as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """The metrics as numbers."""
+    tensors = {name: value.detach().double() for name, value in metrics.items() if isinstance(value, Tensor)}
+    # all at once: on a GPU each number that is fetched by itself waits for everything queued before it
+    values = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
+    return {name: values[name] if name in values else float(value) for name, value in metrics.items()}
 
 
 def some_names(batch: Batch) -> str:

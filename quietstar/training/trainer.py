@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from quietstar.config import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.errors import CheckpointError, ConfigError, NonFiniteError, OutOfMemoryError
+from quietstar.files import write_whole
 from quietstar.training.checkpoint import (
     SavesPretrained,
     latest_checkpoint,
@@ -35,7 +36,7 @@ from quietstar.training.metrics import MetricsWriter
 from quietstar.training.non_finite import write_batch
 from quietstar.training.optimizer import MasterAdamW
 from quietstar.training.out_of_memory import is_out_of_memory
-from quietstar.training.output_dir import append_json, make_output_dir, write_text
+from quietstar.training.output_dir import append_json, make_output_dir
 from quietstar.training.progress import Progress
 from quietstar.training.record import Record
 from quietstar.training.run_lock import RunLock
@@ -44,7 +45,7 @@ from quietstar.training.saver import CheckpointSaver
 from quietstar.training.schedule import learning_rate
 from quietstar.training.seeds import thought_seed
 from quietstar.training.signals import Signals
-from quietstar.training.step import ModelT, OptimizerStep, StepResult, as_floats
+from quietstar.training.step import ModelT, OptimizerStep, StepResult, as_floats, refuse_reserved
 
 SAVING_ERRORS = (OSError, SafetensorError)
 
@@ -204,7 +205,7 @@ class Trainer(Generic[ModelT]):
             self._saver = CheckpointSaver(self.checkpoints, self.options.keep_checkpoints)
             start = self._resume()
             if self._config_yaml is not None:
-                write_text(self.output_dir / "config.yaml", self._config_yaml)
+                write_whole(self.output_dir / "config.yaml", self._config_yaml)
             if self._environment is not None:
                 append_json(self.output_dir / "environment.json", self._environment)
             if start == 0:
@@ -333,7 +334,9 @@ class Trainer(Generic[ModelT]):
         self.model.eval()
         try:
             with torch.no_grad():
-                values = as_floats(self._evaluate(self.model), _RESERVED)
+                measured = self._evaluate(self.model)
+                refuse_reserved(measured, _RESERVED)
+                values = as_floats(measured)
                 record = self._record
                 record.last_eval = values | {"seconds": time.monotonic() - self._started}
                 self._log(step, "eval", record.last_eval)
@@ -479,7 +482,7 @@ class Trainer(Generic[ModelT]):
             self.optimizer.load_state_tensors(tensors)
         self._record = Record.from_state_dict(state["record"]) if "record" in state else Record()
         self._batches.load_state_dict(state.get("position", {}))
-        self._stepper.micro_batch_size = state.get("micro_batch_size")
+        self._stepper.use_micro_batches_of(state.get("micro_batch_size"))
         if self._extra_state is not None and state.get("extra") is not None:
             self._extra_state.load_state_dict(state["extra"])
         self._newest, self._saved_step = path, int(state["step"])

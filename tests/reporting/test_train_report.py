@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from quietstar.errors import DataError
-from quietstar.reporting.files import write_whole
+from quietstar.files import write_whole
 from quietstar.reporting.train_report import write_report
 from tests.reporting.run_files import HOSTILE, lines, measurements, samples, write_full_run, write_lines, write_run
 

@@ -274,7 +274,8 @@ def test_the_run_directory(tmp_path: Path) -> None:
 
     given = options(steps=5, save_every=1, keep_checkpoints=2)
     result = trainer(tmp_path, options_=given, tokenizer=Tokenizer(), config_yaml="preset: test\n").run()
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "events.jsonl", "checkpoints", "config.yaml", ".lock"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"metrics.jsonl", "events.jsonl", "checkpoints", "config.yaml", ".lock"}
     assert (tmp_path / "config.yaml").read_text() == "preset: test\n"
     assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [4, 5]
     assert result.checkpoint == tmp_path / "checkpoints" / "step-00000005"
