@@ -102,9 +102,9 @@ class OptimizerStep(Generic[ModelT]):
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                problem = str(error).split("\n")[0][:300]
+                problem = str(error)
             # outside the handler, whose traceback keeps the tensors that have to go
-            self._make_room(step, batch, problem, weights_changed=self._versions() != versions)
+            self.make_room(step, len(batch), problem, weights_changed=self._versions() != versions)
 
     def use_micro_batches_of(self, size: int | None) -> None:
         """Takes so many texts at a time from here on; evaluations, which read the options, too. None: no change."""
@@ -118,8 +118,9 @@ class OptimizerStep(Generic[ModelT]):
     def _try(self, step: int, batch: Batch) -> dict[str, float] | None:
         options = self._options
         means = WeightedMeans()
-        for micro_index, first in enumerate(range(0, len(batch), self._size(batch))):
-            part = batch.part(first, self._size(batch)).to(self._device)
+        size = self._size(len(batch))
+        for micro_index, first in enumerate(range(0, len(batch), size)):
+            part = batch.part(first, size).to(self._device)
             torch.manual_seed(module_seed(options.seed, step, micro_index))
             result = self._compute_step(self._model, part, thought_seed(options.seed, step))
             weight = float(len(part)) if result.weight is None else result.weight
@@ -149,8 +150,8 @@ class OptimizerStep(Generic[ModelT]):
         self.optimizer.zero_grad()
         return values
 
-    def _size(self, batch: Batch) -> int:
-        return min(self._options.micro_batch_size or len(batch), len(batch))
+    def _size(self, texts: int) -> int:
+        return min(self._options.micro_batch_size or texts, texts)
 
     def _versions(self) -> list[int]:
         """Count the writes to each parameter."""
@@ -160,13 +161,24 @@ class OptimizerStep(Generic[ModelT]):
         self.optimizer.zero_grad()
         return NonFiniteError(f"step {step}: {metric} is {value} ({where}) for {some_names(batch)}")
 
-    def _make_room(self, step: int, batch: Batch, problem: str, weights_changed: bool) -> None:
-        """Halves the micro-batch, where that can help."""
+    def make_room(self, step: int, texts: int, problem: str, weights_changed: bool = False) -> None:
+        """Halves the micro-batch, where that can help.
+
+        Args:
+            step: That ran out of memory.
+            texts: In a batch.
+            problem: What was said about it.
+            weights_changed: It was too late.
+
+        Raises:
+            OutOfMemoryError: It cannot help.
+        """
         self.optimizer.zero_grad()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        size = self._size(batch)
-        found = f"out of memory at step {step} with {size} text(s) at a time ({problem})"
+        size = self._size(texts)
+        short = problem.split("\n")[0][:300]
+        found = f"out of memory at step {step} with {size} text(s) at a time ({short})"
         if weights_changed:
             raise OutOfMemoryError(f"{found}, while the weights were changing: start again, to resume")
         if self._options.on_out_of_memory == "stop" or size == 1:
@@ -175,7 +187,7 @@ class OptimizerStep(Generic[ModelT]):
                 "fewer model.positions; python -m quietstar.plan with the same arguments says what fits"
             )
         self.use_micro_batches_of(size // 2)
-        message = f"{found}: {size // 2} at a time from here on; the batch stays {len(batch)}"
+        message = f"{found}: {size // 2} at a time from here on; the batch stays {texts}"
         self._tell(step, "out_of_memory", message)
 
 

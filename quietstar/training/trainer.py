@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from quietstar.config import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
-from quietstar.errors import CheckpointError, ConfigError, NonFiniteError, OutOfMemoryError
+from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
 from quietstar.files import write_whole
 from quietstar.training.checkpoint import (
     SavesPretrained,
@@ -334,9 +334,7 @@ class Trainer(Generic[ModelT]):
         self.model.eval()
         try:
             with torch.no_grad():
-                measured = self._evaluate(self.model)
-                refuse_reserved(measured, _RESERVED)
-                values = as_floats(measured)
+                values = self._measure(step, self._evaluate)
                 record = self._record
                 record.last_eval = values | {"seconds": time.monotonic() - self._started}
                 self._log(step, "eval", record.last_eval)
@@ -348,15 +346,21 @@ class Trainer(Generic[ModelT]):
                 self._progress.note("evaluation: " + ", ".join(shown))
                 if self._after_evaluation is not None:
                     self._report(step)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemoryError(
-                f"out of memory in the evaluation of step {step} ({error}); lower training.micro_batch_size, which it "
-                "uses too"
-            ) from None
         finally:
             self.model.train()
+
+    def _measure(self, step: int, evaluate: Callable[[ModelT], Mapping[str, float | Tensor]]) -> dict[str, float]:
+        """The metrics of an evaluation, which takes as many texts at a time as a training step."""
+        while True:
+            try:
+                measured = evaluate(self.model)
+                refuse_reserved(measured, _RESERVED)
+                return as_floats(measured)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error)
+            self._stepper.make_room(step, self.options.batch_size, problem)
 
     def _report(self, step: int) -> None:
         assert self._after_evaluation is not None
