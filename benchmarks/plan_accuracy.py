@@ -170,9 +170,11 @@ def measure(case: Case) -> dict[str, int]:
         return result
 
     compute = compute_step(config)
-    with tempfile.TemporaryDirectory() as out, _quiet(), profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
+    with (
+        tempfile.TemporaryDirectory() as out,
+        _quiet(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_config(case.base, dtype=getattr(torch, config.model.dtype))
         thinking = thinking_options(config.model) | {"start_text": [0], "end_text": [0]}
@@ -258,12 +260,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{case.name:28} largest error {worst(rows[-1]):.2%}", flush=True)
     largest = max(map(worst, rows))
     body = (
-        f"Bytes of a training step, in MiB: what the plan says, what a run takes, and their ratio. The largest error of "
+        "Bytes of a training step, in MiB: what the plan says, what a run takes, and their ratio. The largest error of "
         f"{len(rows)} configurations is {largest:.1%}. What is measured is said at the top of "
         f"`benchmarks/plan_accuracy.py`.\n\n{table(rows)}"
     )
     print(body)
-    facts = describe("benchmarks/plan_accuracy.py", sys.argv[1:] if arguments is None else arguments, threads=options.threads)
+    facts = describe(
+        "benchmarks/plan_accuracy.py", sys.argv[1:] if arguments is None else arguments, threads=options.threads
+    )
     write_csv(options.out.with_suffix(".csv"), facts, rows)
     write_markdown(options.out.with_suffix(".md"), "Memory: plan and run", facts, body)
     return 0 if largest <= LIMIT else 1

@@ -31,10 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(["what a training run will take; besides the arguments of the training:", *lines, ""]))
         config = _read(rest)
         name = own.get("gpu")
-        if name == "cpu":
-            gpu = None
-        else:
-            gpu = gpu_here(config.training.device) if name is None else find_gpu(name)
+        gpu = gpu_here(config.training.device) if name is None else find_gpu(name)
         plan = make_plan(config, gpu)
         print(plan_text(plan))
         if name is None and gpu is None:

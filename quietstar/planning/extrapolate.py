@@ -23,7 +23,7 @@ UNLIKE = ("first_k_dense_replace", "mlp_only_layers", "decoder_sparse_step", "ma
 
 def trace_model(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Trace:
     """`trace_step`, with as few layers as tell it all."""
-    text = base.text_config if isinstance(base, QuietStarConfig) else base
+    text: Any = base.text_config if isinstance(base, QuietStarConfig) else base
     layers, period = int(text.num_hidden_layers), _period(text)
     few = 2 * period + (layers - 2 * period) % period
     if layers <= few + period or config.finetuning.freeze.strip():

@@ -53,17 +53,19 @@ RESERVED = 1.5 * 2**30
 """Bytes that CUDA's context, the libraries' workspaces and the allocator's gaps are assumed to take."""
 
 
-def find_gpu(name: str) -> Gpu:
-    """The GPU of that name; upper and lower case, spaces and dashes are alike.
+def find_gpu(name: str) -> Gpu | None:
+    """The GPU of that name, or None for "cpu"; upper and lower case, spaces and dashes are alike.
 
     Raises:
         ConfigError: There is none.
     """
     wanted = _plain(name)
+    if wanted == "cpu":
+        return None
     for gpu in GPUS.values():
         if _plain(gpu.name) == wanted:
             return gpu
-    raise ConfigError(f"gpu: got {name!r}, needs one of {', '.join(GPUS)}")
+    raise ConfigError(f"gpu: got {name!r}, needs one of {', '.join(GPUS)}, or cpu")
 
 
 def gpu_here(device: str) -> Gpu | None:

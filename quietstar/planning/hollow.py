@@ -34,7 +34,7 @@ class HollowTensors(TorchDispatchMode):
     """
 
     def __init__(self, ledger: Ledger, kernels: Mapping[Any, Kernel]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._ledger = ledger
         self._kernels = kernels
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)

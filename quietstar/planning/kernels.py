@@ -146,9 +146,7 @@ class _TritonKernels:
         assert hidden_base is not None and lm_head is not None
         predictions = 2 if hidden_thought is not None and interpolation == "log_probs" else 1
         sums = grad_loss.new_empty(lm_head.shape)
-        self._chunks(
-            hidden_base, hidden_thought, lm_head, grad_loss.dtype, predictions, nothing, nothing, sums, False
-        )
+        self._chunks(hidden_base, hidden_thought, lm_head, grad_loss.dtype, predictions, nothing, nothing, sums, False)
         return grad_base, grad_thought, grad_weight, sums.to(lm_head.dtype)
 
     def _chunks(
@@ -206,7 +204,14 @@ class _TritonKernels:
         self._ledger.compute(Work(0, moved, tensors[0].dtype))
 
     def attention(
-        self, q: Tensor, k_text: Tensor, v_text: Tensor, k_thought: Tensor, v_thought: Tensor, anchor: Tensor, *rest: Any
+        self,
+        q: Tensor,
+        k_text: Tensor,
+        v_text: Tensor,
+        k_thought: Tensor,
+        v_thought: Tensor,
+        anchor: Tensor,
+        *rest: Any,
     ) -> tuple[Tensor, Tensor]:
         out, lse = torch.empty_like(q), torch.empty(q.shape[:4], dtype=compute_dtype(q))
         self._attend(2, (q, k_text, v_text, k_thought, v_thought, out), anchor, window=rest[1])

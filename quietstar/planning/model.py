@@ -83,7 +83,8 @@ def hollow_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCau
             apply_finetuning(model, config.finetuning)
     # the probe compares values, and a fingerprint addresses, of which there are none
     vars(model).update(_probed=True, _fingerprint=lambda: ())
-    return model.train()
+    model.train()
+    return model
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def _micro_batches(config: TrainConfig, changes: Changes, limit: int, peak: Peak
     sizes = [size for size in range(1, now) if batch % size == 0]
     best: list[tuple[Changes, int]] = []
     while sizes:  # more texts take more memory
-        middle = len(sizes) // 2
+        middle = len(sizes) // 2 if best else 0  # often not even the smallest fits
         tried = changes | {"training.micro_batch_size": sizes[middle]}
         total = _peak(config, tried, peak)
         if total is not None and total <= limit:
