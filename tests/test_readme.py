@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from quietstar.command_line import parse_train_config
 from quietstar.textbook.character_model import character_model, character_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -47,13 +48,58 @@ def test_the_step_table_is_that_of_the_committed_result() -> None:
                 assert number in cells, (row, number)
 
 
-def test_every_train_command_parses() -> None:
-    commands = re.findall(r"python -m quietstar\.train[^\n#`]*", README)
-    assert len(commands) >= 3
-    for command in commands:
-        words = shlex.split(command)[3:]
-        if "--help" not in words:
-            parse_train_config(words)
+def shell_commands() -> list[str]:
+    """Every line of the shell blocks, without its comment."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    return [shlex.join(words) for block in blocks for line in block.splitlines() if (words := shlex.split(line, True))]
+
+
+# The first two lines of the README install what they run: .ci/run executes them as they stand. The rest runs here, with
+# a tiny model and text for the reader's own, and few enough steps.
+COMMANDS = shell_commands()[2:]
+FEW_STEPS = (
+    "--training.steps 2 --training.batch_size 2 --training.eval_batches 1 --data.length 16 --data.append_eos false "
+    "--model.thought_length 2 --model.lookahead 2 --training.threads 1"
+)
+
+
+def test_the_readme_begins_with_the_two_commands_that_ci_runs() -> None:
+    first, second = shell_commands()[:2]
+    assert first.endswith("python -m quietstar.train") and second.endswith("pytest -n auto")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "quietstar." in command])
+def test_every_command_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    character_model(0).save_pretrained("model")
+    character_tokenizer().save_pretrained("model")
+    lines = ["2+6+4+3=1", "0+0+0+1=1", "1+2+3+4=3"] * 40
+    Path("my-text.txt").write_text("\n".join(lines))
+    Path("my-text.jsonl").write_text("".join(json.dumps({"body": line * 9}) + "\n" for line in lines))
+    words = shlex.split(command.replace("path/or/hub-name", "model"))
+    assert words[:2] == ["python", "-m"], command
+    module, arguments = words[2], words[3:]
+    if module == "quietstar.train":
+        arguments += [*FEW_STEPS.split(), "--model.start_text", "[", "--model.end_text", "]", "--output_dir", "run"]
+        if "mistral-7b" in arguments:  # neither the model nor OpenWebMath is here: the preset runs on ours
+            arguments += ["--model.path", "model", "--data.path", "my-text.jsonl", "--data.field", "body"]
+    if module == "quietstar.sweep":
+        arguments += ["--textbook.seeds", "1", "--textbook.pretraining_steps", "2", "--training.steps", "2"]
+    assert import_module(module).main(arguments) == 0
+    assert capsys.readouterr().out
+    if module == "quietstar.train":
+        assert (tmp_path / "run/report.html").is_file() and (tmp_path / "run/checkpoints/step-00000002").is_dir()
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "benchmarks/" in command])
+def test_every_benchmark_command_names_a_script_and_its_options(command: str) -> None:
+    """They fill tables in minutes to hours; tests/benchmarks runs each script at a small size."""
+    for script in re.findall(r"python (\S+\.py)", command):
+        assert (ROOT / script).is_file()
+        assert (ROOT / "tests" / script.replace("benchmarks/", "benchmarks/test_")).is_file()
 
 
 def test_linked_files_exist() -> None:
