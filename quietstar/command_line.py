@@ -13,6 +13,7 @@ import re
 import sys
 from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -99,7 +100,8 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         command()
     except QuietStarError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with suppress(OSError):  # where nobody takes it, on a full disk or by a closed pipe, the status says enough
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 EVENTS = "events.jsonl"
@@ -28,8 +31,19 @@ class EventLog:
             message: For people.
         """
         line = json.dumps({"time": round(time.time(), 3), "step": step, "event": event, "message": message})
+        with suppress(OSError):  # an event that cannot be noted must not stop what it is about
+            _append(self._path, line.encode() + b"\n")
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Adds a line, or nothing of it."""
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            line = b"\n" + line  # the line before it was cut short when its process died
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            pass  # an event that cannot be noted must not stop what it is about
+            file.truncate(size)
+            raise
