@@ -29,7 +29,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     character_tokenizer().save_pretrained(directory / "model")
     rng = random.Random(0)
     with (directory / "text.jsonl").open("w") as file:
-        for _ in range(14):
+        for _ in range(16):
             text = "".join(rng.choice("0123456+=,\n") for _ in range(rng.randint(8, 24)))
             file.write(json.dumps({"text": f"1{text}"}) + "\n")
     return directory
@@ -38,7 +38,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_model(directory: Path) -> None:
     """A Llama with one layer of 16; the same weights every time."""
     config = LlamaConfig(
-        vocab_size=13,
+        vocab_size=14,  # one more than the tokenizer has
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=1,

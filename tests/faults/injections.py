@@ -289,17 +289,32 @@ def no_memory_backward(first: int, last: int) -> None:
 
 
 @_fault
-def no_memory_optimizer(number: int, after: bool) -> None:
-    """Optimizer step `number` of this process fails, before or after it has changed the weights."""
+def no_memory_moments() -> None:
+    """The first of AdamW's moments does not fit, when the first step makes them."""
+    zeros_like = torch.zeros_like
+    failed = False
+
+    def failing(tensor: Tensor, **keywords: Any) -> Tensor:
+        nonlocal failed
+        if CLOCK.ended and not failed and keywords == {"requires_grad": False}:
+            failed = True
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return zeros_like(tensor, **keywords)
+
+    CLOCK.wind()
+    torch.zeros_like = failing
+
+
+@_fault
+def no_memory_optimizer(number: int) -> None:
+    """Memory runs out in optimizer step `number` of this process, when it has changed weights."""
     step = torch.optim.AdamW.step
     count = 0
 
-    def failing(optimizer: torch.optim.AdamW, *arguments: Any) -> None:
+    def failing(optimizer: torch.optim.AdamW) -> None:
         nonlocal count
         count += 1
-        if count == number and not after:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        step(optimizer, *arguments)
+        step(optimizer)
         if count == number:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -308,13 +323,13 @@ def no_memory_optimizer(number: int, after: bool) -> None:
 
 @_fault
 def full_disk(first: int, last: int, size: int) -> None:
-    """From micro-batch `first` to `last` no file can grow beyond `size` bytes."""
+    """From micro-batch `first` to `last`, and no save is being written, no file can grow beyond `size` bytes."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def call(now: int, loss: Tensor) -> None:
         if now == first:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-        if now == last:
+        if now >= last and not any(thread.name == "checkpoint" for thread in threading.enumerate()):
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
 
     _before(call)
