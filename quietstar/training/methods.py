@@ -17,7 +17,6 @@ from quietstar.model.attention import ThoughtPass
 from quietstar.model.padding import read_padding
 from quietstar.objective import LearnOutput, Objective, resolve_objective
 from quietstar.training.measures import Means, gain_by_difficulty, step_means, text_targets
-from quietstar.training.out_of_memory import free_cached_memory, is_out_of_memory
 from quietstar.training.step import StepResult
 from quietstar_kernels import linear_cross_entropy
 
@@ -74,11 +73,9 @@ def evaluate_on(texts: Tensor, config: TrainConfig, attention_mask: Tensor | Non
         For a model: `loss` (what is minimised: the talk NLL, or the plain NLL for language modelling), the means of
         `step_means` with thoughts from a fixed seed, `mixing_weight_deviation` (standard deviation),
         `gain_by_difficulty`, and of the first batch `gradient_norm_lm` and `gradient_norm_policy`: the 2-norms of the
-        gradients of the two parts of the loss, weights included. Nothing depends on the micro-batch size, which halves
-        from the evaluation on that runs out of memory.
+        gradients of the two parts of the loss, weights included. Nothing depends on the micro-batch size.
     """
     training, objective = config.training, objective_of(config.objective)
-    micro_batch_size = training.micro_batch_size or training.batch_size
     batches = [
         Batch(
             texts[first : first + training.batch_size],
@@ -88,20 +85,8 @@ def evaluate_on(texts: Tensor, config: TrainConfig, attention_mask: Tensor | Non
         for first in range(0, len(texts), training.batch_size)
     ][: training.eval_batches]
 
-    def evaluate(model: QuietStarForCausalLM) -> dict[str, float]:
-        nonlocal micro_batch_size
-        while True:
-            try:
-                return measure(model, replace(config, training=replace(training, micro_batch_size=micro_batch_size)))
-            except (RuntimeError, MemoryError) as error:
-                if micro_batch_size == 1 or training.on_out_of_memory == "stop" or not is_out_of_memory(error):
-                    raise
-            # outside the handler, whose traceback keeps the tensors that have to go
-            micro_batch_size //= 2
-            free_cached_memory()
-
     @torch.no_grad()
-    def measure(model: QuietStarForCausalLM, config: TrainConfig) -> dict[str, float]:
+    def evaluate(model: QuietStarForCausalLM) -> dict[str, float]:
         device = next(model.parameters()).device
         if training.method == "language_modeling":
             parts = [_text_means(model, part) for batch in batches for part in _parts(batch, config, device)]

@@ -10,9 +10,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def free_cached_memory() -> None:
-    """Gives back what PyTorch holds of a GPU's memory without using it, so that other sizes fit."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
