@@ -21,24 +21,25 @@ def _assert_close_end(output_dir: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "step"),
+    ("fault", "step", "held_out"),
     [
-        (("no_memory_forward", 1), 1),
-        (("no_memory_backward", 6, 6), 3),
-        (("no_memory_moments",), 1),
+        (("no_memory_forward", 1), 0, 0.2),  # found by the evaluation of step 0
+        (("no_memory_forward", 1), 1, 0),
+        (("no_memory_backward", 6, 6), 3, 0.2),
+        (("no_memory_moments",), 1, 0.2),
     ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+    ids=["evaluation", "forward", "backward", "optimizer"],
 )
 def test_the_micro_batch_halves_and_the_result_is_the_same(
-    runs: Runs, tmp_path: Path, fault: tuple[object, ...], step: int
+    runs: Runs, tmp_path: Path, fault: tuple[object, ...], step: int, held_out: float
 ) -> None:
-    text = runs.run(tmp_path, fault)
+    text = runs.run(tmp_path, fault, data__validation_fraction=held_out)
     assert happened(tmp_path) == [(step, "out_of_memory")]
     message = next(event["message"] for event in events(tmp_path) if event["event"] == "out_of_memory")
     assert message in text
     assert "with 2 text(s) at a time" in message and "1 at a time from here on; the batch stays 4" in message
     assert state(newest(tmp_path))["micro_batch_size"] == 1
-    _assert_close_end(tmp_path, runs.whole())
+    _assert_close_end(tmp_path, runs.whole(data__validation_fraction=held_out))
 
 
 def test_the_batch_is_that_of_a_run_with_the_smaller_micro_batch(runs: Runs, tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_the_batch_is_that_of_a_run_with_the_smaller_micro_batch(runs: Runs, tmp
 
 def test_halving_goes_on_as_far_as_it_has_to(runs: Runs, tmp_path: Path) -> None:
     runs.run(tmp_path, ("no_memory_forward", 1), training__micro_batch_size=4)
-    assert happened(tmp_path) == [(1, "out_of_memory"), (1, "out_of_memory")]
+    assert happened(tmp_path) == [(0, "out_of_memory"), (0, "out_of_memory")]
     _assert_close_end(tmp_path, runs.whole(training__micro_batch_size=4))
 
 
