@@ -3,7 +3,9 @@
 The query rows of one text and one key head are numbered (stream, token, group): row = (p * S + s) * G + g, where the
 G = H // Hkv query heads that read the key head are the group. A tile is BLOCK_M consecutive rows, whatever S is. Its
 rows share the text keys up to the tile's last anchor; only the keys between the first and the last anchor, and those at
-the border of a window, need a mask. Own keys are numbered p * T + t, and a tile reads those of its streams.
+the border of a window, need a mask. Own keys are numbered p * T + t, and a tile reads those of its streams. The first
+key in sight is the same for all streams of a text, text_start [B], or with STREAM_STARTS each stream's own, [B, P]; it
+does not decrease either, so that a tile reads from that of its first stream and masks up to that of its last.
 
 Scores are kept in base 2, score * log2(e), so that exp2 does. Offsets within a tile are 32-bit and relative to its
 first stream, whose own place is a 64-bit scalar: 64-bit offsets for every element would not fit the registers.
@@ -53,33 +55,19 @@ def _store_rows(pointer, offset, row_mask, column, value, D: tl.constexpr):
 
 
 @triton.jit
-def _text_start(text_start_pointer, batch):
-    """First text key that is not padding."""
-    start = (batch * 0).to(tl.int32)
+def _text_start(text_start_pointer, place):
+    """First text key in sight, of a text or, with STREAM_STARTS, of the stream at that place."""
+    start = (place * 0).to(tl.int32)
     if text_start_pointer is not None:
-        start = tl.maximum(tl.load(text_start_pointer + batch), start)
+        start = tl.maximum(tl.load(text_start_pointer + place), start)
     return start
 
 
 @triton.jit
-def _first_visible(text_start_pointer, stream, anchor, window, HAS_WINDOW: tl.constexpr):
-    """First text key that streams with starts of their own see; like starts and anchors, it does not decrease."""
-    first = tl.maximum(tl.load(text_start_pointer + stream), 0)
-    if HAS_WINDOW:
-        first = tl.maximum(first, anchor - window + 1)
-    return first
-
-
-@triton.jit
-def _text_mask(key, anchor, first, window, HAS_WINDOW: tl.constexpr, STREAM_STARTS: tl.constexpr):
-    """Which keys each anchor sees but for a start of the whole text; broadcasts key against anchor and first.
-
-    With STREAM_STARTS the window is already in `first`, and without them `first` is not read.
-    """
+def _text_mask(key, anchor, window, HAS_WINDOW: tl.constexpr):
+    """Which keys each anchor sees but for what is before its start; broadcasts key against anchor."""
     mask = key <= anchor
-    if STREAM_STARTS:
-        mask = mask & (key >= first)
-    elif HAS_WINDOW:
+    if HAS_WINDOW:
         mask = mask & (anchor - key < window)
     return mask
 
@@ -315,16 +303,15 @@ def forward_kernel(
     anchor = tl.load(anchor_pointer + stream)  # [rows]
     first_anchor = tl.load(anchor_pointer)
     last_anchor = tl.load(anchor_pointer + (last_stream - first_stream))
-    first_visible = anchor
     if STREAM_STARTS:
         text_start_pointer += batch * P + first_stream
-        first_visible = _first_visible(text_start_pointer, stream, anchor, window, HAS_WINDOW)  # [rows]
-        first_key = _first_visible(text_start_pointer, 0, first_anchor, window, HAS_WINDOW)
-        last_first = _first_visible(text_start_pointer, last_stream - first_stream, last_anchor, window, HAS_WINDOW)
+        text_start = tl.load(text_start_pointer + stream)  # [rows]
+        last_start = tl.load(text_start_pointer + (last_stream - first_stream))
+        first_key = _text_start(text_start_pointer, first_stream * 0)
     else:
         first_key = _text_start(text_start_pointer, batch)
-        if HAS_WINDOW:
-            first_key = tl.maximum(first_key, first_anchor - window + 1)
+    if HAS_WINDOW:
+        first_key = tl.maximum(first_key, first_anchor - window + 1)
     key_end = tl.minimum(last_anchor + 1, L)
     k_text_pointer += batch * k_text_batch_stride + kv_head * k_text_head_stride
     v_text_pointer += batch * v_text_batch_stride + kv_head * v_text_head_stride
@@ -337,15 +324,14 @@ def forward_kernel(
         raw = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACCUMULATE)
         scores = _scores(dot(q, tl.trans(k), raw), SCALE, SOFTCAP)  # [rows, keys]
         masked = start + BLOCK_N - 1 > first_anchor
-        if STREAM_STARTS:
-            masked = masked | (start < last_first)
-        elif HAS_WINDOW:
+        if HAS_WINDOW:
             masked = masked | (last_anchor - start >= window)
         if masked:
-            visible = _text_mask(
-                key[None, :], anchor[:, None], first_visible[:, None], window, HAS_WINDOW, STREAM_STARTS
-            )
+            visible = _text_mask(key[None, :], anchor[:, None], window, HAS_WINDOW)
             scores = tl.where(visible, scores, float("-inf"))
+        if STREAM_STARTS:  # noqa: SIM102  # Triton would compile both sides of an `and`
+            if start < last_start:
+                scores = tl.where(key[None, :] >= text_start[:, None], scores, float("-inf"))
         v = _load_rows(v_text_pointer + wide_start * v_text_stride, block * v_text_stride, exists, column, D)
         accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v)
 
@@ -496,15 +482,14 @@ def backward_streams_kernel(
         anchor = tl.load(anchor_pointer + stream)  # [rows]
         first_anchor = tl.load(anchor_pointer + first_stream)
         last_anchor = tl.load(anchor_pointer + last_stream)
-        first_visible = anchor
         if STREAM_STARTS:
-            first_visible = _first_visible(text_start_pointer, stream, anchor, window, HAS_WINDOW)  # [rows]
-            first_key = _first_visible(text_start_pointer, first_stream, first_anchor, window, HAS_WINDOW)
-            last_first = _first_visible(text_start_pointer, last_stream, last_anchor, window, HAS_WINDOW)
+            text_start = tl.load(text_start_pointer + stream)  # [rows]
+            last_start = tl.load(text_start_pointer + last_stream)
+            first_key = _text_start(text_start_pointer, first_stream)
         else:
             first_key = text_start
-            if HAS_WINDOW:
-                first_key = tl.maximum(first_key, first_anchor - window + 1)
+        if HAS_WINDOW:
+            first_key = tl.maximum(first_key, first_anchor - window + 1)
         key_end = tl.minimum(last_anchor + 1, L)
         for start in range(first_key, key_end, BLOCK_N):
             key = start + block
@@ -515,15 +500,14 @@ def backward_streams_kernel(
             v = _load_rows(v_block, block * v_text_stride, exists, column, D)
             _, gradient = _weight_and_gradient(q, grad_out, k, v, lse, delta, SCALE, SOFTCAP)
             masked = start + BLOCK_N - 1 > first_anchor
-            if STREAM_STARTS:
-                masked = masked | (start < last_first)
-            elif HAS_WINDOW:
+            if HAS_WINDOW:
                 masked = masked | (last_anchor - start >= window)
             if masked:
-                visible = _text_mask(
-                    key[None, :], anchor[:, None], first_visible[:, None], window, HAS_WINDOW, STREAM_STARTS
-                )
+                visible = _text_mask(key[None, :], anchor[:, None], window, HAS_WINDOW)
                 gradient = tl.where(visible, gradient, 0.0)
+            if STREAM_STARTS:  # noqa: SIM102  # Triton would compile both sides of an `and`
+                if start < last_start:
+                    gradient = tl.where(key[None, :] >= text_start[:, None], gradient, 0.0)
             grad_q = dot(cast(gradient, k.dtype), k, grad_q)
         _store_rows(grad_q_pointer, query * D, valid, column, grad_q * SCALE, D)
 
@@ -666,26 +650,22 @@ def backward_text_kernel(
         weight, gradient = _weight_and_gradient(k, v, q, grad_out, lse, delta, SCALE, SOFTCAP)  # [keys, rows]
         last_stream = (tl.minimum(first_row + BLOCK_M, end_row) - 1) // stream_rows
         masked = tl.load(anchor_pointer + first_stream) < first_key + BLOCK_N - 1
-        if STREAM_STARTS:
-            last_anchor = tl.load(anchor_pointer + last_stream)
-            last_first = _first_visible(text_start_pointer, last_stream, last_anchor, window, HAS_WINDOW)
-            masked = masked | (first_key < last_first)
-        else:
+        if not STREAM_STARTS:
             masked = masked | (first_key < text_start)
-            if HAS_WINDOW:
-                masked = masked | (tl.load(anchor_pointer + last_stream) - first_key >= window)
+        if HAS_WINDOW:
+            masked = masked | (tl.load(anchor_pointer + last_stream) - first_key >= window)
         if masked:
             anchor = tl.load(anchor_pointer + first_stream + stream)
-            first_visible = anchor
-            if STREAM_STARTS:
-                first_visible = _first_visible(text_start_pointer, first_stream + stream, anchor, window, HAS_WINDOW)
-            visible = _text_mask(
-                key[:, None], anchor[None, :], first_visible[None, :], window, HAS_WINDOW, STREAM_STARTS
-            )
+            visible = _text_mask(key[:, None], anchor[None, :], window, HAS_WINDOW)
             if not STREAM_STARTS:
                 visible = visible & (key >= text_start)[:, None]
             weight = tl.where(visible, weight, 0.0)
             gradient = tl.where(visible, gradient, 0.0)
+        if STREAM_STARTS:  # noqa: SIM102  # Triton would compile both sides of an `and`
+            if first_key < tl.load(text_start_pointer + last_stream):
+                visible = key[:, None] >= tl.load(text_start_pointer + first_stream + stream)[None, :]
+                weight = tl.where(visible, weight, 0.0)
+                gradient = tl.where(visible, gradient, 0.0)
         grad_v = dot(cast(weight, v.dtype), grad_out, grad_v)
         grad_k = dot(cast(gradient, k.dtype), q, grad_k)
     part = ((split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * L + first_key) * D  # [splits, B * Hkv, L, D]
