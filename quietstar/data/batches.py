@@ -24,23 +24,28 @@ class Batch:
             which sees no other document. None: one document a text and no padding.
         names: What each text is called in messages.
         first: Place of the first text among those of the step.
-        step_size: Number of texts in the step.
+        step: All texts of the step, where these are a part of them.
     """
 
     tokens: Tensor
     attention_mask: Tensor | None
     names: Sequence[str]
     first: int = 0
-    step_size: int = 0
+    step: Batch | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    @property
+    def step_size(self) -> int:
+        """Number of texts in the step."""
+        return len(self) if self.step is None else len(self.step)
 
     def part(self, first: int, size: int) -> Batch:
         """`size` of a whole step's texts, from `first` on."""
         chosen = slice(first, first + size)
         mask = None if self.attention_mask is None else self.attention_mask[chosen]
-        return Batch(self.tokens[chosen], mask, self.names[chosen], first, len(self))
+        return Batch(self.tokens[chosen], mask, self.names[chosen], first, self)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -101,7 +106,7 @@ class IndexedBatches:
         texts = self._order.indices(step - 1)
         mask = None if self._mask is None else self._mask[texts]
         names = [f"text {text} of the training data" for text in texts]
-        return Batch(self._tokens[texts], mask, names, 0, len(texts))
+        return Batch(self._tokens[texts], mask, names)
 
     def fingerprint(self) -> dict[str, Any]:
         """Shape and hash of all texts."""

@@ -131,7 +131,7 @@ class CroppedBatches:
         places = self._order.places(step - 1)
         texts = self._documents.texts(places, self._seed)
         names = [self._documents.places[document] for _, document in places]
-        return Batch(texts.tokens, texts.attention_mask, names, 0, len(names))
+        return Batch(texts.tokens, texts.attention_mask, names)
 
     def fingerprint(self) -> dict[str, Any]:
         """That of the documents."""

@@ -42,7 +42,7 @@ class StreamedBatches:
         """The next texts; `step`, counted from 1, only has to be the one after the last one asked for."""
         texts = [self._texts.next() for _ in range(self._batch_size)]
         packed = stack(texts)
-        return Batch(packed.tokens, packed.attention_mask, [text.name for text in texts], 0, len(texts))
+        return Batch(packed.tokens, packed.attention_mask, [text.name for text in texts])
 
     def fingerprint(self) -> dict[str, Any]:
         """What the stream is made of."""

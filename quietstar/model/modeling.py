@@ -35,7 +35,7 @@ from quietstar_kernels import linear_cross_entropy, sample_tokens
 from quietstar_kernels.dispatch import check_backend
 
 if TYPE_CHECKING:
-    from quietstar.objective import LearnOutput, Objective
+    from quietstar.objective import Counts, LearnOutput, Objective
 
 START, END = 0, 1
 """Rows of `thought_embedding`."""
@@ -266,6 +266,16 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         weights = tuple((id(parameter), parameter.data_ptr(), parameter._version) for parameter in self.parameters())
         return (config.embedding_scale, config.thinking, config.thought_length, config.lookahead, *weights)
 
+    @torch.no_grad()
+    def choose_anchors(self, input_ids: Tensor, attention_mask: Tensor | None, anchors: Tensor | str | None) -> Tensor:
+        """The positions that `think` would hang thoughts from, int32 [B, A], each once; for the arguments see there."""
+        self._prepare()
+        padding = read_padding(input_ids, attention_mask)
+        entropy = None
+        if isinstance(anchors, str) and anchors.startswith("entropy"):
+            entropy = base_entropy(CachedPass(self, input_ids, padding, False).text_hidden, self.head)
+        return expand_anchors(anchors, padding, entropy, 1)
+
     # -- thinking ------------------------------------------------------------------------------------------------------
 
     def think(
@@ -494,6 +504,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         seed: int = 0,
         first_text: int = 0,
         texts_in_step: int | None = None,
+        counts: Counts | None = None,
         reuse_sampling_pass: bool = True,
     ) -> LearnOutput:
         """One training step's loss: think, talk, learn (sections 4.2-4.4); see `quietstar.objective.learn`."""
@@ -509,6 +520,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             seed=seed,
             first_text=first_text,
             texts_in_step=texts_in_step,
+            counts=counts,
             reuse_sampling_pass=reuse_sampling_pass,
         )
 

@@ -1,6 +1,7 @@
 """The non-myopic loss and REINFORCE (Quiet-STaR, sections 4.4.1 and 4.4.2)."""
 
+from quietstar.objective.counts import Counts
 from quietstar.objective.learning import LearnOutput, learn
 from quietstar.objective.options import PRESETS, Objective, resolve_objective
 
-__all__ = ["PRESETS", "LearnOutput", "Objective", "learn", "resolve_objective"]
+__all__ = ["PRESETS", "Counts", "LearnOutput", "Objective", "learn", "resolve_objective"]

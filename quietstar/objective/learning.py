@@ -13,6 +13,7 @@ from torch import Tensor
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.padding import read_padding
 from quietstar.model.thoughts import Thoughts
+from quietstar.objective.counts import Counts, lookahead_targets, policy_thoughts
 from quietstar.objective.options import Objective, resolve_objective
 from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
 
@@ -69,6 +70,7 @@ def learn(
     seed: int = 0,
     first_text: int = 0,
     texts_in_step: int | None = None,
+    counts: Counts | None = None,
     reuse_sampling_pass: bool = True,
 ) -> LearnOutput:
     """Think, talk and learn on one batch (Quiet-STaR, section 4).
@@ -82,6 +84,8 @@ def learn(
         objective: A preset's name or an `Objective`.
         seed: Of the sampled thoughts.
         first_text, texts_in_step: As in `QuietStarForCausalLM.think`.
+        counts: Denominators of the means, where these texts are part of a larger batch; by default those of the texts.
+            With them `loss_mean="nonzero"` counts targets, too.
         reuse_sampling_pass: Take the forward of the differentiable pass from the sampling pass and recompute each layer
             once in the backward pass: exact gradients at the price and memory of gradient checkpointing, with the
             sampling free. Off, the differentiable pass runs and keeps all of its activations.
@@ -115,7 +119,7 @@ def learn(
     elif anchors is not None:
         raise ConfigError("anchors: can't be given together with thoughts, which have their own")
     states = model.talk(input_ids, attention_mask, thoughts, reuse_sampling_pass=reuse_sampling_pass)
-    return _loss(model, states, input_ids, attention_mask, thoughts, objective, reinforce)
+    return _loss(model, states, input_ids, attention_mask, thoughts, objective, reinforce, counts)
 
 
 def _loss(
@@ -126,11 +130,11 @@ def _loss(
     thoughts: Thoughts,
     objective: Objective,
     reinforce: bool,
+    counts: Counts | None,
 ) -> LearnOutput:
     config, head = model.config, model.head
     head_options: dict[str, Any] = {"softcap": head.softcap, "logit_scale": head.logit_scale, "backend": config.backend}
     padding = read_padding(input_ids, attention_mask)
-    length = input_ids.shape[1]
 
     base_target = input_ids[:, 1:].masked_fill(~padding.has_next[:, :-1], IGNORE)
     base_loss, base_nll = _mean_loss(
@@ -141,20 +145,14 @@ def _loss(
             base_target.flatten(),
             **head_options,
         ),
-        (base_target != IGNORE)[..., None],
+        padding.has_next[:, :-1, None],
         objective,
+        None if counts is None else counts.text[None],
     )
     base_nll = base_nll.squeeze(-1)
 
-    # Lookahead j predicts x[anchor+1+j] from the stream's state after END and j true tokens, and from the text's at
-    # anchor+j.
-    source = thoughts.anchor.long()[..., None] + torch.arange(config.lookahead, device=input_ids.device)
-    last = padding.last_at(thoughts.anchor)
-    inside = source < last[..., None]
-    source = torch.minimum(source, last[..., None]).clamp_max(length - 2)
-    target = base_target.gather(1, source.flatten(1)).view(source.shape)
-    target_mask = inside & (target != IGNORE) & padding.token_mask.gather(1, thoughts.anchor.long())[..., None]
-    target = target.masked_fill(~target_mask, IGNORE)
+    source, target_mask = lookahead_targets(padding, thoughts.anchor, config.lookahead)
+    target = base_target.gather(1, source.flatten(1)).view(source.shape).masked_fill(~target_mask, IGNORE)
     hidden_base = _gather(states.text, source)
     hidden_thought = states.stream[:, :, config.thought_length + 1 :]
     weight = model.mixing_head(hidden_base, hidden_thought)
@@ -171,17 +169,20 @@ def _loss(
         ),
         target_mask,
         objective,
+        None if counts is None else counts.lookahead,
     )
 
     base_nll_at_target = base_nll.gather(1, source.flatten(1)).view(source.shape) * target_mask
     reward, advantage = _advantage(base_nll_at_target, talk_nll, thoughts, objective, states)
     if reinforce:
+        counted = policy_thoughts(padding, thoughts.anchor, target_mask, objective)
+        thoughts_counted = counted.sum() if counts is None else counts.thoughts
         temperature = thoughts.temperature if objective.policy_temperature is None else objective.policy_temperature
         policy_loss, nll = linear_cross_entropy(
             states.stream[:, :, : config.thought_length].flatten(0, 2),
             head.weight,
             thoughts.tokens.flatten(),
-            row_weight=_policy_weight(advantage, thoughts, target_mask, last, objective).flatten(),
+            row_weight=_policy_weight(advantage, thoughts, counted, thoughts_counted, objective).flatten(),
             temperature=temperature,
             banned=model.banned,
             **head_options,
@@ -215,25 +216,34 @@ def _gather(hidden: Tensor, index: Tensor) -> Tensor:
     return hidden[batch, index]
 
 
-def _mean_loss(cross_entropy: Callable[..., Any], mask: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+def _mean_loss(
+    cross_entropy: Callable[..., Any], mask: Tensor, objective: Objective, count: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Mean over the lookahead of the mean NLL of each lookahead's targets, 0 where there is none.
 
     Args:
         cross_entropy: One of the kernels' losses, its arguments given but for `row_weight`.
         mask: bool [..., J], where there is a target.
+        objective: Says what is counted.
+        count: [J], the number of targets at each lookahead; None: of those here.
 
     Returns:
         The differentiable loss, and the NLLs [..., J] without a gradient.
     """
-    if objective.loss_mean == "valid":
+    if objective.loss_mean == "valid" or count is not None:
         # the share of each NLL in the loss is known beforehand, and so the gradients cost no second pass
-        count = mask.flatten(0, -2).sum(0).clamp_min(1)
-        share = mask.to(torch.float64) / (count * mask.shape[-1])
+        count = mask.flatten(0, -2).sum(0) if count is None else count
+        share = mask.to(torch.float64) / (_no_zeros(count) * mask.shape[-1])
         loss, nll = cross_entropy(row_weight=share.flatten())
         return loss, nll.view(mask.shape)
     nll = cross_entropy().view(mask.shape)
     total, count = nll.flatten(0, -2).sum(0), (nll != 0).flatten(0, -2).sum(0)
-    return (total / count.clamp_min(1)).mean(), nll.detach()
+    return (total / _no_zeros(count)).mean(), nll.detach()
+
+
+def _no_zeros(count: Tensor) -> Tensor:
+    """Denominators with 1 for 0, where there is nothing to divide. A part's share of a step's may be below 1."""
+    return count.masked_fill(count == 0, 1)
 
 
 def _advantage(
@@ -255,18 +265,14 @@ def _advantage(
 
 
 def _policy_weight(
-    advantage: Tensor, thoughts: Thoughts, target_mask: Tensor, last: Tensor, objective: Objective
+    advantage: Tensor, thoughts: Thoughts, counted: Tensor, thoughts_counted: Tensor, objective: Objective
 ) -> Tensor:
     """REINFORCE: what the NLL of each thought token counts in the mean over thoughts of -advantage * log p(thought).
 
     Returns:
         [B, P, T].
     """
-    if objective.policy_positions == "valid":
-        counted = target_mask.any(-1)
-    else:
-        counted = thoughts.anchor < last - target_mask.shape[-1]
-    weight = advantage * counted / counted.sum().clamp_min(1)
+    weight = advantage * counted / _no_zeros(thoughts_counted)
     if objective.token_reduction == "mean":
         weight = weight / thoughts.tokens.shape[-1]
     return weight[..., None].expand(thoughts.tokens.shape)

@@ -15,7 +15,8 @@ from quietstar.data.batches import Batch
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.attention import ThoughtPass
 from quietstar.model.padding import read_padding
-from quietstar.objective import LearnOutput, Objective, resolve_objective
+from quietstar.objective import Counts, LearnOutput, Objective, resolve_objective
+from quietstar.objective.counts import count
 from quietstar.training.measures import Means, gain_by_difficulty, step_means, text_targets
 from quietstar.training.step import StepResult
 from quietstar_kernels import linear_cross_entropy
@@ -40,13 +41,46 @@ def compute_step(config: TrainConfig) -> ComputeStep:
     if config.training.method == "language_modeling":
         return language_modeling_step
     objective = objective_of(config.objective)
+    counts = StepCounts(config, objective)
 
     def step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
-        output = _learn(model, batch, config, objective, seed, config.training.reuse_sampling_pass)
-        metrics = {**step_means(output, batch).tensors(), "policy_loss": output.policy_loss}
-        return StepResult(output.loss, metrics, _weight(batch))
+        output = _learn(model, batch, config, objective, seed, config.training.reuse_sampling_pass, counts)
+        return StepResult(output.loss, {"policy_loss": output.policy_loss}, means=step_means(output, batch))
 
     return step
+
+
+class StepCounts:
+    """What the means of a whole optimizer step are over, for its micro-batches: their gradients then add up to those of
+    the uncut step.
+
+    Args:
+        config: Of the run.
+        objective: Says what is counted.
+    """
+
+    def __init__(self, config: TrainConfig, objective: Objective) -> None:
+        self._positions = config.model.positions
+        self._objective = objective
+        self._step: Batch | None = None
+        self._counts: Counts | None = None
+
+    def of(self, model: QuietStarForCausalLM, batch: Batch) -> Counts | None:
+        """For one micro-batch; None where its own counts do: it is the whole step, or all texts have equally many."""
+        whole = batch.step
+        chosen_by_model = self._positions.startswith("entropy")
+        if whole is None or len(whole) == len(batch) or (batch.attention_mask is None and not chosen_by_model):
+            return None
+        if whole is not self._step or self._counts is None:
+            device = batch.tokens.device
+            parts = (whole.part(first, len(batch)).to(device) for first in range(0, len(whole), len(batch)))
+            self._step, self._counts = whole, reduce(add, (self._count(model, part) for part in parts))
+        return self._counts.of_part(len(batch) / len(whole))
+
+    def _count(self, model: QuietStarForCausalLM, part: Batch) -> Counts:
+        anchor = model.choose_anchors(part.tokens, part.attention_mask, self._positions)
+        anchor = anchor.repeat_interleave(model.config.thoughts_per_position, dim=1)
+        return count(read_padding(part.tokens, part.attention_mask), anchor, model.config.lookahead, self._objective)
 
 
 def language_modeling_step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
@@ -127,6 +161,7 @@ def _learn(
     objective: Objective,
     seed: int,
     reuse_sampling_pass: bool,
+    counts: StepCounts | None = None,
 ) -> LearnOutput:
     return model.learn(
         batch.tokens,
@@ -136,6 +171,7 @@ def _learn(
         seed=seed,
         first_text=batch.first,
         texts_in_step=batch.step_size,
+        counts=None if counts is None else counts.of(model, batch),
         reuse_sampling_pass=reuse_sampling_pass,
     )
 
@@ -197,12 +233,13 @@ def _gradient_norm(model: QuietStarForCausalLM, batch: Batch, config: TrainConfi
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = next(model.parameters()).device
     parts = list(_parts(batch, config, device))
-    weights = [float(len(part)) if (weight := _weight(part)) is None else weight for part in parts]
+    counts, reuse = StepCounts(config, objective), config.training.reuse_sampling_pass
     sums: list[Tensor | None] = [None] * len(parameters)
-    for part, weight in zip(parts, weights, strict=True):
+    for part in parts:
         with torch.enable_grad():
-            reuse = config.training.reuse_sampling_pass
-            loss = _learn(model, part, config, objective, EVALUATION_SEED, reuse).loss * (weight / sum(weights))
+            output = _learn(model, part, config, objective, EVALUATION_SEED, reuse, counts)
+            loss = output.loss * (len(part) / len(batch))
+            del output
         found: list[Tensor | None] = list(torch.autograd.grad(loss, parameters, allow_unused=True))
         del loss
         for index, gradient in enumerate(found):

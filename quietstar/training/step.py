@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quietstar.config import TrainingOptions
 from quietstar.data.batches import Batch
 from quietstar.errors import DataError, NonFiniteError, OutOfMemoryError
+from quietstar.training.measures import Means
 from quietstar.training.optimizer import build_optimizer
 from quietstar.training.out_of_memory import is_out_of_memory
 from quietstar.training.record import WeightedMeans
@@ -37,6 +38,7 @@ class StepResult:
     Args:
         loss: Differentiable scalar: a mean over what the micro-batch is trained on.
         metrics: Scalars to report, averaged like the loss.
+        means: More metrics, with the counts that they are means over.
         weight: How much the mean counts against those of the other micro-batches of the step: the number of things that
             it is a mean over. None: the number of texts, which is right when every text has equally many of them.
     """
@@ -44,6 +46,7 @@ class StepResult:
     loss: Tensor
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
     weight: float | None = None
+    means: Means | None = None
 
 
 class OptimizerStep(Generic[ModelT]):
@@ -118,6 +121,7 @@ class OptimizerStep(Generic[ModelT]):
     def _try(self, step: int, batch: Batch) -> dict[str, float] | None:
         options = self._options
         means = WeightedMeans()
+        measured: Means | None = None
         size = self._size(len(batch))
         for micro_index, first in enumerate(range(0, len(batch), size)):
             part = batch.part(first, size).to(self._device)
@@ -125,10 +129,13 @@ class OptimizerStep(Generic[ModelT]):
             result = self._compute_step(self._model, part, thought_seed(options.seed, step))
             weight = float(len(part)) if result.weight is None else result.weight
             refuse_reserved(result.metrics, RESERVED)
+            if result.means is not None:
+                measured = result.means if measured is None else measured + result.means
             (result.loss * (weight / len(batch))).backward()
             self.optimizer.collect_gradients()
             values = as_floats({"loss": result.loss, **result.metrics})
-            for name, value in values.items():
+            found = values if result.means is None else values | result.means.floats()
+            for name, value in found.items():
                 if not math.isfinite(value):
                     raise self._non_finite(step, name, value, part, f"micro-batch {micro_index + 1} of the step")
             means.add(values, weight)
@@ -140,7 +147,8 @@ class OptimizerStep(Generic[ModelT]):
         if means.weight != len(batch):
             self.optimizer.scale_gradients(len(batch) / means.weight)
         norms = self.optimizer.gradient_norms()
-        values = means.values() | {name: float(norm) for name, norm in norms.items()}
+        values = means.values() if measured is None else means.values() | measured.floats()
+        values |= {name: float(norm) for name, norm in norms.items()}
         for name in norms:
             if not math.isfinite(values[name]):
                 where = f"first in parameter {self.optimizer.first_non_finite_gradient(name)}"
@@ -205,7 +213,9 @@ def as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
     """The metrics as numbers."""
     tensors = {name: value.detach().double() for name, value in metrics.items() if isinstance(value, Tensor)}
     # all at once: on a GPU each number that is fetched by itself waits for everything queued before it
-    values = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
+    device = next((tensor.device for tensor in tensors.values() if tensor.device.type != "cpu"), torch.device("cpu"))
+    together = [tensor.to(device).reshape(()) for tensor in tensors.values()]
+    values = dict(zip(tensors, torch.stack(together).tolist(), strict=True)) if tensors else {}
     return {name: values[name] if name in values else float(value) for name, value in metrics.items()}
 
 

@@ -27,7 +27,7 @@ def config(positions: str = "entropy:2", objective: ObjectiveOptions | None = No
 
 
 def whole(ids: Tensor, mask: Tensor | None = None) -> Batch:
-    return Batch(ids, mask, [""] * len(ids), 0, len(ids))
+    return Batch(ids, mask, [""] * len(ids))
 
 
 def measure(model: Any, ids: Tensor, **options: Any) -> tuple[Any, dict[str, float]]:
