@@ -12,6 +12,7 @@ the plan says, in the same process, without having seen any of it.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import tempfile
 import warnings
@@ -170,6 +171,7 @@ def measure(case: Case) -> dict[str, int]:
         return result
 
     compute = compute_step(config)
+    gc.collect()  # what earlier cases left must not be freed while this one is measured
     with (
         tempfile.TemporaryDirectory() as out,
         _quiet(),

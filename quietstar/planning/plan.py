@@ -96,7 +96,7 @@ def make_plan(config: TrainConfig, gpu: Gpu | None) -> Plan:
     suggestions = []
     if trace.peak.total() > memory:
         suggestions = suggest(config, memory, lambda changed: trace_model(changed, base, backend).peak.total())
-    return Plan(config, source, gpu, memory, _parameters(config, base), trace, suggestions)
+    return Plan(config, source, gpu, memory, parameters_of(config, base), trace, suggestions)
 
 
 def usable_memory(gpu: Gpu) -> int:
@@ -112,7 +112,8 @@ def fitting_gpus(trace: Trace) -> dict[str, tuple[bool, float]]:
     }
 
 
-def _parameters(config: TrainConfig, base: PreTrainedConfig) -> Parameters:
+def parameters_of(config: TrainConfig, base: PreTrainedConfig) -> Parameters:
+    """Counts the parameters of a run's model."""
     with HollowTensors(Ledger(), {}):
         return count_parameters(hollow_model(config, base))
 

@@ -92,10 +92,10 @@ def _single_changes(config: TrainConfig) -> Iterator[Changes]:
 
 
 def _micro_batches(config: TrainConfig, changes: Changes, limit: int, peak: Peak) -> list[tuple[Changes, int]]:
-    """The largest smaller micro-batch that fits, if one does."""
+    """The largest micro-batch that fits with other changes, if one does; without any, a smaller one than now."""
     batch = config.training.batch_size
     now = config.training.micro_batch_size or batch
-    sizes = [size for size in range(1, now) if batch % size == 0]
+    sizes = [size for size in range(1, now + bool(changes)) if batch % size == 0]
     best: list[tuple[Changes, int]] = []
     while sizes:  # more texts take more memory
         middle = len(sizes) // 2 if best else 0  # often not even the smallest fits

@@ -1,0 +1,91 @@
+"""What is suggested fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from transformers import MistralConfig
+
+from quietstar.config import TrainConfig
+from quietstar.errors import ConfigError
+from quietstar.planning.extrapolate import trace_model
+from quietstar.planning.suggestions import Suggestion, suggest, with_changes
+
+Run = Callable[..., TrainConfig]
+
+
+def bytes_of(config: TrainConfig) -> int:
+    """A run whose weights take 100, each text of a micro-batch 10 a token of length, the moments 200 or 50."""
+    moments = 200 if config.training.optimizer == "adamw" else 50
+    if config.finetuning.lora_rank:
+        moments = 2
+    texts = config.training.micro_batch_size or config.training.batch_size
+    share = 0.25 if config.model.positions.startswith("entropy") else 1.0
+    return round(100 + moments + 10 * texts * config.data.length * share)
+
+
+def changes_of(found: list[Suggestion]) -> list[dict[str, object]]:
+    return [one.changes for one in found]
+
+
+def test_the_largest_micro_batch_that_fits_is_found(run: Run) -> None:
+    config = run(training__batch_size=12)
+    asked: list[int | None] = []
+
+    def peak(config: TrainConfig) -> int:
+        asked.append(config.training.micro_batch_size)
+        return bytes_of(config)
+
+    found = suggest(config, 300 + 10 * 8 * 5, peak)
+    assert found[0].changes == {"training.micro_batch_size": 4}
+    assert found[0].total == 300 + 10 * 8 * 4
+    assert str(found[0]) == "--training.micro_batch_size 4"
+    assert {1, 4, 6} <= set(asked)  # the next larger one was tried
+
+
+def test_single_changes_that_fit_are_all_named(run: Run) -> None:
+    found = suggest(run(training__batch_size=4), 400, bytes_of)
+    assert changes_of(found) == [
+        {"training.micro_batch_size": 1},
+        {"model.positions": "entropy:0.25"},
+    ]
+
+
+def test_changes_are_joined_where_no_single_one_is_enough(run: Run) -> None:
+    (found,) = suggest(run(training__batch_size=4), 145, bytes_of)
+    assert found.changes == {
+        "training.micro_batch_size": 2,  # the largest that fits with the others
+        "training.optimizer": "adamw_8bit",
+        "model.positions": "entropy:0.25",
+        "finetuning.lora_rank": 16,
+    }
+    assert found.total == 100 + 2 + 10 * 2 * 8 // 4
+
+
+def test_nothing_is_suggested_where_nothing_helps(run: Run) -> None:
+    assert suggest(run(training__batch_size=4), 101, bytes_of) == []
+
+
+def test_a_plan_that_does_not_fit_suggests_what_does(run: Run, small: Callable[..., MistralConfig]) -> None:
+    config = run(
+        model__path="in memory",
+        training__method="language_modeling",
+        training__batch_size=4,
+        training__optimizer="adamw_8bit",
+        finetuning__gradient_checkpointing=True,
+        finetuning__freeze="base.model.embed_tokens.*",
+        data__length=64,
+    )
+
+    def peak(config: TrainConfig) -> int:
+        return trace_model(config, small(), "cuda").peak.total()
+
+    found = suggest(config, peak(config) - 1, peak)
+    assert changes_of(found) == [{"training.micro_batch_size": 2}, {"data.length": 32}]
+    assert [peak(with_changes(config, one.changes)) for one in found] == [one.total for one in found]
+
+
+def test_changes_are_checked(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"training\.micro_batch_size"):
+        with_changes(run(training__batch_size=4), {"training.micro_batch_size": 3})

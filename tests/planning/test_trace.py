@@ -1,0 +1,143 @@
+"""What a step takes, by kind and by part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from transformers import Gemma2Config, MistralConfig
+
+from quietstar.config import TrainConfig
+from quietstar.planning import kernels
+from quietstar.planning.extrapolate import trace_model
+from quietstar.planning.trace import (
+    ACTIVATIONS,
+    GRADIENTS,
+    KEYS_VALUES,
+    KINDS,
+    LAYER_INPUTS,
+    OPTIMIZER,
+    PARTS,
+    RECOMPUTE,
+    RECOMPUTING,
+    TALK,
+    THINK,
+    WEIGHTS,
+    Trace,
+    trace_step,
+)
+
+Small = Callable[..., MistralConfig]
+Run = Callable[..., TrainConfig]
+
+L, P, S, E, LAYERS = 8, 7 * 2, 2 + 2 + 2 - 1, 32, 2
+"""Of the runs below: text, streams, stream length, width, layers."""
+
+
+@pytest.fixture(scope="module")
+def default(small: Small, run: Run) -> Trace:
+    return trace_step(run(), small(), "cpu")
+
+
+def test_kinds_and_parts_are_all_named(default: Trace) -> None:
+    assert {kind for kind, size in default.largest.items() if size} <= KINDS.keys()
+    assert default.work.keys() <= set(PARTS)
+
+
+def test_the_recording_and_the_cache_have_their_shapes(default: Trace) -> None:
+    # the text's outputs of one layer more: the recording is moved to where it has room for the streams
+    assert LAYERS * (L + P * S) * E * 4 <= default.largest[LAYER_INPUTS] <= LAYERS * (2 * L + P * S) * E * 4
+    keys_and_values = 2 * 2 * (E // 4)  # two heads of a quarter of the width
+    assert default.largest[KEYS_VALUES] == LAYERS * (L + P * S) * keys_and_values * 4
+
+
+def test_every_trained_weight_gets_a_gradient_and_two_moments(default: Trace) -> None:
+    trained = default.largest[GRADIENTS]
+    assert default.standing[OPTIMIZER] == pytest.approx(2 * trained, rel=0.01)  # and a step count each
+    assert default.standing[WEIGHTS] == pytest.approx(trained, rel=0.01)  # and rotary frequencies
+
+
+def test_reusing_the_sampling_pass_trades_activations_for_a_recompute(small: Small, run: Run, default: Trace) -> None:
+    two_passes = trace_step(run(training__reuse_sampling_pass=False), small(), "cpu")
+    assert default.largest[RECOMPUTE] > 0 == default.largest[ACTIVATIONS]
+    assert two_passes.largest[ACTIVATIONS] > two_passes.largest[RECOMPUTE] == 0
+    assert default.flops(RECOMPUTING) == two_passes.flops(TALK) > 0
+    assert default.flops(TALK) == two_passes.flops(RECOMPUTING) == 0
+    assert two_passes.kept.total() > default.kept.total()
+
+
+def test_text_and_stream_tokens_are_those_of_the_whole_step(small: Small, run: Run, default: Trace) -> None:
+    step = trace_step(run(training__batch_size=6, training__micro_batch_size=2), small(), "cuda")
+    assert (default.text_tokens, default.stream_tokens) == (L, P * S)
+    assert (step.text_tokens, step.stream_tokens, step.micro_batches) == (6 * L, 6 * P * S, 3)
+    assert step.flops(THINK) == pytest.approx(6 * default.flops(THINK), rel=0.05)  # a CPU multiplies hidden keys too
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "training__method": "language_modeling",
+            "model__dtype": "bfloat16",
+            "training__batch_size": 3,
+            "training__micro_batch_size": 1,
+        },
+        {"finetuning__lora_rank": 2, "model__thought_length": 1},
+    ],
+    ids=["micro-batches", "adapters"],
+)
+def test_a_deep_model_follows_exactly_from_two_shallow_ones(small: Small, run: Run, options: dict[str, Any]) -> None:
+    config, deep = run(**options), small(num_hidden_layers=4)
+    assert_same(trace_model(config, deep, "cuda"), trace_step(config, deep, "cuda"))
+
+
+def test_layers_that_take_turns_are_counted_in_turns(run: Run) -> None:
+    gemma2 = Gemma2Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=100,
+        sliding_window=6,
+    )
+    config = run(training__method="language_modeling")
+    assert_same(trace_model(config, gemma2, "cpu"), trace_step(config, gemma2, "cpu"))
+
+
+def assert_same(found: Trace, expected: Trace) -> None:
+    def some(counts: Counter[str]) -> dict[str, int]:
+        return {kind: size for kind, size in counts.items() if size}
+
+    for name in ("standing", "kept", "peak", "largest"):
+        assert some(getattr(found, name)) == some(getattr(expected, name)), name
+    assert found.peak_time == expected.peak_time
+    assert found.work.keys() == expected.work.keys()
+    for part in expected.work:
+        assert found.flops(part) == expected.flops(part)
+        for value in ("flops", "bytes"):
+            assert sum(getattr(w, value) * n for w, n in found.work[part].items()) == pytest.approx(
+                sum(getattr(w, value) * n for w, n in expected.work[part].items())
+            )
+
+
+def test_what_is_kept_is_the_same_on_a_gpu(small: Small, run: Run, default: Trace) -> None:
+    """In float32 the Triton kernels keep what the PyTorch ones do; between products they take less."""
+    gpu = trace_step(run(), small(), "cuda")
+    assert gpu.kept.total() == pytest.approx(default.kept.total(), rel=1e-3)
+    assert gpu.standing == default.standing
+    assert gpu.largest[kernels.LOGITS] < default.largest[kernels.LOGITS]
+    assert gpu.flops(kernels.LOSS_HEAD) == pytest.approx(default.flops(kernels.LOSS_HEAD), rel=0.2)
+
+
+def test_moments_of_eight_bits_take_a_quarter(small: Small, run: Run) -> None:
+    config = run(training__method="language_modeling")
+    eight, full = (
+        trace_step(replace(config, training=replace(config.training, optimizer=name)), small(vocab_size=4096), "cpu")
+        for name in ("adamw_8bit", "adamw")
+    )
+    assert 0.25 < eight.standing[OPTIMIZER] / full.standing[OPTIMIZER] < 0.35  # small tensors keep float32 moments
