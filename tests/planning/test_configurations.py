@@ -25,7 +25,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_well_known_models_have_theparameters_of_that_they_are_known_for(
+def test_well_known_models_have_the_parameters_that_they_are_known_for(
     name: str, run: Callable[..., TrainConfig]
 ) -> None:
     config = run(model__path=name, model__dtype="bfloat16")
