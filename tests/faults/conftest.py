@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from quietstar.textbook.character_model import character_tokenizer
 from tests.faults.launch import REPOSITORY, Zygote
 from tests.faults.runs import Runs, arguments
+from tests.faults.shards import write_shards
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = "".join(rng.choice("0123456+=,\n") for _ in range(rng.randint(8, 24)))
             file.write(json.dumps({"text": f"1{text}"}) + "\n")
     return directory
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `write_shards`."""
+    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 def make_model(directory: Path) -> None:

@@ -322,6 +322,20 @@ def no_memory_optimizer(number: int) -> None:
 
 
 @_fault
+def no_memory_copy() -> None:
+    """No tensor can be copied for a checkpoint."""
+    to = Tensor.to
+
+    def hungry(tensor: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        if CLOCK.begun and arguments == ("cpu",) and keywords == {"copy": True}:
+            torch.empty(1 << 50)
+        return to(tensor, *arguments, **keywords)
+
+    CLOCK.wind()
+    Tensor.to = hungry
+
+
+@_fault
 def full_disk(first: int, last: int, size: int) -> None:
     """From micro-batch `first` to `last`, and no save is being written, no file can grow beyond `size` bytes."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -342,3 +356,34 @@ def no_privileges() -> None:
     nothing = (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, nothing):
         raise OSError(ctypes.get_errno(), "capset")
+
+
+# -- bystanders --------------------------------------------------------------------------------------------------------
+
+
+@_fault
+def no_messages() -> None:
+    """Nobody reads what this process writes to stderr: the pipe is closed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 2)
+
+
+@_fault
+def failing_logger(micro_batch: int) -> None:
+    """TensorBoard fails from a micro-batch on, and when it is closed."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    add_scalar = SummaryWriter.add_scalar
+
+    def failing(writer: SummaryWriter, *arguments: Any) -> None:
+        if CLOCK.begun >= micro_batch:
+            raise RuntimeError("the logger's own fault")
+        add_scalar(writer, *arguments)
+
+    def fail(writer: SummaryWriter) -> None:
+        raise RuntimeError("the logger's own fault")
+
+    CLOCK.wind()
+    SummaryWriter.add_scalar = failing
+    SummaryWriter.close = fail

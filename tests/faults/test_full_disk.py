@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Runs, assert_same_end, events, happened, lines, newest, steps
+from tests.faults.runs import Runs, assert_same_end, events, happened, lines, newest, state, steps
 
 SMALL = 100
 """Bytes: no file of a run is smaller, so none can be written or grow."""
@@ -43,6 +43,17 @@ def test_the_last_checkpoint_has_to_be_written(runs: Runs, tmp_path: Path) -> No
     assert "the checkpoint of step 8 could not be written" in text and steps(tmp_path) == [4, 6]
     runs.run(tmp_path)
     assert_same_end(tmp_path, runs.whole())
+
+
+def test_a_checkpoint_that_was_not_written_is_not_the_best(runs: Runs, tmp_path: Path) -> None:
+    """Step 2 has the smallest loss here, and step 6 the next one."""
+    options = {"training__keep_best": "true", "training__keep_checkpoints": 1, "training__eval_every": 2}
+    options |= {"training__learning_rate": 0.3, "training__warmup_steps": 8, "training__steps": 6}
+    fault = ("full_disk", 3, 7, _model_does_not_fit(runs))
+    runs.run(tmp_path, fault, training__on_save_failure="continue", **options)
+    losses = {line["step"]: line["loss"] for line in lines(tmp_path) if line["split"] == "eval"}
+    assert losses[2] < losses[6] < losses[4]
+    assert state(newest(tmp_path))["record"]["best_saved_step"] == 6 and steps(tmp_path) == [6]
 
 
 def test_a_signal_with_a_full_disk(runs: Runs, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.runs import Runs, assert_same_end, steps
+from tests.faults.shards import stream_options
 
 STEP = "step-00000006"
 WRITTEN = ("config.json", "generation_config.json", "tokenizer_config.json", "state.json", "MANIFEST.json")
@@ -74,13 +76,13 @@ def test_power_loss_in_a_save(runs: Runs, tmp_path: Path, stage: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_kill_at_random_moments(runs: Runs, tmp_path: Path, seed: int) -> None:
-    """Five kills each, at times of any length up to that of a whole run."""
-    changes = (
-        {},
+def test_kill_at_random_moments(runs: Runs, tmp_path: Path, shards: Path, seed: int) -> None:
+    """Five kills each, after times of up to that of a whole run."""
+    changes: dict[str, Any] = (
+        {"training__report": "true"},
         {"data__packing": "separate", "training__micro_batch_size": 1},
-        {"data__packing": "crop", "training__seed": 1},
-        {"training__reuse_sampling_pass": "false", "model__positions": "entropy:0.5"},
+        {"data__packing": "crop", "model__positions": "entropy:0.5", "training__reuse_sampling_pass": "false"},
+        stream_options(shards, "parquet"),
     )[seed]
     whole = runs.whole(**changes)
     started = time.monotonic()

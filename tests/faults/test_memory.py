@@ -85,3 +85,9 @@ def test_weights_that_may_be_half_changed_are_not_used(runs: Runs, tmp_path: Pat
     assert steps(tmp_path) == [2]
     runs.run(tmp_path)
     assert_same_end(tmp_path, runs.whole())
+
+
+def test_without_room_for_a_copy_training_waits_for_the_checkpoint(runs: Runs, tmp_path: Path) -> None:
+    runs.run(tmp_path, ("no_memory_copy",))
+    assert happened(tmp_path) == [(step, "not_copied") for step in (2, 4, 6, 8)]
+    assert_same_end(tmp_path, runs.whole())

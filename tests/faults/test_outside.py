@@ -154,7 +154,7 @@ def test_code_that_a_checkpoint_names_never_runs(runs: Runs, tmp_path: Path) -> 
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "modeling_own.C"}}))
     files = {path.name: _describe(path) for path in checkpoint.iterdir() if path.name != "MANIFEST.json"}
-    (checkpoint / "MANIFEST.json").write_text(json.dumps({"format": 1, "files": files}))
+    (checkpoint / "MANIFEST.json").write_text(json.dumps({"format": 2, "files": files}))
     runs.run(run)
     assert_same_end(run, runs.whole())
     runs.run(tmp_path / "again", model__path=newest(runs.whole()), training__steps=1)

@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import random
 import shutil
 from pathlib import Path
-from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from tests.faults.runs import Runs, assert_same_end, happened, lines, newest, state, steps
-
-KINDS: dict[str, dict[str, Any]] = {
-    "jsonl": {"data__packing": "joined", "data__workers": 0, "data__shuffle_rows": 1},
-    "jsonl.gz": {"data__packing": "crop", "data__workers": 2, "data__shuffle_rows": 4},
-    "parquet": {"data__packing": "separate", "data__workers": 2, "data__shuffle_rows": 4},
-}
-
-
-def _options(shards: Path, kind: str) -> dict[str, Any]:
-    return {"data__source": "stream", "data__path": shards / kind, "training__eval_every": 0} | KINDS[kind]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards of 10 rows in each format: less text than a run reads, so that it begins again."""
-    directory = tmp_path_factory.mktemp("shards")
-    rng = random.Random(0)
-    for kind in KINDS:
-        (directory / kind).mkdir()
-    for number in range(3):
-        texts = ["".join(rng.choice("0123456+=,\n") for _ in range(rng.randint(6, 24))) + "=" for _ in range(10)]
-        content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        (directory / "jsonl" / f"{number}.jsonl").write_text(content)
-        (directory / "jsonl.gz" / f"{number}.jsonl.gz").write_bytes(gzip.compress(content.encode()))
-        table = pyarrow.table({"text": pyarrow.array(texts, pyarrow.string())})
-        pyarrow.parquet.write_table(table, directory / "parquet" / f"{number}.parquet", row_group_size=4)
-    return directory
+from tests.faults.shards import KINDS, stream_options
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kill_and_resume(runs: Runs, tmp_path: Path, shards: Path, kind: str) -> None:
     """In step 2 before any checkpoint, and in the first micro-batch of steps 4 and 7."""
-    options = _options(shards, kind)
+    options = stream_options(shards, kind)
     for micro_batch in (3, 7, 5):
         assert runs.launch(tmp_path, ("send", micro_batch, "SIGKILL"), **options).wait() == -9
     runs.run(tmp_path, **options)
@@ -57,7 +26,7 @@ def test_kill_and_resume(runs: Runs, tmp_path: Path, shards: Path, kind: str) ->
 @pytest.mark.parametrize("step", [1, 3, 4, 5])
 def test_resume_at_any_step(runs: Runs, tmp_path: Path, shards: Path, step: int) -> None:
     """With another number of workers, which read ahead of what is trained on."""
-    options = _options(shards, "parquet")
+    options = stream_options(shards, "parquet")
     run = runs.stopped_after(step, tmp_path / "run", **options)
     runs.run(run, **options | {"data__workers": 1})
     assert_same_end(run, runs.whole(**options))
@@ -66,7 +35,7 @@ def test_resume_at_any_step(runs: Runs, tmp_path: Path, shards: Path, step: int)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_inside_an_accumulation(runs: Runs, tmp_path: Path, shards: Path, workers: int) -> None:
     """The texts of the step that was begun are read again."""
-    options = _options(shards, "jsonl.gz") | {"data__workers": workers}
+    options = stream_options(shards, "jsonl.gz") | {"data__workers": workers}
     runs.run(tmp_path, ("send", 7, "SIGTERM"), expect=143, **options)
     assert steps(tmp_path) == [2, 3]
     runs.run(tmp_path, **options)
@@ -74,7 +43,7 @@ def test_a_signal_inside_an_accumulation(runs: Runs, tmp_path: Path, shards: Pat
 
 
 def test_rollback(runs: Runs, tmp_path: Path, shards: Path) -> None:
-    options = _options(shards, "parquet") | {"training__on_non_finite": "rollback"}
+    options = stream_options(shards, "parquet") | {"training__on_non_finite": "rollback"}
     runs.run(tmp_path, ("bad_gradient", 8, 8, "nan"), **options)
     assert happened(tmp_path) == [(4, "rollback")]
     assert_same_end(tmp_path, runs.whole(**options))
@@ -82,7 +51,7 @@ def test_rollback(runs: Runs, tmp_path: Path, shards: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["state.json", "optimizer.safetensors"])
 def test_a_checkpoint_that_does_not_know_its_place(runs: Runs, tmp_path: Path, shards: Path, missing: str) -> None:
-    options = _options(shards, "jsonl")
+    options = stream_options(shards, "jsonl")
     run = runs.stopped_after(3, tmp_path / "run", **options)
     for step in (1, 2):
         shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
@@ -95,7 +64,7 @@ def test_a_checkpoint_that_does_not_know_its_place(runs: Runs, tmp_path: Path, s
 def test_other_shards_are_another_run(runs: Runs, tmp_path: Path, shards: Path) -> None:
     copy, run = tmp_path / "shards", tmp_path / "run"
     shutil.copytree(shards, copy)
-    options = _options(copy, "jsonl")
+    options = stream_options(copy, "jsonl")
     runs.run(run, ("send", 9, "SIGTERM"), expect=143, **options)
     with (copy / "jsonl" / "1.jsonl").open("a") as file:
         file.write(json.dumps({"text": "1+1=2,2+2=4"}) + "\n")
@@ -117,7 +86,7 @@ def bad_shards(shards: Path, tmp_path: Path) -> Path:
 
 
 def test_a_bad_row_stops_the_run(runs: Runs, tmp_path: Path, bad_shards: Path) -> None:
-    text = runs.run(tmp_path / "run", expect=2, **_options(bad_shards, "jsonl"))
+    text = runs.run(tmp_path / "run", expect=2, **stream_options(bad_shards, "jsonl"))
     assert f"error: {bad_shards}/jsonl/" in text and ":5: not " in text and "Traceback" not in text
 
 
@@ -125,7 +94,7 @@ def test_a_bad_row_stops_the_run(runs: Runs, tmp_path: Path, bad_shards: Path) -
 def test_skipped_rows_are_counted_once_however_often_a_run_is_killed(
     runs: Runs, tmp_path: Path, bad_shards: Path, workers: int
 ) -> None:
-    options = _options(bad_shards, "jsonl") | {"data__on_bad_row": "skip", "data__workers": workers}
+    options = stream_options(bad_shards, "jsonl") | {"data__on_bad_row": "skip", "data__workers": workers}
     run = tmp_path / "run"
     for micro_batch in (3, 9, 5):
         assert runs.launch(run, ("send", micro_batch, "SIGKILL"), **options).wait() == -9
@@ -138,7 +107,7 @@ def test_skipped_rows_are_counted_once_however_often_a_run_is_killed(
 
 
 def test_skipping_is_capped(runs: Runs, tmp_path: Path, bad_shards: Path) -> None:
-    options = _options(bad_shards, "jsonl") | {"data__on_bad_row": "skip", "data__max_bad_rows": 1}
+    options = stream_options(bad_shards, "jsonl") | {"data__on_bad_row": "skip", "data__max_bad_rows": 1}
     text = runs.run(tmp_path / "run", expect=2, **options)
     assert "error: 2 rows cannot be used, more than data.max_bad_rows allows (1)" in text
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import torch
@@ -73,8 +73,9 @@ def _fork(request: dict[str, Any]) -> int:
         traceback.print_exc()
     finally:
         threading._shutdown()  # as at the end of any Python process: it waits for the threads
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
 
 
