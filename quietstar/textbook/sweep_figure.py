@@ -13,6 +13,9 @@ Panel = Mapping[str, Sequence[float]]
 
 VARIED, STANDARD = "#0072B2", "#D55E00"  # blue and vermilion look different to colour-blind eyes too
 MOST_COLUMNS = 3
+LOG_FROM = 4.0
+"""Ratio of the largest to the smallest NLL from which the axis is logarithmic."""
+SMALLEST = 1e-6
 
 
 def draw_sweep(panels: Mapping[str, Panel], defaults: Mapping[str, str], file: Path) -> bool:
@@ -33,6 +36,7 @@ def draw_sweep(panels: Mapping[str, Panel], defaults: Mapping[str, str], file: P
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     columns = min(MOST_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -47,10 +51,11 @@ def draw_sweep(panels: Mapping[str, Panel], defaults: Mapping[str, str], file: P
             color = STANDARD if standard else VARIED
             mean = estimate(nlls)
             if mean.low is not None and mean.high is not None:
-                axis.plot([place, place], [mean.low, mean.high], color=color, lw=2, solid_capstyle="butt")
+                ends = [max(mean.low, SMALLEST), mean.high]
+                axis.plot([place, place], ends, "-_", color=color, lw=1.8, ms=9, mew=1.8)
             offsets = [0.16 + 0.07 * index for index in range(len(nlls))]
             axis.scatter([place + offset for offset in offsets], nlls, s=16, facecolor="none", edgecolor="0.35", lw=0.9)
-            axis.plot(place, mean.mean, "D" if standard else "o", color=color, ms=8)
+            axis.plot(place, mean.mean, "D" if standard else "o", color=color, ms=5.5)
         axis.axhline(math.log(7), color="0.4", lw=0.8, ls=":")
         axis.set_xticks(range(len(panel)), panel)
         axis.set_xlim(-0.5, len(panel) - 0.5 + 0.07 * seeds)
@@ -58,13 +63,23 @@ def draw_sweep(panels: Mapping[str, Panel], defaults: Mapping[str, str], file: P
         axis.grid(axis="y", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelleft=True)
-    low, high = _range(panels)
+    nlls = [math.log(7), *(nll for panel in panels.values() for seeds in panel.values() for nll in seeds)]
+    low, high = max(min(nlls), SMALLEST), max(nlls)
+    # All seeds are shown. An interval may be cut off: of a few seeds that disagree it can be wider than any NLL.
+    if high / low > LOG_FROM:  # or what works, and how well, would lie in one place
+        grid[0][0].set_yscale("log")
+        grid[0][0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        grid[0][0].yaxis.set_major_formatter("{x:g}")
+        grid[0][0].yaxis.set_minor_formatter(NullFormatter())
+        grid[0][0].set_ylim(low / 1.3, high * 1.3)
+    else:
+        margin = 0.02 + 0.3 * (high - low)
+        grid[0][0].set_ylim(low - margin, high + margin)
     for row in grid:
-        row[0].set_ylim(low, high)
         row[0].set_ylabel("answer NLL with thought (nats)")
     handles = [
-        Line2D([], [], color=VARIED, marker="o", lw=0, ms=8, label="value"),
-        Line2D([], [], color=STANDARD, marker="D", lw=0, ms=8, label="the default's value"),
+        Line2D([], [], color=VARIED, marker="o", lw=0, ms=5.5, label="value"),
+        Line2D([], [], color=STANDARD, marker="D", lw=0, ms=5.5, label="the default's value"),
         Line2D([], [], color="0.35", marker="o", markerfacecolor="none", lw=0, ms=4, label="a seed"),
         Line2D([], [], color="0.4", lw=0.8, ls=":", label="chance"),
     ]
@@ -74,10 +89,3 @@ def draw_sweep(panels: Mapping[str, Panel], defaults: Mapping[str, str], file: P
     figure.savefig(file, dpi=130)
     plt.close(figure)
     return True
-
-
-def _range(panels: Mapping[str, Panel]) -> tuple[float, float]:
-    """Shows every seed. An interval may leave it: with few seeds that disagree it can be wider than any NLL."""
-    nlls = [math.log(7), *(nll for panel in panels.values() for seeds in panel.values() for nll in seeds)]
-    margin = max(0.01, 0.12 * (max(nlls) - min(nlls)))
-    return min(nlls) - margin, max(nlls) + margin
