@@ -24,15 +24,15 @@ UNLIKE = ("first_k_dense_replace", "mlp_only_layers", "decoder_sparse_step", "ma
 def trace_model(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Trace:
     """`trace_step`, with as few layers as tell it all."""
     text: Any = base.text_config if isinstance(base, QuietStarConfig) else base
-    layers, period = int(text.num_hidden_layers), _period(text)
+    layers, period = int(text.num_hidden_layers), period_of(text)
     few = 2 * period + (layers - 2 * period) % period
     if layers <= few + period or config.finetuning.freeze.strip():
         return trace_step(config, base, backend)
     short, long = (trace_step(config, _with_layers(base, count), backend) for count in (few, few + period))
-    return _extrapolate(short, long, few, period, layers)
+    return extrapolate(short, long, few, period, layers)
 
 
-def _period(text: Any) -> int:
+def period_of(text: Any) -> int:
     """After how many layers their kinds repeat; all of them if it is not known."""
     layers = int(text.num_hidden_layers)
     if any(getattr(text, name, None) and getattr(text, name) != 1 for name in UNLIKE):
@@ -50,7 +50,16 @@ def _with_layers(base: PreTrainedConfig, count: int) -> PreTrainedConfig:
     return base
 
 
-def _extrapolate(short: Trace, long: Trace, few: int, period: int, layers: int) -> Trace:
+def extrapolate(short: Trace, long: Trace, few: int, period: int, layers: int) -> Trace:
+    """The trace of a model of many layers.
+
+    Args:
+        short: Of a model of `few` layers.
+        long: Of one of `period` more.
+        few: Layers, at least two periods of them.
+        period: After how many layers their kinds repeat.
+        layers: Of the model; `few` and a multiple of the period.
+    """
     steps = (layers - few) // period
 
     def extend(a: dict[KeyT, Any], b: dict[KeyT, Any]) -> dict[KeyT, Any]:

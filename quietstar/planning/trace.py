@@ -151,7 +151,7 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
         for replacement in watch.replacements(backend):
             stack.enter_context(replacement)
         if options.method == "language_modeling":
-            stepper.run(1, batch)  # after which only what has a gradient has moments
+            stepper.run(1, batch.part(0, size))  # after which only what has a gradient has moments
         watch.kept = Counter()
         standing = ledger.alive.copy()
         ledger.restart()

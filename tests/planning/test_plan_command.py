@@ -12,6 +12,8 @@ from transformers import MistralConfig
 from quietstar.errors import ConfigError
 from quietstar.plan import main, split_arguments
 
+SHORT = ["--model.thought_length", "2", "--model.lookahead", "2"]
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., MistralConfig]) -> str:
@@ -24,7 +26,7 @@ def test_a_plan_needs_no_weights_and_no_text(
     directory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "plan.json"
-    arguments = ["--model.path", directory, "--data.length", "16", "--training.batch_size", "2"]
+    arguments = ["--model.path", directory, *SHORT, "--data.length", "16", "--training.batch_size", "2"]
     assert main([*arguments, "--gpu", "H200", f"--json={file}"]) == 0
     text = capsys.readouterr().out
     found = json.loads(file.read_text())
@@ -32,13 +34,13 @@ def test_a_plan_needs_no_weights_and_no_text(
     assert found["fits"] is True and found["device"] == "H200" and found["suggestions"] == []
     memory = found["memory"]
     assert sum(memory["at_the_peak"].values()) == memory["total"] > memory["activations"] > 0
-    assert found["tokens"] == {"text": 32, "streams": 2 * 15 * 2 * 13}
+    assert found["tokens"] == {"text": 32, "streams": 2 * 15 * 2 * 5}
     assert set(found["seconds"]) == set(found["flops"])
     assert f"base {found['parameters']['base']:,}" in text
 
 
 def test_without_a_gpu_the_cpu_is_planned_for(directory: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model.path", directory, "--data.length", "16", "--training.device", "cpu"]) == 0
+    assert main(["--model.path", directory, *SHORT, "--data.length", "8", "--training.device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "this machine's CPU" in text and "--gpu NAME plans for a GPU" in text
     assert "expected" not in text
@@ -76,8 +78,7 @@ def test_a_wrong_argument_is_one_line(
     arguments: list[str], message: str, directory: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     preset = ["--preset", "plain"] if "model.path" in message else ["--model.path", directory, "--data.length", "8"]
-    short = ["--model.thought_length", "2", "--model.lookahead", "2"]
-    assert main([*preset, *short, "--gpu", "L4", *arguments]) == 2
+    assert main([*preset, *SHORT, "--gpu", "L4", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
