@@ -170,7 +170,7 @@ class TrainingOptions:
 
     Args:
         method: `quietstar`, or `language_modeling`: the plain next-token loss, as a control.
-        steps: Optimizer steps.
+        steps: Optimizer steps. A run can be resumed with more of them; its schedule then follows the new number.
         batch_size: Texts per optimizer step.
         micro_batch_size: Texts per forward and backward pass, to save memory; divides batch_size. Null: all at once.
         learning_rate: Peak learning rate of the base model.
@@ -199,8 +199,8 @@ class TrainingOptions:
         on_save_failure: What a checkpoint that cannot be written (a full disk) does: `stop` the run or let it
             `continue`. Older checkpoints stay as they are.
         on_non_finite: What NaN or infinity in a loss, a gradient or a thought's log-probability does, before the
-            weights change: `stop` the run, `skip` the step, or `rollback` to the newest checkpoint and skip the step
-            if it fails again. The batch is written to `non_finite/`.
+            weights change: `stop` the run, `skip` the step, or `rollback` to the newest checkpoint, which helps where
+            the machine has erred: a step that fails again is skipped. The batch is written to `non_finite/`.
         max_non_finite: So many such steps one after another stop the run whatever the policy.
         on_out_of_memory: `halve` micro_batch_size and do the step again, or `stop`.
         log_every: Steps between two lines of metrics.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.command_line import parse_train_config, run_command, to_yaml
 from quietstar.config import ModelOptions, TrainConfig, run_options
-from quietstar.data import PackedTexts, check_vocabulary, load_batches, load_tokenizer, tokenizer_fingerprint
+from quietstar.data import IndexedBatches, PackedTexts, check_vocabulary, load_batches, load_tokenizer, tokenizer_fingerprint
 from quietstar.errors import ConfigError
 from quietstar.model import QuietStarConfig, QuietStarForCausalLM
 from quietstar.model.loading import load_causal_lm, load_configuration
@@ -77,6 +78,8 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
     if evaluate is None and held_out is not None:
         evaluate = evaluate_on(held_out.tokens, config, held_out.attention_mask)
     identity = {f"tokenizer.{name}": value for name, value in tokenizer_fingerprint(tokenizer).items()}
+    if held_out is not None:  # evaluations of other texts are not to be compared
+        identity["held_out_text.sha256"] = IndexedBatches(held_out.tokens, 1, 0).fingerprint()["sha256"]
     trainer = Trainer(
         model,
         compute_step(config),
@@ -95,7 +98,10 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
     )
     result = trainer.run()
     if options.report:
-        write_report(out)
+        try:
+            write_report(out)
+        except Exception as error:  # a report is worth less than the training that it is about
+            warnings.warn(f"the last report failed: {type(error).__name__}: {error}", stacklevel=2)
     return result
 
 

@@ -29,7 +29,7 @@ from quietstar.errors import CheckpointError
 from quietstar.model.adapter_files import check_base, read_adapters
 from quietstar.model.adapters import has_adapters, load_trained_state, trained_state
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -118,7 +118,9 @@ def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
         CheckpointError: `directory` is a link.
     """
     refuse_link(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        _sync(directory.parent)
     final = directory / f"step-{snapshot.step:08d}"
     temporary = directory / f"{final.name}.new-{os.getpid()}"
     replaced = directory / f"{final.name}.old-{os.getpid()}"
@@ -136,7 +138,12 @@ def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
             _sync(path)
         if final.exists():
             final.rename(replaced)
-        temporary.rename(final)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(final)
+            raise
         _sync(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -159,11 +166,13 @@ def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
     """(step, path) of everything named like a checkpoint, oldest first; nothing is read or verified. Links are not."""
     if not directory.is_dir():
         return []
-    found = [
-        (match, path)
-        for path in directory.iterdir()
-        if (match := _NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
-    ]
+    found = []
+    for path in directory.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_symlink():
+            warnings.warn(f"{path}: is a link, which is not followed; a checkpoint has to lie here", stacklevel=2)
+        elif match and path.is_dir():
+            found.append((match, path))
     return sorted((int(match[1]), path) for match, path in found)
 
 
@@ -297,8 +306,10 @@ def load_state(path: Path, *, allow_missing: bool = False) -> dict[str, Any]:
     if allow_missing and not (path / STATE).is_file():
         return {"step": int(path.name.removeprefix("step-"))}
     state = _read_json(path / STATE)
-    if state.get("format") != FORMAT or not isinstance(state.get("step"), int):
+    if state.get("format") != FORMAT:
         raise CheckpointError(f"{path / STATE}: format {state.get('format')}, this version reads format {FORMAT}")
+    if state.get("step") != int(path.name.removeprefix("step-")):
+        raise CheckpointError(f"{path / STATE}: is of step {state.get('step')}, the directory has another name")
     return state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from quietstar.data.batches import Batch
@@ -12,7 +13,7 @@ from quietstar.training.output_dir import write_json
 DIRECTORY = "non_finite"
 
 
-def write_batch(run_directory: Path, step: int, batch: Batch, problem: str, seed: int) -> Path:
+def write_batch(run_directory: Path, step: int, batch: Batch, problem: str, seed: int) -> Path | None:
     """Writes `non_finite/step-00000007.json` and, with the tokens, `.safetensors`.
 
     Args:
@@ -23,7 +24,7 @@ def write_batch(run_directory: Path, step: int, batch: Batch, problem: str, seed
         seed: Of the step's thoughts.
 
     Returns:
-        The JSON file. A disk that is full loses it, and nothing else.
+        The JSON file, or None where it cannot be written: what is being reported matters more.
     """
     file = run_directory / DIRECTORY / f"step-{step:08d}.json"
     tensors = {"tokens": batch.tokens.cpu().contiguous()}
@@ -33,6 +34,6 @@ def write_batch(run_directory: Path, step: int, batch: Batch, problem: str, seed
         file.parent.mkdir(exist_ok=True)
         save_file(tensors, file.with_suffix(".safetensors"))
         write_json(file, {"step": step, "problem": problem, "texts": list(batch.names), "thought_seed": seed})
-    except OSError:
-        pass  # what is being reported matters more
+    except (OSError, SafetensorError):
+        return None
     return file

@@ -282,6 +282,14 @@ class MasterAdamW:
         Raises:
             CheckpointError: A tensor is missing, unknown, or has another shape or type. Nothing has been changed then.
         """
+        self._check_state_tensors(tensors)
+        for name, trained in self._trained.items():
+            self._set_state(trained, {key: tensors[f"{key}.{name}"] for key in self._state_of(trained)})
+        for name, master in self._masters.items():
+            master.copy_(tensors[f"master.{name}"])
+
+    def _check_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Apart from loading, so that what it compares with is gone by then: it may be as large as the state."""
         wanted = self.state_tensors()
         if missing := sorted(wanted.keys() - tensors.keys()):
             raise CheckpointError(f"optimizer state: {_some(missing)} missing: training cannot continue exactly")
@@ -295,10 +303,6 @@ class MasterAdamW:
                 raise CheckpointError(
                     f"optimizer state: {name} is {got.dtype} {list(got.shape)}, needs {want.dtype} {list(want.shape)}"
                 )
-        for name, trained in self._trained.items():
-            self._set_state(trained, {key: tensors[f"{key}.{name}"] for key in self._state_of(trained)})
-        for name, master in self._masters.items():
-            master.copy_(tensors[f"master.{name}"])
 
     def _build_adam(
         self, groups: list[dict[str, Any]], betas: tuple[float, float], epsilon: float

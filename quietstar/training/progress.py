@@ -33,15 +33,17 @@ class Progress:
         """One more step is done."""
         self._done += 1
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
-            self._bar.update(1)
+            with suppress(OSError):  # as in `note`
+                self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+                self._bar.update(1)
 
     def back_to(self, step: int) -> None:
         """Training continues from an earlier step."""
         self._done = step
         if self._bar is not None:
             self._bar.n = step
-            self._bar.refresh()
+            with suppress(OSError):
+                self._bar.refresh()
 
     def report(self, values: Mapping[str, float]) -> None:
         """A line of training metrics; the bar shows them already."""
@@ -67,4 +69,5 @@ class Progress:
     def close(self) -> None:
         """Ends the bar."""
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,6 +14,10 @@ from quietstar.errors import Interrupted
 
 STOP = (signal.SIGTERM, signal.SIGINT)
 SAVE = signal.SIGUSR1
+
+
+class StopWaiting(BaseException):
+    """A signal came in the middle of a wait."""
 
 
 class Signals:
@@ -24,7 +30,17 @@ class Signals:
     def __init__(self) -> None:
         self.stop: signal.Signals | None = None
         self.save = False
+        self._interrupting = False
         self._before: dict[signal.Signals, Any] = {}
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Within this context, a wait that may be long, the first SIGTERM or SIGINT raises `StopWaiting`, too."""
+        self._interrupting = True
+        try:
+            yield
+        finally:
+            self._interrupting = False
 
     def interruption(self, saved: bool) -> Interrupted:
         """The exception that ends the process after `stop`, with the exit status that shells expect."""
@@ -53,5 +69,8 @@ class Signals:
         if self.stop is not None:
             os._exit(128 + number)
         self.stop = received
-        # os.write and not print: a handler may run in the middle of another write to the same stream
-        os.write(2, f"\n{received.name}: saving, then stopping; a second signal stops at once\n".encode())
+        with suppress(OSError):  # the other end of a pipe may have got the same signal, and be gone
+            # os.write and not print: a handler may run in the middle of another write to the same stream
+            os.write(2, f"\n{received.name}: saving, then stopping; a second signal stops at once\n".encode())
+        if self._interrupting:
+            raise StopWaiting

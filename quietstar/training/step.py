@@ -83,12 +83,14 @@ class OptimizerStep(Generic[ModelT]):
         self._interrupted = interrupted
         self._tell = tell
 
-    def run(self, step: int, batch: Batch) -> dict[str, float] | None:
+    def run(self, step: int, batch: Batch, undo: Callable[[], None] = lambda: None) -> dict[str, float] | None:
         """One optimizer step. Where memory runs out it is done again in smaller micro-batches, with the same gradient.
 
         Args:
             step: Counted from 1.
             batch: All texts of the step.
+            undo: Takes back what `compute_step` has changed besides gradients; called before a step is left or begun
+                again.
 
         Returns:
             The step's metrics, or None where it was interrupted: then nothing has changed.
@@ -101,11 +103,18 @@ class OptimizerStep(Generic[ModelT]):
         while True:
             versions = self._versions()
             try:
-                return self._try(step, batch)
+                values = self._try(step, batch)
+                if values is None:
+                    undo()
+                return values
+            except NonFiniteError:
+                undo()
+                raise
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 problem = str(error)
+            undo()
             # outside the handler, whose traceback keeps the tensors that have to go
             self.make_room(step, len(batch), problem, weights_changed=self._versions() != versions)
 

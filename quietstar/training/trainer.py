@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from quietstar.config import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
 from quietstar.files import write_whole
+from quietstar.model.adapters import has_adapters, trained_state
 from quietstar.training.checkpoint import (
     SavesPretrained,
+    Snapshot,
     latest_checkpoint,
     list_checkpoints,
     load_optimizer_tensors,
@@ -35,7 +37,7 @@ from quietstar.training.events import EventLog
 from quietstar.training.metrics import MetricsWriter
 from quietstar.training.non_finite import write_batch
 from quietstar.training.optimizer import MasterAdamW
-from quietstar.training.out_of_memory import is_out_of_memory
+from quietstar.training.out_of_memory import available_memory, is_out_of_memory
 from quietstar.training.output_dir import append_json, make_output_dir
 from quietstar.training.progress import Progress
 from quietstar.training.record import Record
@@ -44,10 +46,8 @@ from quietstar.training.same_run import differences, identity
 from quietstar.training.saver import CheckpointSaver
 from quietstar.training.schedule import learning_rate
 from quietstar.training.seeds import thought_seed
-from quietstar.training.signals import Signals
+from quietstar.training.signals import Signals, StopWaiting
 from quietstar.training.step import ModelT, OptimizerStep, StepResult, as_floats, refuse_reserved
-
-SAVING_ERRORS = (OSError, SafetensorError)
 
 
 class ExtraState(Protocol):
@@ -171,9 +171,13 @@ class Trainer(Generic[ModelT]):
         self._loggers: Loggers | None = None
         self._progress_label = progress_label
         self._record = Record()
+        self._configured_micro_batch_size = options.micro_batch_size
+        self._position: dict[str, Any] = {}
+        self._extra: dict[str, Any] | None = None
         self._newest: Path | None = None  # checkpoint
         self._saved_step = 0
         self._evaluated = (-1, math.nan)  # step and loss of the last evaluation
+        self._best_before: tuple[float | None, int | None] = (None, None)  # the best checkpoint but the last one
         self._failed_before: set[int] = set()  # steps that a roll-back has already given a second try
 
     @property
@@ -204,10 +208,7 @@ class Trainer(Generic[ModelT]):
             self._events = EventLog(self.output_dir)
             self._saver = CheckpointSaver(self.checkpoints, self.options.keep_checkpoints)
             start = self._resume()
-            if self._config_yaml is not None:
-                write_whole(self.output_dir / "config.yaml", self._config_yaml)
-            if self._environment is not None:
-                append_json(self.output_dir / "environment.json", self._environment)
+            self._describe()
             if start == 0:
                 self._events.write(0, "started", f"{self.options.steps} steps")
             self._check_room()
@@ -220,10 +221,14 @@ class Trainer(Generic[ModelT]):
                     self._train(start)
                 if start < self.options.steps:
                     self._events.write(self.options.steps, "finished", f"{self.options.steps} steps")
+            except BaseException:
+                with suppress(CheckpointError):  # noted in events.jsonl; what is on its way already says more
+                    self._finish_saving()
+                raise
             finally:
+                self.options.micro_batch_size = self._configured_micro_batch_size
                 self._progress.close()
                 self._batches.close()
-                self._finish_saving()
                 if self._loggers is not None:
                     self._loggers.close()
         record = self._record
@@ -238,6 +243,16 @@ class Trainer(Generic[ModelT]):
             seconds=record.seconds,
         )
 
+    def _describe(self) -> None:
+        """Writes what the run is, and what this process runs on."""
+        try:
+            if self._config_yaml is not None:
+                write_whole(self.output_dir / "config.yaml", self._config_yaml)
+            if self._environment is not None:
+                append_json(self.output_dir / "environment.json", self._environment)
+        except OSError as error:
+            raise ConfigError(f"output_dir: cannot write to {self.output_dir} ({error.strerror})") from None
+
     def _train(self, start: int) -> None:
         options = self.options
         if start == 0 and self._evaluate_at_start:
@@ -246,11 +261,12 @@ class Trainer(Generic[ModelT]):
         step = start
         while step < options.steps:
             self._stop_or_save(step)
-            position = self._batches.state_dict()
-            batch = self._batches.batch(step + 1)
+            self._take_position()
+            batch = self._next_batch(step + 1)
+            if batch is None:
+                continue
             try:
-                values = self._stepper.run(step + 1, batch)
-                self._record.failures = 0
+                values = self._stepper.run(step + 1, batch, self._restore_extra_state)
             except NonFiniteError as error:
                 went_back_to = self._after_failure(step + 1, batch, error)
                 if went_back_to is not None:
@@ -258,9 +274,10 @@ class Trainer(Generic[ModelT]):
                     continue
                 values = {}
             if values is None:  # stopped in the middle: the step belongs to the next run
-                self._batches.load_state_dict(position)
                 continue
             step += 1
+            if values:
+                self._record.failures = 0
             self._record.add(values)
             window_tokens += batch.tokens.numel() if values else 0
             tokens_per_second = window_tokens / max(1e-9, time.monotonic() - window_started)
@@ -282,11 +299,29 @@ class Trainer(Generic[ModelT]):
             if options.eval_every and (last or step % options.eval_every == 0):
                 self._run_evaluation(step)
             if last or (options.save_every and step % options.save_every == 0):
+                self._take_position()
                 self._save(step, must_succeed=last)
             window_started += time.monotonic() - paused  # tokens/s is the speed of training alone
         if options.steps > start:
             self._finish_saving(must_succeed=True)
         self._stop_or_save(step)
+
+    def _take_position(self) -> None:
+        """Notes what a checkpoint of the last finished step says, whatever the next one does before it is stopped."""
+        self._position = self._batches.state_dict()
+        self._extra = None if self._extra_state is None else copy.deepcopy(self._extra_state.state_dict())
+
+    def _restore_extra_state(self) -> None:
+        if self._extra_state is not None and self._extra is not None:
+            self._extra_state.load_state_dict(copy.deepcopy(self._extra))
+
+    def _next_batch(self, step: int) -> Batch | None:
+        """The texts of a step, or None where a signal came while they were waited for."""
+        try:
+            with self._signals.interrupting():
+                return self._batches.batch(step)
+        except StopWaiting:
+            return None
 
     def _after_failure(self, step: int, batch: Batch, error: NonFiniteError) -> int | None:
         """Applies `on_non_finite`; returns the step that training goes back to, or None to leave this one out."""
@@ -374,17 +409,17 @@ class Trainer(Generic[ModelT]):
         """Does what a signal has asked for, between two steps."""
         try:
             written = self._saver.finished()
-        except SAVING_ERRORS as error:
+        except Exception as error:
             self._save_failed(error)
         else:
             self._newest = written or self._newest
         if self._signals.stop is not None:
             if step > self._saved_step:
-                self._save(step)
+                self._save(step, must_succeed=True)
             self._finish_saving(must_succeed=True)
-            saved = f"step {step} is saved in {self._newest}" if self._newest else "no step was finished"
+            saved = f"step {step} is saved in {self._newest}" if step else "no step was finished"
             self._tell(step, "interrupted", f"{self._signals.stop.name}: {saved}")
-            raise self._signals.interruption(self._newest is not None)
+            raise self._signals.interruption(step > 0)
         if self._signals.save:
             self._signals.save = False
             if step > self._saved_step:
@@ -396,29 +431,45 @@ class Trainer(Generic[ModelT]):
         record = self._record
         record.seconds = time.monotonic() - self._started
         evaluated_step, loss = self._evaluated
+        self._finish_saving()  # before the copy, so that there is never more than one
+        self._best_before = record.best_saved, record.best_saved_step
         if evaluated_step == step and loss < (math.inf if record.best_saved is None else record.best_saved):
             record.best_saved, record.best_saved_step = loss, step
         state = {
             "run": self._identity(),
-            "position": self._batches.state_dict(),
+            "position": self._position,
             "record": record.state_dict(),
             "micro_batch_size": self._stepper.micro_batch_size,
-            "extra": None if self._extra_state is None else self._extra_state.state_dict(),
+            "extra": self._extra,
         }
-        self._finish_saving()  # before the copy, so that there is never more than one
-        snapshot = take_snapshot(step, self.model, self.optimizer.state_tensors(), state, self._tokenizer)
+        snapshot, copied = self._take_snapshot(step, state)
         self._saved_step = step
         try:
             self._metrics.sync()
             self._saver.start(snapshot, record.best_saved_step if self.options.keep_best else None)
-        except SAVING_ERRORS as error:
+        except Exception as error:
             self._save_failed(error, must_succeed)
+        if not copied:
+            self._finish_saving(must_succeed)
+
+    def _take_snapshot(self, step: int, state: Mapping[str, Any]) -> tuple[Snapshot, bool]:
+        """A copy of everything; where there is no room for one, the tensors themselves, which must not change then."""
+        parts = step, self.model, self.optimizer.state_tensors(), state, self._tokenizer
+        available = available_memory()
+        if available is None or self._checkpoint_size() < available:  # Linux kills who takes more, and raises nothing
+            try:
+                return take_snapshot(*parts), True
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+        self._tell(step, "not_copied", "no memory for a copy of the checkpoint: training waits until it is written")
+        return take_snapshot(*parts, copy=False), False
 
     def _finish_saving(self, must_succeed: bool = False) -> None:
         """Waits for the checkpoint that is being written."""
         try:
             written = self._saver.wait()
-        except SAVING_ERRORS as error:
+        except Exception as error:
             self._save_failed(error, must_succeed)
         else:
             self._newest = written or self._newest
@@ -430,6 +481,8 @@ class Trainer(Generic[ModelT]):
             f"the older ones are as they were, the newest is {self._newest or 'none'}"
         )
         self._saved_step = 0  # so that a signal tries again
+        if self._record.best_saved_step == step:
+            self._record.best_saved, self._record.best_saved_step = self._best_before
         self._events.write(step, "save_failed", message)
         if must_succeed or self.options.on_save_failure == "stop":
             raise CheckpointError(
@@ -439,11 +492,7 @@ class Trainer(Generic[ModelT]):
 
     def _check_room(self) -> None:
         """Warns before the first step where the checkpoints to come will not fit on the disk."""
-        size = 0
-        for parameter in self.model.parameters():
-            # the optimizer keeps two float32 moments of what is trained, and a float32 copy where that is narrower
-            narrow = parameter.element_size() < 4
-            size += parameter.numel() * (parameter.element_size() + parameter.requires_grad * (12 if narrow else 8))
+        size = self._checkpoint_size()
         # one more than is kept, because the old one goes only when the new one is whole
         count = self.options.keep_checkpoints + 1 + self.options.keep_best - len(list_checkpoints(self.checkpoints))
         free = shutil.disk_usage(self.output_dir).free
@@ -453,6 +502,16 @@ class Trainer(Generic[ModelT]):
                 f"about {size / 2**30:.1f} GiB; make room, or lower training.keep_checkpoints",
                 stacklevel=2,
             )
+
+    def _checkpoint_size(self) -> int:
+        """Bytes of a checkpoint, nearly."""
+        saved = trained_state(self.model).values() if has_adapters(self.model) else self.model.parameters()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in saved)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                # two moments, and a float32 copy where that is wider
+                size += parameter.numel() * (12 if parameter.element_size() < 4 else 8)
+        return size
 
     # -- resuming ------------------------------------------------------------------------------------------------------
 
@@ -483,18 +542,29 @@ class Trainer(Generic[ModelT]):
         if tensors is None:
             self._stepper.forget_optimizer_state()
         else:
-            self.optimizer.load_state_tensors(tensors)
+            self._load_optimizer(tensors)
         self._record = Record.from_state_dict(state["record"]) if "record" in state else Record()
         self._batches.load_state_dict(state.get("position", {}))
-        self._stepper.use_micro_batches_of(state.get("micro_batch_size"))
+        if "run" in state and state["run"]["options"]["micro_batch_size"] == self._configured_micro_batch_size:
+            self._stepper.use_micro_batches_of(state.get("micro_batch_size"))
         if self._extra_state is not None and state.get("extra") is not None:
             self._extra_state.load_state_dict(state["extra"])
         self._newest, self._saved_step = path, int(state["step"])
         return self._saved_step
 
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        try:
+            self.optimizer.load_state_tensors(tensors)
+        except CheckpointError as error:
+            if not (self.options.override and self.options.allow_partial):
+                raise
+            warnings.warn(f"{error}; it starts afresh", stacklevel=2)
+            self._stepper.forget_optimizer_state()
+
     def _identity(self) -> dict[str, Any]:
         has_extra_state = self._extra_state is not None
-        return identity(self.options, self._run_options, self._batches.fingerprint(), has_extra_state)
+        options = replace(self.options, micro_batch_size=self._configured_micro_batch_size)
+        return identity(options, self._run_options, self._batches.fingerprint(), has_extra_state)
 
     def _check_same_run(self, path: Path, state: Mapping[str, Any]) -> None:
         changed = differences(state["run"], self._identity())

@@ -132,7 +132,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         _save(tmp_path, step)
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000100"
-    assert load_state(tmp_path / "step-00000100") == {"format": 1, "step": 100, "note": "x"}
+    assert load_state(tmp_path / "step-00000100") == {"format": 2, "step": 100, "note": "x"}
 
 
 def _flip_a_bit(path: Path) -> None:
@@ -162,7 +162,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest-empty": (
         lambda path: [
             [file.unlink() for file in path.iterdir()],
-            (path / "MANIFEST.json").write_text('{"format": 1, "files": {}}'),
+            (path / "MANIFEST.json").write_text('{"format": 2, "files": {}}'),
         ],
         r"optimizer\.safetensors is missing",
     ),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quietstar.data.batches import Batch
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, Interrupted
 from quietstar.training import StepResult, read_metrics
 from quietstar.training.checkpoint import list_checkpoints
 from tests.training.helpers import language_modeling_step, options, texts, tiny_llama, trainer
@@ -185,6 +188,50 @@ class RunningMean:
         result = StepResult(loss * (1 + self.value), {"baseline": self.value})
         self.value = 0.9 * self.value + 0.1 * float(loss.detach())
         return result
+
+
+@pytest.mark.parametrize("kind", ["interrupted", "out of memory", "not a number"])
+def test_extra_state_is_that_of_finished_steps(tmp_path: Path, kind: str) -> None:
+    """A step that is left in the middle, done again, or skipped had already moved the baseline, twice or to NaN."""
+    given = options(steps=6, micro_batch_size=2, schedule="constant", on_non_finite="skip", save_every=2)
+    whole = RunningMean()
+    trainer(tmp_path / "whole", tiny_llama(), whole.compute_step, options_=given, extra_state=whole).run()
+
+    baseline = RunningMean()
+    calls = 0
+
+    def step(model: Any, batch: Batch, seed: int) -> StepResult:
+        nonlocal calls
+        calls += 1
+        result = baseline.compute_step(model, batch, seed)
+        if calls == 5 and kind == "interrupted":  # in the first of two micro-batches of step 3
+            os.kill(os.getpid(), signal.SIGTERM)
+        if calls == 6 and kind == "out of memory":
+            raise torch.OutOfMemoryError("none left")
+        if calls == 6 and kind == "not a number":
+            baseline.value = math.nan
+            return StepResult(result.loss * math.nan)
+        return result
+
+    def run() -> None:
+        trainer(tmp_path / "cut", tiny_llama(), step, options_=given, extra_state=baseline).run()
+
+    if kind == "interrupted":
+        with pytest.raises(Interrupted) as caught:
+            run()
+        assert (caught.value.code, caught.value.saved) == (143, True)
+        baseline = RunningMean()
+        run()
+    else:
+        run()
+    if kind == "not a number":
+        assert 0 < baseline.value < whole.value  # one step fewer
+    elif kind == "out of memory":
+        assert 0 < baseline.value  # steps of other micro-batches move it otherwise
+        assert calls == 6 + 4 + 3 * 4  # six calls, then step 3 and the rest with one text at a time
+    else:
+        assert baseline.value == whole.value
+        assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
 
 
 def test_extra_state_is_restored(tmp_path: Path) -> None:
