@@ -15,7 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.command_line import parse_train_config, run_command, to_yaml
 from quietstar.config import ModelOptions, TrainConfig, run_options
-from quietstar.data import IndexedBatches, PackedTexts, check_vocabulary, load_batches, load_tokenizer, tokenizer_fingerprint
+from quietstar.data import (
+    IndexedBatches,
+    PackedTexts,
+    check_vocabulary,
+    load_batches,
+    load_tokenizer,
+    tokenizer_fingerprint,
+)
 from quietstar.errors import ConfigError
 from quietstar.model import QuietStarConfig, QuietStarForCausalLM
 from quietstar.model.loading import load_causal_lm, load_configuration

@@ -227,7 +227,7 @@ def test_extra_state_is_that_of_finished_steps(tmp_path: Path, kind: str) -> Non
     if kind == "not a number":
         assert 0 < baseline.value < whole.value  # one step fewer
     elif kind == "out of memory":
-        assert 0 < baseline.value  # steps of other micro-batches move it otherwise
+        assert baseline.value > 0  # steps of other micro-batches move it otherwise
         assert calls == 6 + 4 + 3 * 4  # six calls, then step 3 and the rest with one text at a time
     else:
         assert baseline.value == whole.value
