@@ -6,6 +6,7 @@ of the first beside it.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -153,6 +154,7 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
         if options.method == "language_modeling":
             stepper.run(1, batch.part(0, size))  # after which only what has a gradient has moments
         watch.kept = Counter()
+        gc.collect()  # so that a plan does not hang on when Python last did
         standing = ledger.alive.copy()
         ledger.restart()
         stepper.run(2, batch)

@@ -259,9 +259,9 @@ class Trainer(Generic[ModelT]):
             self._run_evaluation(0)
         window_started, window_tokens = time.monotonic(), 0
         step = start
+        self._take_position()
         while step < options.steps:
             self._stop_or_save(step)
-            self._take_position()
             batch = self._next_batch(step + 1)
             if batch is None:
                 continue
@@ -271,11 +271,13 @@ class Trainer(Generic[ModelT]):
                 went_back_to = self._after_failure(step + 1, batch, error)
                 if went_back_to is not None:
                     step = went_back_to
+                    self._take_position()
                     continue
                 values = {}
             if values is None:  # stopped in the middle: the step belongs to the next run
                 continue
             step += 1
+            self._take_position()
             if values:
                 self._record.failures = 0
             self._record.add(values)
@@ -299,7 +301,6 @@ class Trainer(Generic[ModelT]):
             if options.eval_every and (last or step % options.eval_every == 0):
                 self._run_evaluation(step)
             if last or (options.save_every and step % options.save_every == 0):
-                self._take_position()
                 self._save(step, must_succeed=last)
             window_started += time.monotonic() - paused  # tokens/s is the speed of training alone
         if options.steps > start:
@@ -307,7 +308,7 @@ class Trainer(Generic[ModelT]):
         self._stop_or_save(step)
 
     def _take_position(self) -> None:
-        """Notes what a checkpoint of the last finished step says, whatever the next one does before it is stopped."""
+        """Notes what a checkpoint of the step that is finished now says, whatever the next one does before it stops."""
         self._position = self._batches.state_dict()
         self._extra = None if self._extra_state is None else copy.deepcopy(self._extra_state.state_dict())
 
