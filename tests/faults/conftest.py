@@ -1,7 +1,27 @@
 """What can happen to a run, each in a process of its own that runs the real command.
 
-Fault                                           | tests
------------------------------------------------ | -----
+`zygote.py` forks the processes, `injections.py` brings the faults about in them, `runs.py` looks at what they leave.
+Fault, and the tests of it:
+
+kill -9 and power loss at every stage of a save            test_kill (stage, power_loss)
+kill -9 at any moment                                      test_kill (random), test_signals (as_a_user_starts_it)
+exact resume: at a step, at the end of an epoch, inside a  test_kill (resume, accumulation), test_streams (kill, resume)
+  step, with packing, streams and their threads
+another micro-batch                                        test_determinism (one_batch_of_8), test_memory
+SIGTERM, SIGINT, SIGUSR1, SIGSTOP and SIGCONT              test_signals
+NaN and infinity in loss, gradient, thought                test_non_finite
+bit flip, truncation, emptied, missing or additional file  test_damage
+full disk, for checkpoints, metrics and messages           test_full_disk
+missing optimizer or state                                 test_damage (missing), test_streams (its_place)
+other options, text, tokenizer or vocabulary               test_one_run, test_streams (other_shards)
+bad rows                                                   test_streams (bad, skip)
+out of memory                                              test_memory
+saves behind training                                      test_saving_behind
+retention; links and paths that lead elsewhere             test_outside (stay, elsewhere, index, manifest)
+code and pickles                                           test_outside (code, pickle)
+what cannot be written; loggers and reports that fail      test_full_disk (cannot, read_only), test_bystanders
+determinism; what is recomputed                            test_determinism
+two runs in one directory                                  test_one_run (process)
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_a_checkpoint_that_was_not_written_is_not_the_best(runs: Runs, tmp_path:
     runs.run(tmp_path, fault, training__on_save_failure="continue", **options)
     losses = {line["step"]: line["loss"] for line in lines(tmp_path) if line["split"] == "eval"}
     assert losses[2] < losses[6] < losses[4]
-    assert state(newest(tmp_path))["record"]["best_saved_step"] == 6 and steps(tmp_path) == [6]
+    assert state(newest(tmp_path))["best"]["step"] == 6 and steps(tmp_path) == [6]
 
 
 def test_a_signal_with_a_full_disk(runs: Runs, tmp_path: Path) -> None:
