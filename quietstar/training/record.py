@@ -40,7 +40,6 @@ class Record:
         failures: Steps with NaN or infinity, one after another, up to this step.
         last_train, last_eval: The last lines of metrics.jsonl.
         best_eval, best_eval_step: The line with the smallest loss, and its step.
-        best_saved, best_saved_step: The smallest loss among the evaluated steps that have a checkpoint.
         seconds: Wall-clock time of the run.
     """
 
@@ -52,8 +51,6 @@ class Record:
     last_eval: dict[str, float] = field(default_factory=dict)
     best_eval: dict[str, float] | None = None
     best_eval_step: int | None = None
-    best_saved: float | None = None
-    best_saved_step: int | None = None
     seconds: float = 0.0
 
     def add(self, values: Mapping[str, float]) -> None:

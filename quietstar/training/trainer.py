@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,29 +20,24 @@ from quietstar.config import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
 from quietstar.files import write_whole
-from quietstar.model.adapters import has_adapters, trained_state
 from quietstar.training.checkpoint import (
     SavesPretrained,
-    Snapshot,
     latest_checkpoint,
-    list_checkpoints,
     load_optimizer_tensors,
     load_state,
     load_weights,
-    refuse_link,
-    take_snapshot,
 )
 from quietstar.training.events import EventLog
 from quietstar.training.metrics import MetricsWriter
 from quietstar.training.non_finite import write_batch
 from quietstar.training.optimizer import MasterAdamW
-from quietstar.training.out_of_memory import available_memory, is_out_of_memory
+from quietstar.training.out_of_memory import is_out_of_memory
 from quietstar.training.output_dir import append_json, make_output_dir
 from quietstar.training.progress import Progress
 from quietstar.training.record import Record
+from quietstar.training.run_checkpoints import NO_BEST, RunCheckpoints
 from quietstar.training.run_lock import RunLock
 from quietstar.training.same_run import differences, identity
-from quietstar.training.saver import CheckpointSaver
 from quietstar.training.schedule import learning_rate
 from quietstar.training.seeds import thought_seed
 from quietstar.training.signals import Signals, StopWaiting
@@ -150,7 +144,6 @@ class Trainer(Generic[ModelT]):
         self.model = model.to(self.device)
         self.options = options
         self.output_dir = Path(output_dir)
-        self.checkpoints = self.output_dir / "checkpoints"
         self._signals = Signals()
         self._stepper = OptimizerStep(
             model, compute_step, options, self.device, lambda: self._signals.stop is not None, self._tell
@@ -163,21 +156,19 @@ class Trainer(Generic[ModelT]):
         self._best_metric = best_metric
         self._after_evaluation = after_evaluation
         self._extra_state = extra_state
-        self._tokenizer = tokenizer
         self._config_yaml = config_yaml
         self._run_options = None if run_options is None else dict(run_options)
         self._environment = environment
         self._make_loggers = make_loggers
         self._loggers: Loggers | None = None
         self._progress_label = progress_label
+        self._events = EventLog(self.output_dir)
+        self._checkpoints = RunCheckpoints(self.output_dir, model, tokenizer, options, self._events)
         self._record = Record()
         self._configured_micro_batch_size = options.micro_batch_size
         self._position: dict[str, Any] = {}
         self._extra: dict[str, Any] | None = None
-        self._newest: Path | None = None  # checkpoint
-        self._saved_step = 0
         self._evaluated = (-1, math.nan)  # step and loss of the last evaluation
-        self._best_before: tuple[float | None, int | None] = (None, None)  # the best checkpoint but the last one
         self._failed_before: set[int] = set()  # steps that a roll-back has already given a second try
 
     @property
@@ -205,13 +196,11 @@ class Trainer(Generic[ModelT]):
             _surroundings(self.model, self.device, self.options),
             self._signals,
         ):
-            self._events = EventLog(self.output_dir)
-            self._saver = CheckpointSaver(self.checkpoints, self.options.keep_checkpoints)
             start = self._resume()
             self._describe()
             if start == 0:
                 self._events.write(0, "started", f"{self.options.steps} steps")
-            self._check_room()
+            self._checkpoints.check_room()
             self._started = time.monotonic() - self._record.seconds
             self._progress = Progress(self._progress_label, self.options.steps, start)
             try:
@@ -223,7 +212,7 @@ class Trainer(Generic[ModelT]):
                     self._events.write(self.options.steps, "finished", f"{self.options.steps} steps")
             except BaseException:
                 with suppress(CheckpointError):  # noted in events.jsonl; what is on its way already says more
-                    self._finish_saving()
+                    self._checkpoints.wait()
                 raise
             finally:
                 self.options.micro_batch_size = self._configured_micro_batch_size
@@ -231,15 +220,15 @@ class Trainer(Generic[ModelT]):
                 self._batches.close()
                 if self._loggers is not None:
                     self._loggers.close()
-        record = self._record
-        assert self._newest is not None  # either this run has saved, or it found itself finished
+        record, checkpoint = self._record, self._checkpoints.newest
+        assert checkpoint is not None  # either this run has saved, or it found itself finished
         return TrainingResult(
             steps=max(start, self.options.steps),
             train_metrics=record.last_train,
             eval_metrics=record.last_eval,
             best_eval=record.best_eval,
             best_eval_step=record.best_eval_step,
-            checkpoint=self._newest,
+            checkpoint=checkpoint,
             seconds=record.seconds,
         )
 
@@ -304,7 +293,7 @@ class Trainer(Generic[ModelT]):
                 self._save(step, must_succeed=last)
             window_started += time.monotonic() - paused  # tokens/s is the speed of training alone
         if options.steps > start:
-            self._finish_saving(must_succeed=True)
+            self._checkpoints.wait(must_succeed=True)
         self._stop_or_save(step)
 
     def _take_position(self) -> None:
@@ -326,31 +315,32 @@ class Trainer(Generic[ModelT]):
 
     def _after_failure(self, step: int, batch: Batch, error: NonFiniteError) -> int | None:
         """Applies `on_non_finite`; returns the step that training goes back to, or None to leave this one out."""
-        self._finish_saving()
+        self._checkpoints.wait()
         options, record = self.options, self._record
         file = write_batch(self.output_dir, step, batch, str(error), thought_seed(options.seed, step))
+        kept = f"the batch is in {file}" if file else "the batch could not be written"
         record.failures += 1
         if options.on_non_finite == "stop" or record.failures >= options.max_non_finite:
             reason = "" if record.failures == 1 else f"the {record.failures}th such step one after another; "
             self._events.write(step, "non_finite", str(error))
             raise NonFiniteError(
-                f"{error}; {reason}stopped before the optimizer step. The batch is in {file}. Newest checkpoint: "
-                f"{self._newest or 'none yet'}. A lower training.learning_rate or training.max_grad_norm may help; "
-                "training.on_non_finite skip or rollback goes on"
+                f"{error}; {reason}stopped before the optimizer step; {kept}; the newest checkpoint is "
+                f"{self._checkpoints.newest or 'none yet'}. A lower training.learning_rate or training.max_grad_norm "
+                "may help; training.on_non_finite skip or rollback goes on"
             ) from None
         if options.on_non_finite == "rollback" and step not in self._failed_before:
             self._failed_before.add(step)
             failures = record.failures
-            path = latest_checkpoint(self.checkpoints)
+            path = latest_checkpoint(self._checkpoints.directory)
             if path is not None:
                 back = self._load(path)
                 self._record.failures = failures
                 self._metrics.cut(back)
                 self._progress.back_to(back)
-                self._tell(step, "rollback", f"{error}; back to step {back}. The batch is in {file}")
+                self._tell(step, "rollback", f"{error}; back to step {back}; {kept}")
                 return back
         record.skipped += 1
-        self._tell(step, "skipped", f"{error}; skipped. The batch is in {file}")
+        self._tell(step, "skipped", f"{error}; skipped; {kept}")
         return None
 
     def _tell(self, step: int, event: str, message: str) -> None:
@@ -408,125 +398,48 @@ class Trainer(Generic[ModelT]):
 
     def _stop_or_save(self, step: int) -> None:
         """Does what a signal has asked for, between two steps."""
-        try:
-            written = self._saver.finished()
-        except Exception as error:
-            self._save_failed(error)
-        else:
-            self._newest = written or self._newest
+        self._checkpoints.look()
         if self._signals.stop is not None:
-            if step > self._saved_step:
+            if step > self._checkpoints.saved_step:
                 self._save(step, must_succeed=True)
-            self._finish_saving(must_succeed=True)
-            saved = f"step {step} is saved in {self._newest}" if step else "no step was finished"
+            self._checkpoints.wait(must_succeed=True)
+            saved = f"step {step} is saved in {self._checkpoints.newest}" if step else "no step was finished"
             self._tell(step, "interrupted", f"{self._signals.stop.name}: {saved}")
             raise self._signals.interruption(step > 0)
         if self._signals.save:
             self._signals.save = False
-            if step > self._saved_step:
+            if step > self._checkpoints.saved_step:
                 self._save(step)
             self._tell(step, "saved", f"SIGUSR1: saving step {step}")
 
     def _save(self, step: int, must_succeed: bool = False) -> None:
-        """Begins to write a checkpoint; training waits for the copy alone."""
-        record = self._record
-        record.seconds = time.monotonic() - self._started
+        self._record.seconds = time.monotonic() - self._started
         evaluated_step, loss = self._evaluated
-        self._finish_saving()  # before the copy, so that there is never more than one
-        self._best_before = record.best_saved, record.best_saved_step
-        if evaluated_step == step and loss < (math.inf if record.best_saved is None else record.best_saved):
-            record.best_saved, record.best_saved_step = loss, step
-        state = {
-            "run": self._identity(),
-            "position": self._position,
-            "record": record.state_dict(),
-            "micro_batch_size": self._stepper.micro_batch_size,
-            "extra": self._extra,
-        }
-        snapshot, copied = self._take_snapshot(step, state)
-        self._saved_step = step
-        try:
-            self._metrics.sync()
-            self._saver.start(snapshot, record.best_saved_step if self.options.keep_best else None)
-        except Exception as error:
-            self._save_failed(error, must_succeed)
-        if not copied:
-            self._finish_saving(must_succeed)
 
-    def _take_snapshot(self, step: int, state: Mapping[str, Any]) -> tuple[Snapshot, bool]:
-        """A copy of everything; where there is no room for one, the tensors themselves, which must not change then."""
-        parts = step, self.model, self.optimizer.state_tensors(), state, self._tokenizer
-        available = available_memory()
-        if available is None or self._checkpoint_size() < available:  # Linux kills who takes more, and raises nothing
-            try:
-                return take_snapshot(*parts), True
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-        self._tell(step, "not_copied", "no memory for a copy of the checkpoint: training waits until it is written")
-        return take_snapshot(*parts, copy=False), False
+        def state() -> dict[str, Any]:
+            return {
+                "run": self._identity(),
+                "position": self._position,
+                "record": self._record.state_dict(),
+                "best": self._checkpoints.best,
+                "micro_batch_size": self._stepper.micro_batch_size,
+                "extra": self._extra,
+            }
 
-    def _finish_saving(self, must_succeed: bool = False) -> None:
-        """Waits for the checkpoint that is being written."""
-        try:
-            written = self._saver.wait()
-        except Exception as error:
-            self._save_failed(error, must_succeed)
-        else:
-            self._newest = written or self._newest
-
-    def _save_failed(self, error: Exception, must_succeed: bool = False) -> None:
-        step = self._saved_step
-        message = (
-            f"{self.checkpoints}: the checkpoint of step {step} could not be written ({error}); "
-            f"the older ones are as they were, the newest is {self._newest or 'none'}"
+        self._checkpoints.save(
+            step,
+            loss if evaluated_step == step else math.nan,
+            self.optimizer.state_tensors(),
+            state,
+            self._metrics.sync,
+            must_succeed,
         )
-        self._saved_step = 0  # so that a signal tries again
-        if self._record.best_saved_step == step:
-            self._record.best_saved, self._record.best_saved_step = self._best_before
-        self._events.write(step, "save_failed", message)
-        if must_succeed or self.options.on_save_failure == "stop":
-            raise CheckpointError(
-                f"{message}. Make room and start again to resume; training.on_save_failure continue goes on without it"
-            ) from None
-        warnings.warn(message, stacklevel=2)
-
-    def _check_room(self) -> None:
-        """Warns before the first step where the checkpoints to come will not fit on the disk."""
-        size = self._checkpoint_size()
-        # one more than is kept, because the old one goes only when the new one is whole
-        count = self.options.keep_checkpoints + 1 + self.options.keep_best - len(list_checkpoints(self.checkpoints))
-        free = shutil.disk_usage(self.output_dir).free
-        if free < size * max(1, count):
-            warnings.warn(
-                f"output_dir: {self.output_dir} has {free / 2**30:.1f} GiB left for {max(1, count)} checkpoints of "
-                f"about {size / 2**30:.1f} GiB; make room, or lower training.keep_checkpoints",
-                stacklevel=2,
-            )
-
-    def _checkpoint_size(self) -> int:
-        """Bytes of a checkpoint, nearly."""
-        saved = trained_state(self.model).values() if has_adapters(self.model) else self.model.parameters()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in saved)
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                # two moments, and a float32 copy where that is wider
-                size += parameter.numel() * (12 if parameter.element_size() < 4 else 8)
-        return size
 
     # -- resuming ------------------------------------------------------------------------------------------------------
 
     def _resume(self) -> int:
         """Restores the newest whole checkpoint; returns its step, or 0 to start from the beginning."""
-        if not self.options.resume:
-            refuse_link(self.checkpoints)
-            if found := list_checkpoints(self.checkpoints):
-                raise CheckpointError(
-                    f"{self.output_dir}: has checkpoints already (the newest is {found[-1][1].name}), and "
-                    "training.resume is off. Choose another output_dir, or delete this one"
-                )
-            return 0
-        path = latest_checkpoint(self.checkpoints, allow_partial=self.options.allow_partial)
+        path = self._checkpoints.find()
         if path is None:
             return 0
         step = self._load(path)
@@ -550,8 +463,9 @@ class Trainer(Generic[ModelT]):
             self._stepper.use_micro_batches_of(state.get("micro_batch_size"))
         if self._extra_state is not None and state.get("extra") is not None:
             self._extra_state.load_state_dict(state["extra"])
-        self._newest, self._saved_step = path, int(state["step"])
-        return self._saved_step
+        step = int(state["step"])
+        self._checkpoints.continue_from(path, step, state.get("best", NO_BEST))
+        return step
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         try:

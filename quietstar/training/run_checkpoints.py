@@ -1,0 +1,195 @@
+"""The checkpoints of one run: written behind the back of training, and found again."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from quietstar.config import TrainingOptions
+from quietstar.errors import CheckpointError
+from quietstar.model.adapters import has_adapters, trained_state
+from quietstar.training.checkpoint import (
+    SavesPretrained,
+    Snapshot,
+    latest_checkpoint,
+    list_checkpoints,
+    refuse_link,
+    take_snapshot,
+)
+from quietstar.training.events import EventLog
+from quietstar.training.out_of_memory import available_memory, is_out_of_memory
+from quietstar.training.saver import CheckpointSaver
+
+NO_BEST: dict[str, Any] = {"step": None, "loss": None}
+
+
+class RunCheckpoints:
+    """Saves at most one checkpoint at a time, keeps the newest and the best, and applies `on_save_failure`.
+
+    Args:
+        run_directory: Of the run; checkpoints lie in `checkpoints/`.
+        model: What is saved.
+        tokenizer: Saved with it.
+        options: The training options.
+        events: Of the run.
+
+    Attributes:
+        newest: The newest checkpoint that is whole, None where there is none yet.
+        saved_step: Its step, or that of the one that is being written; 0 after a failure, so that another try is made.
+        best: Step and loss of the best evaluated step that has a checkpoint, plain JSON values.
+    """
+
+    def __init__(
+        self,
+        run_directory: Path,
+        model: nn.Module,
+        tokenizer: SavesPretrained | None,
+        options: TrainingOptions,
+        events: EventLog,
+    ) -> None:
+        self.directory = run_directory / "checkpoints"
+        self.newest: Path | None = None
+        self.saved_step = 0
+        self.best = NO_BEST
+        self._best_before = NO_BEST
+        self._model = model
+        self._tokenizer = tokenizer
+        self._options = options
+        self._events = events
+        self._saver = CheckpointSaver(self.directory, options.keep_checkpoints)
+
+    def find(self) -> Path | None:
+        """The checkpoint to resume from, None to start from the beginning.
+
+        Raises:
+            CheckpointError: All are damaged, or there are some while `resume` is off, or the directory is a link.
+        """
+        if self._options.resume:
+            return latest_checkpoint(self.directory, allow_partial=self._options.allow_partial)
+        refuse_link(self.directory)
+        if found := list_checkpoints(self.directory):
+            raise CheckpointError(
+                f"{self.directory.parent}: has checkpoints already (the newest is {found[-1][1].name}), and "
+                "training.resume is off. Choose another output_dir, or delete this one"
+            )
+        return None
+
+    def continue_from(self, path: Path, step: int, best: Mapping[str, Any]) -> None:
+        """A checkpoint has been loaded."""
+        self.newest, self.saved_step, self.best = path, step, dict(best)
+
+    def save(
+        self,
+        step: int,
+        loss: float,
+        optimizer: Mapping[str, Tensor],
+        state: Callable[[], Mapping[str, Any]],
+        before_writing: Callable[[], None],
+        must_succeed: bool = False,
+    ) -> None:
+        """Begins to write a checkpoint; waits for the one before and for a copy alone.
+
+        Args:
+            step: Optimizer steps done.
+            loss: Of the evaluation of this step, NaN where there was none.
+            optimizer: Flat tensors of its state, copied here.
+            state: Plain JSON values for `state.json`, asked for when `best` is up to date.
+            before_writing: Makes sure of what the checkpoint relies on; a failure of it is one of saving.
+            must_succeed: Raise whatever `on_save_failure` says.
+
+        Raises:
+            CheckpointError: This one or the one before could not be written.
+        """
+        self.wait()  # before the copy, so that there is never more than one
+        self._best_before = self.best
+        if loss < (math.inf if self.best["loss"] is None else self.best["loss"]):
+            self.best = {"step": step, "loss": loss}
+        snapshot, copied = self._take_snapshot(step, optimizer, state())
+        self.saved_step = step
+        try:
+            before_writing()
+            self._saver.start(snapshot, self.best["step"] if self._options.keep_best else None)
+        except Exception as error:
+            self._failed(error, must_succeed)
+        if not copied:
+            self.wait(must_succeed)
+
+    def look(self) -> None:
+        """Notes whether the one that is being written is finished; does not wait."""
+        self._note(self._saver.finished, must_succeed=False)
+
+    def wait(self, must_succeed: bool = False) -> None:
+        """Waits for the one that is being written.
+
+        Raises:
+            CheckpointError: It could not be written, and `on_save_failure` is `stop` or it must succeed.
+        """
+        self._note(self._saver.wait, must_succeed)
+
+    def check_room(self) -> None:
+        """Warns where the checkpoints to come will not fit on the disk."""
+        size = self._size()
+        # one more than is kept, because the old one goes only when the new one is whole
+        count = self._options.keep_checkpoints + 1 + self._options.keep_best - len(list_checkpoints(self.directory))
+        free = shutil.disk_usage(self.directory.parent).free
+        if free < size * max(1, count):
+            warnings.warn(
+                f"output_dir: {self.directory.parent} has {free / 2**30:.1f} GiB left for {max(1, count)} checkpoints "
+                f"of about {size / 2**30:.1f} GiB; make room, or lower training.keep_checkpoints",
+                stacklevel=2,
+            )
+
+    def _take_snapshot(
+        self, step: int, optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+    ) -> tuple[Snapshot, bool]:
+        """A copy of everything; where there is no room for one, the tensors themselves, which must not change then."""
+        parts = step, self._model, optimizer, state, self._tokenizer
+        available = available_memory()
+        if available is None or self._size() < available:  # Linux kills who takes more, and raises nothing
+            try:
+                return take_snapshot(*parts), True
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+        message = f"step {step}: no memory for a copy of the checkpoint; training waits until it is written"
+        self._events.write(step, "not_copied", message)
+        warnings.warn(message, stacklevel=2)
+        return take_snapshot(*parts, copy=False), False
+
+    def _note(self, result: Callable[[], Path | None], must_succeed: bool) -> None:
+        try:
+            self.newest = result() or self.newest
+        except Exception as error:
+            self._failed(error, must_succeed)
+
+    def _failed(self, error: Exception, must_succeed: bool) -> None:
+        step = self.saved_step
+        message = (
+            f"{self.directory}: the checkpoint of step {step} could not be written ({error}); "
+            f"the older ones are as they were, the newest is {self.newest or 'none'}"
+        )
+        self.saved_step = 0
+        if self.best["step"] == step:  # the one before must not be removed for one that is not there
+            self.best = self._best_before
+        self._events.write(step, "save_failed", message)
+        if must_succeed or self._options.on_save_failure == "stop":
+            raise CheckpointError(
+                f"{message}. Make room and start again to resume; training.on_save_failure continue goes on without it"
+            ) from None
+        warnings.warn(message, stacklevel=2)
+
+    def _size(self) -> int:
+        """Bytes of a checkpoint, nearly."""
+        saved = trained_state(self._model).values() if has_adapters(self._model) else self._model.parameters()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in saved)
+        for parameter in self._model.parameters():
+            if parameter.requires_grad:
+                # two moments, and a float32 copy where that is wider
+                size += parameter.numel() * (12 if parameter.element_size() < 4 else 8)
+        return size
