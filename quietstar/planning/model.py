@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -59,6 +61,12 @@ def count_parameters(model: QuietStarForCausalLM) -> Parameters:
         counts[group] += parameter.numel()
         trained += parameter.numel() if parameter.requires_grad else 0
     return Parameters(**counts, trained=trained)
+
+
+def import_libraries(config: TrainConfig) -> None:
+    """Imports what a run would import, outside of `HollowTensors`: tables made there must be real, they stay."""
+    if config.finetuning.lora_rank and find_spec("peft") is not None:
+        import_module("peft")
 
 
 def hollow_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCausalLM:

@@ -14,7 +14,7 @@ from quietstar.planning.extrapolate import trace_model
 from quietstar.planning.gpus import GPUS, RESERVED, Gpu
 from quietstar.planning.hollow import HollowTensors
 from quietstar.planning.ledger import Ledger
-from quietstar.planning.model import Parameters, count_parameters, hollow_model
+from quietstar.planning.model import Parameters, count_parameters, hollow_model, import_libraries
 from quietstar.planning.speed import ASSUMPTIONS, part_seconds
 from quietstar.planning.suggestions import Suggestion, suggest
 from quietstar.planning.trace import PARTS, Trace
@@ -114,6 +114,7 @@ def fitting_gpus(trace: Trace) -> dict[str, tuple[bool, float]]:
 
 def parameters_of(config: TrainConfig, base: PreTrainedConfig) -> Parameters:
     """Counts the parameters of a run's model."""
+    import_libraries(config)
     with HollowTensors(Ledger(), {}):
         return count_parameters(hollow_model(config, base))
 

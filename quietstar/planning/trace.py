@@ -25,7 +25,7 @@ from quietstar.model.layers import LayerRecord, RunLayer, decoder_layers
 from quietstar.planning import kernels
 from quietstar.planning.hollow import HollowTensors, replaced
 from quietstar.planning.ledger import Ledger, Work
-from quietstar.planning.model import hollow_model, hollow_optimizer
+from quietstar.planning.model import hollow_model, hollow_optimizer, import_libraries
 from quietstar.training.methods import ComputeStep, compute_step
 from quietstar.training.optimizer import MasterAdamW
 from quietstar.training.step import OptimizerStep, StepResult
@@ -129,6 +129,7 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
     tokens = torch.zeros(traced * size, config.data.length, dtype=torch.int64)
     batch = Batch(tokens, None, [f"text {index}" for index in range(len(tokens))])
 
+    import_libraries(config)
     ledger = Ledger()
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())

@@ -1,0 +1,115 @@
+"""What training Mistral-7B takes, at the paper's setting and at cheaper ones: `python -m quietstar.plan`, many times.
+
+    python benchmarks/plan_mistral_7b.py
+
+No weight is loaded and no network is used. The memory is that of the Triton kernels, the same on every GPU; how well
+the plan knows it where it can be measured is in `plan_accuracy.md`. The seconds rest on the assumptions that are
+printed with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+
+from benchmarks.environment import describe, markdown_table, write_markdown
+from quietstar.command_line import parse_train_config
+from quietstar.planning.configurations import base_configuration
+from quietstar.planning.extrapolate import trace_model
+from quietstar.planning.gpus import GPUS
+from quietstar.planning.plan import usable_memory
+from quietstar.planning.speed import ASSUMPTIONS, part_seconds
+from quietstar.planning.trace import GRADIENTS, KEYS_VALUES, LAYER_INPUTS, OPTIMIZER, RECOMPUTE, WEIGHTS, Trace
+
+PRESET = ("--preset", "mistral-7b", "--data.path", ".")
+SETTINGS = {
+    "the paper's": "",
+    "micro-batch 1": "--training.micro_batch_size 1",
+    "8-bit moments": "--training.micro_batch_size 1 --training.optimizer adamw_8bit",
+    "a quarter of the positions": "--training.micro_batch_size 1 --model.positions entropy:0.25",
+    "LoRA": "--finetuning.lora_rank 16",
+    "LoRA, micro-batch 1": "--finetuning.lora_rank 16 --training.micro_batch_size 1",
+    "LoRA, a quarter of the positions": (
+        "--finetuning.lora_rank 16 --training.micro_batch_size 1 --model.positions entropy:0.25"
+    ),
+    "two passes, micro-batch 1": "--training.micro_batch_size 1 --training.reuse_sampling_pass false",
+    "language modelling": "--training.method language_modeling",
+}
+"""Arguments besides those of the preset."""
+SHOWN = {
+    "weights": (WEIGHTS,),
+    "gradients": (GRADIENTS,),
+    "optimizer": (OPTIMIZER,),
+    "layer inputs": (LAYER_INPUTS,),
+    "thought K/V": (KEYS_VALUES,),
+    "recompute": (RECOMPUTE,),
+}
+GIBIBYTE = 2**30
+
+
+def trace_setting(arguments: str) -> Trace:
+    """The trace of the preset with further arguments."""
+    config = parse_train_config([*PRESET, *arguments.split()])
+    return trace_model(config, base_configuration(config)[0], "cuda")
+
+
+def row(name: str, trace: Trace) -> list[str]:
+    """One setting: what it takes, the GPUs that have it, and how long a step would take on the largest of them."""
+    seconds = sum(part_seconds(trace, GPUS["H200"]).values())
+    largest = [f"{sum(trace.largest[kind] for kind in kinds) / GIBIBYTE:.1f}" for kinds in SHOWN.values()]
+    total = trace.peak.total()
+    fitting = [gpu.name for gpu in GPUS.values() if total <= usable_memory(gpu)]
+    smallest = min(fitting, key=lambda name: GPUS[name].memory, default="none")
+    flops = sum(trace.flops(part) for part in trace.work)
+    return [
+        name,
+        *largest,
+        f"{trace.activations / GIBIBYTE:.1f}",
+        f"{total / GIBIBYTE:.1f}",
+        smallest,
+        f"{flops / 1e12:,.0f}",
+        f"{seconds:.1f}",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plan_mistral_7b.md")
+    options = parser.parse_args(arguments)
+    rows = []
+    for name, extra in SETTINGS.items():
+        rows.append(row(name, trace_setting(extra)))
+        print(rows[-1], flush=True)
+    columns = [
+        "setting",
+        *SHOWN,
+        "activations at the peak",
+        "peak",
+        "smallest GPU",
+        "TFLOP a step",
+        "s a step, H200",
+    ]
+    commands = "\n".join(
+        f"- {name}: `{' '.join(['python -m quietstar.plan --preset mistral-7b', *extra.split()])}`"
+        for name, extra in SETTINGS.items()
+    )
+    body = (
+        "Mistral-7B in bfloat16 with float32 masters; a step is 8 texts of 256 tokens, 2 thoughts of 9 tokens at every "
+        "position, lookahead 4. GiB: the most of each kind in a step, which come at different times, and the peak of "
+        "all. The smallest GPU that has it is one of "
+        f"{', '.join(GPUS)}; seconds are expected, not measured, assuming {ASSUMPTIONS}.\n\n"
+        f"{markdown_table(columns, rows)}\n\n{commands}"
+    )
+    print(body)
+    given = sys.argv[1:] if arguments is None else arguments
+    write_markdown(options.out, "Plans for Mistral-7B", describe("benchmarks/plan_mistral_7b.py", given), body)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
