@@ -14,6 +14,7 @@ import sys
 from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -269,6 +270,7 @@ def _typed(parser: ArgumentParser, key: str, value: object, source: str = "") ->
     raise ConfigError(f"{source}{key}: got {value!r}, needs {_describe(hint)}")
 
 
+@cache
 def _hints() -> dict[str, Any]:
     return {key: hint for _, key, hint, _ in _options(TrainConfig)}
 
