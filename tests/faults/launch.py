@@ -64,7 +64,7 @@ class Process:
     @property
     def text(self) -> str:
         """What it has written."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 class Zygote:

@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
     "model.end_text": "]",
     "data.length": 12,
     "data.append_eos": "false",
-    "data.validation_fraction": 0.2,
+    "data.validation_fraction": 0.1,
     "training.steps": STEPS,
     "training.batch_size": 4,
     "training.micro_batch_size": 4 // MICRO_BATCHES,

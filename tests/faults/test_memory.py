@@ -23,10 +23,10 @@ def _assert_close_end(output_dir: Path, whole: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "step", "held_out"),
     [
-        (("no_memory_forward", 1), 0, 0.2),  # found by the evaluation of step 0
+        (("no_memory_forward", 1), 0, 0.1),  # found by the evaluation of step 0
         (("no_memory_forward", 1), 1, 0),
-        (("no_memory_backward", 6, 6), 3, 0.2),
-        (("no_memory_moments",), 1, 0.2),
+        (("no_memory_backward", 6, 6), 3, 0.1),
+        (("no_memory_moments",), 1, 0.1),
     ],
     ids=["evaluation", "forward", "backward", "optimizer"],
 )

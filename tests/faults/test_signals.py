@@ -114,7 +114,7 @@ def test_the_command_as_a_user_starts_it(runs: Runs, tmp_path: Path, name: str, 
     assert_same_end(tmp_path, runs.whole(**LONG))
 
 
-LONG: dict[str, Any] = {"training__steps": 5 * STEPS, "training__log_every": 1, "training__eval_every": 20}
+LONG: dict[str, Any] = {"training__steps": 3 * STEPS, "training__log_every": 1, "training__eval_every": 12}
 
 
 @pytest.mark.parametrize("fails", [False, True])
