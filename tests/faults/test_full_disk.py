@@ -49,6 +49,7 @@ def test_a_checkpoint_that_was_not_written_is_not_the_best(runs: Runs, tmp_path:
     """Step 2 has the smallest loss here, and step 6 the next one."""
     options = {"training__keep_best": "true", "training__keep_checkpoints": 1, "training__eval_every": 2}
     options |= {"training__learning_rate": 0.3, "training__warmup_steps": 8, "training__steps": 6}
+    options["data__validation_fraction"] = 0.2
     fault = ("full_disk", 3, 7, _model_does_not_fit(runs))
     runs.run(tmp_path, fault, training__on_save_failure="continue", **options)
     losses = {line["step"]: line["loss"] for line in lines(tmp_path) if line["split"] == "eval"}

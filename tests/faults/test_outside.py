@@ -17,7 +17,8 @@ from tests.faults.runs import Runs, assert_same_end, newest, state, steps
 def test_the_newest_and_the_best_stay(runs: Runs, tmp_path: Path) -> None:
     """At this learning rate the loss grows, so that the best one is an early one."""
     options = {"training__keep_best": "true", "training__keep_checkpoints": 1, "training__eval_every": 2}
-    runs.run(tmp_path, training__learning_rate=0.3, training__warmup_steps=8, training__steps=6, **options)
+    options |= {"training__learning_rate": 0.3, "training__warmup_steps": 8, "training__steps": 6}
+    runs.run(tmp_path, data__validation_fraction=0.2, **options)
     best = state(newest(tmp_path))["best"]["step"]
     assert steps(tmp_path) == [best, 6] and best == 2
 

@@ -8,6 +8,7 @@ lines on stdin and stdout.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -82,6 +83,8 @@ def _fork(request: dict[str, Any]) -> int:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to pytest, which then closes stdin
     torch.set_num_threads(1)  # a process with threads must not fork
+    with suppress(ImportError):
+        importlib.import_module("torch.utils.tensorboard")
     with redirect_stdout(sys.stderr):
         assert main(sys.argv[1:]) == 0  # a first run imports the rest
     serve()
