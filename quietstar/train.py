@@ -118,14 +118,23 @@ def _reporter(
     """What is written after each evaluation: thoughts at the same places of the held-out text, and the page."""
 
     def report(model: QuietStarForCausalLM, step: int) -> None:
-        if held_out is not None and config.training.method == "quietstar":
-            tokens = held_out.tokens[:SAMPLED_TEXTS]
-            mask = None if held_out.attention_mask is None else held_out.attention_mask[:SAMPLED_TEXTS]
-            samples = sample_thoughts(
-                model, tokenizer, tokens, mask, config.model.positions, SAMPLED_THOUGHTS, EVALUATION_SEED
-            )
-            write_samples(config.output_dir, step, samples)
-        write_report(config.output_dir)
+        try:
+            if held_out is not None and config.training.method == "quietstar":
+                # no more texts at once than a step has: they must fit as well
+                count = min(SAMPLED_TEXTS, config.training.micro_batch_size or config.training.batch_size)
+                mask = None if held_out.attention_mask is None else held_out.attention_mask[:count]
+                samples = sample_thoughts(
+                    model,
+                    tokenizer,
+                    held_out.tokens[:count],
+                    mask,
+                    config.model.positions,
+                    SAMPLED_THOUGHTS,
+                    EVALUATION_SEED,
+                )
+                write_samples(config.output_dir, step, samples)
+        finally:
+            write_report(config.output_dir)
 
     return report
 
