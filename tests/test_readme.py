@@ -48,6 +48,27 @@ def test_the_step_table_is_that_of_the_committed_result() -> None:
                 assert number in cells, (row, number)
 
 
+def test_the_plan_is_that_of_the_committed_result() -> None:
+    result = rows((ROOT / "benchmarks/results/plan_mistral_7b.md").read_text(encoding="utf-8"))
+    columns, settings = result[0], {row[0]: row for row in result[1:]}
+    names = next(row for row in rows(README) if row[0] == "setting")
+    shown = [row for row in rows(README) if row[0] in settings and len(row) == len(names)]
+    assert len(shown) == 6
+    for row in shown:
+        assert row == [settings[row[0]][columns.index(name)] for name in names]
+
+
+def test_claims_in_sentences_are_those_of_committed_results() -> None:
+    accuracy = (ROOT / "benchmarks/results/plan_accuracy.md").read_text(encoding="utf-8")
+    assert "largest error of 25 configurations is 0.4%" in accuracy and "within 0.4 % of [25 measured runs]" in README
+    overhead = (ROOT / "benchmarks/results/trainer_overhead.md").read_text(encoding="utf-8")
+    found = re.search(r"([\d.]+)% of the CPU time is spent outside the steps", overhead)
+    assert found and float(found[1]) < 5 and f"takes {float(found[1]):.1f} % of the CPU time" in README
+    startup = re.search(r"`quietstar --help` takes ([\d.]+) s of CPU time", overhead)
+    assert startup and float(startup[1]) < 1.5
+    assert not re.search(r"\b[A-Z]{4,}_TABLE\b", README)
+
+
 def shell_commands() -> list[str]:
     """Every line of the shell blocks, without its comment."""
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)

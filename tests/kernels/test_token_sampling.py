@@ -260,3 +260,17 @@ def test_backend_names() -> None:
     hidden, head = random_inputs(0, 2, 3, 7)
     with pytest.raises(ValueError, match=r"backend: got 'Torch', wanted one of"):
         sample_tokens(hidden, head, seed=0, backend="Torch")
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_a_part_of_the_rows_draws_what_the_whole_would(backend: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden, lm_head = torch.randn(7, 8, generator=generator), torch.randn(19, 8, generator=generator)
+    whole, logprob = sample_tokens(hidden, lm_head, seed=5, backend=backend)
+    token, part_logprob = sample_tokens(hidden[2:5], lm_head, seed=5, rows=(2, 7), backend=backend)
+    assert torch.equal(token, whole[2:5])
+    torch.testing.assert_close(part_logprob, logprob[2:5])
+    assert not torch.equal(sample_tokens(hidden[2:5], lm_head, seed=5, backend=backend)[0], whole[2:5])
+    for rows in ((-1, 7), (5, 7)):
+        with pytest.raises(ValueError, match=r"rows: got .*, wanted \(first, total\) with 0 <= first and first \+ N=3"):
+            sample_tokens(hidden[2:5], lm_head, seed=5, rows=rows, backend=backend)

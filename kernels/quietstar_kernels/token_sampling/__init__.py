@@ -48,8 +48,8 @@ def sample_tokens(
         hidden: [N, E] final hidden states, any floating dtype.
         lm_head: [V, E] output embedding, any floating dtype; where it is not hidden's, both are multiplied in float32.
         seed: any integer, taken modulo 2^63. CPU and CUDA draw different numbers from one seed.
-        rows: (first, total): these are the rows first .. first + N - 1 of total rows, and get the numbers that they would
-            get there; None: (0, N).
+        rows: (first, total): these are the rows first .. first + N - 1 of total rows, and get the numbers that they
+            would get there; None: (0, N).
         temperature: divides the logits, above 0.
         greedy: take the most probable token instead; the seed is then unused.
         softcap: cap of the logits, above 0; None: no cap.
