@@ -11,7 +11,7 @@ from benchmarks import plan_accuracy
 from benchmarks.plan_accuracy import LIMIT, QUANTITIES, ROOT, Case, compare, estimate, measure, mistral, table, worst
 
 SHALLOW = mistral(num_hidden_layers=2)
-SHORT = {"thought_length": 2, "lookahead": 2}
+SHORT = {"thought_length": 1, "lookahead": 2}
 CASES = [
     Case("thinking", SHALLOW, model=SHORT, length=24, training={"batch_size": 1}),
     Case(

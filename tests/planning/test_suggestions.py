@@ -79,7 +79,7 @@ def test_a_plan_that_does_not_fit_suggests_what_does(run: Run, small: Callable[.
     )
 
     def peak(config: TrainConfig) -> int:
-        return trace_model(config, small(), "cuda").peak.total()
+        return trace_model(config, small(num_hidden_layers=1), "cuda").peak.total()
 
     found = suggest(config, peak(config) - 1, peak)
     assert changes_of(found) == [{"training.micro_batch_size": 2}, {"data.length": 32}]
