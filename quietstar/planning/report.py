@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from quietstar.planning.gpus import RESERVED
 from quietstar.planning.plan import Plan, fitting_gpus
 from quietstar.planning.speed import ASSUMPTIONS
-from quietstar.planning.trace import KINDS, PARTS
+from quietstar.planning.trace import KINDS, OPTIMIZER, PARTS, WEIGHTS
 
 GIBIBYTE, MEBIBYTE = 2**30, 2**20
 
@@ -79,7 +79,23 @@ def _memory(plan: Plan) -> str:
     ]
     rows.append(row("of these, activations", trace.activations, None, "neither weights nor gradients nor optimizer"))
     rows.append(row("all", trace.peak.total(), None, f"at the peak: {_time(plan)}"))
-    return _table(["memory", f"{name} at the peak", f"{name} at most", ""], rows, text_columns=(0, 3))
+    table = _table(["memory", f"{name} at the peak", f"{name} at most", ""], rows, text_columns=(0, 3))
+    training = plan.config.training
+    stored = _checkpoint(plan) / unit
+    kept = training.keep_checkpoints + training.keep_best
+    return (
+        f"{table}\na checkpoint: {stored:.3g} {name} on the disk, and as much of the host's memory while it is "
+        f"written; up to {kept} are kept, and one more is there for a moment"
+    )
+
+
+def _checkpoint(plan: Plan) -> int:
+    """Bytes: the weights, or with adapters what is trained of them, and the optimizer's state."""
+    trace, parameters = plan.trace, plan.parameters
+    weights = trace.standing[WEIGHTS]
+    if plan.config.finetuning.lora_rank:
+        weights = weights * parameters.trained // parameters.total
+    return weights + trace.standing[OPTIMIZER]
 
 
 def _time(plan: Plan) -> str:

@@ -31,7 +31,7 @@ class Suggestion:
 
 
 def suggest(config: TrainConfig, limit: int, peak: Peak) -> list[Suggestion]:
-    """Single changes with which a run fits; if there is none, as few together as make it fit.
+    """Single changes with which a run fits; if there is none, one after another of them until it does.
 
     Args:
         config: A run that does not fit.
@@ -75,6 +75,8 @@ def _single_changes(config: TrainConfig) -> Iterator[Changes]:
     """From what changes the result least to what changes it most."""
     training, finetuning, model = config.training, config.finetuning, config.model
     thinks = training.method == "quietstar"
+    if model.dtype == "float32":
+        yield {"model.dtype": "bfloat16"}
     if thinks and not training.reuse_sampling_pass:
         yield {"training.reuse_sampling_pass": True}
     if not thinks and not finetuning.gradient_checkpointing:

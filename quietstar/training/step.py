@@ -160,7 +160,8 @@ class OptimizerStep(Generic[ModelT]):
         values |= {name: float(norm) for name, norm in norms.items()}
         for name in norms:
             if not math.isfinite(values[name]):
-                where = f"first in parameter {self.optimizer.first_non_finite_gradient(name)}"
+                culprit = self.optimizer.first_non_finite_gradient(name)
+                where = f"first in parameter {culprit}" if culprit else "every gradient is finite, their norm overflows"
                 raise self._non_finite(step, name, values[name], batch, where)
         self.optimizer.clip(norms)
         self.optimizer.step(learning_rate(step, options))

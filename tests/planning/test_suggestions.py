@@ -53,7 +53,7 @@ def test_single_changes_that_fit_are_all_named(run: Run) -> None:
 
 
 def test_changes_are_joined_where_no_single_one_is_enough(run: Run) -> None:
-    (found,) = suggest(run(training__batch_size=4), 145, bytes_of)
+    (found,) = suggest(run(training__batch_size=4, model__dtype="bfloat16"), 145, bytes_of)
     assert found.changes == {
         "training.micro_batch_size": 2,  # the largest that fits with the others
         "training.optimizer": "adamw_8bit",
@@ -63,6 +63,16 @@ def test_changes_are_joined_where_no_single_one_is_enough(run: Run) -> None:
     assert found.total == 100 + 2 + 10 * 2 * 8 // 4
 
 
+def test_narrower_weights_are_the_first_suggestion(run: Run) -> None:
+    """float32 is the default, and a 7B model in it the commonest reason that a run does not fit."""
+
+    def peak(config: TrainConfig) -> int:
+        return bytes_of(config) * (2 if config.model.dtype == "float32" else 1)
+
+    first = suggest(run(training__batch_size=1), 500, peak)[0]
+    assert (first.changes, first.total) == ({"model.dtype": "bfloat16"}, 380)
+
+
 def test_nothing_is_suggested_where_nothing_helps(run: Run) -> None:
     assert suggest(run(training__batch_size=4), 101, bytes_of) == []
 
@@ -70,6 +80,7 @@ def test_nothing_is_suggested_where_nothing_helps(run: Run) -> None:
 def test_a_plan_that_does_not_fit_suggests_what_does(run: Run, small: Callable[..., MistralConfig]) -> None:
     config = run(
         model__path="in memory",
+        model__dtype="bfloat16",
         training__method="language_modeling",
         training__batch_size=4,
         training__optimizer="adamw_8bit",
