@@ -18,6 +18,7 @@ from quietstar.model import (
     Thoughts,
     load_authors_checkpoint,
 )
+from quietstar.model.adapter_files import load_finetuned
 from quietstar.objective import PRESETS, LearnOutput, Objective
 
 __version__ = "0.1.0"
@@ -37,4 +38,5 @@ __all__ = [
     "Thoughts",
     "UnsupportedBackboneError",
     "load_authors_checkpoint",
+    "load_finetuned",
 ]
