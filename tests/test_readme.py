@@ -75,8 +75,9 @@ def shell_commands() -> list[str]:
     return [shlex.join(words) for block in blocks for line in block.splitlines() if (words := shlex.split(line, True))]
 
 
-# The first two lines of the README install what they run: .ci/run executes them as they stand. The rest runs here, with
-# a tiny model and text for the reader's own, and few enough steps.
+# The first two lines of the README install what they run. .ci/run executes the second as it stands, and in it
+# tests/textbook/test_experiment.py runs the first one's job, without its controls. The rest runs here, with few steps
+# and a tiny model and text for the reader's own.
 COMMANDS = shell_commands()[2:]
 FEW_STEPS = (
     "--training.steps 2 --training.batch_size 2 --training.eval_batches 1 --data.length 16 --data.append_eos false "
@@ -84,7 +85,7 @@ FEW_STEPS = (
 )
 
 
-def test_the_readme_begins_with_the_two_commands_that_ci_runs() -> None:
+def test_the_readme_begins_with_its_two_commands() -> None:
     first, second = shell_commands()[:2]
     assert first.endswith("python -m quietstar.train") and second.endswith("pytest -n auto")
 
