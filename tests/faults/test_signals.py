@@ -51,7 +51,7 @@ def test_a_signal_in_the_first_step_leaves_nothing_to_resume(runs: Runs, tmp_pat
 @pytest.mark.parametrize(("names", "status"), [(("SIGTERM", "SIGTERM"), 143), (("SIGTERM", "SIGINT"), 130)])
 def test_a_second_signal_stops_at_once(runs: Runs, tmp_path: Path, names: tuple[str, ...], status: int) -> None:
     runs.run(tmp_path, ("send", LAST_OF_STEP_4 - 2, *names), expect=status)
-    assert steps(tmp_path) == [2]
+    assert steps(tmp_path) in ([], [2])  # the save of step 2 may still have been going on
     runs.run(tmp_path)
     assert_same_end(tmp_path, runs.whole())
 
