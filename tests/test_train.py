@@ -88,7 +88,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(base: Path, text: Path, tmp
     assert main(arguments(base, text, parts, *schedule, "--training.steps", "2")) == 0
     assert main(arguments(base, text, parts, *schedule, "--training.steps", "4")) == 0
     states = [
-        QuietStarForCausalLM.from_pretrained(latest_checkpoint(run / "checkpoints")).state_dict()  # type: ignore[arg-type]
+        QuietStarForCausalLM.from_pretrained(latest_checkpoint(run / "checkpoints")).state_dict()
         for run in (whole, parts)
     ]
     assert states[0].keys() == states[1].keys()

@@ -87,7 +87,7 @@ class Recording:
             self.end[0] * s["embedding_scale"],
             self.tensors["input_ids"],
             None if bool(mask.all()) else mask,
-            **{**arguments, **changes},  # type: ignore[arg-type]
+            **{**arguments, **changes},
         )
 
     def gradients(self) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def whole(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 @pytest.fixture(scope="session", params=["mistral_tokenizer", "byte_tokenizer"])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
-    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+    return request.getfixturevalue(request.param)
 
 
 @given(parts=st.lists(st.sampled_from(PARTS), min_size=1, max_size=120), piece=st.integers(5, 60))

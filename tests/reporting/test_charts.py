@@ -19,7 +19,7 @@ NUMBERS = st.floats(-1e12, 1e12, allow_nan=False)
 
 
 def series(y: list[float], **options: object) -> Series:
-    return Series("curve", np.arange(len(y), dtype=float), np.array(y), **options)  # type: ignore[arg-type]
+    return Series("curve", np.arange(len(y), dtype=float), np.array(y), **options)
 
 
 def drawn(svg: str, kind: str) -> list[str]:

@@ -15,7 +15,7 @@ from tests.training.helpers import ToyThinker, options, tiny_llama
 
 
 def _group(parameter: nn.Parameter, **changes: float) -> ParameterGroup:
-    return ParameterGroup("all", (("weight", parameter),), **changes)  # type: ignore[arg-type]
+    return ParameterGroup("all", (("weight", parameter),), **changes)
 
 
 def _give_gradients(model: nn.Module, scale: float = 1.0) -> None:
