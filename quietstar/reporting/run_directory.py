@@ -58,7 +58,11 @@ def read_run(directory: Path) -> RunDirectory:
         name=directory.resolve().name,
         config=_config(directory / "config.yaml"),
         lines=lines,
-        events=[line for line in _json_lines(directory / "events.jsonl") if isinstance(line.get("step"), int)],
+        events=[
+            line
+            for line in _json_lines(directory / "events.jsonl")
+            if isinstance(line.get("step"), int) and isinstance(line.get("event"), str)
+        ],
         samples=_first_and_last_samples(directory / SAMPLES, last),
         environment=[entry for entry in environment if isinstance(entry, dict)]
         if isinstance(environment, list)
@@ -83,7 +87,7 @@ def _first_and_last_samples(directory: Path, last_step: int) -> list[tuple[int, 
     ends = steps[:1] + steps[-1:] if len(steps) > 1 else steps
     read = [(step, _json(found[step])) for step in ends]
     return [
-        (step, [sample for sample in content["samples"] if isinstance(sample, dict)])
+        (step, [one for one in content["samples"] if isinstance(one, dict) and isinstance(one.get("text", 0), int)])
         for step, content in read
         if isinstance(content, dict) and isinstance(content.get("samples"), list)
     ]

@@ -260,3 +260,11 @@ def test_a_hostile_name_everywhere(tmp_path: Path) -> None:
     write_lines(directory / "events.jsonl", [{"step": 1, "event": name, "message": HOSTILE}])
     page = page_of(directory)
     assert "<b " not in page and "\u202e" not in page
+
+
+def test_lines_that_no_run_writes_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 2.5}\n')
+    (tmp_path / "events.jsonl").write_text('{"step": 1, "event": ["odd"]}\n{"step": 1, "event": {"a": 1}}\n')
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "step-00000001.json").write_text('{"samples": [{"text": [1]}, 7]}')
+    assert "2.5" in write_report(tmp_path).read_text(encoding="utf-8")
