@@ -25,6 +25,8 @@ class Batch:
         names: What each text is called in messages.
         first: Place of the first text among those of the step.
         step: All texts of the step, where these are a part of them.
+        loss_mask: bool [B, L], True at the tokens that are learned; None: all that follow another.
+        values: float32 [B, ...], numbers that belong to each text, such as its label.
     """
 
     tokens: Tensor
@@ -32,6 +34,8 @@ class Batch:
     names: Sequence[str]
     first: int = 0
     step: Batch | None = None
+    loss_mask: Tensor | None = None
+    values: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -44,13 +48,18 @@ class Batch:
     def part(self, first: int, size: int) -> Batch:
         """`size` of a whole step's texts, from `first` on."""
         chosen = slice(first, first + size)
-        mask = None if self.attention_mask is None else self.attention_mask[chosen]
-        return Batch(self.tokens[chosen], mask, self.names[chosen], first, self)
+        rest = {name: tensor[chosen] for name, tensor in self._optional().items()}
+        return replace(self, tokens=self.tokens[chosen], names=self.names[chosen], first=first, step=self, **rest)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return replace(self, tokens=self.tokens.to(device), attention_mask=mask)
+        rest = {name: tensor.to(device) for name, tensor in self._optional().items()}
+        return replace(self, tokens=self.tokens.to(device), **rest)
+
+    def _optional(self) -> dict[str, Any]:
+        """The tensors that a batch need not have."""
+        tensors = {"attention_mask": self.attention_mask, "loss_mask": self.loss_mask, "values": self.values}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 class Batches(Protocol):
@@ -85,18 +94,28 @@ class IndexedBatches:
         seed: Of the order.
         attention_mask: As in `Batch`, [n, L].
         skipped: Rows of the data that could not be used.
+        loss_mask: As in `Batch`, [n, L].
+        values: As in `Batch`, [n, ...].
 
     Raises:
         DataError: `tokens` is not int64 [n, L] with at least one text.
     """
 
     def __init__(
-        self, tokens: Tensor, batch_size: int, seed: int, attention_mask: Tensor | None = None, skipped: int = 0
+        self,
+        tokens: Tensor,
+        batch_size: int,
+        seed: int,
+        attention_mask: Tensor | None = None,
+        skipped: int = 0,
+        loss_mask: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> None:
         if tokens.ndim != 2 or tokens.dtype != torch.int64 or not tokens.numel():
             raise DataError(f"train_data: got {tokens.dtype} {list(tokens.shape)}, needs int64 [n, L] and one text")
         self._tokens = tokens
-        self._mask = attention_mask
+        given = {"attention_mask": attention_mask, "loss_mask": loss_mask, "values": values}
+        self._optional = {name: tensor for name, tensor in given.items() if tensor is not None}
         self._order = BatchOrder(len(tokens), batch_size, seed)
         self._fingerprint: dict[str, Any] | None = None
         self.skipped = skipped
@@ -104,16 +123,16 @@ class IndexedBatches:
     def batch(self, step: int) -> Batch:
         """The texts of optimizer step `step`, counted from 1."""
         texts = self._order.indices(step - 1)
-        mask = None if self._mask is None else self._mask[texts]
         names = [f"text {text} of the training data" for text in texts]
-        return Batch(self._tokens[texts], mask, names)
+        rest: dict[str, Any] = {"attention_mask": None} | {name: own[texts] for name, own in self._optional.items()}
+        return Batch(self._tokens[texts], names=names, **rest)
 
     def fingerprint(self) -> dict[str, Any]:
         """Shape and hash of all texts."""
         if self._fingerprint is None:
             digest = hashlib.sha256(self._tokens.contiguous().cpu().numpy().data)
-            if self._mask is not None:
-                digest.update(self._mask.contiguous().cpu().numpy().data)
+            for tensor in self._optional.values():
+                digest.update(tensor.contiguous().cpu().numpy().data)
             self._fingerprint = {"shape": list(self._tokens.shape), "sha256": digest.hexdigest()}
         return self._fingerprint
 

@@ -45,11 +45,13 @@ class Means:
 
 
 def text_targets(batch: Batch) -> Tensor:
-    """bool [B, L-1]: where the next token belongs to the same document."""
+    """bool [B, L-1]: where the next token belongs to the same document, and is one to learn."""
     mask = batch.attention_mask
     if mask is None:
-        return torch.ones_like(batch.tokens[:, 1:], dtype=torch.bool)
-    return (mask[:, 1:] == mask[:, :-1]) & (mask[:, 1:] > 0)
+        targets = torch.ones_like(batch.tokens[:, 1:], dtype=torch.bool)
+    else:
+        targets = (mask[:, 1:] == mask[:, :-1]) & (mask[:, 1:] > 0)
+    return targets if batch.loss_mask is None else targets & batch.loss_mask[:, 1:]
 
 
 def step_means(output: LearnOutput, batch: Batch) -> Means:

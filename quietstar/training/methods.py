@@ -177,26 +177,50 @@ def _learn(
 
 
 def _weight(batch: Batch) -> float | None:
-    """With padding or several documents, texts have unequally many targets."""
-    return None if batch.attention_mask is None else float(text_targets(batch).sum())
+    """With padding, several documents or completions alone, texts have unequally many targets."""
+    same = batch.attention_mask is None and batch.loss_mask is None
+    return None if same else float(text_targets(batch).sum())
+
+
+def text_states(model: QuietStarForCausalLM, batch: Batch) -> Tensor:
+    """Hidden states [B, L, E] of the base model, differentiable; no document of a text sees another."""
+    if batch.attention_mask is None:
+        states: Tensor = model.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        return states
+    padding = read_padding(batch.tokens, batch.attention_mask)
+    no_streams = torch.zeros(len(batch), 0, dtype=torch.int32, device=batch.tokens.device)
+    text_pass = ThoughtPass(batch.tokens.shape[1], 0, no_streams, padding.start, model.config.backend)
+    return model.run_decoder(model.base.get_input_embeddings()(batch.tokens), padding.position_ids, text_pass)
+
+
+def token_nll(model: QuietStarForCausalLM, batch: Batch) -> Tensor:
+    """NLL of each next token in nats, without thoughts: float32 [B, L-1], differentiable, 0 where there is no target.
+
+    Args:
+        model: The model whose `base` is asked.
+        batch: Texts, whose targets are those of `text_targets`.
+    """
+    head = model.head
+    target = batch.tokens[:, 1:].masked_fill(~text_targets(batch), IGNORE)
+    return linear_cross_entropy(
+        text_states(model, batch)[:, :-1].flatten(0, 1),
+        head.weight,
+        target.flatten(),
+        softcap=head.softcap,
+        logit_scale=head.logit_scale,
+        backend=model.config.backend,
+    ).view(target.shape)
 
 
 def _text_loss(model: QuietStarForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mean NLL of the next tokens, differentiable, and the NLLs [B * (L-1)], 0 where there is no target."""
-    head, tokens = model.head, batch.tokens
-    if batch.attention_mask is None:
-        states = model.decoder(input_ids=tokens, use_cache=False).last_hidden_state
-    else:
-        padding = read_padding(tokens, batch.attention_mask)
-        no_streams = torch.zeros(len(batch), 0, dtype=torch.int32, device=tokens.device)
-        text_pass = ThoughtPass(tokens.shape[1], 0, no_streams, padding.start, model.config.backend)
-        states = model.run_decoder(model.base.get_input_embeddings()(tokens), padding.position_ids, text_pass)
+    head, states = model.head, text_states(model, batch)
     counted = text_targets(batch).flatten()
-    target = tokens[:, 1:].flatten()
+    target = batch.tokens[:, 1:].flatten()
     return linear_cross_entropy(
         states[:, :-1].flatten(0, 1),
         head.weight,
-        target if batch.attention_mask is None else target.masked_fill(~counted, IGNORE),
+        target if _weight(batch) is None else target.masked_fill(~counted, IGNORE),
         row_weight=counted.double() / counted.sum().clamp_min(1),
         softcap=head.softcap,
         logit_scale=head.logit_scale,

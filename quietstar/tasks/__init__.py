@@ -1,0 +1,1 @@
+"""Problems, prompts, hints and answer checks."""
