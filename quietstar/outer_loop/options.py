@@ -26,7 +26,7 @@ class ProblemOptions:
     """The task's problems.
 
     Args:
-        path: Training problems: a JSONL file, or a directory that holds the task's files. Null is the task's public home.
+        path: Training problems: a JSONL file, or a directory of the task's files. Null: its public home.
         test_path: Held-out problems; null: the task's own beside `path`.
         few_shot_path: Text file of solved examples that stand before each prompt, as they are; null: none.
         few_shot_hint_path: The same examples with the hint shown, for rationalisation; null: none.
@@ -145,8 +145,8 @@ class VerifierOptions:
         beta: How far DPO may move from its reference (Eq. 2 of V-STaR; the paper does not say, 0.1 is usual).
         nll_weight: Weight of the NLL of the right completion (nats per token) beside the DPO loss; 0 is the paper's.
         pairs_per_problem: Pairs of a right and a wrong completion of one problem, drawn from all such pairs.
-        score: What candidates are ranked by: `sum` of log-likelihoods (the paper's), their `mean`, or the log-`ratio` to
-            the reference.
+        score: What candidates are ranked by: `sum` of log-likelihoods (the paper's), their `mean`, or their log-`ratio`
+            to the reference.
         steps: Optimizer steps; null: `epochs`.
         epochs: Times through the pairs.
         batch_size: Pairs per optimizer step.
