@@ -1,4 +1,4 @@
-"""From arguments and YAML to a `TrainConfig`, and back to YAML.
+"""From arguments and YAML to a tree of options, such as a `TrainConfig`, and back to YAML.
 
 Later ones win: defaults, preset, `--config` file, `--key value` flags, in whatever order they are written.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -28,10 +28,46 @@ from quietstar.presets import DESCRIPTIONS, PRESETS
 _Flat = dict[str, Any]
 
 
-def parse_train_config(argv: Sequence[str] | None = None, program: str = "python -m quietstar.train") -> TrainConfig:
-    """Reads the command line of a training run.
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command(Generic[ConfigT]):
+    """What the command line of a command is made of.
 
     Args:
+        config: The dataclass of all options, with `preset` and `output_dir` among its own.
+        presets: Values by dotted key, by name of the preset.
+        descriptions: A line about each preset.
+        default_preset: Its name where none is given, for the options that are.
+        validate: `(configuration, require_inputs) -> configuration`; raises ConfigError.
+    """
+
+    config: type[ConfigT]
+    presets: Mapping[str, Mapping[str, Any]]
+    descriptions: Mapping[str, str]
+    default_preset: Callable[[Mapping[str, Any]], str]
+    validate: Callable[[ConfigT, bool], ConfigT]
+
+
+def _train_preset(given: Mapping[str, Any]) -> str:
+    own_input = given.get("model.path") is not None or given.get("data.path") is not None
+    return "plain" if own_input else "textbook"
+
+
+TRAIN: Command[TrainConfig] = Command(TrainConfig, PRESETS, DESCRIPTIONS, _train_preset, validate)
+
+
+def parse_train_config(argv: Sequence[str] | None = None, program: str = "python -m quietstar.train") -> TrainConfig:
+    """`parse_config` of a training run."""
+    return parse_config(TRAIN, argv, program)
+
+
+def parse_config(command: Command[ConfigT], argv: Sequence[str] | None, program: str) -> ConfigT:
+    """Reads a command line.
+
+    Args:
+        command: Whose.
         argv: The arguments; None takes those of the process.
         program: How the user called it, for `--help`.
 
@@ -42,29 +78,29 @@ def parse_train_config(argv: Sequence[str] | None = None, program: str = "python
         ConfigError: for an unknown key (with a suggestion), a value of a wrong type, or one that `validate` refuses.
         SystemExit: with status 0 after `--help` or `--print_config`.
     """
-    flags = _split_arguments(sys.argv[1:] if argv is None else argv)
+    cls = command.config
+    flags = _split_arguments(sys.argv[1:] if argv is None else argv, cls)
     print_help, print_config = flags.pop("help", None), flags.pop("print_config", None)
     config_path = flags.pop("config", None)
-    file = {} if config_path is None else _read_yaml(config_path)
+    file = {} if config_path is None else _read_yaml(config_path, cls)
     given = {**file, **flags}
     preset = given.get("preset")
     if preset is None:
-        own_input = given.get("model.path") is not None or given.get("data.path") is not None
-        preset = "plain" if own_input else "textbook"
-    if not isinstance(preset, str) or preset not in PRESETS:
-        suggestion = _did_you_mean(str(preset), list(PRESETS))
-        raise ConfigError(f"preset: got {preset!r}, needs one of {', '.join(PRESETS)}{suggestion}")
+        preset = command.default_preset(given)
+    if not isinstance(preset, str) or preset not in command.presets:
+        suggestion = _did_you_mean(str(preset), list(command.presets))
+        raise ConfigError(f"preset: got {preset!r}, needs one of {', '.join(command.presets)}{suggestion}")
 
-    parser = _parser(program)
-    parser.set_defaults(PRESETS[preset])
-    from_file = {key: _typed(parser, key, value, f"{config_path}: ") for key, value in file.items()}
+    parser = _parser(command, program)
+    parser.set_defaults(dict(command.presets[preset]))
+    from_file = {key: _typed(parser, cls, key, value, f"{config_path}: ") for key, value in file.items()}
     parser.set_defaults({**from_file, "preset": preset})  # so that --help shows what holds without further flags
     if print_help is not None:
         parser.print_help()
         raise SystemExit(0)
-    from_flags = {key: _typed(parser, key, value) for key, value in flags.items()}
-    values = {**_defaults(), **PRESETS[preset], **from_file, **from_flags, "preset": preset}
-    config = validate(_build(TrainConfig, values), require_inputs=print_config is None)
+    from_flags = {key: _typed(parser, cls, key, value) for key, value in flags.items()}
+    values = {**_defaults(cls), **command.presets[preset], **from_file, **from_flags, "preset": preset}
+    config = command.validate(_build(cls, values), print_config is None)
     if print_config is not None:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
@@ -85,7 +121,7 @@ def save_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
     Path(path).write_text(to_yaml(config), encoding="utf-8")
 
 
-def to_yaml(config: TrainConfig) -> str:
+def to_yaml(config: Any) -> str:
     """The whole configuration as YAML, in the order of the dataclasses."""
     # not allow_unicode: PyYAML then writes some line separators in a way that it does not read back
     text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=120)
@@ -129,8 +165,8 @@ def _options(cls: type, prefix: str = "") -> Iterator[tuple[type, str, Any, Any]
             yield cls, prefix + field.name, hints[field.name], getattr(default, field.name)
 
 
-def _defaults() -> _Flat:
-    return {key: default for _, key, _, default in _options(TrainConfig)}
+def _defaults(cls: type) -> _Flat:
+    return {key: default for _, key, _, default in _options(cls)}
 
 
 def _option_help(cls: type) -> dict[str, str]:
@@ -140,9 +176,10 @@ def _option_help(cls: type) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", text) for name, text in entries}
 
 
-def _parser(program: str) -> ArgumentParser:
+def _parser(command: Command[ConfigT], program: str) -> ArgumentParser:
     """A parser that knows every option; `_split_arguments` has taken the line apart before it is used."""
-    presets = "\n".join(f"  {name:12}{text}" for name, text in DESCRIPTIONS.items())
+    width = max(12, 2 + max(map(len, command.descriptions)))
+    presets = "\n".join(f"  {name:{width}}{text}" for name, text in command.descriptions.items())
     parser = ArgumentParser(
         prog=program,
         usage=f"{program} [--preset NAME] [--config FILE] [--KEY VALUE ...] [--print_config] [--help]",
@@ -155,8 +192,8 @@ def _parser(program: str) -> ArgumentParser:
     for name, text in _SWITCHES.items():
         general.add_argument(f"--{name}", action="store_true", default=SUPPRESS, help=text)
     general.add_argument("--config", metavar="FILE", default=SUPPRESS, help=_CONFIG_HELP)
-    groups: dict[type, Any] = {TrainConfig: general}
-    for cls, key, hint, default in _options(TrainConfig):
+    groups: dict[type, Any] = {command.config: general}
+    for cls, key, hint, default in _options(command.config):
         group, _, name = key.rpartition(".")
         if cls not in groups:
             summary, _, rest = inspect.cleandoc(cls.__doc__ or "").partition("\n")
@@ -166,10 +203,10 @@ def _parser(program: str) -> ArgumentParser:
     return parser
 
 
-def _split_arguments(argv: Sequence[str]) -> dict[str, str]:
+def _split_arguments(argv: Sequence[str], cls: type) -> dict[str, str]:
     """Splits arguments into `--key value` or `--key=value` pairs; the key of a yes-or-no option alone means yes."""
-    hints = _hints()
-    known = [*_defaults(), "config", *_SWITCHES]
+    hints = _hints(cls)
+    known = [*_defaults(cls), "config", *_SWITCHES]
     pairs: dict[str, str] = {}
     rest = list(argv)
     while rest:
@@ -215,7 +252,7 @@ def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
     return f"; did you mean {' or '.join(closest[:3])}?"
 
 
-def _read_yaml(path: str) -> _Flat:
+def _read_yaml(path: str, cls: type) -> _Flat:
     """Reads a YAML mapping into dotted keys. The safe loader builds plain values only."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -233,7 +270,7 @@ def _read_yaml(path: str) -> _Flat:
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} holds a {type(content).__name__}, needs a mapping of options")
     flat: _Flat = {}
-    known = list(_defaults())
+    known = list(_defaults(cls))
     groups = {key.rpartition(".")[0] for key in known}
     for key, value in _flatten(content, known):
         if key in groups:
@@ -255,9 +292,9 @@ def _flatten(content: Mapping[Any, Any], known: Sequence[str], prefix: str = "")
             yield key, value
 
 
-def _typed(parser: ArgumentParser, key: str, value: object, source: str = "") -> Any:
+def _typed(parser: ArgumentParser, cls: type, key: str, value: object, source: str = "") -> Any:
     """Turns a value from YAML, or the text of a flag, into the type of the option."""
-    hint = _hints()[key]
+    hint = _hints(cls)[key]
     from_yaml = bool(source)
     if type(value) is hint or (from_yaml and isinstance(value, str) and hint == str | None):
         return value  # nothing to convert; "null" in quotes in YAML is text, not null
@@ -271,8 +308,8 @@ def _typed(parser: ArgumentParser, key: str, value: object, source: str = "") ->
 
 
 @cache
-def _hints() -> dict[str, Any]:
-    return {key: hint for _, key, hint, _ in _options(TrainConfig)}
+def _hints(cls: type) -> dict[str, Any]:
+    return {key: hint for _, key, hint, _ in _options(cls)}
 
 
 def _describe(hint: Any) -> str:
