@@ -1,0 +1,86 @@
+"""Drawing tokens: a random stream for each sample, and exact sums, so that a draw depends on nothing else.
+
+One uniform number per token is a hash of (seed, index of the token); it picks the token by the inverse of the
+cumulative distribution. Both are computed with integers, which are the same in any order and on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""The constants of SplitMix64 (Steele, Lea and Flood 2014)."""
+RESOLUTION = 2.0**48
+"""Probabilities are counted in parts of this size; what is rarer than one part is never drawn."""
+
+
+def uniforms(seeds: Sequence[int], count: int) -> Tensor:
+    """float64 [len(seeds), count] in [0, 1): row by row the first `count` numbers of a seed's stream."""
+    state = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64)
+    index = torch.arange(1, count + 1) * _signed(GOLDEN)
+    bits = _mix(_mix(state)[:, None] + index)
+    return _shift(bits, 11).double() * 2.0**-53
+
+
+def draw(
+    logits: Tensor, uniform: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """One token per row.
+
+    Args:
+        logits: [B, V], computed with in float32, or float64 if that is what they are.
+        uniform: float64 [B] in [0, 1); not used at temperature 0.
+        temperature: 0 takes the likeliest token.
+        top_k: Draw from so many of the likeliest tokens, and those as likely as the last of them; 0: all.
+        top_p: Then from the fewest of the likeliest that have this share of the probability.
+
+    Returns:
+        Tokens, int64 [B], and their log-probabilities, [B] in nats, at temperature 1 with every token allowed.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if temperature == 0:
+        token = logits.argmax(-1)
+    else:
+        probability = likeliest(torch.softmax(logits / temperature, -1), top_k, top_p)
+        cumulative = (probability * RESOLUTION).long().cumsum(-1)
+        total = cumulative[:, -1]
+        threshold = torch.minimum((uniform * total).long(), total - 1)
+        token = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1)
+        token = token.clamp(max=logits.shape[-1] - 1)  # NaN has no order: the caller finds it in the log-probability
+    logprob = logits.gather(-1, token[:, None]).squeeze(-1) - torch.logsumexp(logits, -1)
+    return token, logprob
+
+
+def likeliest(probability: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Probabilities, [B, V], with zeros for the tokens that `draw` leaves out; not normalised."""
+    if 0 < top_k < probability.shape[-1]:
+        least = probability.topk(top_k).values[:, -1:]
+        probability = probability.where(probability >= least, 0.0)
+    if top_p < 1:
+        ordered = probability.sort(-1, descending=True).values
+        before = ordered.cumsum(-1) - ordered
+        kept = (before < top_p * ordered.sum(-1, keepdim=True)).sum(-1, keepdim=True)
+        least = ordered.gather(-1, (kept - 1).clamp(min=0))
+        probability = probability.where(probability >= least, 0.0)
+    return probability
+
+
+def _signed(number: int) -> int:
+    """The 64 bits of a number as int64 has them."""
+    number %= 2**64
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _shift(bits: Tensor, count: int) -> Tensor:
+    """Shifted right, zeros coming in; on int64 PyTorch's own shift brings in the sign."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """SplitMix64's finalizer; products wrap around."""
+    bits = (bits ^ _shift(bits, 30)) * _signed(FIRST)
+    bits = (bits ^ _shift(bits, 27)) * _signed(SECOND)
+    return bits ^ _shift(bits, 31)
