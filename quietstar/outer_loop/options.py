@@ -101,6 +101,9 @@ class LoopOptions:
         start_from: Fine-tune the `base` model anew in each iteration, as the papers do, or go on with the `previous`.
         accumulate: Train on what `all` iterations have kept, or on the `last` one's alone.
         demonstrations: Train on the task's human-written solutions too.
+        supervised_start: Fine-tune the base on the human-written solutions before the first iteration, which then
+            samples from that model (V-STaR's G_SFT).
+        supervised_epochs: How long, in times through the solutions.
         few_shot_in_training: Put the solved examples before the prompts that are trained on.
         deduplicate: Keep one of several completions of a problem that are `exact`ly the same, or the same `solution` by
             the task's own measure; `none` keeps all.
@@ -115,6 +118,8 @@ class LoopOptions:
         added_epochs: See schedule.
         row_length: Tokens of a row, into which as many examples are put as fit.
         keep_models: Keep the generators of `all` iterations on disk, or the `last` alone.
+        redo: Do phases again whose inputs have changed, such as options of filtering or training, instead of refusing
+            to go on; samples that still fit are used.
     """
 
     iterations: int = 5
@@ -123,6 +128,8 @@ class LoopOptions:
     start_from: Literal["base", "previous"] = "base"
     accumulate: Literal["all", "last"] = "last"
     demonstrations: bool = False
+    supervised_start: bool = False
+    supervised_epochs: float = 2.0
     few_shot_in_training: bool = False
     deduplicate: Literal["none", "exact", "solution"] = "exact"
     max_per_problem: int | None = None
@@ -135,6 +142,7 @@ class LoopOptions:
     added_epochs: float = 0.2
     row_length: int = 1024
     keep_models: Literal["all", "last"] = "all"
+    redo: bool = False
 
 
 @dataclass

@@ -49,17 +49,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A human-written training example that is not a problem of the task's data.
+    """A human-written training example.
 
     Args:
         prompt: As a model is asked.
         completion: What it is to answer.
         name: For messages.
+        problem: Id of the training problem that it solves; empty where it is none of them.
     """
 
     prompt: str
     completion: str
     name: str = ""
+    problem: str = ""
 
 
 class Task(ABC):
@@ -118,8 +120,13 @@ class Task(ABC):
         return problem.rationale
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """Human-written examples beside the problems' own, for a base model made from nothing."""
-        return ()
+        """Human-written examples (V-STaR's D_SFT): those solutions of the training problems that there are."""
+        solved = ((problem, self.solution(problem)) for problem in self.problems("train"))
+        return [
+            Demonstration(self.prompt(problem), solution, problem.place or problem.id, problem.id)
+            for problem, solution in solved
+            if solution is not None
+        ]
 
     def steps(self, completion: str) -> list[str]:
         """The steps of a completion, which joined are the completion."""

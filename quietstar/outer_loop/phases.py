@@ -1,0 +1,97 @@
+"""Phases of a loop: each is done once, is known by what went into it, and can be begun again at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quietstar.errors import CheckpointError
+from quietstar.training.events import EventLog
+from quietstar.training.output_dir import changed_options, write_json
+
+LOOP_VERSION = 1
+"""Of what the phases compute: a run of another version is not continued."""
+
+
+class Phases:
+    """The phases of a run, each with a manifest `iteration-NN/PHASE.json` of its inputs and outputs.
+
+    Manifests hold no times and no paths outside the run: two runs of the same command have equal ones.
+
+    Args:
+        directory: Of the run.
+        events: Gets a line when a phase begins and ends.
+        redo: Do a phase again whose inputs have changed, instead of refusing to go on.
+        tell: Called with a line of progress.
+    """
+
+    def __init__(self, directory: Path, events: EventLog, redo: bool, tell: Callable[[str], None]) -> None:
+        self.directory = directory
+        self._events = events
+        self._redo = redo
+        self._tell = tell
+
+    def directory_of(self, iteration: int) -> Path:
+        """Where an iteration keeps what it makes."""
+        return self.directory / f"iteration-{iteration:02d}"
+
+    def run(
+        self, iteration: int, name: str, inputs: Mapping[str, Any], work: Callable[[str], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """The outputs of a phase, which is done unless it has been.
+
+        Args:
+            iteration: That it belongs to.
+            name: Of the phase.
+            inputs: Plain JSON values: all that decides its outputs.
+            work: Does it, given the key of its inputs; returns plain JSON values.
+
+        Raises:
+            CheckpointError: It was done with other inputs.
+        """
+        file = self.directory_of(iteration) / f"{name}.json"
+        inputs = {"loop.version": LOOP_VERSION, **inputs}
+        key = key_of({"phase": name, "iteration": iteration, **inputs})
+        done = _read(file)
+        if done is not None and done.get("key") == key:
+            return dict(done["outputs"])
+        if done is not None and not self._redo:
+            changed = changed_options(done.get("inputs", {}), inputs)
+            raise CheckpointError(
+                f"{file.parent}: {name} was done with other inputs: {'; '.join(changed)}. Set it back, choose another "
+                "--output_dir, or do such phases again with --loop.redo (samples that still fit are kept)"
+            )
+        self._events.write(iteration, f"{name} started", key)
+        self._tell(f"iteration {iteration}: {name.replace('_', ' ')}")
+        started = time.monotonic()
+        outputs = dict(work(key))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"phase": name, "iteration": iteration, "key": key, "inputs": inputs, "outputs": outputs})
+        self._events.write(iteration, f"{name} finished", f"{time.monotonic() - started:.1f} s")
+        return outputs
+
+    def outputs(self, iteration: int, name: str) -> dict[str, Any] | None:
+        """Of a phase that is done; None where it is not."""
+        done = _read(self.directory_of(iteration) / f"{name}.json")
+        return None if done is None else dict(done["outputs"])
+
+
+def key_of(values: Mapping[str, Any]) -> str:
+    """A short name that differs where plain JSON values differ."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict) or "outputs" not in content:
+            raise ValueError("it has no outputs")
+        return content
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); delete it, and its phase is done again") from None

@@ -1,0 +1,298 @@
+"""STaR (arXiv 2203.14465, Algorithm 1): sample rationales, keep what is right, rationalise failures, start again from
+the base.
+
+The generators of V-STaR, RFT and ReST-EM are the same loop with other options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.data import load_tokenizer, tokenizer_fingerprint
+from quietstar.data.examples import encode_example, end_of_sequence
+from quietstar.errors import CheckpointError, DataError
+from quietstar.files import write_whole
+from quietstar.model.loading import load_causal_lm
+from quietstar.outer_loop.config import OuterLoopConfig
+from quietstar.outer_loop.finetune import MODEL, RUN, fine_tune, forget_checkpoints
+from quietstar.outer_loop.options import SamplingOptions
+from quietstar.outer_loop.phases import Phases, key_of
+from quietstar.outer_loop.sampled import Completions, Generator, verdict_of
+from quietstar.outer_loop.sampling import Sampler, make_sampler, sample_seed
+from quietstar.outer_loop.schedule import fine_tuning_steps
+from quietstar.outer_loop.store import STORE, SampleStore
+from quietstar.outer_loop.training_set import (
+    Kept,
+    demonstrations,
+    describe,
+    read_kept,
+    right_completions,
+    without_duplicates,
+    write_kept,
+)
+from quietstar.outer_loop.weights import weights_sha256
+from quietstar.tasks.task import Problem, Task
+from quietstar.training.events import EventLog
+from quietstar.training.same_run import MAY_CHANGE
+
+KEPT = "kept.jsonl"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a loop works with.
+
+    Args:
+        config: All options.
+        task: What is learned.
+        out: Directory of the run.
+        base: Directory or hub name of the base model.
+        store: Of all samples.
+        events: What happened.
+        tell: Called with a line of progress.
+    """
+
+    config: OuterLoopConfig
+    task: Task
+    out: Path
+    base: str
+    store: SampleStore
+    events: EventLog
+    tell: Callable[[str], None]
+
+
+class OuterLoop:
+    """The iterations of a run. Each phase is done once; what a killed run has done, the next one finds.
+
+    Args:
+        around: What it works with.
+    """
+
+    def __init__(self, around: Surroundings) -> None:
+        self.config, self.task, self.out = around.config, around.task, around.out
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(around.base)
+        end_of_sequence(self.tokenizer)
+        self.seed = self.config.training.seed
+        self.phases = Phases(self.out, around.events, self.config.loop.redo, around.tell)
+        self.train_problems = list(self.task.problems("train"))
+        self.test_problems = chosen_problems(
+            self.task.problems("test"), self.config.problems.test_limit, self.config.problems.seed
+        )
+        self._base = around.base
+        self._tell = around.tell
+        self.completions = Completions(
+            self.task,
+            around.store,
+            self.phases,
+            self.seed,
+            self.config.problems.timeout,
+            self._sampler,
+            around.tell,
+        )
+
+    def run(self) -> list[Generator]:
+        """Does what is left of all iterations.
+
+        Returns:
+            The generators: the model that the first iteration samples from, and the one that each iteration ends with.
+
+        Raises:
+            DataError: An iteration has nothing to train on, or a problem does not fit into the model's context.
+            CheckpointError: Something was done with other options, or is damaged.
+        """
+        base = self.base()
+        generators = [self._supervised(base) if self.config.loop.supervised_start else base]
+        self._evaluate(0, generators[0])
+        for iteration in range(1, self.config.loop.iterations + 1):
+            generators.append(self._iteration(iteration, base, generators[-1]))
+        return generators
+
+    def base(self) -> Generator:
+        """The model that fine-tuning starts from."""
+
+        def measure(_: str) -> dict[str, Any]:
+            return {"model_sha256": weights_sha256(load_causal_lm(self._base, self._dtype()))}
+
+        inputs = {"dtype": self.config.model.dtype, "tokenizer": tokenizer_fingerprint(self.tokenizer)["sha256"]}
+        return Generator(self._base, self.phases.run(0, "base", inputs, measure)["model_sha256"])
+
+    def fine_tune(
+        self, iteration: int, name: str, start: Generator, kept: Sequence[Kept], steps: Callable[[int], int]
+    ) -> Generator:
+        """A phase that trains on examples.
+
+        Args:
+            iteration: Whose phase it is.
+            name: Of the phase.
+            start: The weights that it starts from.
+            kept: The examples.
+            steps: Optimizer steps for a number of rows.
+        """
+        config, directory = self.config, self.phases.directory_of(iteration)
+        before = self.task.few_shot() if config.loop.few_shot_in_training and config.sampling.few_shot else ""
+        training = replace(config.training, seed=sample_seed(self.seed, iteration, name) % 2**31)
+        fixed = {key: value for key, value in asdict(training).items() if key not in MAY_CHANGE}
+        inputs = {
+            "base_sha256": start.sha256,
+            "examples": key_of({"kept": [asdict(one) for one in kept], "few_shot": before}),
+            "loop.row_length": config.loop.row_length,
+            **{f"loop.{key}": getattr(config.loop, key) for key in SCHEDULE},
+            **{f"training.{key}": value for key, value in fixed.items()},
+            **{f"finetuning.{key}": value for key, value in asdict(config.finetuning).items()},
+        }
+
+        def train(key: str) -> dict[str, Any]:
+            examples = [
+                encode_example(self.tokenizer, before + one.prompt, one.completion, f"problem {one.problem or '-'}")
+                for one in kept
+            ]
+            _forget_other_run(directory / RUN, key)
+            return fine_tune(
+                start.path,
+                start.sha256,
+                self.tokenizer,
+                examples,
+                config.loop.row_length,
+                steps,
+                config.model,
+                config.finetuning,
+                training,
+                directory,
+                f"iteration {iteration}: {name}",
+            )
+
+        outputs = self.phases.run(iteration, name, inputs, train)
+        forget_checkpoints(directory)
+        return Generator(str(directory / MODEL), outputs["model_sha256"])
+
+    def _supervised(self, base: Generator) -> Generator:
+        """G_SFT of V-STaR: the base after the human-written solutions."""
+        solved = demonstrations(self.task)
+        if not solved:
+            raise DataError(
+                f"loop.supervised_start: task {self.task.name} has no human-written solutions to begin with; turn it "
+                "off, and the first iteration samples from the base with solved examples before its prompts"
+            )
+        epochs, batch = self.config.loop.supervised_epochs, self.config.training.batch_size
+        return self.fine_tune(0, "train", base, solved, lambda rows: max(1, math.ceil(rows * epochs / batch)))
+
+    def _iteration(self, iteration: int, base: Generator, generator: Generator) -> Generator:
+        options = self.config.loop
+        kept = self._kept(iteration, generator)
+        human = demonstrations(self.task) if options.demonstrations else []
+        tuned = self.fine_tune(
+            iteration,
+            "train",
+            base if options.start_from == "base" else generator,
+            human + kept,
+            lambda rows: fine_tuning_steps(iteration, options, rows, self.config.training.batch_size),
+        )
+        self._evaluate(iteration, tuned)
+        if options.keep_models == "last" and iteration > 1:  # the first one is what a verifier is compared with
+            shutil.rmtree(self.phases.directory_of(iteration - 1) / MODEL, ignore_errors=True)
+        return tuned
+
+    def _kept(self, iteration: int, generator: Generator) -> list[Kept]:
+        """Samples, rationalises and filters: what an iteration trains on, demonstrations apart."""
+        options, sampling = self.config.loop, self.config.sampling
+        problems = chosen_problems(
+            self.train_problems, self.config.problems.limit, sample_seed(self.config.problems.seed, iteration)
+        )
+        samples, summary = self.completions.of(iteration, "sample", generator, problems, sampling)
+        made = {"sample": summary["sha256"]}
+        if options.rationalize:
+            solved = {one.place.problem for one in samples if verdict_of(one).correct}
+            failed = [problem for problem in problems if problem.id not in solved]
+            count = round(len(failed) * options.rationalization_fraction)
+            retried = chosen_problems(failed, count, sample_seed(self.seed, iteration, "retried")) if count else []
+            if retried:
+                more, summary = self.completions.of(iteration, "rationalize", generator, retried, sampling)
+                made["rationalize"] = summary["sha256"]
+                samples = samples + more
+        accumulated = options.accumulate == "all" and iteration > 1
+        if accumulated:
+            made["before"] = self._built(iteration - 1)["sha256"]
+        file = self.phases.directory_of(iteration) / KEPT
+
+        def build(_: str) -> dict[str, Any]:
+            before = read_kept(self.phases.directory_of(iteration - 1) / KEPT) if accumulated else []
+            by_id = {problem.id: problem for problem in problems}
+            new, counts = right_completions(self.task, by_id, samples, options)
+            if not new:
+                raise DataError(
+                    f"iteration {iteration}: none of {len(samples)} completions has the right answer, so there is "
+                    "nothing to learn from. Take easier problems, more sampling.samples at a temperature above 0, a "
+                    "longer sampling.max_new_tokens, or solved examples (problems.few_shot_path); "
+                    f"{self.out / STORE} shows what the model wrote"
+                )
+            human = demonstrations(self.task) if options.demonstrations else []
+            everything = without_duplicates(self.task, human + before + new, options, self.seed)
+            kept = everything[len(human) :]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_kept(file, kept)
+            return {
+                "new": len(new),
+                **counts,
+                **describe(kept),
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            }
+
+        rules = {f"loop.{name}": getattr(options, name) for name in FILTERS}
+        built = self.phases.run(iteration, "build", {**made, **rules, "training.seed": self.seed}, build)
+        kept = read_kept(file)
+        if hashlib.sha256(file.read_bytes()).hexdigest() != built["sha256"]:
+            raise CheckpointError(f"{file}: is not what the run wrote; delete build.json beside it, to make it again")
+        return kept
+
+    def _built(self, iteration: int) -> dict[str, Any]:
+        outputs = self.phases.outputs(iteration, "build")
+        assert outputs is not None  # iterations are done in their order
+        return outputs
+
+    def _evaluate(self, iteration: int, generator: Generator) -> None:
+        """Greedy accuracy on the held-out problems."""
+        if self.config.evaluation.greedy and self.test_problems:
+            greedy = replace(self.config.sampling, samples=1, temperature=0.0)
+            self.completions.of(iteration, "evaluate", generator, self.test_problems, greedy)
+
+    def _sampler(self, path: str, options: SamplingOptions) -> Sampler:
+        config = self.config
+        return make_sampler(path, options, dtype=config.model.dtype, device=config.training.device, stop=self.task.stop)
+
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.config.model.dtype)
+        return dtype
+
+
+SCHEDULE = (
+    *("schedule", "start_steps", "growth", "added_steps", "start_epochs", "added_epochs", "supervised_epochs"),
+    "few_shot_in_training",
+)
+FILTERS = ("demonstrations", "deduplicate", "max_per_problem", "drop_hint_quotes", "accumulate")
+"""Options that a phase depends on."""
+
+
+def chosen_problems(problems: Sequence[Problem], limit: int | None, seed: int) -> list[Problem]:
+    """At most `limit` of some problems, drawn by `seed` and in their own order."""
+    if limit is None or limit >= len(problems):
+        return list(problems)
+    return [problems[place] for place in sorted(random.Random(seed).sample(range(len(problems)), limit))]
+
+
+def _forget_other_run(directory: Path, key: str) -> None:
+    """Deletes a training run that was begun with other inputs: what it knows is in the manifest that it never wrote."""
+    mark = directory / "phase"
+    if directory.exists() and (not mark.is_file() or mark.read_text() != key):
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(mark, key)

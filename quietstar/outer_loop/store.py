@@ -1,0 +1,195 @@
+"""Every sample ever made, in one file that is only appended to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from quietstar.errors import CheckpointError, ConfigError
+from quietstar.outer_loop.sampling import Generation
+from quietstar.tasks.task import Verdict
+
+STORE = "samples.jsonl"
+STORE_VERSION = 1
+"""Of the lines and of how samples are made: samples of two versions are not mixed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which sample of a run something is.
+
+    Args:
+        iteration: Of the loop, from 1; 0 before it.
+        purpose: What it was made for.
+        problem: Id of its problem.
+        index: Among the samples of its problem, from 0.
+    """
+
+    iteration: int
+    purpose: Literal["sample", "rationalize", "evaluate", "candidates"]
+    problem: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion and what is known of it.
+
+    Args:
+        place: Which sample it is.
+        key: Of the phase that made it: model, prompts, sampling options and code.
+        seed: Of its random stream.
+        hinted: Whether its prompt showed the answer.
+        generation: The completion.
+        verdict: What the newest check has found; None before the first.
+    """
+
+    place: Place
+    key: str
+    seed: int
+    hinted: bool
+    generation: Generation
+    verdict: Verdict | None = None
+
+
+class SampleStore:
+    """Samples and verdicts as JSON lines, each appended whole and synced to the disk before the loop goes on.
+
+    The first line says which version wrote the file. A line is a sample, or the verdict about an earlier one; the last
+    verdict counts, so that answers can be checked again without sampling again.
+
+    Args:
+        directory: Of the run; the file is `samples.jsonl`.
+        tell: Called with a message where a line that a crash has torn was cut off.
+
+    Raises:
+        CheckpointError: The file was written by another version, or a line other than the last is damaged.
+        ConfigError: It cannot be written to.
+    """
+
+    def __init__(self, directory: Path, tell: Callable[[str], None]) -> None:
+        self.path = directory / STORE
+        self._offsets: dict[tuple[str, str], list[int]] = {}  # of lines: of samples and verdicts, by phase key
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise ConfigError(f"output_dir: cannot write to {self.path} ({error.strerror})") from None
+        try:
+            self._reader = self.path.open("rb")
+            self._read(tell)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> SampleStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        os.close(self._descriptor)
+        self._reader.close()
+
+    def add_samples(self, samples: Iterable[Sample]) -> None:
+        """Appends new samples.
+
+        Raises:
+            CheckpointError: They cannot be written; what is there already stays.
+        """
+        self._append("sample", ((sample.key, _sample_line(sample)) for sample in samples))
+
+    def add_verdicts(self, samples: Iterable[Sample]) -> None:
+        """Appends the verdicts of samples that are there already.
+
+        Raises:
+            CheckpointError: They cannot be written; what is there already stays.
+        """
+        self._append("verdict", ((sample.key, _verdict_line(sample)) for sample in samples))
+
+    def samples(self, key: str) -> dict[tuple[str, int], Sample]:
+        """What a phase has made, by problem and index, each with its last verdict."""
+        found: dict[tuple[str, int], Sample] = {}
+        for line in self._lines("sample", key):
+            sample = _sample(line)
+            found.setdefault((sample.place.problem, sample.place.index), sample)
+        for line in self._lines("verdict", key):
+            name = (line["problem"], line["index"])
+            if name in found:
+                verdict = Verdict(line["answer"], line["correct"], line["failure"])
+                found[name] = Sample(**{**vars(found[name]), "verdict": verdict})
+        return found
+
+    def _read(self, tell: Callable[[str], None]) -> None:
+        offset, size = 0, os.fstat(self._descriptor).st_size
+        for number, raw in enumerate(iter(self._reader.readline, b""), start=1):
+            try:
+                line = json.loads(raw)
+                kind, key = line["kind"], line.get("key", "")
+                if not raw.endswith(b"\n"):
+                    raise ValueError("no end of line")
+            except (ValueError, KeyError, TypeError) as error:
+                if offset + len(raw) < size:
+                    raise CheckpointError(
+                        f"{self.path}:{number}: damaged ({error}); delete this line: its sample is made again"
+                    ) from None
+                os.ftruncate(self._descriptor, offset)
+                tell(f"{self.path}:{number}: the last line was torn ({len(raw)} bytes) and is cut off")
+                break
+            if number == 1 and (kind != "header" or line.get("version") != STORE_VERSION):
+                raise CheckpointError(
+                    f"{self.path}: written by version {line.get('version')} of the store, this is {STORE_VERSION}, and "
+                    "samples of two versions are not mixed; choose another --output_dir"
+                )
+            if kind in ("sample", "verdict"):
+                self._offsets.setdefault((kind, key), []).append(offset)
+            offset += len(raw)
+        if os.fstat(self._descriptor).st_size == 0:
+            self._append("header", [("", {"version": STORE_VERSION})])
+
+    def _append(self, kind: str, lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        start = os.fstat(self._descriptor).st_size
+        block, places = b"", []
+        for key, values in lines:
+            places.append((key, start + len(block)))
+            text = json.dumps({"kind": kind, "key": key, **values}, ensure_ascii=False)
+            block += text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate is no UTF-8
+        if not block:
+            return
+        try:
+            written = 0
+            while written < len(block):
+                written += os.write(self._descriptor, block[written:])
+            os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, start)  # what was there is whole again
+            raise CheckpointError(
+                f"{self.path}: cannot write ({error.strerror}); the same command goes on from what is there"
+            ) from None
+        for key, place in places:
+            self._offsets.setdefault((kind, key), []).append(place)
+
+    def _lines(self, kind: str, key: str) -> Iterator[dict[str, Any]]:
+        for offset in self._offsets.get((kind, key), []):
+            self._reader.seek(offset)
+            yield json.loads(self._reader.readline())
+
+
+def _sample_line(sample: Sample) -> dict[str, Any]:
+    return {**asdict(sample.place), "seed": sample.seed, "hinted": sample.hinted, **asdict(sample.generation)}
+
+
+def _verdict_line(sample: Sample) -> dict[str, Any]:
+    assert sample.verdict is not None
+    return {**asdict(sample.place), **asdict(sample.verdict)}
+
+
+def _sample(line: dict[str, Any]) -> Sample:
+    place = Place(line["iteration"], line["purpose"], line["problem"], line["index"])
+    generation = Generation(line["text"], line["logprob"], line["tokens"], line["finish_reason"])
+    return Sample(place, line["key"], line["seed"], line["hinted"], generation)

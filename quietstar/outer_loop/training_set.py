@@ -1,0 +1,154 @@
+"""What an iteration trains on: which completions are kept, and as what."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quietstar.errors import CheckpointError
+from quietstar.files import write_whole
+from quietstar.outer_loop.options import LoopOptions
+from quietstar.outer_loop.store import Sample
+from quietstar.tasks.task import Problem, Task
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A training example.
+
+    Args:
+        problem: Id of its problem; empty for a demonstration of none.
+        prompt: Without solved examples, and never with a hint.
+        completion: Up to its answer.
+        source: `sample`, `rationalize`, or `demonstration`.
+        iteration: That made it; 0 for demonstrations.
+        index: Among the samples of its problem.
+        right_inside: Whether every step is right, where the task can tell.
+    """
+
+    problem: str
+    prompt: str
+    completion: str
+    source: str
+    iteration: int = 0
+    index: int = 0
+    right_inside: bool | None = None
+
+
+def demonstrations(task: Task) -> list[Kept]:
+    """The human-written examples."""
+    return [Kept(one.problem, one.prompt, one.completion, "demonstration") for one in task.demonstrations()]
+
+
+def right_completions(
+    task: Task, problems: Mapping[str, Problem], samples: Iterable[Sample], options: LoopOptions
+) -> tuple[list[Kept], dict[str, int]]:
+    """The samples whose answer is right, in the order of the problems, with hint-free prompts.
+
+    Args:
+        task: Of the problems.
+        problems: By id.
+        samples: With verdicts.
+        options: `drop_hint_quotes` is used.
+
+    Returns:
+        What is kept, and `quoted_hint`: how many rationalised ones spoke of the hint.
+    """
+    kept, quoted = [], 0
+    order = {name: place for place, name in enumerate(problems)}
+    for sample in sorted(samples, key=lambda one: (one.hinted, order[one.place.problem], one.place.index)):
+        if sample.verdict is None or not sample.verdict.correct:
+            continue
+        problem, text = problems[sample.place.problem], task.accepted(sample.generation.text)
+        if sample.hinted and task.quotes_hint(problem, text):
+            quoted += 1
+            if options.drop_hint_quotes:
+                continue
+        kept.append(
+            Kept(
+                problem.id,
+                task.prompt(problem),
+                text,
+                sample.place.purpose,
+                sample.place.iteration,
+                sample.place.index,
+                task.right_inside(problem, text),
+            )
+        )
+    return kept, {"quoted_hint": quoted}
+
+
+def without_duplicates(task: Task, kept: Sequence[Kept], options: LoopOptions, seed: int) -> list[Kept]:
+    """Applies `deduplicate` and `max_per_problem`; demonstrations all stay, and count as seen.
+
+    Args:
+        task: Says what the same solution is.
+        kept: In order; of duplicates the first stays.
+        options: Of the loop.
+        seed: Of which ones stay where a problem has too many.
+    """
+    unique: list[Kept] = []
+    seen: set[tuple[str, str]] = set()
+    for one in kept:
+        key = task.solution_key(one.completion) if options.deduplicate == "solution" else one.completion
+        name = (one.problem or one.prompt, key)
+        if options.deduplicate != "none" and name in seen and one.source != "demonstration":
+            continue
+        seen.add(name)
+        unique.append(one)
+    if options.max_per_problem is None:
+        return unique
+    shuffled = list(range(len(unique)))
+    random.Random(seed).shuffle(shuffled)
+    count: Counter[str] = Counter()
+    chosen = set()
+    for place in shuffled:
+        one = unique[place]
+        if one.source == "demonstration" or count[one.problem] < options.max_per_problem:
+            chosen.add(place)
+            count[one.problem] += one.source != "demonstration"
+    return [one for place, one in enumerate(unique) if place in chosen]
+
+
+def describe(kept: Sequence[Kept]) -> dict[str, Any]:
+    """Counts: `kept` examples, `problems` with at least one, `hinted` ones, and by source the share of those that the
+    task can look into whose every step is right."""
+    counts: dict[str, Any] = {
+        "kept": len(kept),
+        "problems": len({one.problem for one in kept if one.problem}),
+        "hinted": sum(one.source == "rationalize" for one in kept),
+    }
+    for source in ("sample", "rationalize"):
+        judged = [one.right_inside for one in kept if one.source == source and one.right_inside is not None]
+        if judged:
+            counts[f"right_inside_{source}"] = sum(judged) / len(judged)
+    return counts
+
+
+def write_kept(file: Path, kept: Iterable[Kept]) -> None:
+    """Writes examples as JSON lines; the file is whole or as before."""
+    write_whole(file, "".join(json.dumps(asdict(one)) + "\n" for one in kept))
+
+
+def read_kept(file: Path) -> list[Kept]:
+    """Reads what `write_kept` has written.
+
+    Raises:
+        CheckpointError: It is missing or damaged; the message names file and line.
+    """
+    kept = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); delete build.json beside it") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            kept.append(Kept(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{file}:{number}: damaged ({error}); delete build.json beside it") from None
+    return kept
