@@ -87,7 +87,7 @@ class Decoding:
 
     def _select(self, rows: Sequence[int]) -> Tensor:
         """Makes these rows of the cache its rows; one may come several times."""
-        index: Any = self._tensor(rows)
+        index: torch.LongTensor = self._tensor(rows)
         self.cache.reorder_cache(index)
         if self._mask is not None:
             self._mask = self._mask[index]
@@ -96,7 +96,7 @@ class Decoding:
     def _visible(self) -> Tensor | None:
         return None if self._mask is None else self._mask[:, : self._length]
 
-    def _tensor(self, values: Sequence[Any]) -> Tensor:
+    def _tensor(self, values: Sequence[Any]) -> Any:
         return torch.tensor(values, device=self.model.device)
 
 

@@ -1,0 +1,34 @@
+"""What the sampling tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.model.tiny import VOCABULARY
+
+CHARACTERS = "".join(chr(ord("A") + index) for index in range(VOCABULARY - 3))
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """One token per character, with the special tokens of `tests.model.tiny`."""
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {text: 3 + index for index, text in enumerate(CHARACTERS)}
+    made = Tokenizer(models.WordLevel(vocabulary))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    made.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
