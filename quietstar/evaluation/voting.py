@@ -1,0 +1,156 @@
+"""maj@k and votes weighted by a verifier: how often the answer with the most votes among k candidates is right.
+
+The rules of both:
+
+- The k candidates are drawn without replacement from the problem's N.
+- Answers are equal where their texts are; a candidate without an answer (None) has no vote, and a subset without any
+  vote is wrong.
+- A tie is not a majority: each of the leading answers is taken with equal probability.
+- An answer is as right as its candidates are on average, should their verdicts differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from quietstar.errors import ConfigError, DataError
+from quietstar.evaluation.arguments import Array, check_k, numbers, same_length, truths
+
+SUBSETS = 1000
+"""Subsets of k candidates that a weighted vote looks at; where there are no more than these, it is exact."""
+
+
+def maj_at_k(answers: Sequence[str | None], correct: ArrayLike, k: int) -> float:
+    """Probability that a plurality vote of k candidates is right. Exact, by counting: see `majority_votes`."""
+    return float(majority_votes(answers, correct, [k])[0])
+
+
+def majority_votes(answers: Sequence[str | None], correct: ArrayLike, ks: Sequence[int]) -> Array:
+    """maj@k for several k at once.
+
+    For each winning number of votes m the subsets are counted in which some answers have m votes, all others fewer:
+    a polynomial in the size of the subset for each number of leading answers. An answer with n < m candidates cannot
+    lead and puts no bound on anything. All terms are positive, so that float64 loses nothing.
+
+    Args:
+        answers: [N], None where a candidate has no answer.
+        correct: [N], truth values.
+        ks: Each 1 to N.
+
+    Returns:
+        float64, one for each of `ks`.
+
+    Raises:
+        DataError: The lengths differ.
+        ConfigError: A k is not in 1 to N, or there are more than 1e300 subsets, which needs N > 1000.
+    """
+    _, sizes, values = _groups(answers, correct)
+    total, most = len(answers), max(ks, default=1)
+    for k in ks:
+        check_k(k, total)
+    if math.comb(total, min(most, total // 2)) > 1e300:
+        raise ConfigError(f"k: is {most} of {total} candidates, too many subsets to count; needs a smaller k")
+    size_of_subset = np.arange(most + 1)
+    gap = size_of_subset - size_of_subset[:, None]
+    won = np.zeros(most + 1)
+    for votes in range(1, min(most, max(sizes, default=0)) + 1):
+        leaders = [(size, value) for size, value in zip(sizes, values, strict=True) if size >= votes]
+        tied = np.arange(min(len(leaders), most // votes) + 1)
+        # [leading answers, size of the subset]: how many subsets, and the same times the sum of the leaders' values
+        ways, worth = np.zeros((2, len(tied), most + 1))
+        ways[0] = _binomials(total - sum(size for size, _ in leaders), most)
+        for size, value in leaders:
+            choices = _binomials(size, most)
+            fewer = np.where((gap >= 0) & (gap < votes), choices[gap.clip(0)], 0.0)
+            lead, lead_worth = ways[:-1, :-votes] * choices[votes], worth[:-1, :-votes] * choices[votes]
+            ways, worth = ways @ fewer, worth @ fewer
+            ways[1:, votes:] += lead
+            worth[1:, votes:] += lead_worth + value * lead
+        won += (worth[1:] / tied[1:, None]).sum(0)
+    return np.array([won[k] / math.comb(total, k) for k in ks])
+
+
+def weighted_vote_at_k(
+    answers: Sequence[str | None],
+    weights: ArrayLike,
+    correct: ArrayLike,
+    k: int,
+    *,
+    logarithmic: bool = False,
+    subsets: int = SUBSETS,
+    seed: int | Sequence[int] = 0,
+) -> float:
+    """Probability that the answer with the largest sum of weights among k candidates is right.
+
+    Exact where there are at most `subsets` subsets; else the mean over so many of them, drawn with `seed`. The same
+    seed gives the same subsets for other weights, so that their votes can be compared. Sums that agree to 12 digits are
+    a tie.
+
+    Args:
+        answers: [N], None where a candidate has no answer.
+        weights: [N], at least 0, such as a verifier's probabilities.
+        correct: [N], truth values.
+        k: 1 to N.
+        logarithmic: The weights are logarithms, such as log-likelihoods; their exponentials are summed.
+        subsets: At least 1.
+        seed: Of the subsets.
+
+    Raises:
+        DataError: The lengths differ, or a weight is NaN, infinite, or negative without `logarithmic`.
+        ConfigError: `k` is not in 1 to N, or `subsets` is less than 1.
+    """
+    weight = numbers("weights", weights)
+    voters, sizes, values = _groups(answers, correct)
+    same_length(answers=answers, weights=weight)
+    check_k(k, len(answers))
+    if subsets < 1:
+        raise ConfigError(f"subsets: is {subsets}; needs at least 1")
+    if (weight == np.inf).any() or (not logarithmic and (weight < 0).any()):
+        raise DataError(f"weights: are {weight.min():g} to {weight.max():g}; need finite numbers of at least 0")
+    if not sizes:
+        return 0.0
+    chosen = _subsets(len(answers), k, subsets, seed) & (voters.sum(1) > 0)
+    ballots = np.where(chosen, weight, -np.inf if logarithmic else 0.0)
+    if logarithmic:  # each subset by its own largest weight: the vote stays the same, and not all of them underflow
+        top = ballots.max(1, keepdims=True)
+        ballots = np.exp(ballots - np.where(np.isfinite(top), top, 0.0))
+    sums = ballots @ voters
+    sums[chosen @ voters == 0] = -np.inf  # an answer of weight 0 may tie with another, an absent one never
+    best = sums.max(1, keepdims=True)
+    leads = np.isfinite(sums) & (sums >= best * (1 - 1e-12))
+    return float((leads @ np.array(values) / leads.sum(1).clip(1)).mean())
+
+
+def _groups(answers: Sequence[str | None], correct: ArrayLike) -> tuple[Array, list[int], list[float]]:
+    """Who gave which answer, float64 [N, G]; how many gave each; how right each is."""
+    right = truths("correct", correct)
+    same_length(answers=answers, correct=right)
+    column = {name: place for place, name in enumerate(dict.fromkeys(name for name in answers if name is not None))}
+    voters = np.zeros((len(answers), len(column)))
+    for row, answer in enumerate(answers):
+        if answer is not None:
+            voters[row, column[answer]] = 1.0
+    sizes = voters.sum(0)
+    return voters, [int(size) for size in sizes], [float(value) for value in right @ voters / sizes]
+
+
+def _binomials(n: int, most: int) -> Array:
+    """C(n, x) for x = 0 .. most, float64."""
+    return np.array([math.comb(n, x) for x in range(most + 1)], dtype=np.float64)
+
+
+def _subsets(candidates: int, k: int, most: int, seed: int | Sequence[int]) -> NDArray[np.bool_]:
+    """Who is in each subset, bool [S, N]: every subset of k where there are at most `most`, else so many drawn ones."""
+    count = math.comb(candidates, k)
+    if count > most:
+        places = np.tile(np.arange(candidates), (most, 1))
+        return np.asarray(np.random.default_rng(seed).permuted(places, axis=1) < k)
+    chosen = np.zeros((count, candidates), dtype=np.bool_)
+    members = np.array(list(combinations(range(candidates), k)))
+    chosen[np.arange(count)[:, None], members] = True
+    return chosen
