@@ -35,9 +35,15 @@ FORMAT = 1
 
 
 def load_policy(
-    path: str, dtype: str = "float32", backend: str = "auto", device: torch.device | str = "cpu"
+    path: str, dtype: str | None = "float32", backend: str = "auto", device: torch.device | str = "cpu"
 ) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerBase]:
     """A plain causal language model, in which several documents of a row can be told apart, and its tokenizer.
+
+    Args:
+        path: Directory or hub name.
+        dtype: Of the weights; None: that of the checkpoint.
+        backend: Of the kernels.
+        device: Where the model goes.
 
     Raises:
         ConfigError: It cannot be loaded, or its tokenizer is another model's.
@@ -48,7 +54,7 @@ def load_policy(
         path,
         start_text=[0],  # nothing thinks here
         end_text=[0],
-        dtype=getattr(torch, dtype),
+        dtype=None if dtype is None else getattr(torch, dtype),
         backend=backend,
     )
     embedding: Any = model.base.get_input_embeddings()

@@ -1,0 +1,173 @@
+"""`python -m quietstar.rank`: put candidate solutions in order, by a verifier or by votes."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from quietstar.command_line import run_command
+from quietstar.errors import ConfigError
+from quietstar.outer_loop.options import ProblemOptions
+from quietstar.outer_loop.verifiers.candidates import Candidates, read_candidates
+from quietstar.outer_loop.verifiers.rankers import count_votes, rank, vote_weights
+from quietstar.outer_loop.verifiers.verifier import Verifier
+from quietstar.tasks.task import Problem, Task
+
+KEY = "key"
+"""Field of a ranked line: hash of what it was made from."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    arguments = parser().parse_args(argv)
+    return run_command(lambda: rank_file(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    p = argparse.ArgumentParser(
+        prog="python -m quietstar.rank",
+        description="Ranks candidate solutions, best first. A line of the candidates: "
+        '{"prompt": TEXT or "question": TEXT, "completions": [TEXT, ...]} or '
+        '{"id": NAME, "prompt": TEXT, "completion": TEXT}, with "answers" or "answer" where they are known.',
+    )
+    p.add_argument("--verifier", metavar="DIR", help="a verifier's directory, or any causal language model")
+    p.add_argument("--candidates", metavar="FILE", required=True, help="JSONL file")
+    p.add_argument("--out", metavar="FILE", help="JSONL file; one that a killed run has begun is gone on with")
+    p.add_argument("--by", choices=("score", "majority", "weighted"), default="score", help="score, or votes")
+    p.add_argument("--score", choices=("sum", "mean", "ratio", "last"), help="what the verifier scores by")
+    p.add_argument("--task", metavar="NAME", help="task that finds answers in completions and makes prompts")
+    p.add_argument("--reference", metavar="DIR", help="where the reference of --score ratio lies now")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), help="of the weights; default: as saved")
+    return p
+
+
+def rank_file(arguments: argparse.Namespace) -> None:
+    """Ranks the candidates of a file; each problem is on the disk as soon as it is ranked.
+
+    Raises:
+        ConfigError: An argument cannot be used, or candidates are of another tokenizer than the verifier's.
+        DataError: A line of the candidates is wrong.
+        CheckpointError: The verifier is damaged.
+    """
+    if arguments.verifier is None and arguments.by != "majority":
+        raise ConfigError(f"verifier: missing; --by {arguments.by} needs one, only --by majority does without")
+    task = None if arguments.task is None else _task(arguments.task)
+    problems = read_candidates(Path(arguments.candidates), _asking(task))
+    if arguments.by != "score":
+        _find_answers(problems, task)
+    verifier = None
+    if arguments.verifier is not None:
+        verifier = Verifier(
+            arguments.verifier, device=arguments.device, dtype=arguments.dtype, reference=arguments.reference
+        )
+        arguments.score = verifier.check_score(arguments.score)
+        for problem in problems:
+            for tokenizer, place in problem.tokenizers.items():
+                verifier.check_tokenizer(tokenizer, place)
+    keys = [_key(problem, arguments, verifier) for problem in problems]
+    done, out = (0, sys.stdout) if arguments.out is None else _continue(Path(arguments.out), keys)
+    try:
+        for number, (problem, key) in enumerate(zip(problems, keys, strict=True), start=1):
+            if number > done:
+                line = {**_ranked(problem, arguments.by, arguments.score, verifier), KEY: key}
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                out.flush()
+                if arguments.out is not None:
+                    print(f"ranked {number} of {len(problems)} problems", file=sys.stderr)
+    finally:
+        if out is not sys.stdout:
+            os.fsync(out.fileno())
+            out.close()
+
+
+def _ranked(problem: Candidates, by: Any, how: str | None, verifier: Verifier | None) -> dict[str, Any]:
+    """One line of the result: the candidates with rank 1, 2, ... and their places among the problem's, from 0."""
+    scores = weights = None
+    if verifier is not None:
+        named = [f"{place}: candidate" for place in problem.places]
+        scores = verifier.score_many([(problem.prompt, text) for text in problem.completions], how, named)
+        weights = vote_weights(scores, verifier.logarithmic)
+    answers = problem.answers if problem.has_answers else None
+    votes = count_votes(answers or [], weights if by == "weighted" else None)
+    ranked: list[dict[str, Any]] = []
+    for place in rank(by, scores=scores, answers=answers, weights=weights):
+        entry: dict[str, Any] = {"rank": len(ranked) + 1, "index": place}
+        if scores is not None:
+            entry["score"] = scores[place]
+        if answers is not None:
+            answer = answers[place]
+            entry |= {"answer": answer, "votes": 0.0 if answer is None else votes[answer]}
+        ranked.append(entry | {"completion": problem.completions[place]})
+    return {"id": problem.name, "prompt": problem.prompt, "ranked": ranked}
+
+
+def _task(name: str) -> Task:
+    from quietstar.tasks import load_task  # the others need no task
+
+    return load_task(name, ProblemOptions())
+
+
+def _asking(task: Task | None) -> Callable[[str], str]:
+    if task is None:
+        return str
+    return lambda question: task.prompt(Problem(id="candidate", question=question, answer=""))
+
+
+def _find_answers(problems: list[Candidates], task: Task | None) -> None:
+    for problem in problems:
+        if not problem.has_answers:
+            if task is None:
+                raise ConfigError(
+                    f"{problem.places[0]}: has no answers, which votes count; give them in the field answers, or the "
+                    "task that finds them: --task NAME"
+                )
+            problem.answers = [task.extract(text) for text in problem.completions]
+
+
+def _key(problem: Candidates, arguments: argparse.Namespace, verifier: Verifier | None) -> str:
+    made_from = [problem.name, problem.prompt, problem.completions, problem.answers, arguments.by, arguments.score]
+    made_from.append(None if verifier is None else verifier.fingerprint)
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+def _continue(path: Path, keys: list[str]) -> tuple[int, TextIO]:
+    """How many problems a file has already, and the file, open behind them; what a crash has left half is cut off.
+
+    Raises:
+        ConfigError: It is of other candidates or another verifier, or cannot be written.
+    """
+    try:
+        content = path.read_bytes() if path.exists() else b""
+        lines = content.split(b"\n")[:-1]
+        for number, line in enumerate(lines):
+            if number >= len(keys) or _key_of(line) != keys[number]:
+                raise ConfigError(
+                    f"out: {path}:{number + 1} is not what these candidates, this verifier and these options give; "
+                    "choose another file, or remove it"
+                )
+        out = path.open("r+" if content else "w", encoding="utf-8")
+        out.truncate(sum(len(line) + 1 for line in lines))
+        out.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise ConfigError(f"out: cannot write {path} ({error.strerror})") from None
+    return len(lines), out
+
+
+def _key_of(line: bytes) -> str | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value.get(KEY) if isinstance(value, dict) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
