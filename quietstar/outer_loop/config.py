@@ -9,6 +9,7 @@ from typing import Any
 from quietstar.config import FinetuningOptions, TrainConfig, TrainingOptions, validate
 from quietstar.errors import ConfigError
 from quietstar.outer_loop.options import (
+    CharacterModelOptions,
     EvaluationOptions,
     GeneratorOptions,
     LoopOptions,
@@ -27,8 +28,10 @@ class OuterLoopConfig:
         output_dir: Directory for everything that the run writes.
         task: `addition`, `countdown`, `gsm8k`, `commonsenseqa`, `math`, `jsonl`, or a function of yours that makes a
             task, as `package.module:function` or `file.py:function`.
+        controls: Embedded defaults: run what the method is compared with as well.
         dry_run: Say what the run would do, check its data, and stop.
         model: The base model, which every fine-tuning starts from.
+        characters: The small model that the embedded defaults make.
         finetuning: Which weights are trained.
         problems: The task's problems.
         sampling: How completions are sampled.
@@ -41,8 +44,10 @@ class OuterLoopConfig:
     preset: str = "plain"
     output_dir: str = "runs/star"
     task: str = "addition"
+    controls: bool = True
     dry_run: bool = False
     model: GeneratorOptions = field(default_factory=GeneratorOptions)
+    characters: CharacterModelOptions = field(default_factory=CharacterModelOptions)
     finetuning: FinetuningOptions = field(default_factory=FinetuningOptions)
     problems: ProblemOptions = field(default_factory=ProblemOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -69,6 +74,12 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
     problems, sampling, loop = config.problems, config.sampling, config.loop
     verifier, evaluation = config.verifier, config.evaluation
     for key, value, minimum in (
+        ("characters.layers", config.characters.layers, 1),
+        ("characters.hidden_size", config.characters.hidden_size, 4),
+        ("characters.context", config.characters.context, 8),
+        ("characters.steps", config.characters.steps, 1),
+        ("characters.batch_size", config.characters.batch_size, 1),
+        ("characters.row_length", config.characters.row_length, 8),
         ("problems.limit", problems.limit, 1),
         ("problems.test_limit", problems.test_limit, 1),
         ("problems.per_group", problems.per_group, 1),
@@ -77,7 +88,8 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
         ("sampling.top_k", sampling.top_k, 0),
         ("sampling.max_new_tokens", sampling.max_new_tokens, 1),
         ("sampling.batch_size", sampling.batch_size, 1),
-        ("loop.iterations", loop.iterations, 1),
+        ("loop.iterations", loop.iterations, 0),
+        ("loop.supervised_steps", loop.supervised_steps, 1),
         ("loop.max_per_problem", loop.max_per_problem, 1),
         ("loop.start_steps", loop.start_steps, 1),
         ("loop.added_steps", loop.added_steps, 0),
@@ -93,6 +105,7 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
         if value is not None and value < minimum:
             raise ConfigError(f"{key}: got {value}, needs at least {minimum}")
     for key, number in (
+        ("characters.learning_rate", config.characters.learning_rate),
         ("problems.timeout", problems.timeout),
         ("sampling.top_p", sampling.top_p),
         ("loop.growth", loop.growth),
@@ -121,6 +134,8 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
             f"sampling.samples: got {sampling.samples}, but at temperature 0 all samples of a problem are the same; "
             "raise sampling.temperature, to 0.7 for instance"
         )
+    if loop.iterations == 0 and not loop.supervised_start:
+        raise ConfigError("loop.iterations: got 0, which leaves nothing to do unless loop.supervised_start is on")
     if verifier.micro_batch_size is not None and verifier.batch_size % verifier.micro_batch_size:
         raise ConfigError(
             f"verifier.micro_batch_size: got {verifier.micro_batch_size}, which does not divide verifier.batch_size "

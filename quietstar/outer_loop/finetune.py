@@ -16,6 +16,7 @@ from quietstar.config import FinetuningOptions, TrainingOptions
 from quietstar.data import IndexedBatches
 from quietstar.data.examples import Example, pack_examples
 from quietstar.errors import CheckpointError
+from quietstar.files import write_whole
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.adapters import has_adapters, merge_adapters
 from quietstar.outer_loop.options import GeneratorOptions
@@ -124,3 +125,12 @@ def save_plain(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, 
 def forget_checkpoints(out: Path) -> None:
     """Deletes the checkpoints of a run whose model is saved: they hold optimizer states, several times its size."""
     shutil.rmtree(out / RUN / "checkpoints", ignore_errors=True)
+
+
+def forget_other_run(directory: Path, key: str) -> None:
+    """Deletes a training run that was begun with other inputs: what it knows is in the manifest that it never wrote."""
+    mark = directory / "phase"
+    if directory.exists() and (not mark.is_file() or mark.read_text() != key):
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(mark, key)

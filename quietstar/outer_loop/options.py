@@ -22,6 +22,29 @@ class GeneratorOptions:
 
 
 @dataclass
+class CharacterModelOptions:
+    """The small model over single characters that the embedded defaults make and start from.
+
+    Args:
+        layers: Of its decoder.
+        hidden_size: Of its residual stream.
+        context: Longest text in characters.
+        steps: Optimizer steps on the task's human-written examples.
+        batch_size: Rows per step.
+        row_length: Tokens of a row, into which as many examples are put as fit.
+        learning_rate: Peak learning rate.
+    """
+
+    layers: int = 3
+    hidden_size: int = 128
+    context: int = 256
+    steps: int = 700
+    batch_size: int = 4
+    row_length: int = 192
+    learning_rate: float = 2e-3
+
+
+@dataclass
 class ProblemOptions:
     """The task's problems.
 
@@ -95,7 +118,8 @@ class LoopOptions:
     """The outer loop.
 
     Args:
-        iterations: How often to sample, filter and fine-tune.
+        iterations: How often to sample, filter and fine-tune; 0, with supervised_start: fine-tune on the human-written
+            solutions and no more.
         rationalize: Retry each failure with the answer as a hint, and keep what comes back right without the hint.
         rationalization_fraction: Share of the failures that are retried.
         start_from: Fine-tune the `base` model anew in each iteration, as the papers do, or go on with the `previous`.
@@ -104,6 +128,7 @@ class LoopOptions:
         supervised_start: Fine-tune the base on the human-written solutions before the first iteration, which then
             samples from that model (V-STaR's G_SFT).
         supervised_epochs: How long, in times through the solutions.
+        supervised_steps: How long, in optimizer steps; null: `supervised_epochs`.
         few_shot_in_training: Put the solved examples before the prompts that are trained on.
         deduplicate: Keep one of several completions of a problem that are `exact`ly the same, or the same `solution` by
             the task's own measure; `none` keeps all.
@@ -130,6 +155,7 @@ class LoopOptions:
     demonstrations: bool = False
     supervised_start: bool = False
     supervised_epochs: float = 2.0
+    supervised_steps: int | None = None
     few_shot_in_training: bool = False
     deduplicate: Literal["none", "exact", "solution"] = "exact"
     max_per_problem: int | None = None

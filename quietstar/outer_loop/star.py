@@ -21,16 +21,15 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.data import load_tokenizer, tokenizer_fingerprint
 from quietstar.data.examples import encode_example, end_of_sequence
 from quietstar.errors import CheckpointError, DataError
-from quietstar.files import write_whole
 from quietstar.model.loading import load_causal_lm
 from quietstar.outer_loop.config import OuterLoopConfig
-from quietstar.outer_loop.finetune import MODEL, RUN, fine_tune, forget_checkpoints
+from quietstar.outer_loop.finetune import MODEL, RUN, fine_tune, forget_checkpoints, forget_other_run
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.phases import Phases, key_of
 from quietstar.outer_loop.sampled import Completions, Generator, verdict_of
 from quietstar.outer_loop.sampling import Sampler, make_sampler, sample_seed
 from quietstar.outer_loop.schedule import fine_tuning_steps
-from quietstar.outer_loop.store import STORE, SampleStore
+from quietstar.outer_loop.store import STORE, Sample, SampleStore
 from quietstar.outer_loop.training_set import (
     Kept,
     demonstrations,
@@ -42,7 +41,6 @@ from quietstar.outer_loop.training_set import (
 )
 from quietstar.outer_loop.weights import weights_sha256
 from quietstar.tasks.task import Problem, Task
-from quietstar.training.events import EventLog
 from quietstar.training.same_run import MAY_CHANGE
 
 KEPT = "kept.jsonl"
@@ -58,7 +56,7 @@ class Surroundings:
         out: Directory of the run.
         base: Directory or hub name of the base model.
         store: Of all samples.
-        events: What happened.
+        phases: Of the run.
         tell: Called with a line of progress.
     """
 
@@ -67,7 +65,7 @@ class Surroundings:
     out: Path
     base: str
     store: SampleStore
-    events: EventLog
+    phases: Phases
     tell: Callable[[str], None]
 
 
@@ -83,13 +81,14 @@ class OuterLoop:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(around.base)
         end_of_sequence(self.tokenizer)
         self.seed = self.config.training.seed
-        self.phases = Phases(self.out, around.events, self.config.loop.redo, around.tell)
+        self.phases = around.phases
         self.train_problems = list(self.task.problems("train"))
         self.test_problems = chosen_problems(
             self.task.problems("test"), self.config.problems.test_limit, self.config.problems.seed
         )
         self._base = around.base
-        self._tell = around.tell
+        self._store = around.store
+        self.tell = around.tell
         self.completions = Completions(
             self.task,
             around.store,
@@ -156,7 +155,7 @@ class OuterLoop:
                 encode_example(self.tokenizer, before + one.prompt, one.completion, f"problem {one.problem or '-'}")
                 for one in kept
             ]
-            _forget_other_run(directory / RUN, key)
+            forget_other_run(directory / RUN, key)
             return fine_tune(
                 start.path,
                 start.sha256,
@@ -175,6 +174,17 @@ class OuterLoop:
         forget_checkpoints(directory)
         return Generator(str(directory / MODEL), outputs["model_sha256"])
 
+    def samples(self, iteration: int, purpose: str) -> list[Sample]:
+        """What a phase that is done has sampled, with verdicts."""
+        made = self.phases.outputs(iteration, purpose)
+        return [] if made is None else list(self._store.samples(made["key"]).values())
+
+    def verifier_sha256(self, kind: str) -> str:
+        """Of a verifier that has been trained."""
+        made = self.phases.outputs(self.config.loop.iterations, f"verifier_{kind}")
+        assert made is not None
+        return str(made["sha256"])
+
     def _supervised(self, base: Generator) -> Generator:
         """G_SFT of V-STaR: the base after the human-written solutions."""
         solved = demonstrations(self.task)
@@ -183,8 +193,12 @@ class OuterLoop:
                 f"loop.supervised_start: task {self.task.name} has no human-written solutions to begin with; turn it "
                 "off, and the first iteration samples from the base with solved examples before its prompts"
             )
-        epochs, batch = self.config.loop.supervised_epochs, self.config.training.batch_size
-        return self.fine_tune(0, "train", base, solved, lambda rows: max(1, math.ceil(rows * epochs / batch)))
+        options, batch = self.config.loop, self.config.training.batch_size
+
+        def steps(rows: int) -> int:
+            return options.supervised_steps or max(1, math.ceil(rows * options.supervised_epochs / batch))
+
+        return self.fine_tune(0, "train", base, solved, steps)
 
     def _iteration(self, iteration: int, base: Generator, generator: Generator) -> Generator:
         options = self.config.loop
@@ -276,6 +290,7 @@ class OuterLoop:
 
 SCHEDULE = (
     *("schedule", "start_steps", "growth", "added_steps", "start_epochs", "added_epochs", "supervised_epochs"),
+    "supervised_steps",
     "few_shot_in_training",
 )
 FILTERS = ("demonstrations", "deduplicate", "max_per_problem", "drop_hint_quotes", "accumulate")
@@ -287,12 +302,3 @@ def chosen_problems(problems: Sequence[Problem], limit: int | None, seed: int) -
     if limit is None or limit >= len(problems):
         return list(problems)
     return [problems[place] for place in sorted(random.Random(seed).sample(range(len(problems)), limit))]
-
-
-def _forget_other_run(directory: Path, key: str) -> None:
-    """Deletes a training run that was begun with other inputs: what it knows is in the manifest that it never wrote."""
-    mark = directory / "phase"
-    if directory.exists() and (not mark.is_file() or mark.read_text() != key):
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_whole(mark, key)

@@ -75,11 +75,13 @@ class Task(ABC):
         stop: Strings at which a completion ends, for base models that run on; they are not a part of it.
         isolated: Whether `check` runs code that may hang, raise or end the process, and is therefore called in worker
             processes with a time limit.
+        symbols: All characters of prompts and completions, where a character model is made for the task on the spot.
     """
 
     name: str
     stop: tuple[str, ...] = ()
     isolated: bool = True
+    symbols: str = ""
 
     @abstractmethod
     def problems(self, split: Split) -> Sequence[Problem]:
@@ -127,6 +129,10 @@ class Task(ABC):
             for problem, solution in solved
             if solution is not None
         ]
+
+    def pretraining(self) -> Sequence[Demonstration]:
+        """What a character model made for the task learns first."""
+        return self.demonstrations()
 
     def steps(self, completion: str) -> list[str]:
         """The steps of a completion, which joined are the completion."""

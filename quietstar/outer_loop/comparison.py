@@ -1,0 +1,64 @@
+"""Several runs that are compared: each in a directory of its own, and one page about all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from quietstar.outer_loop.config import OuterLoopConfig
+from quietstar.outer_loop.make_base import make_base
+from quietstar.outer_loop.phases import Phases
+from quietstar.outer_loop.report import print_comparison, write_comparison
+from quietstar.outer_loop.run import run_outer_loop, tell
+from quietstar.outer_loop.schedule import fine_tuning_steps
+from quietstar.tasks.registry import load_task
+from quietstar.training.events import EventLog
+from quietstar.training.output_dir import make_output_dir
+from quietstar.training.run_lock import RunLock
+
+
+def run_arms(arms: Mapping[str, OuterLoopConfig], out: Path, with_verifier: bool = False) -> None:
+    """Runs each arm in its own directory, and writes `report.html` and `comparison.json`. What is finished is kept.
+
+    Args:
+        arms: By name.
+        out: Directory of the comparison.
+        with_verifier: Train a verifier in each.
+    """
+    make_output_dir(out)
+    with RunLock(out):
+        for name, config in arms.items():
+            tell(f"== {name}")
+            run_outer_loop(config, with_verifier)
+        directories = {name: Path(config.output_dir) for name, config in arms.items()}
+        write_comparison(out, directories)
+        print_comparison(directories)
+
+
+def shared_base(config: OuterLoopConfig) -> OuterLoopConfig:
+    """Makes the base model of an embedded default, and names it: what several arms start from."""
+    out = Path(config.output_dir)
+    make_output_dir(out)
+    with RunLock(out):
+        phases = Phases(out, EventLog(out), config.loop.redo, tell)
+        base = make_base(config, load_task(config.task, config.problems), phases)
+    return replace(config, preset="plain", model=replace(config.model, path=base))
+
+
+def star_arms(config: OuterLoopConfig) -> dict[str, OuterLoopConfig]:
+    """The embedded default of STaR and its controls: no rationalisation; and answers without rationales, fine-tuned on
+    for as many steps as the last iteration takes.
+
+    Args:
+        config: With the base model that all start from.
+    """
+    last = fine_tuning_steps(max(1, config.loop.iterations), config.loop, 1, 1)
+    direct = replace(config.loop, iterations=0, supervised_start=True, supervised_steps=last, rationalize=False)
+    arms = {
+        "with rationalisation": config,
+        "without rationalisation": replace(config, loop=replace(config.loop, rationalize=False)),
+        "answers alone": replace(config, task=f"{config.task}-direct", loop=direct),
+    }
+    out = Path(config.output_dir)
+    return {name: replace(arm, output_dir=str(out / name.replace(" ", "-"))) for name, arm in arms.items()}

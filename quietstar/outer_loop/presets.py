@@ -1,0 +1,168 @@
+"""Sets of option values, by name. A preset replaces defaults; a configuration file and flags replace a preset.
+
+Numbers without a remark are those of the method's paper; a remark names what the paper does not say.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Preset = dict[str, Any]
+
+# arXiv 2203.14465, section 3.1 and appendix H, and the released scripts: Adam, 1e-6 constant after 100 steps of
+# warm-up, 8 packed rows of 1,024 tokens, 40 steps growing by 1.2, greedy samples of 96 tokens, 10,000 problems per
+# iteration, solved examples before each prompt, nothing carried over between iterations. The number of iterations is
+# that of the arithmetic task; on CommonsenseQA and GSM8K the paper runs until held-out accuracy stays.
+_STAR: Preset = {
+    "model.dtype": "bfloat16",
+    "problems.limit": 10_000,
+    "sampling.samples": 1,
+    "sampling.temperature": 0.0,
+    "sampling.max_new_tokens": 96,
+    "sampling.batch_size": 8,
+    "sampling.few_shot": True,
+    "loop.iterations": 16,
+    "loop.rationalize": True,
+    "loop.rationalization_fraction": 1.0,
+    "loop.start_from": "base",
+    "loop.accumulate": "last",
+    "loop.deduplicate": "none",
+    "loop.drop_hint_quotes": False,
+    "loop.schedule": "exponential",
+    "loop.start_steps": 40,
+    "loop.growth": 1.2,
+    "loop.row_length": 1024,
+    "training.batch_size": 8,
+    "training.learning_rate": 1e-6,
+    "training.warmup_steps": 100,
+    "training.schedule": "constant",
+    "training.weight_decay": 0.0,
+    "training.max_grad_norm": 1.0,
+}
+
+# arXiv 2308.01825: a generator fine-tuned on the human solutions, 100 samples at 0.7, distinct by their equations,
+# one round, 3 epochs at 2e-5 with batches of 128 examples (here 32 rows, into which about 4 examples of GSM8K go each).
+_RFT: Preset = {
+    "model.dtype": "bfloat16",
+    "sampling.samples": 100,
+    "sampling.temperature": 0.7,
+    "sampling.max_new_tokens": 256,
+    "sampling.few_shot": False,
+    "loop.iterations": 1,
+    "loop.rationalize": False,
+    "loop.demonstrations": True,
+    "loop.supervised_start": True,
+    "loop.supervised_epochs": 3.0,
+    "loop.accumulate": "all",
+    "loop.deduplicate": "solution",
+    "loop.schedule": "epochs",
+    "loop.start_epochs": 3.0,
+    "loop.added_epochs": 0.0,
+    "training.batch_size": 32,
+    "training.learning_rate": 2e-5,
+    "training.warmup_steps": 20,
+    "training.weight_decay": 0.0,
+}
+
+# arXiv 2312.06585 on MATH: 32 samples at 0.7 of the 40 likeliest tokens, 10 right ones of a problem at most, 3
+# iterations, each from the base and on its own samples alone. The paper does not give the learning rate and batch.
+_REST_EM: Preset = {
+    "model.dtype": "bfloat16",
+    "sampling.samples": 32,
+    "sampling.temperature": 0.7,
+    "sampling.top_k": 40,
+    "sampling.max_new_tokens": 512,
+    "sampling.few_shot": True,
+    "loop.iterations": 3,
+    "loop.rationalize": False,
+    "loop.accumulate": "last",
+    "loop.deduplicate": "exact",
+    "loop.max_per_problem": 10,
+    "loop.schedule": "epochs",
+    "loop.start_epochs": 2.0,
+    "loop.added_epochs": 0.0,
+    "training.batch_size": 32,
+    "training.learning_rate": 1e-5,
+    "training.warmup_steps": 20,
+    "training.weight_decay": 0.0,
+}
+
+# arXiv 2402.06457 on GSM8K: 3 iterations of 16 samples, 2 epochs, all that was right stays, LoRA, 128 candidates. The
+# paper gives no beta, learning rate, rank, temperature or number of pairs: those here are usual ones.
+_VSTAR: Preset = {
+    "model.dtype": "bfloat16",
+    "finetuning.lora_rank": 16,
+    "sampling.samples": 16,
+    "sampling.temperature": 0.7,
+    "sampling.max_new_tokens": 256,
+    "sampling.few_shot": False,
+    "loop.iterations": 3,
+    "loop.rationalize": False,
+    "loop.demonstrations": True,
+    "loop.supervised_start": True,
+    "loop.supervised_epochs": 2.0,
+    "loop.accumulate": "all",
+    "loop.deduplicate": "exact",
+    "loop.schedule": "epochs",
+    "loop.start_epochs": 2.0,
+    "loop.added_epochs": 0.0,
+    "training.batch_size": 32,
+    "training.learning_rate": 1e-4,
+    "training.warmup_steps": 20,
+    "training.weight_decay": 0.0,
+    "verifier.beta": 0.1,
+    "verifier.pairs_per_problem": 8,
+    "verifier.epochs": 1.0,
+    "verifier.learning_rate": 5e-5,
+    "evaluation.candidates": 128,
+    "evaluation.temperature": 0.7,
+}
+
+STAR_DESCRIPTIONS = {
+    "addition": "the embedded default: a small model, made on the spot, learns to add; needs no files",
+    "plain": "your own model and task with the default values; taken where model.path is given",
+    "star-paper": "STaR with rationalisation, the paper's numbers",
+    "star-no-rationalization": "the same without rationalisation",
+    "rft": "rejection-sampling fine-tuning: 100 samples once, distinct by their equations",
+    "rest-em": "ReST-EM: 32 samples, 10 kept of a problem, three iterations",
+}
+STAR_PRESETS: dict[str, Preset] = {
+    "addition": {
+        "output_dir": "runs/star",
+        "task": "addition",
+        "sampling.max_new_tokens": 64,
+        "sampling.batch_size": 512,
+        "loop.iterations": 4,
+        "loop.demonstrations": True,
+        "loop.schedule": "linear",
+        "loop.start_steps": 500,
+        "loop.added_steps": 100,
+        "loop.row_length": 192,
+        "training.batch_size": 4,
+        "training.learning_rate": 2e-3,
+        "training.warmup_steps": 40,
+        "training.final_learning_rate_fraction": 0.0,
+        "training.weight_decay": 0.05,
+        "training.adam_beta2": 0.98,
+        "training.save_every": 0,
+        "training.log_every": 100,
+        "training.keep_checkpoints": 1,
+    },
+    "plain": {},
+    "star-paper": _STAR,
+    "star-no-rationalization": {**_STAR, "loop.rationalize": False},
+    "rft": _RFT,
+    "rest-em": _REST_EM,
+}
+VSTAR_DESCRIPTIONS = {
+    "countdown": "the embedded default: a small model, made on the spot, learns a task with many right ways",
+    "plain": "your own model and task with the default values; taken where model.path is given",
+    "vstar": "V-STaR: three iterations of 16 samples, then a verifier by DPO",
+    "vstar-1-iteration": "the same budget of 48 samples in one iteration",
+}
+VSTAR_PRESETS: dict[str, Preset] = {
+    "countdown": {"output_dir": "runs/vstar"},
+    "plain": {"output_dir": "runs/vstar", "loop.rationalize": False, "evaluation.candidates": 64},
+    "vstar": {"output_dir": "runs/vstar", **_VSTAR},
+    "vstar-1-iteration": {"output_dir": "runs/vstar", **_VSTAR, "sampling.samples": 48, "loop.iterations": 1},
+}

@@ -1,0 +1,141 @@
+"""What a run has come to: one row for each iteration, and warnings. Made from manifests and the store alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from quietstar.evaluation import (
+    bootstrap_interval,
+    compare_step_counts,
+    coverage_falls,
+    distinct_solutions,
+    growth,
+    held_out_falls,
+)
+from quietstar.outer_loop.sampled import verdict_of
+from quietstar.outer_loop.star import KEPT, OuterLoop
+from quietstar.outer_loop.store import Sample
+from quietstar.outer_loop.training_set import Kept, read_kept
+
+SUMMARY = "summary.json"
+
+
+def summarise_run(loop: OuterLoop) -> dict[str, Any]:
+    """Everything that a report shows, plain JSON values.
+
+    Args:
+        loop: Whose iterations are done, or some of them.
+
+    Returns:
+        `task`, `iterations` (see `_row`) and `warnings`.
+    """
+    done = [i for i in range(loop.config.loop.iterations + 1) if i == 0 or loop.phases.outputs(i, "train")]
+    rows = [_row(loop, iteration) for iteration in done]
+    solved = [_solved(loop.samples(iteration, "sample")) for iteration in done[1:]]
+    for row, change in zip(rows[1:], growth(solved), strict=True):
+        row |= asdict(change)
+    return {"task": loop.task.name, "iterations": rows, "warnings": _warnings(loop, done, rows)}
+
+
+def _row(loop: OuterLoop, iteration: int) -> dict[str, Any]:
+    """What one iteration did.
+
+    `sampled` and `rationalized`: what `summarise` says of these samples. `built`: what was kept. `trained`: steps and
+    hashes. `held_out`: greedy accuracy with `low` and `high` of its interval, and `by_group`. `distinct`: different
+    right solutions of a problem. `step_counts`: against human ones.
+    """
+    row: dict[str, Any] = {"iteration": iteration}
+    for name, phase in (
+        ("sampled", "verify_sample"),
+        ("rationalized", "verify_rationalize"),
+        ("built", "build"),
+        ("trained", "train"),
+    ):
+        if (outputs := loop.phases.outputs(iteration, phase)) is not None:
+            row[name] = outputs
+    if (outputs := loop.phases.outputs(iteration, "verify_evaluate")) is not None:
+        interval = bootstrap_interval(
+            _shares(loop, loop.samples(iteration, "evaluate")), loop.config.evaluation.resamples
+        )
+        row["held_out"] = {**outputs, "low": interval.low, "high": interval.high}
+    if iteration and "built" in row:
+        kept = read_kept(loop.phases.directory_of(iteration) / KEPT)
+        own = [one for one in kept if one.iteration == iteration]
+        keys: dict[str, list[str]] = {}
+        for one in own:
+            keys.setdefault(one.problem, []).append(loop.task.solution_key(one.completion))
+        row["distinct"] = asdict(distinct_solutions(keys))
+        row["step_counts"] = _step_counts(loop, own)
+    return row
+
+
+def _step_counts(loop: OuterLoop, kept: Sequence[Kept]) -> dict[str, Any] | None:
+    human = {problem.id: loop.task.solution(problem) for problem in loop.train_problems}
+    pairs = [
+        (len(loop.task.steps(one.completion)), len(loop.task.steps(written)))
+        for one in kept
+        if (written := human.get(one.problem)) is not None
+    ]
+    return asdict(compare_step_counts(*zip(*pairs, strict=True))) if len(pairs) > 1 else None
+
+
+def _shares(loop: OuterLoop, samples: Sequence[Sample]) -> list[float]:
+    """Share of right samples of each held-out problem, in their order."""
+    right = _by_problem(samples)
+    return [sum(right[problem.id]) / len(right[problem.id]) for problem in loop.test_problems]
+
+
+def _solved(samples: Sequence[Sample]) -> set[str]:
+    return {sample.place.problem for sample in samples if verdict_of(sample).correct}
+
+
+def _warnings(loop: OuterLoop, done: Sequence[int], rows: Sequence[dict[str, Any]]) -> list[str]:
+    found = []
+    measured = [(i, row) for i, row in zip(done, rows, strict=True) if i and "held_out" in row and "sampled" in row]
+    if measured:
+        falls = held_out_falls(
+            [row["sampled"]["accuracy"] for _, row in measured],
+            [_shares(loop, loop.samples(i, "evaluate")) for i, _ in measured],
+            resamples=loop.config.evaluation.resamples,
+        )
+        found += [fall.message for fall in falls]
+    found += _coverage(loop, [i for i, _ in measured])
+    for iteration, row in zip(done, rows, strict=True):
+        for name in ("sampled", "rationalized", "held_out"):
+            part = row.get(name, {})
+            if part.get("truncated", 0.0) > TRUNCATED:
+                found.append(
+                    f"iteration {iteration}: {part['truncated']:.0%} of the completions ({name.replace('_', ' ')}) "
+                    "reached sampling.max_new_tokens"
+                )
+            if part.get("failures"):
+                found.append(f"iteration {iteration}: {part['failures']} answer checks did not come to an end")
+    return found
+
+
+def _coverage(loop: OuterLoop, iterations: Sequence[int]) -> list[str]:
+    """Whether fewer problems are solved at all while single samples get better, on problems that all iterations had."""
+    k = loop.config.sampling.samples
+    if k < 2 or len(iterations) < 2:
+        return []
+    right = [_by_problem(loop.samples(iteration, "sample")) for iteration in iterations]
+    common = sorted(set.intersection(*map(set, right)))
+    if not common:
+        return []
+    once = [[sum(found[name]) / len(found[name]) for name in common] for found in right]
+    ever = [[float(any(found[name])) for name in common] for found in right]
+    falls = coverage_falls(once, ever, k, resamples=loop.config.evaluation.resamples)
+    return [fall.message for fall in falls]
+
+
+def _by_problem(samples: Sequence[Sample]) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = {}
+    for sample in samples:
+        found.setdefault(sample.place.problem, []).append(verdict_of(sample).correct)
+    return found
+
+
+TRUNCATED = 0.1
+"""Share of completions that are cut off above which it is worth a warning."""

@@ -1,0 +1,218 @@
+"""V-STaR (arXiv 2402.06457, Algorithm 1): a verifier from what was right and what was wrong, and what it is worth.
+
+The iterations are those of `star.py`; the verifier is trained once, on the samples of all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from quietstar.config import TrainingOptions
+from quietstar.evaluation import Candidates, measure_candidates
+from quietstar.files import write_whole
+from quietstar.outer_loop.config import parse_ks
+from quietstar.outer_loop.finetune import forget_other_run
+from quietstar.outer_loop.phases import key_of
+from quietstar.outer_loop.sampled import Generator, verdict_of
+from quietstar.outer_loop.star import OuterLoop
+from quietstar.outer_loop.store import Sample
+from quietstar.outer_loop.training_set import demonstrations
+from quietstar.outer_loop.verifiers.dpo import train_dpo
+from quietstar.outer_loop.verifiers.orm import train_orm
+from quietstar.outer_loop.verifiers.pairs import Labelled, make_pairs
+from quietstar.outer_loop.verifiers.verifier import Verifier
+from quietstar.training.same_run import MAY_CHANGE
+
+VERIFIERS = "verifiers"
+SCORES = "scores.jsonl"
+SFT, FINAL = "SFT generator's likelihood", "final generator's likelihood"
+NAMES = {
+    ("dpo", "sum"): "verifier (sum of log-likelihoods)",
+    ("dpo", "mean"): "verifier (mean log-likelihood)",
+    ("dpo", "ratio"): "verifier (log-ratio)",
+    ("likelihood", "sum"): "right completions alone, no negatives",
+    ("orm", "last"): "outcome reward model (last token)",
+    ("orm", "mean"): "outcome reward model (mean of tokens)",
+}
+"""What the scores are called."""
+
+
+def labelled_completions(loop: OuterLoop) -> list[Labelled]:
+    """D_VER: the samples of all iterations with their labels, and the human solutions as right ones (section 3.1)."""
+    prompts = {problem.id: loop.task.prompt(problem) for problem in loop.train_problems}
+    human = [
+        Labelled(one.problem, one.prompt, one.completion, True) for one in demonstrations(loop.task) if one.problem
+    ]
+    sampled = [
+        Labelled(
+            sample.place.problem,
+            prompts[sample.place.problem],
+            loop.task.accepted(sample.generation.text),
+            verdict_of(sample).correct,
+        )
+        for iteration in range(1, loop.config.loop.iterations + 1)
+        for sample in loop.samples(iteration, "sample")
+    ]
+    return human + sampled
+
+
+def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
+    """Trains the verifier, and with `verifier.baselines` the models that it is compared with.
+
+    Args:
+        loop: Whose iterations are done.
+        sft: G_SFT: what each of them starts from, and DPO's reference.
+
+    Returns:
+        Their directories by kind: `dpo`, and `likelihood` and `orm`.
+
+    Raises:
+        DataError: No problem has a right and a wrong completion.
+    """
+    config = loop.config
+    labelled = labelled_completions(loop)
+    pairs = make_pairs(labelled, config.verifier.pairs_per_problem, loop.seed)
+    base = replace(config.model, path=sft.path)
+    training = verifier_training(config.training)
+    fixed = {key: value for key, value in asdict(config.verifier).items() if key not in ("score", "baselines")}
+    inputs = {
+        "sft": sft.sha256,
+        "data": key_of({"labelled": [asdict(one) for one in labelled]}),
+        **{f"verifier.{key}": value for key, value in fixed.items()},
+        **{f"training.{key}": value for key, value in asdict(training).items() if key not in MAY_CHANGE},
+        **{f"finetuning.{key}": value for key, value in asdict(config.finetuning).items()},
+    }
+    rest = (config.verifier, training, config.finetuning)
+    trainers: dict[str, Callable[[Path], Path]] = {"dpo": lambda out: train_dpo(base, pairs, *rest, out)}
+    if config.verifier.baselines:
+        trainers["likelihood"] = lambda out: train_dpo(base, pairs, *rest, out, kind="likelihood")
+        trainers["orm"] = lambda out: train_orm(base, labelled, *rest, out)
+    found = {}
+    for kind, train in trainers.items():
+        out = loop.out / VERIFIERS / kind
+
+        def work(key: str, kind: str = kind, train: Callable[[Path], Path] = train, out: Path = out) -> dict[str, Any]:
+            forget_other_run(out, key)
+            directory = train(out)
+            fingerprint = Verifier(directory, device=config.training.device).fingerprint
+            return {"pairs": len(pairs), "completions": len(labelled), "sha256": fingerprint}
+
+        loop.phases.run(config.loop.iterations, f"verifier_{kind}", inputs, work)
+        found[kind] = out / "model"
+    return found
+
+
+def verifier_training(options: TrainingOptions) -> TrainingOptions:
+    """The options of a generator's training, as far as they hold for a verifier's; the others are `verifier.*`."""
+    return replace(options, report=False, log_to="")
+
+
+def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping[str, Path]) -> dict[str, Any]:
+    """pass@k, votes and Best-of-k on candidates for the held-out problems, ranked by each score.
+
+    Args:
+        loop: Whose iterations are done.
+        generators: Of `OuterLoop.run`.
+        verifiers: Directories by kind; without any, pass@k and votes alone.
+
+    Returns:
+        `CandidateTable.to_json`, with the name of the score that is compared with the others as `compared`.
+    """
+    config, last = loop.config, loop.config.loop.iterations
+    options = replace(config.sampling, samples=config.evaluation.candidates, temperature=config.evaluation.temperature)
+    samples, summary = loop.completions.of(last, "candidates", generators[-1], loop.test_problems, options)
+    scorers: dict[str, tuple[Path | str, str]] = {}
+    if verifiers:
+        for (kind, how), name in NAMES.items():
+            if kind in verifiers:
+                scorers[name] = (verifiers[kind], how)
+        scorers[SFT] = (generators[0].path, "sum")
+        scorers[FINAL] = (generators[-1].path, "sum")
+    weights = {kind: loop.verifier_sha256(kind) for kind in verifiers}
+    inputs = {
+        "candidates": summary["sha256"],
+        "scorers": {name: how for name, (_, how) in scorers.items()},
+        "weights": {**weights, "sft": generators[0].sha256, "final": generators[-1].sha256},
+    }
+    file = loop.phases.directory_of(last) / SCORES
+
+    def score(_: str) -> dict[str, Any]:
+        return {"sha256": _write_scores(file, _scores(loop, samples, scorers))}
+
+    scored = loop.phases.run(last, "score", inputs, score)
+    compared = NAMES["dpo", config.verifier.score] if verifiers else None
+
+    def tabulate(_: str) -> dict[str, Any]:
+        problems = candidates_of(samples, _read_scores(file))
+        logarithmic = [name for name, (_, how) in scorers.items() if how in ("sum", "mean") and "reward" not in name]
+        table = measure_candidates(
+            problems,
+            parse_ks(config.evaluation.ks),
+            compare=compared,
+            logarithmic=logarithmic,
+            resamples=config.evaluation.resamples,
+        )
+        return {**table.to_json(), "compared": compared}
+
+    asked = {
+        "scores": scored["sha256"],
+        "evaluation": asdict(config.evaluation),
+        "verifier.score": config.verifier.score,
+    }
+    return loop.phases.run(last, "measure", asked, tabulate)
+
+
+def candidates_of(samples: Sequence[Sample], scores: Mapping[tuple[str, int], Mapping[str, float]]) -> list[Candidates]:
+    """The candidates of each problem with their scores."""
+    by_problem: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_problem.setdefault(sample.place.problem, []).append(sample)
+    found = []
+    for problem, own in by_problem.items():
+        rows = [scores[problem, sample.place.index] for sample in own]
+        found.append(
+            Candidates(
+                problem,
+                [verdict_of(sample).answer for sample in own],
+                [verdict_of(sample).correct for sample in own],
+                {name: [row[name] for row in rows] for name in rows[0]},
+            )
+        )
+    return found
+
+
+def _scores(
+    loop: OuterLoop, samples: Sequence[Sample], scorers: Mapping[str, tuple[Path | str, str]]
+) -> dict[tuple[str, int], dict[str, float]]:
+    prompts = {problem.id: loop.task.prompt(problem) for problem in loop.test_problems}
+    asked = [(prompts[one.place.problem], loop.task.accepted(one.generation.text)) for one in samples]
+    names = [f"problem {one.place.problem}" for one in samples]
+    found: dict[tuple[str, int], dict[str, float]] = {(one.place.problem, one.place.index): {} for one in samples}
+    loaded: tuple[Path | str, Verifier] | None = None
+    for name, (path, how) in scorers.items():
+        if loaded is None or loaded[0] != path:  # one model at a time in memory
+            loaded = None
+            loaded = (path, Verifier(path, device=loop.config.training.device, dtype=loop.config.model.dtype))
+        loop.tell(f"  {name}")
+        for place, value in zip(found.values(), loaded[1].score_many(asked, how, names), strict=True):
+            place[name] = value
+    return found
+
+
+def _write_scores(file: Path, scores: Mapping[tuple[str, int], Mapping[str, float]]) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"problem": problem, "index": index, "scores": dict(values)})
+        for (problem, index), values in scores.items()
+    ]
+    write_whole(file, "\n".join(lines) + "\n")
+    return key_of({"lines": lines})
+
+
+def _read_scores(file: Path) -> dict[tuple[str, int], dict[str, float]]:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {(row["problem"], row["index"]): row["scores"] for row in rows}
