@@ -14,6 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
     "train": "teach a language model to think, or run the embedded default",
+    "star": "improve a model from its own rationales (STaR), or run the embedded default",
+    "vstar": "the same with a verifier (V-STaR), or its embedded default",
+    "rank": "rank candidate solutions with a verifier",
+    "compare": "several presets of star and vstar on one task, in one figure",
     "plan": "what a training run would need: memory, operations, time",
     "report": "write report.html for a run directory again",
     "sweep": "try variations of the embedded default over seeds",

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -126,6 +126,36 @@ def to_yaml(config: Any) -> str:
     # not allow_unicode: PyYAML then writes some line separators in a way that it does not read back
     text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=120)
     return text
+
+
+def take_options(arguments: Sequence[str], names: Container[str]) -> tuple[dict[str, str], list[str]]:
+    """Divides a command line.
+
+    Args:
+        arguments: All of it.
+        names: Options of the command's own, each with a value.
+
+    Returns:
+        Those by name, and the arguments of the run that it is about.
+
+    Raises:
+        ConfigError: One of its own has no value.
+    """
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or name not in names:
+            rest.append(argument)
+            continue
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise ConfigError(f"{name}: got no value, needs one: --{name} VALUE")
+            value = remaining.pop(0)
+        own[name] = value
+    return own, rest
 
 
 def run_command(command: Callable[[], None]) -> int:

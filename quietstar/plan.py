@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quietstar.command_line import parse_train_config, run_command
+from quietstar.command_line import parse_train_config, run_command, take_options
 from quietstar.config import TrainConfig
 from quietstar.errors import ConfigError
 from quietstar.planning.gpus import GPUS, find_gpu, gpu_here
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
 
     def command() -> None:
-        own, rest = split_arguments(sys.argv[1:] if argv is None else argv)
+        own, rest = take_options(sys.argv[1:] if argv is None else argv, OWN)
         if "--help" in rest or "-h" in rest:
             lines = [f"  --{name} {name.upper()}\n      {text}" for name, text in OWN.items()]
             print("\n".join(["what a training run will take; besides the arguments of the training:", *lines, ""]))
@@ -40,29 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             _write(Path(own["json"]), json.dumps(plan.as_dict(), indent=2) + "\n")
 
     return run_command(command)
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The command's own arguments by name, and those of the training.
-
-    Raises:
-        ConfigError: One of its own has no value.
-    """
-    own: dict[str, str] = {}
-    rest: list[str] = []
-    remaining = list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or name not in OWN:
-            rest.append(argument)
-            continue
-        if not equals:
-            if not remaining or remaining[0].startswith("--"):
-                raise ConfigError(f"{name}: got no value, needs one: --{name} VALUE")
-            value = remaining.pop(0)
-        own[name] = value
-    return own, rest
 
 
 def _read(arguments: Sequence[str]) -> TrainConfig:

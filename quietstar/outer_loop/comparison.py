@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quietstar.errors import ConfigError
 from quietstar.outer_loop.config import OuterLoopConfig
 from quietstar.outer_loop.make_base import make_base
 from quietstar.outer_loop.phases import Phases
@@ -18,20 +19,32 @@ from quietstar.training.output_dir import make_output_dir
 from quietstar.training.run_lock import RunLock
 
 
-def run_arms(arms: Mapping[str, OuterLoopConfig], out: Path, with_verifier: bool = False) -> None:
+@dataclass(frozen=True)
+class Arm:
+    """One of several runs that are compared.
+
+    Args:
+        config: Its options.
+        with_verifier: Whether it trains a verifier.
+    """
+
+    config: OuterLoopConfig
+    with_verifier: bool = False
+
+
+def run_arms(arms: Mapping[str, Arm], out: Path) -> None:
     """Runs each arm in its own directory, and writes `report.html` and `comparison.json`. What is finished is kept.
 
     Args:
         arms: By name.
         out: Directory of the comparison.
-        with_verifier: Train a verifier in each.
     """
     make_output_dir(out)
     with RunLock(out):
-        for name, config in arms.items():
+        for name, arm in arms.items():
             tell(f"== {name}")
-            run_outer_loop(config, with_verifier)
-        directories = {name: Path(config.output_dir) for name, config in arms.items()}
+            run_outer_loop(arm.config, arm.with_verifier)
+        directories = {name: Path(arm.config.output_dir) for name, arm in arms.items()}
         write_comparison(out, directories)
         print_comparison(directories)
 
@@ -46,7 +59,25 @@ def shared_base(config: OuterLoopConfig) -> OuterLoopConfig:
     return replace(config, preset="plain", model=replace(config.model, path=base))
 
 
-def star_arms(config: OuterLoopConfig) -> dict[str, OuterLoopConfig]:
+def at_budget(config: OuterLoopConfig, budget: int) -> OuterLoopConfig:
+    """The same run with `budget` completions of each training problem in all of its iterations, as V-STaR's baselines.
+
+    Greedy loops stay as they are: a second greedy completion is the first. The page counts what each has sampled.
+
+    Raises:
+        ConfigError: It is less than one completion in each iteration.
+    """
+    iterations = config.loop.iterations
+    if config.sampling.temperature == 0 or iterations == 0:
+        return config
+    if budget < iterations:
+        raise ConfigError(
+            f"budget: got {budget}, but preset {config.preset} has {iterations} iterations; needs as many"
+        )
+    return replace(config, sampling=replace(config.sampling, samples=budget // iterations))
+
+
+def star_arms(config: OuterLoopConfig) -> dict[str, Arm]:
     """The embedded default of STaR and its controls: no rationalisation; and answers without rationales, fine-tuned on
     for as many steps as the last iteration takes.
 
@@ -61,4 +92,4 @@ def star_arms(config: OuterLoopConfig) -> dict[str, OuterLoopConfig]:
         "answers alone": replace(config, task=f"{config.task}-direct", loop=direct),
     }
     out = Path(config.output_dir)
-    return {name: replace(arm, output_dir=str(out / name.replace(" ", "-"))) for name, arm in arms.items()}
+    return {name: Arm(replace(arm, output_dir=str(out / name.replace(" ", "-")))) for name, arm in arms.items()}

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import MistralConfig
 
+from quietstar.command_line import take_options
 from quietstar.errors import ConfigError
-from quietstar.plan import main, split_arguments
+from quietstar.plan import OWN, main
 
 SHORT = ["--model.thought_length", "2", "--model.lookahead", "2"]
 
@@ -91,7 +92,7 @@ def test_help_tells_of_both_kinds_of_arguments(capsys: pytest.CaptureFixture[str
 
 
 def test_own_arguments_are_taken_out_of_the_line() -> None:
-    own, rest = split_arguments(["--gpu=A100 40GB", "--model.path", "x", "--json", "f"])
+    own, rest = take_options(["--gpu=A100 40GB", "--model.path", "x", "--json", "f"], OWN)
     assert (own, rest) == ({"gpu": "A100 40GB", "json": "f"}, ["--model.path", "x"])
     with pytest.raises(ConfigError, match="gpu: got no value"):
-        split_arguments(["--gpu", "--model.path"])
+        take_options(["--gpu", "--model.path"], OWN)
