@@ -8,6 +8,7 @@ DESCRIPTIONS: dict[str, str] = {
     "textbook": "the embedded default: a small model, made on the spot, learns which aside to think; needs no files",
     "plain": "your own model and text with the default values; taken where model.path or data.path is given",
     "mistral-7b": "the paper's setting: Mistral-7B on OpenWebMath, the released code's numbers",
+    "pause-tokens": "its control: the same streams with pause tokens for thoughts, trained by the prediction alone",
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -62,4 +63,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.eval_every": 10,
         "training.save_every": 100,
     },
+}
+
+# What thoughts have to beat (Goyal et al., arXiv 2310.02226): as much computation at the same places, but START and
+# fixed tokens without content. All thoughts of a position would be the same, so there is one.
+PRESETS["pause-tokens"] = {
+    **PRESETS["mistral-7b"],
+    "model.thinking": "pause",
+    "model.thoughts_per_position": 1,
+    "objective.policy_weight": 0.0,
 }
