@@ -47,6 +47,8 @@ def line_chart(
     label: str,
     x_label: str = "step",
     x_range: tuple[float, float] | None = None,
+    x_scale: Scale | None = None,
+    y_scale: Scale | None = None,
     log: bool = False,
     marks: Sequence[tuple[float, str]] = (),
 ) -> str:
@@ -57,6 +59,8 @@ def line_chart(
         label: What the chart shows, for who cannot see it.
         x_label: Name of the horizontal axis.
         x_range: Its ends; by default those of the curves.
+        x_scale: The whole of it, instead.
+        y_scale: Of the vertical axis; by default one that holds the curves.
         log: Logarithmic vertical axis; numbers that are not above 0 leave gaps.
         marks: (x, text) of vertical lines.
 
@@ -69,7 +73,9 @@ def line_chart(
     if y_range is None:
         return ""
     ends = x_range or (min(float(one.x[0]) for one, _ in curves), max(float(one.x[-1]) for one, _ in curves))
-    frame = Frame(linear_scale(*ends, whole=True), log_scale(*y_range) if log else linear_scale(*y_range))
+    frame = Frame(
+        x_scale or linear_scale(*ends, whole=True), y_scale or (log_scale(*y_range) if log else linear_scale(*y_range))
+    )
     parts = [_axes(frame, x_label)]
     for x, text in marks[-MOST_MARKS:]:
         parts.append(

@@ -25,6 +25,7 @@ class Series:
         faint: Drawn thin and behind, for curves that are noisy by nature.
         dashed: Drawn with dashes.
         spread: [n] or None: a band of y - spread to y + spread is shaded.
+        band: Both ends of the band, [n] each, instead; NaN where there is none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Series:
     faint: bool = False
     dashed: bool = False
     spread: Floats | None = None
+    band: tuple[Floats, Floats] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def thin(series: Series) -> Thinned:
     x, y = series.x, series.y
     spread = np.zeros_like(y) if series.spread is None else np.nan_to_num(series.spread)
     low, high = y - spread, y + spread
+    if series.band is not None:
+        low, high = (np.where(np.isfinite(end), end, y) for end in series.band)
     if len(x) <= MOST_POINTS:
         return Thinned(x, y, low, high)
     edges = np.linspace(x[0], x[-1], BUCKETS + 1)[:-1]

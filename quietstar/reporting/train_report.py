@@ -15,6 +15,7 @@ from quietstar.presets import PRESETS
 from quietstar.reporting.curves import Curves, lookahead_panels, optimisation_panels, prediction_panels, thought_panels
 from quietstar.reporting.page import details, key_figures, page, panels, section, table
 from quietstar.reporting.run_directory import RunDirectory, read_run
+from quietstar.reporting.run_facts import configuration, duration, machines
 from quietstar.reporting.scales import DASH, number
 from quietstar.reporting.text import visible
 
@@ -52,6 +53,7 @@ def train_report(run: RunDirectory) -> str:
     notable = [event for event in run.events if event.get("event") not in QUIET_EVENTS]
     marks = [(float(event["step"]), f"step {event['step']}: {event.get('event')}") for event in notable]
     curves = Curves(run.lines, marks)
+    usual = asdict(TrainConfig()) | dict(PRESETS.get(str(run.config.get("preset")), {}))
     return page(
         f"{run.name} · training report",
         [
@@ -67,8 +69,8 @@ def train_report(run: RunDirectory) -> str:
             _samples(run),
             section("Optimisation", [panels(optimisation_panels(curves))]),
             section("Other measurements", [panels(curves.left_over())]),
-            _configuration(run.config),
-            _environment(run.environment),
+            configuration(run.config, usual),
+            machines(run.environment),
             "<footer>Written by quietstar from the files of the run. Curves of held-out text are strong, those of "
             "training faint; point at a chart for its numbers.</footer>",
         ],
@@ -123,7 +125,7 @@ def _figures(run: RunDirectory) -> list[tuple[str, str, str]]:
     if training and _is_number(training[-1].get("tokens_per_second")):
         figures.append(("Tokens a second", number(training[-1]["tokens_per_second"], 3), ""))
     if run.lines and _is_number(run.lines[-1].get("seconds")):
-        figures.append(("Time", _duration(run.lines[-1]["seconds"]), ""))
+        figures.append(("Time", duration(run.lines[-1]["seconds"]), ""))
     return figures
 
 
@@ -194,77 +196,9 @@ def _facts(sample: Sample) -> str:
     return f"reward <b>{sign}{reward}</b> · next token NLL {base} → <b>{talk}</b> · weight {weight}"
 
 
-def _configuration(config: Mapping[str, Any]) -> str:
-    flat = _flatten(config)
-    usual = _flatten(asdict(TrainConfig())) | dict(PRESETS.get(str(config.get("preset")), {}))
-    usual |= {"preset": config.get("preset")}
-    changed = [key for key, value in flat.items() if usual.get(key, _NOTHING) != value]
-    rows = [[visible(key), _value(flat[key]), _value(usual[key]) if key in usual else ""] for key in changed]
-    everything = table([[visible(key), _value(value)] for key, value in flat.items()])
-    return section(
-        "Configuration",
-        [
-            table(rows, ("option", "here", "by default")),
-            details(f"All {len(flat)} options", everything),
-        ],
-        f"What differs from the defaults of preset {config.get('preset')}." if rows else "",
-    )
-
-
-def _environment(entries: Sequence[Mapping[str, Any]]) -> str:
-    if not entries:
-        return ""
-    earlier = "".join(_machine(entry) for entry in reversed(entries[:-1]))
-    starts = "once" if len(entries) == 1 else f"{len(entries)} times; the last time is shown first"
-    return section(
-        "Environment",
-        [_machine(entries[-1]), details("Earlier starts", earlier)],
-        f"The run was started {starts}.",
-    )
-
-
-def _machine(entry: Mapping[str, Any]) -> str:
-    packages, git = entry.get("packages"), entry.get("git")
-    versions = (
-        ", ".join(f"{name} {version}" for name, version in packages.items()) if isinstance(packages, dict) else ""
-    )
-    state = "not a checkout"
-    if isinstance(git, dict):
-        state = f"{git.get('commit')}{', with changes that are not committed' if git.get('dirty') else ''}"
-    devices = entry.get("devices")
-    facts = {
-        "command": entry.get("command"),
-        "started": entry.get("started"),
-        "git": state,
-        "versions": ", ".join(filter(None, [f"python {entry.get('python', '')}", versions])),
-        "GPU": ", ".join(map(str, devices)) if devices else "none",
-        "CUDA": entry.get("cuda"),
-        "CPU": f"{entry.get('cpu')}, {entry.get('cores')} cores, {entry.get('memory_gib')} GiB",
-        "platform": entry.get("platform"),
-    }
-    return table([[visible(name), visible(str(fact))] for name, fact in facts.items() if fact])
-
-
-_NOTHING = object()
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
 def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     group = config.get(name)
     return group if isinstance(group, dict) else {}
-
-
-def _value(value: object) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    return visible(str(value)) if value != "" else "&ldquo;&rdquo;"
 
 
 def _is_number(value: object) -> bool:
@@ -273,12 +207,3 @@ def _is_number(value: object) -> bool:
 
 def _number_of(value: Any) -> str:
     return number(float(value), 3) if _is_number(value) else DASH
-
-
-def _duration(seconds: float) -> str:
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (whole, "s")]
-    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
-    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
