@@ -17,10 +17,12 @@ from quietstar.data.batches import Batch
 from quietstar.errors import CheckpointError, ConfigError, DataError
 from quietstar.outer_loop.options import GeneratorOptions
 from quietstar.outer_loop.verifiers import dpo
+from quietstar.outer_loop.verifiers import training as verifier_training
 from quietstar.outer_loop.verifiers.dpo import dpo_loss, dpo_step, likelihood_step, reference_logprobs, train_dpo
 from quietstar.outer_loop.verifiers.pairs import Labelled, Pair, encode_pairs, make_pairs, rows_of
 from quietstar.outer_loop.verifiers.training import load_policy
 from quietstar.outer_loop.verifiers.verifier import Verifier
+from quietstar.training.output_dir import write_json
 from tests.outer_loop.verifiers.tiny import CHARACTERS, labelled, options, training, write_model
 
 PAIRS = make_pairs(labelled(), 2, seed=0)
@@ -149,6 +151,11 @@ def test_a_killed_training_goes_on_to_the_same_bits(
         assert not (tmp_path / "killed" / "model").exists()
     with monkeypatch.context() as patch:
         patch.setattr(dpo, "reference_logprobs", failing_after(0, reference_logprobs))  # it is computed once
+        patch.setattr(verifier_training, "write_json", failing_after(0, write_json))
+        with pytest.raises(RuntimeError, match="killed"):  # trained, but not yet in its place
+            train(base, tmp_path / "killed", steps=5, save_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(dpo, "dpo_step", lambda *arguments: failing_after(0, dpo_step(*arguments)))
         continued = train(base, tmp_path / "killed", steps=5, save_every=2)
     name = "model.safetensors"
     assert (continued / name).read_bytes() == (expected / name).read_bytes()
