@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -20,6 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.arguments import Array, check_k, numbers, same_length, truths
+
+Places = NDArray[np.int64]
+Seed = int | tuple[int, ...]
 
 SUBSETS = 1000
 """Subsets of k candidates that a weighted vote looks at; where there are no more than these, it is exact."""
@@ -83,7 +87,7 @@ def weighted_vote_at_k(
     *,
     logarithmic: bool = False,
     subsets: int = SUBSETS,
-    seed: int | Sequence[int] = 0,
+    seed: Seed = 0,
 ) -> float:
     """Probability that the answer with the largest sum of weights among k candidates is right.
 
@@ -105,7 +109,7 @@ def weighted_vote_at_k(
         ConfigError: `k` is not in 1 to N, or `subsets` is less than 1.
     """
     weight = numbers("weights", weights)
-    voters, sizes, values = _groups(answers, correct)
+    group, sizes, values = _groups(answers, correct)
     same_length(answers=answers, weights=weight)
     check_k(k, len(answers))
     if subsets < 1:
@@ -114,29 +118,29 @@ def weighted_vote_at_k(
         raise DataError(f"weights: are {weight.min():g} to {weight.max():g}; need finite numbers of at least 0")
     if not sizes:
         return 0.0
-    chosen = _subsets(len(answers), k, subsets, seed) & (voters.sum(1) > 0)
-    ballots = np.where(chosen, weight, -np.inf if logarithmic else 0.0)
+    members = _subsets(len(answers), k, subsets, seed)
+    votes, groups = weight[members], group[members]
     if logarithmic:  # each subset by its own largest weight: the vote stays the same, and not all of them underflow
-        top = ballots.max(1, keepdims=True)
-        ballots = np.exp(ballots - np.where(np.isfinite(top), top, 0.0))
-    sums = ballots @ voters
-    sums[chosen @ voters == 0] = -np.inf  # an answer of weight 0 may tie with another, an absent one never
-    best = sums.max(1, keepdims=True)
-    leads = np.isfinite(sums) & (sums >= best * (1 - 1e-12))
+        top = np.where(groups < len(sizes), votes, -np.inf).max(1, keepdims=True)
+        votes = np.exp(np.minimum(votes - np.where(np.isfinite(top), top, 0.0), 0.0))
+    shape = len(members), len(sizes) + 1
+    cells = (groups + shape[1] * np.arange(shape[0])[:, None]).ravel()
+    counts = np.bincount(cells, minlength=math.prod(shape)).reshape(shape)[:, :-1]
+    sums = np.bincount(cells, votes.ravel(), math.prod(shape)).reshape(shape)[:, :-1]
+    # an answer of weight 0 may tie with another, an absent one never
+    leads = (counts > 0) & (sums >= sums.max(1, keepdims=True) * (1 - 1e-12))
     return float((leads @ np.array(values) / leads.sum(1).clip(1)).mean())
 
 
-def _groups(answers: Sequence[str | None], correct: ArrayLike) -> tuple[Array, list[int], list[float]]:
-    """Who gave which answer, float64 [N, G]; how many gave each; how right each is."""
+def _groups(answers: Sequence[str | None], correct: ArrayLike) -> tuple[Places, list[int], list[float]]:
+    """Which of the G answers each candidate gave, int64 [N], G for none; how many gave each; how right each is."""
     right = truths("correct", correct)
     same_length(answers=answers, correct=right)
-    column = {name: place for place, name in enumerate(dict.fromkeys(name for name in answers if name is not None))}
-    voters = np.zeros((len(answers), len(column)))
-    for row, answer in enumerate(answers):
-        if answer is not None:
-            voters[row, column[answer]] = 1.0
-    sizes = voters.sum(0)
-    return voters, [int(size) for size in sizes], [float(value) for value in right @ voters / sizes]
+    names = {name: place for place, name in enumerate(dict.fromkeys(name for name in answers if name is not None))}
+    group = np.array([len(names) if answer is None else names[answer] for answer in answers])
+    sizes = np.bincount(group, minlength=len(names) + 1)[:-1]
+    values = np.bincount(group, right, len(names) + 1)[:-1] / sizes
+    return group, sizes.tolist(), values.tolist()
 
 
 def _binomials(n: int, most: int) -> Array:
@@ -144,13 +148,14 @@ def _binomials(n: int, most: int) -> Array:
     return np.array([math.comb(n, x) for x in range(most + 1)], dtype=np.float64)
 
 
-def _subsets(candidates: int, k: int, most: int, seed: int | Sequence[int]) -> NDArray[np.bool_]:
-    """Who is in each subset, bool [S, N]: every subset of k where there are at most `most`, else so many drawn ones."""
-    count = math.comb(candidates, k)
-    if count > most:
-        places = np.tile(np.arange(candidates), (most, 1))
-        return np.asarray(np.random.default_rng(seed).permuted(places, axis=1) < k)
-    chosen = np.zeros((count, candidates), dtype=np.bool_)
-    members = np.array(list(combinations(range(candidates), k)))
-    chosen[np.arange(count)[:, None], members] = True
-    return chosen
+def _subsets(candidates: int, k: int, most: int, seed: Seed) -> Places:
+    """The members of each subset, int64 [S, k]: all subsets where there are at most `most`, else so many drawn ones."""
+    if math.comb(candidates, k) <= most:
+        return np.array(list(combinations(range(candidates), k)))
+    return _orders(candidates, most, seed)[:, :k]
+
+
+@lru_cache(maxsize=1)  # a table asks for the same ones for each k and each score of a problem
+def _orders(candidates: int, count: int, seed: Seed) -> Places:
+    """Random orders of the candidates, int64 [count, N]."""
+    return np.random.default_rng(seed).permuted(np.tile(np.arange(candidates), (count, 1)), axis=1)

@@ -72,6 +72,13 @@ def test_warns_when_held_out_falls_while_training_rises() -> None:
     assert found[0].message.endswith("while training accuracy rises from 60.0% to 70.0%")
 
 
+def test_a_slow_fall_is_measured_from_the_best_iteration() -> None:
+    """Three of 200 problems are lost each time: chance, were it not for the sum."""
+    held_out = [solved(0.6), solved(0.585), solved(0.57), solved(0.555)]
+    found = held_out_falls([0.5, 0.6, 0.7, 0.8], held_out)
+    assert [(warning.iteration, warning.since) for warning in found] == [(2, 0), (3, 0)]
+
+
 def test_does_not_warn_of_chance() -> None:
     """As many problems are lost as the one that is gained and two more, of 200."""
     before, after = solved(0.5), solved(0.5)
@@ -87,6 +94,12 @@ def test_warns_when_pass_at_k_falls_while_pass_at_1_rises() -> None:
     assert [(warning.iteration, warning.since) for warning in found] == [(1, 0)]  # at 2 pass@1 is lower as well
     assert "pass@16 falls from 80.0% to 70.0%" in found[0].message
     assert "pass@1 rises from 40.0% to 52.5%" in found[0].message
+
+
+def test_a_rise_of_pass_at_1_by_chance_is_none() -> None:
+    lucky = 0.5 * solved(0.8)
+    lucky[0] = 1.0
+    assert coverage_falls([0.5 * solved(0.8), lucky], [solved(0.8), solved(0.6)], 16) == []
 
 
 def test_does_not_warn_when_both_rise_or_fall() -> None:
