@@ -115,7 +115,8 @@ def weighted_vote_at_k(
     if subsets < 1:
         raise ConfigError(f"subsets: is {subsets}; needs at least 1")
     if (weight == np.inf).any() or (not logarithmic and (weight < 0).any()):
-        raise DataError(f"weights: are {weight.min():g} to {weight.max():g}; need finite numbers of at least 0")
+        found = f"are {weight.min():g} to {weight.max():g}"
+        raise DataError(f"weights: {found}; need finite numbers of at least 0, or logarithms with logarithmic=True")
     if not sizes:
         return 0.0
     members = _subsets(len(answers), k, subsets, seed)
