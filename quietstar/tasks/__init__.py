@@ -1,1 +1,10 @@
-"""Problems, prompts, hints and answer checks."""
+"""Problems, prompts, hints and answer checks.
+
+Nothing here imports torch: the processes that check answers start in a moment.
+"""
+
+from quietstar.tasks.checking import Checker
+from quietstar.tasks.registry import TASKS, load_task
+from quietstar.tasks.task import Demonstration, Problem, Split, Task, Verdict
+
+__all__ = ["TASKS", "Checker", "Demonstration", "Problem", "Split", "Task", "Verdict", "load_task"]

@@ -1,0 +1,173 @@
+"""Sums of two numbers with equally many digits, worked out on a scratchpad digit by digit."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from quietstar.errors import ConfigError
+from quietstar.tasks.file_task import read_few_shot
+from quietstar.tasks.scratchpads import FORMATS, LOCAL_CHARACTERS, Scratchpad
+from quietstar.tasks.task import Demonstration, Problem, Split, Task
+
+if TYPE_CHECKING:
+    from quietstar.outer_loop.options import ProblemOptions
+
+MOST_DIGITS = 100
+SET_ASIDE = 700
+"""So many sums of each number of digits are drawn for demonstrations, shown or not: the others stay the same."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many demonstrations there are of each number of digits.
+
+    Args:
+        one_digit: How often each of the 100 one-digit sums is shown, worked out.
+        two_digits: Two-digit sums, worked out.
+        longer: Longer sums, worked out.
+        hinted: Longer sums with the hint, worked out: a model has to see some to be able to rationalise.
+        direct: Sums of two or more digits with the result alone, where the format asks for it in another way.
+    """
+
+    one_digit: int = 5
+    two_digits: int = 400
+    longer: int = 10
+    hinted: int = 100
+    direct: int = 10
+
+
+class Addition(Task):
+    """n-digit addition, the made-up task of STaR.
+
+    Training, held-out and demonstrated problems have no sum in common, but for those of one-digit numbers: there are
+    only 100, and each part has them all.
+
+    Args:
+        options: Of it, `digits`, `per_group`, `test_per_group`, `scratchpad`, `reverse`, `seed` and the few-shot files.
+        direct: Ask for the result alone, without a scratchpad, to compare with.
+        counts: Of the demonstrations.
+
+    Raises:
+        ConfigError: There are no such numbers of digits, or too few sums of so few digits.
+    """
+
+    isolated = False
+
+    def __init__(self, options: ProblemOptions, *, direct: bool = False, counts: Counts | None = None) -> None:
+        self.name = "addition-direct" if direct else "addition"
+        self.stop = ("\nInput:",) if options.scratchpad == "paper" else ()
+        self.symbols = LOCAL_CHARACTERS if options.scratchpad == "local" else ""
+        self.options = options
+        self.counts = counts or Counts()
+        self._worked_out, self._direct = (kind(options.reverse) for kind in FORMATS[options.scratchpad])
+        self._format: Scratchpad = self._direct if direct else self._worked_out
+        self._problems: dict[Split, list[Problem]] = {"test": [], "train": []}
+        self._shown: dict[int, list[Problem]] = {}
+        source = random.Random(1000 + options.seed)
+        for digits in _range(options.digits):
+            test, train, self._shown[digits] = _draw(source, digits, self._sizes(digits))
+            self._problems["test"] += test
+            self._problems["train"] += train
+
+    def _sizes(self, digits: int) -> tuple[int, int, int]:
+        shown = (
+            self.counts.two_digits if digits == 2 else self.counts.longer + self.counts.hinted
+        ) + self.counts.direct
+        for key in ("per_group", "test_per_group"):
+            if getattr(self.options, key) < 1:
+                raise ConfigError(f"problems.{key}: got {getattr(self.options, key)}, needs 1 or more")
+        return self.options.test_per_group, self.options.per_group, max(shown, SET_ASIDE)
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        return self._problems[split]
+
+    def prompt(self, problem: Problem, hint: bool = False) -> str:
+        return self._format.prompt(*_summands(problem), hint)
+
+    def few_shot(self, hint: bool = False) -> str:
+        path = self.options.few_shot_hint_path if hint else self.options.few_shot_path
+        key = "problems.few_shot_hint_path" if hint else "problems.few_shot_path"
+        return "" if path is None else read_few_shot(path, key)
+
+    def extract(self, completion: str) -> str | None:
+        """The result, most significant digit first, exactly as it stands: a needless zero makes it wrong."""
+        return self._format.answer(completion)
+
+    def accepted(self, completion: str) -> str:
+        return self._format.accepted(completion)
+
+    def solution(self, problem: Problem) -> str:
+        return self._format.solution(*_summands(problem))
+
+    def demonstrations(self) -> Sequence[Demonstration]:
+        """Worked-out sums that no other part has: few of the longer ones, but many of those with the hint. Where the
+        result alone is asked for, the results of all training problems."""
+        if self._format is self._direct:
+            return list(_shown(self._direct, self._problems["train"]))
+        found: list[Demonstration] = []
+        for digits, problems in self._shown.items():
+            if digits == 1:
+                found += list(_shown(self._worked_out, problems)) * self.counts.one_digit
+                continue
+            rest = iter(problems)
+            plain = self.counts.two_digits if digits == 2 else self.counts.longer
+            found += _shown(self._worked_out, islice(rest, plain))
+            found += _shown(self._worked_out, islice(rest, 0 if digits == 2 else self.counts.hinted), hint=True)
+            if self.options.scratchpad == "local":  # the published format asks for both in the same way
+                found += _shown(self._direct, islice(rest, self.counts.direct))
+        return found
+
+    def steps(self, completion: str) -> list[str]:
+        return self._format.steps(completion)
+
+    def right_inside(self, problem: Problem, completion: str) -> bool | None:
+        """Whether the scratchpad is right in every digit and carry; None where there is no scratchpad."""
+        if self._format is self._direct:
+            return None
+        return self.accepted(completion) == self.solution(problem)
+
+
+def _range(digits: str) -> range:
+    match = re.fullmatch(r"\s*(\d{1,3})\s*(?:-\s*(\d{1,3})\s*)?", digits)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last <= MOST_DIGITS:
+        raise ConfigError(f"problems.digits: got {digits!r}, needs a range such as 1-5, up to {MOST_DIGITS}")
+    return range(first, last + 1)
+
+
+def _draw(source: random.Random, digits: int, sizes: tuple[int, int, int]) -> tuple[list[Problem], ...]:
+    """Held-out, training and demonstrated problems, no two the same."""
+    if digits == 1:
+        sums = [_problem(a, b, 1) for a in range(10) for b in range(10)]
+        return sums, sums, sums
+    low, high = 10 ** (digits - 1), 10**digits
+    if sum(sizes) > (most := (high - low) ** 2 // 2):
+        raise ConfigError(
+            f"problems.per_group: {sum(sizes)} sums of {digits} digits are too many for a fair draw "
+            f"({sizes[1]} to train on, {sizes[0]} held out, {sizes[2]} demonstrations), needs {most} or fewer"
+        )
+    drawn: dict[tuple[int, int], None] = {}  # a set that keeps its order
+    while len(drawn) < sum(sizes):
+        drawn[source.randrange(low, high), source.randrange(low, high)] = None
+    rest = iter([_problem(a, b, digits) for a, b in drawn])
+    return tuple(list(islice(rest, size)) for size in sizes)
+
+
+def _problem(a: int, b: int, digits: int) -> Problem:
+    return Problem(f"{a}+{b}", f"{a} + {b}", str(a + b), group=f"{digits} digit{'s' if digits > 1 else ''}")
+
+
+def _summands(problem: Problem) -> tuple[int, int]:
+    a, _, b = problem.question.partition(" + ")
+    return int(a), int(b)
+
+
+def _shown(form: Scratchpad, problems: Iterable[Problem], hint: bool = False) -> Iterable[Demonstration]:
+    for problem in problems:
+        a, b = _summands(problem)
+        yield Demonstration(form.prompt(a, b, hint), form.solution(a, b), problem.id)

@@ -1,0 +1,195 @@
+"""Checking answers where the check may hang, raise, or end its process: nothing of that reaches the caller."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from quietstar.errors import ConfigError
+from quietstar.tasks.registry import recipe_of
+from quietstar.tasks.task import Problem, Task, Verdict
+
+WORKER = Path(__file__).with_name("worker.py")
+START_SECONDS = 120.0
+"""How long a worker process may take to import the task's modules."""
+
+
+class Checker:
+    """Judges completions, in worker processes where the task wants that (`Task.isolated`).
+
+    A worker knows the task by its name and options, imports neither torch nor transformers unless the task does, and
+    shares nothing with this process. One that hangs is ended and replaced; so is one that its check has ended.
+
+    Args:
+        task: Made by `load_task`, where it is isolated.
+        timeout: Seconds that one check may take.
+        workers: Processes at once.
+        memory: Bytes that a worker's checks may take.
+
+    Raises:
+        ConfigError: A number is not positive, or a worker would not know how to make the task.
+    """
+
+    def __init__(self, task: Task, timeout: float, workers: int = 1, memory: int = 4 * 2**30) -> None:
+        if timeout <= 0:
+            raise ConfigError(f"problems.timeout: got {timeout}, needs a number of seconds above 0")
+        if workers < 1:
+            raise ConfigError(f"workers: got {workers}, needs 1 or more")
+        self.task = task
+        self._workers: list[_Worker] = []
+        if task.isolated:
+            self._workers = [_Worker(_start_message(task, timeout, memory), timeout) for _ in range(workers)]
+
+    def check(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """The verdicts on completions, in their order. A check that fails is a verdict too, with its `failure`.
+
+        Args:
+            items: Problems with a completion each.
+
+        Raises:
+            ConfigError: The task can be made here, but not in a worker process.
+        """
+        if not self._workers:
+            return [_check_here(self.task, problem, completion) for problem, completion in items]
+        verdicts: dict[int, Verdict] = {}
+        waiting, lock = iter(enumerate(items)), threading.Lock()
+
+        def work(worker: _Worker) -> None:
+            while True:
+                with lock:
+                    place, (problem, completion) = next(waiting, (-1, items[0]))
+                if place < 0:
+                    return
+                verdicts[place] = worker.check(problem, completion)
+
+        active = self._workers[: len(items)]
+        if active:
+            with ThreadPoolExecutor(len(active)) as threads:
+                list(threads.map(work, active))
+        return [verdicts[place] for place in range(len(items))]
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        for worker in self._workers:
+            worker.stop()
+
+    def __enter__(self) -> Checker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Worker:
+    """A process that is started when it is first needed, and again after it has ended."""
+
+    def __init__(self, start_message: dict[str, Any], timeout: float) -> None:
+        self._start_message = start_message
+        self._timeout = timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._read = b""
+
+    def check(self, problem: Problem, completion: str) -> Verdict:
+        process = self._process or self._start()
+        request = {"problem": dataclasses.asdict(problem), "completion": completion}
+        try:
+            reply = self._ask(process, request, self._timeout)
+        except TimeoutError:
+            self.stop()
+            return Verdict(None, False, f"the check took more than {self._timeout:g} s and was stopped")
+        except EOFError:
+            return Verdict(None, False, f"the check ended its process {self._bury(process)}")
+        return Verdict(reply["answer"], reply["correct"], reply["failure"])
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._bury(self._process)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # a session of its own: Ctrl-C is for the main process, and what a check has started ends with it
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._process, self._read = process, b""
+        try:
+            problem = self._ask(process, self._start_message, START_SECONDS)["error"]
+        except (TimeoutError, EOFError) as error:
+            why = f"it was not ready after {START_SECONDS:g} s" if isinstance(error, TimeoutError) else "it ended"
+            problem = f"{why} {self._bury(process)}".strip()
+        if problem is not None:
+            self.stop()
+            raise ConfigError(f"task: {self._start_message['name']} cannot be made in a worker process: {problem}")
+        return process
+
+    def _ask(self, process: subprocess.Popen[bytes], message: dict[str, Any], seconds: float) -> Any:
+        """Raises TimeoutError, or EOFError where the process has ended."""
+        assert process.stdin is not None and process.stdout is not None
+        until = time.monotonic() + seconds
+        with suppress(BrokenPipeError):  # it has ended, which the other pipe shows as well
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+            process.stdin.flush()
+        while b"\n" not in self._read:
+            ready, _, _ = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            piece = os.read(process.stdout.fileno(), 65_536)
+            if not piece:
+                raise EOFError
+            self._read += piece
+        line, _, self._read = self._read.partition(b"\n")
+        return json.loads(line)
+
+    def _bury(self, process: subprocess.Popen[bytes]) -> str:
+        """Ends a process with all that it has started, and says how it had ended by itself."""
+        with suppress(subprocess.TimeoutExpired):  # one that has closed its pipe may take a moment to be gone
+            process.wait(0.2)
+        status = process.poll()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+        self._process = None
+        if status is None:
+            return ""
+        return f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+
+
+def _start_message(task: Task, timeout: float, memory: int) -> dict[str, Any]:
+    recipe = recipe_of(task)
+    if recipe is None:
+        raise ConfigError(
+            f"task: {task.name} checks its answers in worker processes, which make it anew by name and options; "
+            "make it with quietstar.tasks.load_task, or set its attribute `isolated` to False"
+        )
+    name, options = recipe
+    given = dataclasses.asdict(options)
+    return {"path": sys.path, "name": name, "options": given, "timeout": timeout, "memory": memory}
+
+
+def _check_here(task: Task, problem: Problem, completion: str) -> Verdict:
+    try:
+        return task.check(problem, completion)
+    except Exception as error:
+        return Verdict(None, False, f"the check raised {type(error).__name__}: {' '.join(str(error).split())[:300]}")

@@ -1,0 +1,151 @@
+"""Answers that are Python code: they are right if they pass tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from quietstar.errors import DataError
+from quietstar.tasks.file_task import FileTask
+from quietstar.tasks.records import Record
+from quietstar.tasks.task import Problem, Verdict
+
+RUNNER = Path(__file__).with_name("code_runner.py")
+_QUESTIONS = ("text", "prompt")
+_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class TestRun:
+    """How a program did.
+
+    Args:
+        passed: All tests were run and passed.
+        failure: Why not, such as `AssertionError: ...`.
+    """
+
+    passed: bool
+    failure: str | None = None
+
+
+def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) -> TestRun:
+    """Runs a program and then its tests in a process of their own.
+
+    It begins in an empty directory, which is removed afterwards, without the environment variables, site packages or
+    open files of this process. It is held to its time, memory, one mebibyte per file and 32 open files, and cannot
+    start processes or use the network through Python: an audit hook refuses both, and where the kernel allows it the
+    process is in a network without interfaces as well. A program that hangs, exits early or kills itself has failed.
+
+    This keeps honest mistakes of a language model from doing harm. It is no sandbox against malice: the program runs
+    as the same user and can read that user's files. For code that you would not run yourself, use a container.
+
+    Args:
+        code: Python source.
+        tests: Python source that raises if the code is wrong, such as lines with `assert`.
+        timeout: Seconds for both.
+        memory: Bytes of address space.
+    """
+    token = secrets.token_hex(16)  # only tests that came to their end can tell it
+    request = {"code": code, "tests": tests, "timeout": timeout, "memory": memory, "token": token}
+    with tempfile.TemporaryDirectory(prefix="quietstar-code-", ignore_cleanup_errors=True) as directory:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(RUNNER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=directory,
+            env={"HOME": directory, "TMPDIR": directory, "PATH": os.defpath},
+            start_new_session=True,
+        )
+        try:
+            reply, _ = process.communicate(json.dumps(request).encode(), timeout)
+        except subprocess.TimeoutExpired:
+            return TestRun(False, f"took more than {timeout:g} s")
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with suppress(BrokenPipeError):
+                        pipe.close()
+    return _outcome(reply, process.returncode, token)
+
+
+def _outcome(reply: bytes, status: int, token: str) -> TestRun:
+    try:
+        told = json.loads(reply)
+        if told.get("token") == token:
+            return TestRun(True)
+        return TestRun(False, str(told["failure"]))
+    except (ValueError, KeyError, AttributeError):
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        return TestRun(False, f"{how} before its tests were over")
+
+
+class CodeProblems(FileTask):
+    '''Programs that pass tests, as in MBPP (arXiv 2108.07732) and, in the same format, HumanEval.
+
+    The prompt is the question and the first test between `"""`. A problem's answer are its tests, so that the hint
+    shows all of them; a completion's answer is its code, that of the first block between backticks if there is one.
+
+    Args:
+        options: `path` is a JSONL file, or a directory with `train.jsonl` and `test.jsonl`. The question is in the
+            field that `question` names, in `text` or in `prompt`. The tests are a list `test_list`, or Python source
+            in `tests` or `test`, whose function `check` is called with `entry_point` where there is that field. The id
+            is `task_id`, or else the line number.
+    '''
+
+    name = "code"
+    stop = ("\nassert", '\n"""', "\nclass ", "\nprint(", "\nif ")
+    train_files = ("train.jsonl",)
+    test_files = ("test.jsonl",)
+
+    def read(self, record: Record, number: int) -> Problem:
+        fields = record.fields
+        field = next((name for name in (self.options.question, *_QUESTIONS) if name in fields), self.options.question)
+        solution = next((record.text(name) for name in ("code", "canonical_solution") if name in fields), None)
+        name = record.text("task_id", number=True) if "task_id" in fields else str(number)
+        return Problem(name, record.text(field).strip(), _tests(record), solution, place=record.place)
+
+    def prompt(self, problem: Problem, hint: bool = False) -> str:
+        tests = problem.answer if hint else problem.answer.partition("\n")[0]
+        return f'"""\n{problem.question}\n{tests}\n"""\n'
+
+    def extract(self, completion: str) -> str | None:
+        block = _BLOCK.search(completion)
+        code = (completion if block is None else block[1]).rstrip()
+        return code if code.strip() else None
+
+    def check(self, problem: Problem, completion: str) -> Verdict:
+        """Runs the tests, in a little less time than a worker process gets for the whole check."""
+        code = self.extract(completion)
+        passed = code is not None and run_tests(code, problem.answer, 0.8 * self.options.timeout).passed
+        return Verdict(code, passed)
+
+
+def _tests(record: Record) -> str:
+    tests = record.fields.get("test_list")
+    if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
+        setup = record.fields.get("test_setup_code") or "\n".join(record.fields.get("test_imports") or [])
+        source = "\n".join([*([setup] if setup else []), *tests])
+    else:
+        source = record.text("tests" if "tests" in record.fields else "test")
+        if "entry_point" in record.fields:
+            source += f"\ncheck({record.text('entry_point')})"
+    try:
+        compile(source, record.place, "exec")
+    except (SyntaxError, ValueError) as error:
+        raise DataError(
+            f"{record.place}: the tests are no Python: {error}; needs lines such as `assert f(1) == 2`"
+        ) from None
+    return source.strip("\n")

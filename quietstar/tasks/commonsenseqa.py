@@ -1,0 +1,138 @@
+"""Multiple-choice questions of common sense (CommonsenseQA, arXiv 1811.00937), in STaR's prompt format."""
+
+from __future__ import annotations
+
+import re
+from itertools import zip_longest
+from typing import Any
+
+from quietstar.errors import DataError
+from quietstar.tasks.file_task import FileTask
+from quietstar.tasks.hints import speaks_of_hint
+from quietstar.tasks.public_home import PublicHome
+from quietstar.tasks.records import Record
+from quietstar.tasks.task import Problem
+
+_LETTERS = "abcde"
+_CHOICE = re.compile(r"\(([a-e])\)", re.IGNORECASE)
+_CONCLUSION = re.compile(r"\banswer\b.*\([a-e]\)", re.IGNORECASE)
+
+
+class CommonsenseQA(FileTask):
+    """A stem and five choices, answered by a rationale that ends in `Therefore, the answer is blotter (e).`
+
+    The data has no human-written rationales. The hint is ` (CORRECT)` after the line of the right choice. The held-out
+    problems are the development split: those of the test split are published without answers.
+
+    Args:
+        options: `path` is a directory with `train_rand_split.jsonl` and `dev_rand_split.jsonl`, or a file.
+    """
+
+    name = "commonsenseqa"
+    stop = ("\nQ:",)
+    isolated = False
+    train_files = ("train_rand_split.jsonl",)
+    test_files = ("dev_rand_split.jsonl",)
+    home = PublicHome(
+        "tau/commonsense_qa",
+        "data/train-*.parquet",
+        "data/validation-*.parquet",
+        "https://www.tau-nlp.org/commonsenseqa",
+        "train_rand_split.jsonl and dev_rand_split.jsonl",
+    )
+
+    def read(self, record: Record, number: int) -> Problem:
+        answer = record.text("answerKey").strip().lower()
+        stem, choices = _question(record)
+        if answer not in choices:
+            raise DataError(
+                f"{record.place}: field 'answerKey' is {answer.upper()!r}, needs the label of one of the choices "
+                f"({', '.join(label.upper() for label in choices)})"
+            )
+        lines = [stem, "Answer Choices:", *(f"({label}) {text}" for label, text in choices.items())]
+        return Problem(record.text("id"), "\n".join(lines), answer, place=record.place)
+
+    def prompt(self, problem: Problem, hint: bool = False) -> str:
+        lines = problem.question.split("\n")
+        if hint:
+            place = _choice_lines(problem)[problem.answer]
+            lines[place] += " (CORRECT)"
+        return "Q: " + "\n".join(lines) + "\nA:"
+
+    def extract(self, completion: str) -> str | None:
+        """The last `(x)` of the conclusion, which is the first line that has the word `answer` and a choice.
+
+        Where no line has, it is the last line with a choice before the first blank one, so that ` (e).` is an answer
+        too; what runs on after that is not looked at.
+        """
+        line = _conclusion(completion)
+        return None if line is None else _CHOICE.findall(line)[-1].lower()
+
+    def canonical(self, answer: str) -> str:
+        return answer.strip().strip("().").lower()
+
+    def accepted(self, completion: str) -> str:
+        line = _conclusion(completion)
+        if line is None:
+            return completion.rstrip()
+        return completion[: completion.index(line) + len(line)].rstrip()
+
+    def conclusion(self, problem: Problem) -> str:
+        """The sentence that ends every right solution: ` Therefore, the answer is blotter (e).`"""
+        line = problem.question.split("\n")[_choice_lines(problem)[problem.answer]]
+        return f" Therefore, the answer is {line[4:]} ({problem.answer})."
+
+    def direct(self, problem: Problem) -> str:
+        """The answer alone as a completion, as in STaR's direct prompts: ` (e).`"""
+        return f" ({problem.answer})."
+
+    def quotes_hint(self, problem: Problem, completion: str) -> bool:
+        return speaks_of_hint(completion)
+
+
+def _question(record: Record) -> tuple[str, dict[str, str]]:
+    """The stem and the choices by their letters, from a line of the task's own files or a row of the hub's."""
+    nested = record.fields.get("question")
+    if isinstance(nested, dict):
+        record = Record(f"{record.place}: question", nested)
+        choices = nested.get("choices")
+        stem = record.text("stem")
+    else:
+        choices = record.fields.get("choices")
+        stem = record.text("question")
+    return _one_line(stem), _choices(choices, record.place)
+
+
+def _choices(choices: Any, place: str) -> dict[str, str]:
+    if isinstance(choices, dict):  # the hub has columns
+        labels, texts = choices.get("label"), choices.get("text")
+        if isinstance(labels, list) and isinstance(texts, list):
+            choices = [{"label": label, "text": text} for label, text in zip_longest(labels, texts)]
+    if not isinstance(choices, list) or not choices:
+        raise DataError(f"{place}: has no list 'choices', needs objects with the fields 'label' and 'text'")
+    found = {}
+    for number, choice in enumerate(choices, start=1):
+        one = Record(f"{place}: choice {number}", choice if isinstance(choice, dict) else {})
+        found[one.text("label").strip().lower()] = _one_line(one.text("text"))
+    if "".join(found) != _LETTERS:
+        raise DataError(f"{place}: the choices are labelled {', '.join(found).upper()}, needs A, B, C, D, E")
+    return found
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _choice_lines(problem: Problem) -> dict[str, int]:
+    """On which line of the question the choice of each letter stands."""
+    last = problem.question.count("\n")
+    return {letter: last - len(_LETTERS) + 1 + place for place, letter in enumerate(_LETTERS)}
+
+
+def _conclusion(completion: str) -> str | None:
+    before = completion.partition("\nQ:")[0]
+    for line in before.split("\n"):
+        if _CONCLUSION.search(line):
+            return line
+    paragraph = before.lstrip().partition("\n\n")[0]
+    return next((line for line in reversed(paragraph.split("\n")) if _CHOICE.search(line)), None)

@@ -1,0 +1,100 @@
+"""Any questions with answers, from JSONL files."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from quietstar.errors import DataError
+from quietstar.tasks.file_task import FileTask
+from quietstar.tasks.gsm8k import MARKER, equations, through_marker
+from quietstar.tasks.hints import begins_with_hint, speaks_of_hint
+from quietstar.tasks.latex import latex_number
+from quietstar.tasks.numbers import canonical_number, first_after_marker
+from quietstar.tasks.records import Record
+from quietstar.tasks.symbolic import can_compare, same_expression
+from quietstar.tasks.task import Problem, Verdict
+
+if TYPE_CHECKING:
+    from quietstar.outer_loop.options import ProblemOptions
+
+_ANSWER_LINE = re.compile(r"^[ \t]*Answer:(.*)$", re.IGNORECASE | re.MULTILINE)
+_EXPRESSION = re.compile(r"[\d\\^=+*/]")
+
+
+class QuestionsAndAnswers(FileTask):
+    """`Q: ...\\nA:`, answered by a rationale and `#### answer`.
+
+    Answers are compared as numbers where both are numbers, else as texts without regard to case, white space and a dot
+    at the end; and where they look like expressions and math-verify is installed, by their meaning.
+
+    Args:
+        options: `question`, `answer`, `rationale` and `id` name the fields. `path` is a file, or a directory with
+            `train.jsonl` and `test.jsonl`.
+    """
+
+    name = "jsonl"
+    stop = ("\nQ:",)
+    train_files = ("train.jsonl",)
+    test_files = ("test.jsonl",)
+
+    def __init__(self, options: ProblemOptions) -> None:
+        super().__init__(options)
+        self.isolated = can_compare()  # it may run for ever, plain comparisons do not
+
+    def read(self, record: Record, number: int) -> Problem:
+        options = self.options
+        question = record.text(options.question, option="problems.question")
+        gold = record.text(options.answer, option="problems.answer", number=True)
+        rationale = record.text(options.rationale, option="problems.rationale") if options.rationale else None
+        name = record.text(options.id, option="problems.id", number=True) if options.id else str(number)
+        answer = self.canonical(self.extract(gold) or gold)
+        if not answer or "\n" in answer:
+            raise DataError(
+                f"{record.place}: field {options.answer!r} has several lines and none of them gives the final answer, "
+                f"needs the answer alone, or a line '{MARKER} answer'"
+            )
+        return Problem(name, question, answer, rationale, place=record.place)
+
+    def prompt(self, problem: Problem, hint: bool = False) -> str:
+        return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
+
+    def extract(self, completion: str) -> str | None:
+        """What stands after the first `####`, or else after the last `Answer:` that begins a line."""
+        found = first_after_marker(completion, MARKER)
+        if found is None:
+            found = next((line for line in reversed(_ANSWER_LINE.findall(completion)) if line.strip()), None)
+        return None if found is None else self.canonical(found)
+
+    def canonical(self, answer: str) -> str:
+        return canonical_number(answer) or latex_number(answer) or _plain(answer)
+
+    def check(self, problem: Problem, completion: str) -> Verdict:
+        answer, gold = self.extract(completion), problem.answer
+        if answer is None or answer == gold:
+            return Verdict(answer, answer == gold)
+        numbers = canonical_number(answer) is not None and canonical_number(gold) is not None
+        if numbers or not (_EXPRESSION.search(answer) and _EXPRESSION.search(gold)):
+            return Verdict(answer, False)
+        same = same_expression(gold, answer)
+        return Verdict(gold if same else answer, same)
+
+    def accepted(self, completion: str) -> str:
+        return through_marker(completion, MARKER)
+
+    def solution(self, problem: Problem) -> str | None:
+        if problem.rationale is None:
+            return None
+        if self.extract(problem.rationale) is not None:
+            return f" {problem.rationale}"
+        return f" {problem.rationale.rstrip()}\n{MARKER} {problem.answer}"
+
+    def solution_key(self, completion: str) -> str:
+        return equations(completion) or super().solution_key(completion)
+
+    def quotes_hint(self, problem: Problem, completion: str) -> bool:
+        return speaks_of_hint(completion) or begins_with_hint(completion, problem.answer)
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.split()).strip(".").casefold()

@@ -1,0 +1,111 @@
+"""Competition problems (MATH, arXiv 2103.03874) whose answer is a number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from quietstar.errors import DataError
+from quietstar.tasks.file_task import FileTask
+from quietstar.tasks.gsm8k import MARKER, equations, through_marker
+from quietstar.tasks.hints import begins_with_hint, speaks_of_hint
+from quietstar.tasks.latex import canonical_latex, last_box, latex_number
+from quietstar.tasks.numbers import first_after_marker
+from quietstar.tasks.public_home import PublicHome
+from quietstar.tasks.records import Record
+from quietstar.tasks.symbolic import same_expression
+from quietstar.tasks.task import Problem, Verdict
+
+_QUESTIONS = ("problem", "question", "input")
+_SOLUTIONS = ("solution", "output", "answer")
+_TRANSFER = ("Algebra", "Counting & Probability", "Prealgebra", "Number Theory")
+
+
+class MathNumeric(FileTask):
+    r"""`Q: ...\nA:`, answered by a solution that ends in `\boxed{...}`, or in `#### number` as GSM8K's do.
+
+    Models trained on GSM8K can therefore be asked as they are, which is how V-STaR measures transfer. Problems whose
+    answer is no number are left out and counted in `left_out`. Groups are `subject, level`.
+
+    Args:
+        options: `path` is a directory with `train.jsonl` and `test.jsonl`, or with folders `train*` and `test*` of
+            files; or a file. Problems have the fields `problem` and `solution`; `question` or `input`, and `output` or
+            `answer`, will do.
+    """
+
+    name = "math"
+    stop = ("\nQ:",)
+    train_files = ("train.jsonl", "train*/**/*.json*")
+    test_files = ("test.jsonl", "test*/**/*.json*")
+    home = PublicHome(
+        "EleutherAI/hendrycks_math",
+        "*/train-*.parquet",
+        "*/test-*.parquet",
+        "https://github.com/hendrycks/math",
+        "the folders train and test",
+    )
+
+    def read(self, record: Record, number: int) -> Problem | None:
+        question = record.text(_present(record, _QUESTIONS))
+        field = _present(record, _SOLUTIONS)
+        solution = record.text(field)
+        box = last_box(solution)
+        if box is None:
+            raise DataError(f"{record.place}: field {field!r} has no answer to read, needs one in \\boxed{{...}}")
+        answer = latex_number(box)
+        if answer is None:
+            return None
+        name = record.text("unique_id") if "unique_id" in record.fields else str(number)
+        return Problem(name, question, answer, solution, _group(record), record.place)
+
+    def prompt(self, problem: Problem, hint: bool = False) -> str:
+        return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
+
+    def extract(self, completion: str) -> str | None:
+        r"""What stands after the first `####`, or else in the last `\boxed{...}`."""
+        found = first_after_marker(completion, MARKER) or last_box(completion)
+        return canonical_latex(found) if found else None
+
+    def canonical(self, answer: str) -> str:
+        return canonical_latex(answer)
+
+    def check(self, problem: Problem, completion: str) -> Verdict:
+        """Numbers are compared exactly; whether another expression is the same number, math-verify decides."""
+        answer = self.extract(completion)
+        if answer is None or latex_number(answer) is not None:
+            return Verdict(answer, answer == problem.answer)
+        same = same_expression(problem.answer, answer)
+        return Verdict(problem.answer if same else answer, same)
+
+    def accepted(self, completion: str) -> str:
+        return through_marker(completion, MARKER)
+
+    def solution(self, problem: Problem) -> str | None:
+        return None if problem.rationale is None else f" {problem.rationale}"
+
+    def solution_key(self, completion: str) -> str:
+        return equations(completion) or super().solution_key(completion)
+
+    def quotes_hint(self, problem: Problem, completion: str) -> bool:
+        return speaks_of_hint(completion) or begins_with_hint(completion, problem.answer)
+
+
+def transfer_problems(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems of MATH's test split that V-STaR measures transfer on (arXiv 2402.06457, section 4).
+
+    They are of level 1 and four subjects, with a number as answer and no LaTeX in the question. The paper has 150 and
+    does not say which; taking a backslash for LaTeX gives 158.
+    """
+    groups = {f"{subject}, Level 1" for subject in _TRANSFER}
+    return [problem for problem in problems if problem.group in groups and "\\" not in problem.question]
+
+
+def _present(record: Record, names: tuple[str, ...]) -> str:
+    return next((name for name in names if name in record.fields), names[0])
+
+
+def _group(record: Record) -> str:
+    """Subject and level, as far as they are known."""
+    subject = next((record.text(name) for name in ("type", "subject") if name in record.fields), "")
+    level = str(record.fields.get("level", ""))
+    return ", ".join(filter(None, (subject, re.sub(r"^(?=\d)", "Level ", level))))

@@ -1,0 +1,106 @@
+"""Numbers as people write them, and one way to write each."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_MINUS = str.maketrans("\u2212\u2013\u2010\u2011\uff0d", "-----")
+_SPACES = str.maketrans("\u00a0\u202f\u2009", "   ")
+_CURRENCY = r"(?:\\?(?:US)?\$|[€£¥₹])"
+_DIGITS = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?:[\u00a0\u202f\u2009]\d{3})+|\d+"
+_DECIMAL = rf"(?:(?:{_DIGITS})(?:\.\d*)?|\.\d+)"
+_NUMBER = re.compile(
+    rf"""(?P<outer>[-+]?)\s*{_CURRENCY}?\s*(?P<inner>[-+]?)\s*
+    (?:(?P<whole>\d+)\s+(?P<part>\d+/\d+) | (?P<above>{_DECIMAL})\s*/\s*(?P<below>{_DECIMAL}) | (?P<decimal>{_DECIMAL}))
+    (?P<rest>.*)""",
+    re.VERBOSE | re.DOTALL,
+)
+_UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?:\^?[23](?![\d.])|\^\{[23]\})")
+_UNITS = re.compile(r"\s*(?:%|\\%|°|(?:per\s+|/\s*)?[^\W\d_]|[€£¥₹$]).*", re.DOTALL)
+_NOT_UNITS = re.compile(
+    r"\b(hundred|thousand|million|billion|trillion|dozens?|k|half|halves|quarters?|thirds?|squared|cubed|point|plus|minus"
+    r"|times|and|or|to)\b|[\d=<>+*^!\\]",
+    re.IGNORECASE,
+)
+_LONGEST = 4000  # Python converts no longer integers by itself; decimals of any length need no conversion
+
+
+def first_after_marker(text: str, marker: str = "####") -> str | None:
+    """What stands on the line of the first `marker`, after it. Text that runs on behind that line is not looked at.
+
+    Returns:
+        The text without white space around it; None where there is no marker, or nothing after it.
+    """
+    _, found, after = text.partition(marker)
+    line = after.partition("\n")[0].strip()
+    return line if found and line else None
+
+
+def canonical_number(text: str, *, units: bool = True) -> str | None:
+    """One way to write each number, exact whatever its size: `$1,080.50` and `1080.5 dollars` become `1080.5`.
+
+    Commas and narrow spaces between thousands, currency and percent signs, a unit, a trailing dot, a plus sign and
+    needless zeros go; the sign never does. Fractions and mixed numbers are reduced, and become decimals where that is
+    exact: `2/4` is `0.5`, `1 1/3` is `4/3`.
+
+    Args:
+        text: Nothing but one number, with its unit perhaps. `10-20`, `3 apples and 4 pears`, `42 + x`, `5:30`,
+            `1,2` and `5 million` are none: a wrong answer must not pass for a right one.
+        units: Words may follow the number. Without, `5x` is no number.
+
+    Returns:
+        `-?[0-9]+`, with a decimal part that does not end in 0, or with a denominator; None for anything else.
+    """
+    match = _NUMBER.fullmatch(re.sub(r"[ \t\r\n]+", " ", text.strip()).translate(_MINUS))
+    if match is None or (match["outer"] and match["inner"]) or not _harmless(match["rest"], units):
+        return None
+    negative = "-" in (match["outer"], match["inner"])
+    if match["decimal"] is not None:
+        magnitude: str | None = _plain_decimal(match["decimal"])
+    elif match["whole"] is not None:
+        magnitude = _fraction(match["part"].partition("/"), match["whole"])
+    else:
+        magnitude = _fraction((match["above"], "/", match["below"]))
+    if magnitude is None or magnitude == "0":
+        return magnitude
+    return "-" + magnitude if negative else magnitude
+
+
+def _harmless(rest: str, units: bool) -> bool:
+    rest = rest.translate(_SPACES).strip().rstrip(".").rstrip()
+    if not rest or rest in ("%", "\\%"):
+        return True
+    rest = _UNIT_EXPONENT.sub("", rest)
+    return units and _UNITS.fullmatch(rest) is not None and not _NOT_UNITS.search(rest.removeprefix("\\%"))
+
+
+def _plain_decimal(text: str) -> str:
+    whole, _, part = re.sub(r"[^\d.]", "", text).partition(".")
+    part = part.rstrip("0")
+    return (whole.lstrip("0") or "0") + (f".{part}" if part else "")
+
+
+def _fraction(parts: tuple[str, str, str], whole: str = "0") -> str | None:
+    above, below = _plain_decimal(parts[0]), _plain_decimal(parts[2])
+    if below == "0" or max(map(len, (above, below, whole))) > _LONGEST:
+        return None
+    value = Fraction(whole) + Fraction(above) / Fraction(below)
+    return _shortest(value)
+
+
+def _shortest(value: Fraction) -> str | None:
+    """As a decimal where that ends, else as a fraction."""
+    twos = (value.denominator & -value.denominator).bit_length() - 1
+    rest, fives = value.denominator >> twos, 0
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    places = max(twos, fives)
+    scaled = value * 10**places
+    numerator = scaled.numerator if rest == 1 else value.numerator
+    if max(abs(numerator), value.denominator) >= 10**_LONGEST:
+        return None
+    if rest != 1:
+        return f"{value.numerator}/{value.denominator}"
+    digits = str(numerator).rjust(places + 1, "0")
+    return _plain_decimal(f"{digits[:-places]}.{digits[-places:]}") if places else digits

@@ -1,0 +1,118 @@
+"""The process that runs a task's checks for `quietstar.tasks.checking`: one JSON object per line in, one out.
+
+It is started by its file name and imports nothing of the package but tasks: torch and transformers take seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from quietstar.tasks.task import Task
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class _BarePackage(ModuleType):
+    """`quietstar` without what its `__init__` imports, which is run when somebody asks for it after all."""
+
+    def __init__(self) -> None:
+        super().__init__("quietstar")
+        self.__path__ = [str(PACKAGE)]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        specification = spec_from_file_location("quietstar", PACKAGE / "__init__.py")
+        assert specification is not None and specification.loader is not None
+        whole = module_from_spec(specification)
+        specification.loader.exec_module(whole)
+        self.__dict__.update({key: value for key, value in vars(whole).items() if key not in self.__dict__})
+        if name not in self.__dict__:
+            raise AttributeError(f"module 'quietstar' has no attribute {name!r}")
+        return self.__dict__[name]
+
+
+def main() -> None:
+    """Reads how the task is made, says whether that succeeded, and answers requests until there are no more."""
+    requests, replies = _take_streams()
+    start = json.loads(requests.readline())
+    sys.path[:] = start["path"]
+    sys.modules.setdefault("quietstar", _BarePackage())
+    try:
+        task = _load(start["name"], start["options"])
+    except BaseException as error:  # whatever the user's module does while it is imported
+        _reply(replies, {"error": _told(error)})
+        return
+    _limit_memory(start["memory"])
+    _reply(replies, {"error": None})
+    for line in requests:
+        # its default action ends a process that hangs although nobody waits for it any more
+        signal.setitimer(signal.ITIMER_REAL, 2 * start["timeout"] + 1)
+        verdict = _check(task, json.loads(line))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _reply(replies, verdict)
+
+
+def _take_streams() -> tuple[BinaryIO, BinaryIO]:
+    """Keeps what the check reads and prints apart from the requests and replies."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    return requests, replies
+
+
+def _load(name: str, options: dict[str, Any]) -> Task:
+    from quietstar.outer_loop.options import ProblemOptions
+    from quietstar.tasks.registry import load_task
+
+    return load_task(name, ProblemOptions(**options))
+
+
+def _limit_memory(more: int) -> None:
+    """Lets the checks take so many bytes more than the process has now, and write no core dumps."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open("/proc/self/statm", encoding="ascii") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
+
+
+def _check(task: Task, request: dict[str, Any]) -> dict[str, Any]:
+    from quietstar.tasks.task import Problem, Verdict
+
+    try:
+        verdict = task.check(Problem(**request["problem"]), request["completion"])
+        if not isinstance(verdict, Verdict):
+            raise TypeError(f"check returned a {type(verdict).__name__}, needs a Verdict")
+        reply = {"answer": verdict.answer, "correct": bool(verdict.correct), "failure": verdict.failure}
+        json.dumps(reply)
+    except BaseException as error:  # SystemExit is no reason to stop
+        return {"answer": None, "correct": False, "failure": f"the check raised {_told(error)}"}
+    return reply
+
+
+def _told(error: BaseException) -> str:
+    """The kind of an error, and what it says, in one line."""
+    try:
+        says = " ".join(str(error).split())[:300]
+    except BaseException:  # an error of the user's own class can raise even here
+        says = ""
+    return f"{type(error).__name__}: {says}" if says else type(error).__name__
+
+
+def _reply(replies: BinaryIO, content: dict[str, Any]) -> None:
+    replies.write(json.dumps(content).encode() + b"\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()
