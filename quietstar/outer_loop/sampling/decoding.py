@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel
 
 from quietstar.errors import ConfigError
+from quietstar.outer_loop.sampling.roomy_cache import roomy_cache, sees_all
 
 LEAST_PREFIX = 16
 """Tokens that all prompts must begin with before they get a pass of their own."""
@@ -42,13 +42,14 @@ class Decoding:
         self.model = model
         accepted = inspect.signature(model.forward).parameters
         if "past_key_values" not in accepted:
-            raise ConfigError(f"model.path: {model.config.model_type} has no KV cache of the usual kind; use vllm")
+            kind = model.config.model_type
+            raise ConfigError(f"model.path: {kind} has no KV cache of the usual kind; set sampling.engine to vllm")
         self._takes_positions = "position_ids" in accepted
         self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self.cache = DynamicCache(config=model.config)
-        self._mask: Tensor | None = None
 
         longest = max(map(len, prompts))
+        self.cache = roomy_cache(model.config, longest + room)
+        self._mask: Tensor | None = None
         shared = shared_prefix(prompts) if sees_all(self.cache, longest + room) else 0
         if shared:
             self._forward(self._tensor([prompts[0][:shared]]), None, torch.arange(shared)[None])
@@ -108,14 +109,3 @@ def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
     end = min(map(len, prompts)) - 1
     count = next((index for index in range(end) if least[index] != most[index]), end)
     return count if count >= LEAST_PREFIX else 0
-
-
-def sees_all(cache: DynamicCache, length: int) -> bool:
-    """Whether every layer sees all tokens of a text so long, wherever the padding stands.
-
-    A window counts places of the cache, padding too: between a shared prefix and the rest it would narrow the window.
-    """
-    return all(
-        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= length)
-        for layer in cache.layers
-    )

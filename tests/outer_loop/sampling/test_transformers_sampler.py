@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from quietstar.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from quietstar.outer_loop.options import SamplingOptions
@@ -74,3 +76,123 @@ def test_any_batch_gives_what_the_definition_gives(family: str, tokenizer: Any) 
     assert_same(sampler.sample(asked), expected)
     for batch in sampler.batches(asked):
         assert_same(sampler.sample([asked[index] for index in batch]), [expected[index] for index in batch])
+
+
+def sampler_of(model: Any, tokenizer: Any, **options: Any) -> TransformersSampler:
+    return TransformersSampler(model, tokenizer, dataclasses.replace(OPTIONS, **options), STOP)
+
+
+class Work:
+    """Tokens, [rows, tokens per row], of each pass through a model."""
+
+    def __init__(self, model: Any) -> None:
+        self.passes: list[tuple[int, int]] = []
+        self.masked: list[bool] = []
+        self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: Any, arguments: Any, options: Any) -> None:
+        self.passes.append(tuple(arguments[0].shape))
+        self.masked.append(options["attention_mask"] is not None)
+
+
+def test_what_is_shared_is_computed_once_and_ended_rows_not_at_all(tokenizer: Any) -> None:
+    model = make_base("llama", dtype=torch.float64)
+    work, asked = Work(model), requests(samples=4)
+    found = sampler_of(model, tokenizer).sample(asked)
+    prefix, prompts, *steps = work.passes
+    assert prefix == (1, 24) and prompts == (3, 8)
+    assert all(width == 1 for _, width in steps) and len(steps) == max(one.tokens for one in found) - 1
+    for step, (rows, _) in enumerate(steps, start=1):
+        running = sum(one.tokens > step for one in found)
+        assert running <= rows < running / (1 - module.LEAST_DROPPED) + 1
+    assert sum(rows for rows, _ in steps) < 0.8 * len(asked) * len(steps)
+
+
+def test_a_prompt_by_itself_is_not_masked(tokenizer: Any) -> None:
+    model = make_base("llama")
+    work = Work(model)
+    sampler_of(model, tokenizer).sample([Request("ABC", seed, "sum") for seed in range(3)])
+    assert work.passes[0] == (1, 3) and not any(work.masked)
+
+
+def test_a_window_as_long_as_the_text_leaves_the_prefix_shared(tokenizer: Any) -> None:
+    for window, first in ((44, (1, 24)), (43, (3, 32))):
+        model = make_base("mistral_window", dtype=torch.float64, sliding_window=window)
+        asked = requests()
+        expected = [by_definition(model, tokenizer, request, OPTIONS) for request in asked]
+        work = Work(model)
+        assert_same(sampler_of(model, tokenizer).sample(asked), expected)
+        assert work.passes[0] == first
+
+
+def test_samples_differ_by_their_seed_alone(tokenizer: Any) -> None:
+    sampler = sampler_of(make_base("llama"), tokenizer)
+    asked = [Request("ABC", sample_seed(0, index // 2), str(index)) for index in range(12)]
+    texts = [generation.text for generation in sampler.sample(asked)]
+    assert texts[::2] == texts[1::2] and len(set(texts)) > 3
+    assert texts == [generation.text for generation in sampler.sample(asked)]
+
+
+def test_greedy_and_filtered_completions(tokenizer: Any) -> None:
+    model = make_base("llama", dtype=torch.float64)
+    for options in ({"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.5}):
+        sampler = sampler_of(model, tokenizer, **options)
+        expected = [by_definition(model, tokenizer, request, sampler.options) for request in requests()]
+        assert_same(sampler.sample(requests()), expected)
+    greedy = sampler_of(model, tokenizer, temperature=0.0).sample(requests())
+    assert greedy[:3] == greedy[3:6]
+
+
+def test_bfloat16_is_repeatable(tokenizer: Any) -> None:
+    sampler = sampler_of(make_base("llama", dtype=torch.bfloat16), tokenizer)
+    found = sampler.sample(requests())
+    assert found == sampler.sample(requests())
+    assert all(one.logprob < 0 for one in found)
+
+
+def test_a_prompt_is_never_cut(tokenizer: Any) -> None:
+    sampler = sampler_of(make_base("llama"), tokenizer)
+    asked = [Request("A" * 52, 0, "fits"), Request("A" * 53, 0, "problem 9")]
+    assert sampler.sample(asked[:1])[0].tokens <= 12
+    for call in (sampler.batches, sampler.sample):
+        with pytest.raises(DataError, match=r"problem 9: its prompt of 53 tokens and the 12 .* context of 64"):
+            call(asked)
+    with pytest.raises(DataError, match="empty: the prompt has no tokens"):
+        sampler.batches([Request("", 0, "empty")])
+
+
+def test_a_model_that_has_diverged_is_told_so(tokenizer: Any) -> None:
+    model = make_base("llama")
+    with torch.no_grad():
+        model.lm_head.weight[5, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="first: the model's predictions are NaN"):
+        sampler_of(model, tokenizer).sample([Request("AB", 0, "first")])
+
+
+def test_too_large_a_batch_says_what_to_lower(tokenizer: Any) -> None:
+    model = make_base("llama")
+
+    def exhausted(*arguments: Any) -> None:
+        torch.empty(2**60)
+
+    model.register_forward_pre_hook(exhausted)
+    with pytest.raises(OutOfMemoryError, match=r"sampling\.batch_size: 2 completions at once .* lower it"):
+        sampler_of(model, tokenizer).sample(requests()[:2])
+
+
+def test_a_model_without_a_cache_is_refused(tokenizer: Any) -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=40, hidden_size=16, num_hidden_layers=1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ConfigError, match="mamba has no KV cache"):
+        Decoding(model, [(1, 2)], [0], 4)
+
+
+def test_a_model_directory(tokenizer: Any, tmp_path: Path) -> None:
+    base = make_base("llama")
+    base.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    sampler = make_sampler(tmp_path, OPTIONS, device="cpu", stop=STOP)
+    assert sampler.sample(requests()) == sampler_of(base, tokenizer).sample(requests())
+    sampler.close()
+    with pytest.raises(ConfigError, match=r"sampling\.engine: vllm is not installed; pip install 'quietstar\[vllm\]'"):
+        make_sampler(tmp_path, dataclasses.replace(OPTIONS, engine="vllm"), device="cpu")
