@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.outer_loop.sampling import Generation
@@ -79,7 +79,6 @@ class SampleStore:
         except OSError as error:
             raise ConfigError(f"output_dir: cannot write to {self.path} ({error.strerror})") from None
         try:
-            self._reader = self.path.open("rb")
             self._read(tell)
         except BaseException:
             self.close()
@@ -94,7 +93,6 @@ class SampleStore:
     def close(self) -> None:
         """Lets go of the file."""
         os.close(self._descriptor)
-        self._reader.close()
 
     def add_samples(self, samples: Iterable[Sample]) -> None:
         """Appends new samples.
@@ -119,18 +117,25 @@ class SampleStore:
             sample = _sample(line)
             found.setdefault((sample.place.problem, sample.place.index), sample)
         for line in self._lines("verdict", key):
-            name = (line["problem"], line["index"])
+            name, verdict = _verdict(line)
             if name in found:
-                verdict = Verdict(line["answer"], line["correct"], line["failure"])
-                found[name] = Sample(**{**vars(found[name]), "verdict": verdict})
+                found[name] = replace(found[name], verdict=verdict)
         return found
 
     def _read(self, tell: Callable[[str], None]) -> None:
+        with self.path.open("rb") as file:
+            self._read_lines(file, tell)
+        if os.fstat(self._descriptor).st_size == 0:
+            self._append("header", [("", {"version": STORE_VERSION})])
+
+    def _read_lines(self, file: BinaryIO, tell: Callable[[str], None]) -> None:
         offset, size = 0, os.fstat(self._descriptor).st_size
-        for number, raw in enumerate(iter(self._reader.readline, b""), start=1):
+        for number, raw in enumerate(file, start=1):
             try:
                 line = json.loads(raw)
                 kind, key = line["kind"], line.get("key", "")
+                if number > 1:
+                    {"sample": _sample, "verdict": _verdict}[kind](line)
                 if not raw.endswith(b"\n"):
                     raise ValueError("no end of line")
             except (ValueError, KeyError, TypeError) as error:
@@ -146,11 +151,8 @@ class SampleStore:
                     f"{self.path}: written by version {line.get('version')} of the store, this is {STORE_VERSION}, and "
                     "samples of two versions are not mixed; choose another --output_dir"
                 )
-            if kind in ("sample", "verdict"):
-                self._offsets.setdefault((kind, key), []).append(offset)
+            self._offsets.setdefault((kind, key), []).append(offset)
             offset += len(raw)
-        if os.fstat(self._descriptor).st_size == 0:
-            self._append("header", [("", {"version": STORE_VERSION})])
 
     def _append(self, kind: str, lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
         start = os.fstat(self._descriptor).st_size
@@ -175,9 +177,10 @@ class SampleStore:
             self._offsets.setdefault((kind, key), []).append(place)
 
     def _lines(self, kind: str, key: str) -> Iterator[dict[str, Any]]:
-        for offset in self._offsets.get((kind, key), []):
-            self._reader.seek(offset)
-            yield json.loads(self._reader.readline())
+        with self.path.open("rb") as file:  # anew each time: a reader that stays open keeps what was cut off
+            for offset in self._offsets.get((kind, key), []):
+                file.seek(offset)
+                yield json.loads(file.readline())
 
 
 def _sample_line(sample: Sample) -> dict[str, Any]:
@@ -193,3 +196,7 @@ def _sample(line: dict[str, Any]) -> Sample:
     place = Place(line["iteration"], line["purpose"], line["problem"], line["index"])
     generation = Generation(line["text"], line["logprob"], line["tokens"], line["finish_reason"])
     return Sample(place, line["key"], line["seed"], line["hinted"], generation)
+
+
+def _verdict(line: dict[str, Any]) -> tuple[tuple[str, int], Verdict]:
+    return (line["problem"], line["index"]), Verdict(line["answer"], line["correct"], line["failure"])
