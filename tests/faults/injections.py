@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import transformers.modeling_utils
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from quietstar.outer_loop.phases import Phases
 from quietstar.training import checkpoint
 
 FAULTS: dict[str, Callable[..., None]] = {}
@@ -122,6 +123,80 @@ def hold_saves(file: str) -> None:
 def _wait_while(file: str) -> None:
     while os.path.exists(file):
         time.sleep(0.002)
+
+
+# -- phases of an outer loop -------------------------------------------------------------------------------------------
+
+
+@_fault
+def kill_in_phase(name: str, iteration: int, when: str) -> None:
+    """kill -9 in a phase: at its `start`, or at its `end`, when its work is done and its manifest not yet written."""
+    run = Phases.run
+
+    def killed(
+        phases: Phases, now: int, called: str, inputs: Mapping[str, Any], work: Callable[[str], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        def last(key: str) -> Mapping[str, Any]:
+            if when == "end":
+                work(key)
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+        return run(phases, now, called, inputs, last if (called, now) == (name, iteration) else work)
+
+    Phases.run = killed
+
+
+@_fault
+def kill_after_checkpoint(directory: str, micro_batch: int) -> None:
+    """kill -9 in a micro-batch, as soon as there is a checkpoint."""
+
+    def call(now: int, loss: Tensor) -> None:
+        if now == micro_batch:
+            while not checkpoint.list_checkpoints(Path(directory)):
+                time.sleep(0.002)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _after(call)
+
+
+@_fault
+def on_store_write(number: int, *names: str) -> None:
+    """Sends signals in the middle of write number `number`, from 1, of samples: half of the bytes are in the file."""
+    write = os.write
+    count = 0
+
+    def halved(descriptor: int, data: bytes) -> int:
+        nonlocal count
+        if not os.readlink(f"/proc/self/fd/{descriptor}").endswith("/samples.jsonl"):
+            return write(descriptor, data)
+        count += 1
+        if count == number:
+            written = write(descriptor, data[: len(data) // 2])
+            for name in names:
+                os.kill(os.getpid(), signal.Signals[name])
+            return written
+        return write(descriptor, data)
+
+    os.write = halved
+
+
+@_fault
+def full_disk_of_store(number: int, room: int) -> None:
+    """From write number `number`, from 1, of samples on, no file can grow by more than `room` bytes."""
+    write = os.write
+    count = 0
+
+    def limited(descriptor: int, data: bytes) -> int:
+        nonlocal count
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("/samples.jsonl"):
+            count += 1
+            if count == number:
+                _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (os.fstat(descriptor).st_size + room, hard))
+        return write(descriptor, data)
+
+    os.write = limited
 
 
 # -- each operation of a save ------------------------------------------------------------------------------------------

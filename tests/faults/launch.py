@@ -1,4 +1,4 @@
-"""Runs the training command in a process of its own, and looks at how it ends."""
+"""Runs a command in a process of its own, and looks at how it ends."""
 
 from __future__ import annotations
 
@@ -74,17 +74,21 @@ class Zygote:
         directory: For the logs.
         environment: Additional variables.
         first: The arguments of a run that it does itself, so that its children find everything imported.
+        command: Of this package: `train`, `star` or `vstar`.
     """
 
-    def __init__(self, directory: Path, environment: dict[str, str], first: Sequence[str]) -> None:
+    def __init__(
+        self, directory: Path, environment: dict[str, str], first: Sequence[str], command: str = "train"
+    ) -> None:
         self._directory = directory
+        self._command = command
         self._count = 0
         self._statuses: dict[int, int] = {}
         self._waiting: set[int] = set()
         self._answers = b""
         self.python_path = environment["PYTHONPATH"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote", *first],
+            [sys.executable, "-m", "tests.faults.zygote", command, *first],
             cwd=REPOSITORY,
             env=os.environ | environment,
             stdin=subprocess.PIPE,
@@ -95,12 +99,17 @@ class Zygote:
         """Starts the command.
 
         Args:
-            arguments: Of `python -m quietstar.train`.
+            arguments: Of the command.
             faults: (name, argument, ...) of each, from `injections.py`.
         """
         log = self._directory / f"log-{self._count}.txt"
         self._count += 1
-        request = {"arguments": list(arguments), "faults": [list(fault) for fault in faults], "log": str(log)}
+        request = {
+            "command": self._command,
+            "arguments": list(arguments),
+            "faults": [list(fault) for fault in faults],
+            "log": str(log),
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()

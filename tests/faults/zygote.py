@@ -1,4 +1,4 @@
-"""A process that has imported everything and forks a child per launch: `python -m tests.faults.zygote`.
+"""A process that has imported everything and forks a child per launch: `python -m tests.faults.zygote COMMAND ...`.
 
 Importing torch and transformers takes seconds, and these tests launch hundreds of runs. A forked child is a process
 like any other: it has its own memory, files, signals and exit status, and can be killed. Requests and answers are JSON
@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 
-from quietstar.train import main
+from quietstar import star, train, vstar
 from tests.faults.injections import inject
+
+COMMANDS = {"train": train.main, "star": star.main, "vstar": vstar.main}
 
 
 def serve() -> None:
@@ -67,7 +69,7 @@ def _fork(request: dict[str, Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for name, *arguments in request["faults"]:
             inject(name, *arguments)
-        status = main(request["arguments"])
+        status = COMMANDS[request["command"]](request["arguments"])
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:
@@ -86,6 +88,6 @@ if __name__ == "__main__":
     with suppress(ImportError):
         importlib.import_module("torch.utils.tensorboard")
     with redirect_stdout(sys.stderr):
-        assert main(sys.argv[1:]) == 0  # a first run imports the rest
+        assert COMMANDS[sys.argv[1]](sys.argv[2:]) == 0  # a first run imports the rest
     serve()
     os._exit(0)  # at a normal exit, a library complains about what it has not freed
