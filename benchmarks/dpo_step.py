@@ -15,6 +15,9 @@ First a check: loss and all gradients of every side must agree. Then each measur
 CPU (Linux) the time is CPU time of the process and the memory is the peak of the resident set above what it is once the
 model is built and a step on short pairs has loaded what torch loads lazily, gradients included; on CUDA the time is
 that of events on the stream and the memory that of torch's allocator. Needs `trl`.
+
+TRL's head works in tiles of 4,096 tokens by 32,768 entries of the vocabulary, with a Triton kernel on GPUs alone: on a
+CPU plain operations make copies of each tile, and prompts are scored too. What a CPU shows of it is no measure of a GPU.
 """
 
 from __future__ import annotations
@@ -378,7 +381,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"One forward and backward of a DPO step: {shape.pairs} pairs, prompts of {shape.prompt} tokens, completions "
         f"of {shape.completion // 2} to {shape.completion}. Llama: hidden {shape.hidden}, {shape.layers} layers, "
         f"{shape.heads} heads, intermediate {shape.intermediate}, V {shape.vocabulary}, {conditions.dtype}, on "
-        f"{conditions.device}. What the sides are is said at the top of `benchmarks/dpo_step.py`.\n\n"
+        f"{conditions.device}. What the sides are, and why TRL's on a CPU say little of a GPU, is said at the top of "
+        "`benchmarks/dpo_step.py`.\n\n"
         f"{results_table(rows, options.sides)}\n\n## Same pairs, same step\n\n{check_table(checked)}"
     )
     print(f"\n{body}\n")
