@@ -17,7 +17,7 @@ model is built and a step on short pairs has loaded what torch loads lazily, gra
 that of events on the stream and the memory that of torch's allocator. Needs `trl`.
 
 TRL's head works in tiles of 4,096 tokens by 32,768 entries of the vocabulary, with a Triton kernel on GPUs alone: on a
-CPU plain operations make copies of each tile, and prompts are scored too. What a CPU shows of it is no measure of a GPU.
+CPU plain operations make copies of each tile, and prompts are scored too. A CPU says little of what it takes on a GPU.
 """
 
 from __future__ import annotations
