@@ -84,6 +84,8 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
         ("problems.test_limit", problems.test_limit, 1),
         ("problems.per_group", problems.per_group, 1),
         ("problems.test_per_group", problems.test_per_group, 1),
+        ("problems.solved", problems.solved, 0),
+        ("problems.hinted", problems.hinted, 0),
         ("sampling.samples", sampling.samples, 1),
         ("sampling.top_k", sampling.top_k, 0),
         ("sampling.max_new_tokens", sampling.max_new_tokens, 1),
@@ -127,8 +129,12 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
             raise ConfigError(f"{key}: got {number}, needs a finite number of at least 0")
     if sampling.top_p > 1:
         raise ConfigError(f"sampling.top_p: got {sampling.top_p}, needs at most 1")
-    if not 0 <= loop.rationalization_fraction <= 1:
-        raise ConfigError(f"loop.rationalization_fraction: got {loop.rationalization_fraction}, needs 0 to 1")
+    for key, share in (
+        ("loop.rationalization_fraction", loop.rationalization_fraction),
+        ("problems.sloppy", problems.sloppy),
+    ):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{key}: got {share}, needs 0 to 1")
     if sampling.temperature == 0 and sampling.samples > 1:
         raise ConfigError(
             f"sampling.samples: got {sampling.samples}, but at temperature 0 all samples of a problem are the same; "

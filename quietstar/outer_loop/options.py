@@ -62,6 +62,10 @@ class ProblemOptions:
         digits: Addition: how many digits the summands have, such as `1-5`.
         per_group: Addition and other made-up tasks: training problems per number of digits, or group.
         test_per_group: The same of held-out problems.
+        solved: Addition: worked-out sums of each number of digits above 2 that the base model reads before the loop; of
+            shorter ones it reads many.
+        hinted: Addition: the same with the hint, from which it learns to rationalise.
+        sloppy: Addition: share of the hinted ones that copy the hint and never carry: right answers, wrong inside.
         scratchpad: Addition: `local` (each line by itself, which small models learn fast) or `paper` (STaR's).
         reverse: Addition: write results least significant digit first.
         seed: Of made-up problems, and of `limit`.
@@ -81,6 +85,9 @@ class ProblemOptions:
     digits: str = "1-5"
     per_group: int = 500
     test_per_group: int = 100
+    solved: int = 3
+    hinted: int = 100
+    sloppy: float = 0.0
     scratchpad: Literal["local", "paper"] = "local"
     reverse: bool = False
     seed: int = 0

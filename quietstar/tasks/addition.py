@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -22,23 +21,8 @@ SET_ASIDE = 700
 """So many sums of each number of digits are drawn for demonstrations, shown or not: the others stay the same."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """How many demonstrations there are of each number of digits.
-
-    Args:
-        one_digit: How often each of the 100 one-digit sums is shown, worked out.
-        two_digits: Two-digit sums, worked out.
-        longer: Longer sums, worked out.
-        hinted: Longer sums with the hint, worked out: a model has to see some to be able to rationalise.
-        direct: Sums of two or more digits with the result alone, where the format asks for it in another way.
-    """
-
-    one_digit: int = 5
-    two_digits: int = 400
-    longer: int = 10
-    hinted: int = 100
-    direct: int = 10
+ONE_DIGIT, TWO_DIGITS, DIRECT = 5, 400, 5
+"""Demonstrations: how often each one-digit sum is shown, how many two-digit ones are, and results of longer ones alone."""
 
 
 class Addition(Task):
@@ -48,9 +32,9 @@ class Addition(Task):
     only 100, and each part has them all.
 
     Args:
-        options: Of it, `digits`, `per_group`, `test_per_group`, `scratchpad`, `reverse`, `seed` and the few-shot files.
+        options: Of it, `digits`, `per_group`, `test_per_group`, `solved`, `hinted`, `sloppy`, `scratchpad`, `reverse`,
+            `seed` and the few-shot files.
         direct: Ask for the result alone, without a scratchpad, to compare with.
-        counts: Of the demonstrations.
 
     Raises:
         ConfigError: There are no such numbers of digits, or too few sums of so few digits.
@@ -58,12 +42,11 @@ class Addition(Task):
 
     isolated = False
 
-    def __init__(self, options: ProblemOptions, *, direct: bool = False, counts: Counts | None = None) -> None:
+    def __init__(self, options: ProblemOptions, *, direct: bool = False) -> None:
         self.name = "addition-direct" if direct else "addition"
         self.stop = ("\nInput:",) if options.scratchpad == "paper" else ()
         self.symbols = LOCAL_CHARACTERS if options.scratchpad == "local" else ""
         self.options = options
-        self.counts = counts or Counts()
         self._worked_out, self._direct = (kind(options.reverse) for kind in FORMATS[options.scratchpad])
         self._format: Scratchpad = self._direct if direct else self._worked_out
         self._problems: dict[Split, list[Problem]] = {"test": [], "train": []}
@@ -75,9 +58,7 @@ class Addition(Task):
             self._problems["train"] += train
 
     def _sizes(self, digits: int) -> tuple[int, int, int]:
-        shown = (
-            self.counts.two_digits if digits == 2 else self.counts.longer + self.counts.hinted
-        ) + self.counts.direct
+        shown = (TWO_DIGITS if digits == 2 else self.options.solved + self.options.hinted) + DIRECT
         for key in ("per_group", "test_per_group"):
             if getattr(self.options, key) < 1:
                 raise ConfigError(f"problems.{key}: got {getattr(self.options, key)}, needs 1 or more")
@@ -112,14 +93,16 @@ class Addition(Task):
         found: list[Demonstration] = []
         for digits, problems in self._shown.items():
             if digits == 1:
-                found += list(_shown(self._worked_out, problems)) * self.counts.one_digit
+                found += list(_shown(self._worked_out, problems)) * ONE_DIGIT
                 continue
             rest = iter(problems)
-            plain = self.counts.two_digits if digits == 2 else self.counts.longer
-            found += _shown(self._worked_out, islice(rest, plain))
-            found += _shown(self._worked_out, islice(rest, 0 if digits == 2 else self.counts.hinted), hint=True)
+            found += _shown(self._worked_out, islice(rest, TWO_DIGITS if digits == 2 else self.options.solved))
+            hinted = 0 if digits == 2 else self.options.hinted
+            careless = round(hinted * self.options.sloppy)
+            found += _shown(self._worked_out, islice(rest, careless), hint=True, careless=True)
+            found += _shown(self._worked_out, islice(rest, hinted - careless), hint=True)
             if self.options.scratchpad == "local":  # the published format asks for both in the same way
-                found += _shown(self._direct, islice(rest, self.counts.direct))
+                found += _shown(self._direct, islice(rest, DIRECT))
         return found
 
     def steps(self, completion: str) -> list[str]:
@@ -167,7 +150,10 @@ def _summands(problem: Problem) -> tuple[int, int]:
     return int(a), int(b)
 
 
-def _shown(form: Scratchpad, problems: Iterable[Problem], hint: bool = False) -> Iterable[Demonstration]:
+def _shown(
+    form: Scratchpad, problems: Iterable[Problem], hint: bool = False, careless: bool = False
+) -> Iterable[Demonstration]:
     for problem in problems:
         a, b = _summands(problem)
-        yield Demonstration(form.prompt(a, b, hint), form.solution(a, b), problem.id)
+        solution = form.careless_solution(a, b) if careless else form.solution(a, b)
+        yield Demonstration(form.prompt(a, b, hint), solution, problem.id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 
+from quietstar.errors import ConfigError
+
 LOCAL_CHARACTERS = "0123456789+=;?#>."
 """All that the `local` formats are written with."""
 
@@ -26,6 +28,14 @@ class Scratchpad(ABC):
     @abstractmethod
     def solution(self, a: int, b: int) -> str:
         """The one right completion."""
+
+    def careless_solution(self, a: int, b: int) -> str:
+        """A completion that copies its digits from the hint and never carries: a right answer, and wrong inside.
+
+        Raises:
+            ConfigError: The format has none.
+        """
+        raise ConfigError("problems.sloppy: needs problems.scratchpad local")
 
     @abstractmethod
     def find(self, completion: str) -> re.Match[str] | None:
@@ -67,6 +77,11 @@ class Local(Scratchpad):
             total = first + second + carry
             steps.append(f"{first}+{second}+{carry}={total % 10}{total // 10};")
             carry = total // 10
+        return f"{''.join(steps)}>{self._turn(str(a + b))}."
+
+    def careless_solution(self, a: int, b: int) -> str:
+        digits = str(a + b)[::-1]
+        steps = (f"{first}+{second}+0={digits[place]}0;" for place, (first, second) in enumerate(_pairs(a, b)))
         return f"{''.join(steps)}>{self._turn(str(a + b))}."
 
     def find(self, completion: str) -> re.Match[str] | None:

@@ -1,0 +1,205 @@
+"""Both loops on GSM8K's own problems and prompts, with a small model that has read nothing but GSM8K.
+
+    QUIETSTAR_DATA=DATA python benchmarks/gsm8k_loops.py
+
+It shows that every phase runs on real data in the published prompt format: six solved examples before each question,
+the hint after it, calculator annotations, `####`. A model of a few million parameters does not learn to reason from
+7,473 problems: its accuracy says nothing about the methods. DATA/gsm8k holds train.jsonl, test.jsonl, and STaR's
+solved examples without and with hints, star_prompts.txt and star_prompts_answer_key.txt.
+Writes gsm8k_loops.md to `--results`; what is finished is kept in `--output`, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+
+from benchmarks.environment import describe, markdown_table, write_markdown
+from quietstar.command_line import parse_config
+from quietstar.config import FinetuningOptions, TrainingOptions
+from quietstar.data.examples import encode_example
+from quietstar.model.from_scratch import small_llama
+from quietstar.outer_loop.config import OuterLoopConfig
+from quietstar.outer_loop.finetune import MODEL, fine_tune, forget_checkpoints
+from quietstar.outer_loop.options import GeneratorOptions, ProblemOptions
+from quietstar.outer_loop.run import run_outer_loop
+from quietstar.outer_loop.weights import weights_sha256
+from quietstar.star import STAR
+from quietstar.tasks.registry import load_task
+from quietstar.vstar import VSTAR
+
+VOCABULARY = 4096
+WITH_EXAMPLES = 0.25
+"""Share of the base model's texts that have the solved examples before them: it has to know such long prompts."""
+
+
+def make_base(out: Path, problems: ProblemOptions, steps: int) -> Path:
+    """A Llama with 4 layers of 256 that has read the training problems with their solutions."""
+    if (out / MODEL).is_dir():
+        return out / MODEL
+    task = load_task("gsm8k", problems)
+    texts = [one.prompt + one.completion for one in task.demonstrations()]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["</s>"], initial_alphabet=alphabet)
+    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    model = small_llama(
+        0, len(wrapped), layers=4, hidden_size=256, intermediate_size=688, context=2048, end=wrapped.eos_token_id
+    )
+    wrapped.save_pretrained(out / "fresh")
+    model.save_pretrained(out / "fresh")
+    rng, before = random.Random(0), task.few_shot()
+    examples = [
+        encode_example(wrapped, (before if rng.random() < WITH_EXAMPLES else "") + one.prompt, one.completion, one.name)
+        for one in task.demonstrations()
+    ]
+    training = TrainingOptions(
+        method="language_modeling",
+        batch_size=2,
+        learning_rate=1e-3,
+        warmup_steps=50,
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        log_every=50,
+        keep_checkpoints=1,
+        device="cpu",
+    )
+    fine_tune(
+        out / "fresh",
+        weights_sha256(model),
+        wrapped,
+        examples,
+        2048,
+        lambda rows: steps,
+        GeneratorOptions(),
+        FinetuningOptions(),
+        training,
+        out,
+        "the base model",
+    )
+    forget_checkpoints(out)
+    return out / MODEL
+
+
+def star_options(problems: ProblemOptions, base: Path, out: Path, options: argparse.Namespace) -> list[str]:
+    """STaR with the paper's numbers, but for the type of the weights, the rate, and fewer problems and steps."""
+    return [
+        *("--preset", "star-paper", "--task", "gsm8k", "--model.path", str(base), "--output_dir", str(out)),
+        *("--model.dtype", "float32", "--training.device", "cpu", "--training.learning_rate", "3e-4"),
+        *("--training.warmup_steps", "5", "--loop.iterations", "2", "--sampling.batch_size", "32"),
+        *("--problems.limit", str(options.problems), "--problems.test_limit", str(options.held_out)),
+        *("--loop.row_length", "2048", "--training.batch_size", "2", *_paths(problems)),
+    ]
+
+
+def vstar_options(problems: ProblemOptions, base: Path, out: Path, options: argparse.Namespace) -> list[str]:
+    """V-STaR with the paper's numbers, but for the same, fewer samples and candidates, and no adapters."""
+    return [
+        *("--preset", "vstar", "--task", "gsm8k", "--model.path", str(base), "--output_dir", str(out)),
+        *("--model.dtype", "float32", "--training.device", "cpu", "--finetuning.lora_rank", "0"),
+        *("--loop.supervised_epochs", "0.05", "--loop.start_epochs", "0.05", "--training.batch_size", "4"),
+        *("--loop.iterations", "2", "--sampling.samples", "8", "--sampling.batch_size", "64"),
+        *("--problems.limit", str(options.problems), "--problems.test_limit", str(options.held_out)),
+        *("--evaluation.candidates", "16", "--verifier.steps", "40", "--verifier.batch_size", "8"),
+        *("--verifier.baselines", "true", *_paths(problems)),
+    ]
+
+
+def _paths(problems: ProblemOptions) -> list[str]:
+    names = ("path", "few_shot_path", "few_shot_hint_path")
+    return [word for name in names for word in (f"--problems.{name}", str(getattr(problems, name)))]
+
+
+def iterations_table(summary: dict[str, Any]) -> str:
+    rows = []
+    for row in summary["iterations"]:
+        sampled, again, built = (row.get(name, {}) for name in ("sampled", "rationalized", "built"))
+        held_out, trained = row.get("held_out", {}), row.get("trained", {})
+        rows.append(
+            [
+                str(row["iteration"]),
+                f"{sampled['correct']} of {sampled['samples']}" if sampled else "",
+                f"{again['correct']} of {again['samples']}" if again else "",
+                str(built.get("kept", "")),
+                str(trained.get("steps", "")),
+                f"{held_out['correct']} of {held_out['problems']}" if held_out else "",
+                f"{held_out['truncated']:.0%}" if held_out else "",
+            ]
+        )
+    heads = ["iteration", "right samples", "right with hint", "kept", "steps", "held out, greedy", "cut off"]
+    return markdown_table(heads, rows, text_columns=0)
+
+
+def candidates_table(table: dict[str, Any]) -> str:
+    ks = sorted({row["k"] for row in table["rows"]})
+    lines: dict[str, dict[int, str]] = {}
+    for row in table["rows"]:
+        if row["measure"] != "weighted-vote":
+            name = f"{row['measure']} {row['score'] or ''}".strip()
+            value = row["value"]
+            lines.setdefault(name, {})[row["k"]] = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    rows = [[name, *[cells[k] for k in ks]] for name, cells in lines.items()]
+    return markdown_table(["at k", *map(str, ks)], rows, text_columns=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/gsm8k-loops"))
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--data", type=Path, default=os.environ.get("QUIETSTAR_DATA"), help="default: QUIETSTAR_DATA")
+    parser.add_argument("--steps", type=int, default=600, help="that the base model reads")
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--held-out", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("--data: missing, and QUIETSTAR_DATA is not set; needs a folder with gsm8k/")
+    torch.set_num_threads(options.threads)
+    transformers.utils.logging.disable_progress_bar()
+    facts = describe("benchmarks/gsm8k_loops.py", sys.argv[1:], threads=options.threads)
+    folder = options.data / "gsm8k"
+    problems = ProblemOptions(
+        path=str(folder),
+        few_shot_path=str(folder / "star_prompts.txt"),
+        few_shot_hint_path=str(folder / "star_prompts_answer_key.txt"),
+    )
+    base = make_base(options.output / "base", problems, options.steps)
+    parts = [
+        "The model has read the training problems, so what it gets right of those it may remember. Intervals are "
+        "bootstrapped over problems.\n"
+    ]
+    for name, command, words, verifies in (
+        ("STaR", STAR, star_options(problems, base, options.output / "star", options), False),
+        ("V-STaR", VSTAR, vstar_options(problems, base, options.output / "vstar", options), True),
+    ):
+        config: OuterLoopConfig = parse_config(command, words, "benchmarks/gsm8k_loops.py")
+        summary = run_outer_loop(config, verifies)
+        parts.append(f"## {name}\n\n{iterations_table(summary)}\n")
+        if "candidates" in summary:
+            parts.append(candidates_table(summary["candidates"]) + "\n")
+        parts += [f"- {warning}\n" for warning in summary["warnings"]]
+    body = "\n".join(parts)
+    write_markdown(options.results / "gsm8k_loops.md", "Both loops on GSM8K, with a small model", facts, body)
+    print(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""STaR's embedded default over seeds, in two regimes: where rationalisation helps, and where it does not.
+
+    python benchmarks/star.py
+
+Every run is `python -m quietstar.star` with the options shown: one base model for each seed, and three arms from it.
+Writes star.md, star.csv and star.png to `--results`; what is finished is kept in `--output`, and the same command goes
+on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+
+from benchmarks.environment import describe, markdown_table, write_markdown
+from quietstar.textbook.intervals import estimate
+
+REGIMES: dict[str, dict[str, str]] = {
+    "default": {},
+    "few hints": {"preset": "addition-few-hints"},
+}
+ARMS = {"with-rationalisation": "with", "without-rationalisation": "without", "answers-alone": "answers alone"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one regime: what its arms' `summary.json` hold, and how long the command took."""
+
+    seed: int
+    arms: Mapping[str, Any]
+    seconds: float
+
+
+def command_of(regime: str, seed: int, out: Path, extra: list[str]) -> list[str]:
+    options = {**REGIMES[regime], "training.seed": str(seed), "output_dir": str(out)}
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    return [sys.executable, "-m", "quietstar.star", *words, *extra]
+
+
+def run(regime: str, seed: int, options: argparse.Namespace) -> Run:
+    out = options.output / regime.replace(" ", "-") / f"seed-{seed}"
+    words = command_of(regime, seed, out, options.extra)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    if not (out / "comparison.json").exists():
+        print("==", " ".join(words[1:]), flush=True)
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "log.txt").open("a") as log:
+            subprocess.run(words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+    arms = {arm: json.loads((out / arm / "summary.json").read_text()) for arm in ARMS}
+    return Run(seed, arms, sum(_seconds(file) for file in out.rglob("events.jsonl")))
+
+
+def _seconds(events: Path) -> float:
+    """Time that the phases of a run took, as they noted it."""
+    found = 0.0
+    for line in events.read_text().splitlines():
+        event = json.loads(line)
+        if event["event"].endswith(" finished") and event["message"].endswith(" s"):
+            found += float(event["message"].removesuffix(" s"))
+    return found
+
+
+def accuracies(found: Run, arm: str) -> list[float]:
+    """Held-out accuracy in percent, before the loop and after each iteration."""
+    return [100 * row["held_out"]["accuracy"] for row in found.arms[arm]["iterations"]]
+
+
+def right_inside(found: Run, arm: str, source: str) -> list[float | None]:
+    rows = [row.get("built", {}).get(f"right_inside_{source}") for row in found.arms[arm]["iterations"]]
+    return [None if share is None else 100 * share for share in rows]
+
+
+def markdown(measured: Mapping[str, list[Run]]) -> str:
+    parts = [
+        "Greedy accuracy in percent on held-out sums of 1 to 5 digits (of one digit there are no others): mean over "
+        "seeds ± standard error [95 % interval by Student's t], before the loop (0) and after each iteration. "
+        "`right inside`: the share of the examples kept in an iteration whose every digit and carry is right.\n"
+    ]
+    for regime, runs in measured.items():
+        flags = " ".join(f"--{key} {value}" for key, value in REGIMES[regime].items()) or "no options"
+        seconds = max(found.seconds for found in runs)
+        parts.append(f"## {regime.capitalize()}: {flags}, {len(runs)} seeds, at most {seconds:.0f} s a run\n")
+        length = max(len(accuracies(found, arm)) for found in runs for arm in ARMS)
+        table = []
+        for arm, name in ARMS.items():
+            by_seed = [accuracies(found, arm) for found in runs]
+            steps = max(map(len, by_seed))
+            cells = [str(estimate([row[i] for row in by_seed])) if i < steps else "" for i in range(length)]
+            if arm == "answers-alone":  # one fine-tuning, as long as the last iteration's
+                cells = ["", *[""] * (length - 2), cells[0]]
+            table.append([name, *cells])
+        parts.append(markdown_table(["arm", *map(str, range(length))], table, text_columns=1) + "\n")
+        table = []
+        for arm, source, name in (
+            ("with-rationalisation", "sample", "with, sampled"),
+            ("with-rationalisation", "rationalize", "with, rationalised"),
+            ("without-rationalisation", "sample", "without, sampled"),
+        ):
+            by_seed_inside = [right_inside(found, arm, source) for found in runs]
+            cells = []
+            for i in range(1, length):
+                values = [row[i] for row in by_seed_inside if i < len(row) and row[i] is not None]
+                cells.append(f"{estimate(values)} ({len(values)})" if values else "none kept")
+            table.append([name, *cells])
+        heads = ["right inside, % (seeds that kept any)", *map(str, range(1, length))]
+        parts.append(markdown_table(heads, table, text_columns=1) + "\n")
+        table = [
+            [str(found.seed), name, *[f"{value:.1f}" for value in accuracies(found, arm)]]
+            for found in runs
+            for arm, name in ARMS.items()
+        ]
+        heads = ["seed", "arm", *map(str, range(length))]
+        table = [row + [""] * (len(heads) - len(row)) for row in table]
+        parts.append(markdown_table(heads, table, text_columns=2) + "\n")
+    return "\n".join(parts)
+
+
+def write_csv(file: Path, measured: Mapping[str, list[Run]]) -> None:
+    with file.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(
+            ["regime", "seed", "arm", "iteration", "held_out_accuracy", "group", "right_inside_rationalized"]
+        )
+        for regime, runs in measured.items():
+            for found in runs:
+                for arm in ARMS:
+                    for row in found.arms[arm]["iterations"]:
+                        inside = row.get("built", {}).get("right_inside_rationalize", "")
+                        groups = {"all": row["held_out"]["accuracy"], **row["held_out"]["by_group"]}
+                        for group, value in groups.items():
+                            writer.writerow([regime, found.seed, arm, row["iteration"], value, group, inside])
+
+
+def draw(file: Path, measured: Mapping[str, list[Run]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(measured), figsize=(5.2 * len(measured), 3.6), sharey=True, squeeze=False)
+    colours = {"with-rationalisation": "#0072b2", "without-rationalisation": "#d55e00", "answers-alone": "#666666"}
+    for panel, (regime, runs) in zip(panels[0], measured.items(), strict=True):
+        for arm, name in ARMS.items():
+            by_seed = [accuracies(found, arm) for found in runs]
+            if arm == "answers-alone":
+                level = estimate([row[0] for row in by_seed]).mean
+                panel.axhline(level, color=colours[arm], linestyle=":", label=name)
+                continue
+            for row in by_seed:
+                panel.plot(range(len(row)), row, color=colours[arm], alpha=0.25, linewidth=1)
+            means = [estimate(column).mean for column in zip(*by_seed, strict=True)]
+            panel.plot(range(len(means)), means, color=colours[arm], linewidth=2.5, marker="o", label=name)
+        panel.set_title(f"{regime}, {len(runs)} seeds")
+        panel.set_xlabel("iteration")
+        panel.set_ylim(0, 102)
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("held-out accuracy, %")
+    panels[0][-1].legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/star-seeds"))
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
+    parser.add_argument("--workers", type=int, default=2, help="runs at once")
+    parser.add_argument("--regimes", nargs="*", default=list(REGIMES), choices=list(REGIMES), metavar="REGIME")
+    parser.add_argument("extra", nargs="*", help="after --: options of quietstar.star for every run")
+    options = parser.parse_args()
+    options.output, facts = (
+        options.output.resolve(),
+        describe("benchmarks/star.py", sys.argv[1:], threads=options.threads),
+    )
+    jobs = [(regime, seed) for seed in range(options.seeds) for regime in options.regimes]
+    with ThreadPoolExecutor(options.workers) as pool:
+        finished = list(pool.map(lambda job: run(*job, options), jobs))
+    measured: dict[str, list[Run]] = {regime: [] for regime in options.regimes}
+    for (regime, _), found in zip(jobs, finished, strict=True):
+        measured[regime].append(found)
+    body = markdown(measured)
+    options.results.mkdir(parents=True, exist_ok=True)
+    write_csv(options.results / "star.csv", measured)
+    draw(options.results / "star.png", measured)
+    title = "STaR on addition: with and without rationalisation"
+    write_markdown(options.results / "star.md", title, facts, body + "\n![accuracy by iteration](star.png)")
+    print(body)
+
+
+if __name__ == "__main__":
+    main()
