@@ -22,7 +22,7 @@ SET_ASIDE = 700
 
 
 ONE_DIGIT, TWO_DIGITS, DIRECT = 5, 400, 5
-"""Demonstrations: how often each one-digit sum is shown, how many two-digit ones are, and results of longer ones alone."""
+"""Demonstrations: how often each one-digit sum is shown, how many two-digit ones are, and longer ones without steps."""
 
 
 class Addition(Task):
