@@ -66,7 +66,7 @@ class VllmSampler:
                 trust_remote_code=False,
             )
         except LOADING_ERRORS as error:
-            raise ConfigError(f"{os.fspath(path)}: vllm can't load it: {error}") from error
+            raise ConfigError(f"{os.fspath(path)}: vllm can't load it: {' '.join(str(error).split())}") from error
 
     def batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Indices of requests that are handed over together, shortest prompts first.
