@@ -29,7 +29,7 @@ from quietstar.textbook.intervals import estimate
 
 REGIMES: dict[str, dict[str, str]] = {
     "default": {},
-    "few hints": {"preset": "addition-few-hints"},
+    "careless hints": {"problems.sloppy": "1.0"},
 }
 ARMS = {"with-rationalisation": "with", "without-rationalisation": "without", "answers-alone": "answers alone"}
 
@@ -44,7 +44,8 @@ class Run:
 
 
 def command_of(regime: str, seed: int, out: Path, extra: list[str]) -> list[str]:
-    options = {**REGIMES[regime], "training.seed": str(seed), "output_dir": str(out)}
+    seeds = {"training.seed": str(seed), "problems.seed": str(seed)}
+    options = {**REGIMES[regime], **seeds, "output_dir": str(out)}
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     return [sys.executable, "-m", "quietstar.star", *words, *extra]
 
