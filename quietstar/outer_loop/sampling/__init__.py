@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
+from quietstar.errors import ConfigError
+from quietstar.model import QuietStarForCausalLM
 from quietstar.model.loading import load_causal_lm
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.sampling.requests import Generation, Request, Sampler, sample_seed
@@ -44,6 +46,11 @@ def make_sampler(
         return VllmSampler(path, options, dtype=dtype, stop=stop)
     tokenizer = load_tokenizer(path)
     model: Any = load_causal_lm(path, getattr(torch, dtype))
+    if isinstance(model, QuietStarForCausalLM):
+        raise ConfigError(
+            f"model.path: {os.fspath(path)} thinks before each token and has no KV cache to sample with; "
+            "save its base alone (model.base.save_pretrained) and give that"
+        )
     check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
     if model._supports_sdpa:
         model.set_attn_implementation("sdpa")

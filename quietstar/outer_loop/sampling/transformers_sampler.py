@@ -68,6 +68,8 @@ class TransformersSampler:
             OutOfMemoryError: The batch is too large for the device.
         """
         prompts = self._encode(requests)
+        if not requests:
+            return []
         try:
             with torch.inference_mode():
                 return self._sample(requests, prompts)

@@ -17,7 +17,7 @@ from quietstar.outer_loop.sampling import transformers_sampler as module
 from quietstar.outer_loop.sampling.decoding import Decoding
 from quietstar.outer_loop.sampling.draw import draw, uniforms
 from quietstar.outer_loop.sampling.transformers_sampler import TransformersSampler
-from tests.model.tiny import make_base
+from tests.model.tiny import make_base, make_model
 from tests.outer_loop.sampling.conftest import CHARACTERS
 
 OPTIONS = SamplingOptions(temperature=3.0, max_new_tokens=12, batch_size=5)
@@ -187,11 +187,19 @@ def test_a_model_without_a_cache_is_refused(tokenizer: Any) -> None:
         Decoding(model, [(1, 2)], [0], 4)
 
 
+def test_a_thinking_model_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"thinks before each token .* save its base alone"):
+        make_sampler(tmp_path, OPTIONS, device="cpu")
+
+
 def test_a_model_directory(tokenizer: Any, tmp_path: Path) -> None:
     base = make_base("llama")
     base.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     sampler = make_sampler(tmp_path, OPTIONS, device="cpu", stop=STOP)
+    assert sampler.batches([]) == [] == sampler.sample([])
     assert sampler.sample(requests()) == sampler_of(base, tokenizer).sample(requests())
     sampler.close()
     with pytest.raises(ConfigError, match=r"sampling\.engine: vllm is not installed; pip install 'quietstar\[vllm\]'"):
