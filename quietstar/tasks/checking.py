@@ -9,8 +9,8 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,7 +31,8 @@ class Checker:
     """Judges completions, in worker processes where the task wants that (`Task.isolated`).
 
     A worker knows the task by its name and options, imports neither torch nor transformers unless the task does, and
-    shares nothing with this process. One that hangs is ended and replaced; so is one that its check has ended.
+    shares nothing with this process. It calls the task's `warm_up()` first, if there is one, so that what takes long to
+    load is not time of a check. One that hangs is ended and replaced, and so is one that its check has ended.
 
     Args:
         task: Made by `load_task`, where it is isolated.
@@ -65,20 +66,23 @@ class Checker:
         if not self._workers:
             return [_check_here(self.task, problem, completion) for problem, completion in items]
         verdicts: dict[int, Verdict] = {}
-        waiting, lock = iter(enumerate(items)), threading.Lock()
+        waiting = deque(enumerate(items))
 
         def work(worker: _Worker) -> None:
             while True:
-                with lock:
-                    place, (problem, completion) = next(waiting, (-1, items[0]))
-                if place < 0:
+                try:
+                    place, (problem, completion) = waiting.popleft()
+                except IndexError:
                     return
                 verdicts[place] = worker.check(problem, completion)
 
         active = self._workers[: len(items)]
         if active:
             with ThreadPoolExecutor(len(active)) as threads:
-                list(threads.map(work, active))
+                try:
+                    list(threads.map(work, active))
+                finally:
+                    waiting.clear()  # after Ctrl-C too, or the threads would go on
         return [verdicts[place] for place in range(len(items))]
 
     def close(self) -> None:

@@ -42,14 +42,17 @@ class QuestionsAndAnswers(FileTask):
         super().__init__(options)
         self.isolated = can_compare()  # it may run for ever, plain comparisons do not
 
+    def warm_up(self) -> None:
+        same_expression("1", "1")
+
     def read(self, record: Record, number: int) -> Problem:
         options = self.options
         question = record.text(options.question, option="problems.question")
         gold = record.text(options.answer, option="problems.answer", number=True)
         rationale = record.text(options.rationale, option="problems.rationale") if options.rationale else None
         name = record.text(options.id, option="problems.id", number=True) if options.id else str(number)
-        answer = self.canonical(self.extract(gold) or gold)
-        if not answer or "\n" in answer:
+        answer = self.extract(gold) or self.canonical(gold)
+        if not answer or (self.extract(gold) is None and "\n" in gold.strip()):
             raise DataError(
                 f"{record.place}: field {options.answer!r} has several lines and none of them gives the final answer, "
                 f"needs the answer alone, or a line '{MARKER} answer'"

@@ -6,7 +6,7 @@ import re
 
 from quietstar.tasks.numbers import canonical_number
 
-_BOX = re.compile(r"\\f?boxed\s*(?=\{|\s|[\d.+-])")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{|\s|[\d.+-])")
 _NOISE = re.compile(r"\\[!,;: ]|\\(?:left|right)(?![A-Za-z])|\^\{?\\circ\}?|\\circ(?![A-Za-z])|\\?[%$]|(?<=\d)~(?=\d)")
 _WORDS = re.compile(r"\\(?:text|textrm|textbf|mbox|mathrm|mathbf)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[cdt]?frac\s*(?:\{\s*([-+\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")

@@ -75,7 +75,9 @@ def _load(name: str, options: dict[str, Any]) -> Task:
     from quietstar.outer_loop.options import ProblemOptions
     from quietstar.tasks.registry import load_task
 
-    return load_task(name, ProblemOptions(**options))
+    task = load_task(name, ProblemOptions(**options))
+    getattr(task, "warm_up", lambda: None)()
+    return task
 
 
 def _limit_memory(more: int) -> None:
@@ -93,8 +95,9 @@ def _check(task: Task, request: dict[str, Any]) -> dict[str, Any]:
         verdict = task.check(Problem(**request["problem"]), request["completion"])
         if not isinstance(verdict, Verdict):
             raise TypeError(f"check returned a {type(verdict).__name__}, needs a Verdict")
+        if not isinstance(verdict.answer, str | None):
+            raise TypeError(f"check found an answer of type {type(verdict.answer).__name__}, needs a str or None")
         reply = {"answer": verdict.answer, "correct": bool(verdict.correct), "failure": verdict.failure}
-        json.dumps(reply)
     except BaseException as error:  # SystemExit is no reason to stop
         return {"answer": None, "correct": False, "failure": f"the check raised {_told(error)}"}
     return reply

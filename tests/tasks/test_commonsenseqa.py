@@ -1,0 +1,86 @@
+"""CommonsenseQA: STaR's prompts, answers found in conclusions, and both layouts of the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quietstar.outer_loop.options import ProblemOptions
+from quietstar.tasks import Task
+from quietstar.tasks.commonsenseqa import CommonsenseQA
+
+TEXTS = ["shirt pocket", "calligrapher's hand", "inkwell", "desk drawer", "blotter"]
+STEM = "What do people use to absorb extra ink from a fountain pen?"
+PROMPT = f"""Q: {STEM}
+Answer Choices:
+(a) shirt pocket
+(b) calligrapher's hand
+(c) inkwell
+(d) desk drawer
+(e) blotter
+A:"""
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> CommonsenseQA:
+    choices = [{"label": label, "text": text} for label, text in zip("ABCDE", TEXTS, strict=True)]
+    own = {"answerKey": "E", "id": "ink", "question": {"stem": STEM, "choices": choices}}
+    hub = {"answerKey": "E", "id": "ink", "question": STEM, "choices": {"label": list("ABCDE"), "text": TEXTS}}
+    (tmp_path / "train_rand_split.jsonl").write_text(json.dumps(own))
+    (tmp_path / "dev_rand_split.jsonl").write_text(json.dumps(hub))
+    return CommonsenseQA(ProblemOptions(path=str(tmp_path)))
+
+
+def test_the_published_prompt_and_hint_from_either_layout(task: CommonsenseQA) -> None:
+    (problem,), (same,) = task.problems("train"), task.problems("test")
+    assert task.prompt(problem) == task.prompt(same) == PROMPT
+    assert task.prompt(problem, hint=True) == PROMPT.replace("(e) blotter", "(e) blotter (CORRECT)")
+    assert task.solution(problem) is None
+    assert task.demonstrations() == []
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (" Blotters absorb liquids. Therefore, the answer is blotter (e).", "e"),
+        (" The answer must absorb ink, not hold it (c). Therefore, the answer is blotter (E)", "e"),
+        (" It is not\n(a) shirt pocket\nThe answer is blotter (e).\n\nQ: What?\nA: the answer is (b).", "e"),
+        (" The answer is blotter (e).\nThe answer is not inkwell (c).", "e"),
+        (" (e).", "e"),
+        (" Blotter (e)\n\n(a) is wrong", "e"),
+        (" Blotter.", None),
+        (" The answer is blotter (f).", None),
+        ("", None),
+    ],
+)
+def test_extraction(task: CommonsenseQA, completion: str, answer: str | None) -> None:
+    assert task.extract(completion) == answer
+    assert task.extract(task.accepted(completion)) == answer
+
+
+def test_what_runs_on_is_not_trained_on(task: CommonsenseQA) -> None:
+    right = " It absorbs.\nTherefore, the answer is blotter (e)."
+    assert task.accepted(f"{right}\nThe answer is also (a).\n\nQ: Another?") == right
+
+
+def test_rationales_that_quote_the_hint(task: CommonsenseQA) -> None:
+    (problem,) = task.problems("train")
+    assert task.quotes_hint(problem, " It is marked (CORRECT). Therefore, the answer is blotter (e).")
+    assert not task.quotes_hint(problem, task.conclusion(problem))
+    assert not task.quotes_hint(problem, task.direct(problem))
+
+
+def test_all_gold_answers_verify_against_themselves(commonsenseqa: Task) -> None:
+    assert isinstance(commonsenseqa, CommonsenseQA)
+    assert [len(commonsenseqa.problems("train")), len(commonsenseqa.problems("test"))] == [9741, 1221]
+    for problem in [*commonsenseqa.problems("train"), *commonsenseqa.problems("test")]:
+        assert commonsenseqa.check(problem, commonsenseqa.conclusion(problem)).correct, problem.place
+        assert commonsenseqa.check(problem, commonsenseqa.direct(problem)).correct, problem.place
+        assert commonsenseqa.prompt(problem, hint=True).count(" (CORRECT)") == 1
+
+
+def test_published_few_shot_examples_have_the_format_of_our_prompts(commonsenseqa: Task, data: Path) -> None:
+    shown = (data / "commonsenseqa/prompts_answer_key.txt").read_text()
+    assert shown.startswith(PROMPT.replace("(e) blotter", "(e) blotter (CORRECT)") + " The answer must be used")

@@ -1,0 +1,75 @@
+"""Any questions with answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietstar.errors import ConfigError
+from quietstar.outer_loop.options import ProblemOptions
+from quietstar.tasks import Task, load_task
+from quietstar.tasks.symbolic import can_compare
+
+
+def make(path: Path, *rows: dict[str, Any], **options: Any) -> Task:
+    file = path / "problems.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return load_task("jsonl", ProblemOptions(path=str(file), **options))
+
+
+def test_fields_are_named_by_options_and_numbers_stay_as_they_were_written(tmp_path: Path) -> None:
+    row = {"stem": "How much?", "gold": 0.1, "why": "A tenth.", "name": 7}
+    task = make(tmp_path, row, question="stem", answer="gold", rationale="why", id="name")
+    (problem,) = task.problems("train")
+    assert (problem.id, problem.question, problem.answer) == ("7", "How much?", "0.1")
+    assert task.prompt(problem) == "Q: How much?\nA:"
+    assert task.prompt(problem, hint=True) == "Q: How much? (0.1)\nA:"
+    assert task.solution(problem) == " A tenth.\n#### 0.1"
+    assert problem.place.endswith("problems.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    ("gold", "completion", "correct"),
+    [
+        ("1,000", " 999 + 1\n#### $1000.00", True),
+        ("1000", " 999 + 1\nAnswer: 1,000", True),
+        ("1000", " Answer: 5\nanswer: 1000\n", True),
+        ("1000", " Answer: 5\n#### 1000\nAnswer: 7", True),
+        ("1000", " The answer: 1000", False),
+        ("Paris", " It is\n#### paris.", True),
+        ("New  York", " It is\n#### new york", True),
+        ("Paris", " It is\n#### Rome", False),
+        ("#### 5", " It is\n#### five", False),
+        ("Long.\n#### 5", " It is\n#### 5", True),
+        ("5", "", False),
+        ("x=5", "#### 6", False),
+    ],
+)
+def test_answers_are_compared_as_numbers_or_as_plain_texts(
+    tmp_path: Path, gold: str, completion: str, correct: bool
+) -> None:
+    task = make(tmp_path, {"question": "?", "answer": gold})
+    assert task.check(task.problems("train")[0], completion).correct is correct
+
+
+@pytest.mark.skipif(not can_compare(), reason="math-verify is optional")
+def test_expressions_are_compared_by_their_meaning(tmp_path: Path) -> None:
+    task = make(tmp_path, {"question": "?", "answer": "(x+1)^2"})
+    (problem,) = task.problems("train")
+    verdict = task.check(problem, "#### x^2+2x+1")
+    assert (verdict.correct, verdict.answer) == (True, "(x+1)^2")
+    assert not task.check(problem, "#### x^2+1").correct
+    assert task.isolated
+
+
+def test_a_rationale_that_has_its_answer_keeps_it(tmp_path: Path) -> None:
+    task = make(tmp_path, {"question": "?", "answer": "5", "why": "2+3\n#### 5"}, rationale="why")
+    assert task.solution(task.problems("train")[0]) == " 2+3\n#### 5"
+
+
+def test_without_a_path_there_is_nothing_to_read() -> None:
+    with pytest.raises(ConfigError, match=r"problems\.path: missing; the task jsonl needs a file"):
+        load_task("jsonl", ProblemOptions()).problems("train")
