@@ -8,11 +8,16 @@ from pathlib import Path
 
 from quietstar.command_line import run_command
 from quietstar.errors import ConfigError
+from quietstar.outer_loop.report import write_comparison, write_loop_report
+from quietstar.outer_loop.report_comparison import COMPARISON, compared_directories
+from quietstar.outer_loop.store import STORE
+from quietstar.outer_loop.summary import SUMMARY
 from quietstar.reporting.train_report import write_report
 
 USAGE = """usage: python -m quietstar.report RUN_DIRECTORY
 
-Writes report.html into the directory of a training run, finished or not: one file that needs no network."""
+Writes report.html into the directory of a training run, finished or not, of a run of STaR or V-STaR, or of a
+comparison of such runs: one file that needs no network."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,10 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         if len(arguments) != 1:
-            raise ConfigError(f"report: got {len(arguments)} arguments, needs one: the output_dir of a training run")
-        print(write_report(Path(arguments[0])))
+            raise ConfigError(f"report: got {len(arguments)} arguments, needs one: the output_dir of a run")
+        print(write_any_report(Path(arguments[0])))
 
     return run_command(command)
+
+
+def write_any_report(directory: Path) -> Path:
+    """Writes the page of a directory, whatever kind of run it is.
+
+    Raises:
+        DataError: It is no run directory, or a run of a loop that has no summary yet.
+    """
+    if (directory / COMPARISON).is_file():
+        return write_comparison(directory, compared_directories(directory))
+    if any((directory / name).is_file() for name in (SUMMARY, STORE)):
+        return write_loop_report(directory)
+    return write_report(directory)
 
 
 if __name__ == "__main__":

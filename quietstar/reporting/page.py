@@ -72,13 +72,16 @@ def panels(body: Iterable[str]) -> str:
     return f'<div class="grid-of-panels">\n{content}\n</div>' if content else ""
 
 
-def table(cells: Sequence[Sequence[str]], head: Sequence[str] = (), marked: Container[int] = ()) -> str:
+def table(
+    cells: Sequence[Sequence[str]], head: Sequence[str] = (), marked: Container[int] = (), numbers: bool = False
+) -> str:
     """A table of HTML cells; nothing where there are no rows.
 
     Args:
         cells: Rows of HTML.
         head: Names of the columns.
         marked: Indices of rows that stand out.
+        numbers: Cells do not break into lines, but for those of the first column.
     """
     if not cells:
         return ""
@@ -87,9 +90,16 @@ def table(cells: Sequence[Sequence[str]], head: Sequence[str] = (), marked: Cont
         f"<tr{_MARKED if index in marked else ''}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
         for index, row in enumerate(cells)
     )
-    return f'<div class="table"><table>{top}<tbody>{rows}</tbody></table></div>'
+    kind = "table numbers" if numbers else "table"
+    return f'<div class="{kind}"><table>{top}<tbody>{rows}</tbody></table></div>'
 
 
 def details(summary: str, html: str) -> str:
     """Something folded away."""
     return f"<details><summary>{visible(summary)}</summary>{html}</details>" if html else ""
+
+
+def warning_list(warnings: Iterable[str]) -> str:
+    """Sentences that stand out; nothing where there are none."""
+    items = "".join(f"<li>{visible(warning)}</li>" for warning in warnings)
+    return f'<ul class="warnings">{items}</ul>' if items else ""

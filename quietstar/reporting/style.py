@@ -96,6 +96,10 @@ td:first-child { white-space: nowrap; }
 td:nth-child(2):not(:last-child) { min-width: 5.8rem; } td { font-family: var(--mono); font-size: 0.82rem; }
 details { margin-top: 0.9rem; } summary { cursor: pointer; color: var(--muted); font-size: 0.88rem; }
 .marked { background: var(--warn); }
+.numbers td { white-space: nowrap; } .numbers td:first-child { white-space: normal; overflow-wrap: break-word; }
+.warnings { margin: 0.9rem 0 0; padding: 0.7rem 1rem 0.7rem 2.1rem; background: var(--warn);
+  border: 1px solid var(--line); border-left: 3px solid var(--c2); border-radius: 8px; overflow-wrap: anywhere; }
+a { color: var(--c1); }
 footer { margin-top: 3rem; padding-top: 0.9rem; border-top: 1px solid var(--line); color: var(--muted);
   font-size: 0.8rem; }
 @media (max-width: 34rem) {

@@ -1,0 +1,131 @@
+"""What choosing one of several candidates is worth: pass@k, votes, and Best-of-k of every score."""
+
+from __future__ import annotations
+
+import textwrap
+
+from quietstar.outer_loop.report_charts import best_of_k_panel, difference_panel
+from quietstar.outer_loop.report_table import (
+    MAJORITY,
+    Row,
+    Way,
+    difference,
+    differences,
+    excludes_zero,
+    grid,
+    interval,
+    ks_of,
+    text_table,
+    way_name,
+    ways,
+)
+from quietstar.reporting.page import panels, section, table
+from quietstar.reporting.scales import DASH
+from quietstar.reporting.text import visible
+
+AREAS = (
+    "AUROC: how often a right candidate is scored above a wrong one, within the problems that have both (their number "
+    "stands last), and over the candidates of all problems."
+)
+
+
+def candidates_text(candidates: Row, width: int) -> str:
+    """Tables for the terminal.
+
+    Args:
+        candidates: `CandidateTable.to_json()`, and the name of the score that is compared with the others as
+            `compared`.
+        width: Characters of a line.
+    """
+    head, cells = grid(ways(candidates), interval)
+    parts = [f"{_about(candidates)}\n{text_table(head, cells, width)}"]
+    gaps = differences(candidates)
+    if gaps:
+        sure = {way: {k: value for k, value in by_k.items() if excludes_zero(value)} for way, by_k in gaps.items()}
+        sure = {way: by_k for way, by_k in sure.items() if by_k}
+        name = f"best by {candidates['compared']}"
+        if sure:
+            rows = text_table(*grid(sure, difference), width)
+            parts.append(f"{name}, minus the others, where the 95 % interval of the difference excludes 0:\n{rows}")
+        else:
+            parts.append(f"{name}: no difference to another way has a 95 % interval that excludes 0")
+    head, cells = _areas(candidates)
+    if cells:
+        parts.append(f"{textwrap.fill(AREAS, min(width, 100))}\n{text_table(head, cells, width)}")
+    return "\n\n".join(parts)
+
+
+def candidates_section(candidates: Row | None) -> str:
+    """The same with a chart as a section of a page; nothing without candidates.
+
+    Args:
+        candidates: As for `candidates_text`.
+    """
+    if not candidates:
+        return ""
+    values = ways(candidates)
+    compared: Way = ("best-of", candidates.get("compared"))
+    head, rows = grid(values, interval)
+    cells = [[visible(cell) for cell in row] for row in rows]
+    for row, way in zip(cells, values, strict=True):
+        row[0] = f"<b>{row[0]}</b>" if way == compared else row[0]
+    area_head, areas = _areas(candidates)
+    charts = panels([best_of_k_panel(candidates), difference_panel(candidates)])
+    quality = table([list(map(visible, row)) for row in areas], area_head, numbers=True)
+    parts = [
+        section("Choosing among candidates", [charts, table(cells, head, numbers=True)], _about(candidates)),
+        _differences(candidates),
+        section("Telling right from wrong", [quality], AREAS),
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def sure_sentence(candidates: Row) -> str:
+    """At how many k the compared score is surely better than the majority vote; empty where it was not compared."""
+    gaps = {k: value for k, value in differences(candidates).get(MAJORITY, {}).items() if k > 1}  # 1 leaves no choice
+    if not gaps:
+        return ""
+    better, worse = (sum(excludes_zero(v) and (v["mean"] > 0) is sign for v in gaps.values()) for sign in (True, False))
+    words = [f"surely better at {better}"] + ([f"surely worse at {worse}"] if worse else [])
+    return f"{' and '.join(words)} of {len(gaps)} k above 1"
+
+
+def _differences(candidates: Row) -> str:
+    gaps = differences(candidates)
+    if not gaps:
+        return ""
+    ks = ks_of(gaps)
+    rows = []
+    for way, by_k in gaps.items():
+        cells = [visible(way_name(way))]
+        for k in ks:
+            text = visible(difference(by_k[k])) if k in by_k else ""
+            cells.append(f"<b>{text}</b>" if k in by_k and excludes_zero(by_k[k]) else text)
+        rows.append(cells)
+    note = (
+        f"Best by {candidates['compared']}, minus each other way on the same problems, in percentage points; bold "
+        "where "
+        "the 95 % interval excludes 0."
+    )
+    listed = table(rows, ["minus", *(f"k = {k}" for k in ks)], numbers=True)
+    return section("Differences", [listed], note)
+
+
+def _areas(candidates: Row) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            name,
+            *(DASH if area[key] is None else f"{area[key]:.3f}" for key in ("within", "pooled")),
+            str(area["problems"]),
+        ]
+        for name, area in candidates.get("discrimination", {}).items()
+    ]
+    return ["AUROC", "within problems", "over all", "problems"], rows
+
+
+def _about(candidates: Row) -> str:
+    return (
+        f"{candidates['problems']} held-out problems with {candidates['fewest']} candidates each, of which k are "
+        "drawn; "
+        "per cent right, with 95 % intervals over problems."
+    )
