@@ -79,11 +79,17 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: 
     if not start:
         raise DataError(f"{name or 'example'}: the prompt has no tokens")
     together = encode_prompt(tokenizer, prompt + completion)
-    if together[: len(start)] == start:
-        rest = together[len(start) :]
-    else:
-        rest = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+    prefixed = together[: len(start)] == start
+    rest = together[len(start) :] if prefixed else _continued(tokenizer, completion)
     return Example((*start, *rest, end), len(start), name)
+
+
+def _continued(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that follows another: behind a line break, where no tokenizer adds a space to it."""
+    before, both, alone = (
+        list(tokenizer(given, add_special_tokens=False)["input_ids"]) for given in ("\n", f"\n{text}", text)
+    )
+    return both[len(before) :] if both[: len(before)] == before else alone
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
