@@ -88,7 +88,7 @@ def key_of(values: Mapping[str, Any]) -> str:
 def _read(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_bytes())
-        if not isinstance(content, dict) or "outputs" not in content:
+        if not isinstance(content, dict) or not isinstance(content.get("outputs"), dict):
             raise ValueError("it has no outputs")
         return content
     except FileNotFoundError:
