@@ -117,13 +117,18 @@ class OuterLoop:
         return generators
 
     def base(self) -> Generator:
-        """The model that fine-tuning starts from."""
+        """The model that fine-tuning starts from.
 
-        def measure(_: str) -> dict[str, Any]:
-            return {"model_sha256": weights_sha256(load_causal_lm(self._base, self._dtype()))}
-
-        inputs = {"dtype": self.config.model.dtype, "tokenizer": tokenizer_fingerprint(self.tokenizer)["sha256"]}
-        return Generator(self._base, self.phases.run(0, "base", inputs, measure)["model_sha256"])
+        Raises:
+            CheckpointError: It has other weights than when the run began.
+        """
+        inputs = {
+            "dtype": self.config.model.dtype,
+            "tokenizer": tokenizer_fingerprint(self.tokenizer)["sha256"],
+            "model_sha256": weights_sha256(load_causal_lm(self._base, self._dtype())),
+        }
+        made = self.phases.run(0, "base", inputs, lambda _: {"model_sha256": inputs["model_sha256"]})
+        return Generator(self._base, made["model_sha256"])
 
     def fine_tune(
         self, iteration: int, name: str, start: Generator, kept: Sequence[Kept], steps: Callable[[int], int]
@@ -155,6 +160,12 @@ class OuterLoop:
                 encode_example(self.tokenizer, before + one.prompt, one.completion, f"problem {one.problem or '-'}")
                 for one in kept
             ]
+            longest = max(examples, key=len)
+            if len(longest) > config.loop.row_length:
+                raise DataError(
+                    f"loop.row_length: got {config.loop.row_length}, but {longest.name} has {len(longest)} tokens with "
+                    "its completion; raise it"
+                )
             forget_other_run(directory / RUN, key)
             return fine_tune(
                 start.path,
