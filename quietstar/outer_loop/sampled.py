@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from quietstar.errors import CheckpointError
 from quietstar.outer_loop.config import sampling_inputs
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.phases import Phases, key_of
@@ -97,16 +98,30 @@ class Completions:
             return {"key": key, "samples": len(found), "sha256": _hash(s.generation.text for s in found)}
 
         made = self._phases.run(iteration, purpose, inputs, sample)
-        key = made["key"]
+        # Samples and verdicts whose lines have been deleted since, because they were damaged, are made again.
+        samples = self._sample(made["key"], iteration, purpose, generator, prompts, options)
+        if _hash(one.generation.text for one in samples) != made["sha256"]:
+            raise self._changed(iteration, purpose)
 
         def verify(_: str) -> dict[str, Any]:
-            judged = self._verify(_in_order(self._store.samples(key), problems), problems)
-            return summarise(judged, problems)
+            return summarise(self._verify(samples, problems), problems)
 
-        summary = self._phases.run(
-            iteration, f"verify_{purpose}", {"samples": made["sha256"], "task": self._task.name}, verify
+        verifying = f"verify_{purpose}"
+        summary = self._phases.run(iteration, verifying, {"samples": made["sha256"], "task": self._task.name}, verify)
+        judged = list(self._store.samples(made["key"]).values())
+        if any(one.verdict is None for one in judged):
+            self._verify(judged, problems)
+        judged = _in_order(self._store.samples(made["key"]), problems)
+        if summarise(judged, problems)["sha256"] != summary["sha256"]:
+            raise self._changed(iteration, verifying)
+        return judged, summary
+
+    def _changed(self, iteration: int, phase: str) -> CheckpointError:
+        manifest = self._phases.directory_of(iteration) / f"{phase}.json"
+        return CheckpointError(
+            f"{self._store.path}: is not what {phase} of iteration {iteration} has left there; delete {manifest}, and "
+            "go on with --loop.redo"
         )
-        return _in_order(self._store.samples(key), problems), summary
 
     def _sample(
         self,
