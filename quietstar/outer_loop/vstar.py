@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.config import TrainingOptions
+from quietstar.errors import CheckpointError
 from quietstar.evaluation import Candidates, measure_candidates
 from quietstar.files import write_whole
 from quietstar.outer_loop.config import parse_ks
@@ -147,7 +148,7 @@ def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping
     compared = NAMES["dpo", config.verifier.score] if verifiers else None
 
     def tabulate(_: str) -> dict[str, Any]:
-        problems = candidates_of(samples, _read_scores(file))
+        problems = candidates_of(samples, _read_scores(file, scored["sha256"]))
         logarithmic = [name for name, (_, how) in scorers.items() if how in ("sum", "mean") and "reward" not in name]
         table = measure_candidates(
             problems,
@@ -213,6 +214,12 @@ def _write_scores(file: Path, scores: Mapping[tuple[str, int], Mapping[str, floa
     return key_of({"lines": lines})
 
 
-def _read_scores(file: Path) -> dict[tuple[str, int], dict[str, float]]:
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def _read_scores(file: Path, sha256: str) -> dict[tuple[str, int], dict[str, float]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    if key_of({"lines": lines}) != sha256:
+        raise CheckpointError(f"{file}: is not what the run wrote; delete score.json beside it, to make it again")
+    rows = [json.loads(line) for line in lines]
     return {(row["problem"], row["index"]): row["scores"] for row in rows}
