@@ -86,8 +86,8 @@ def sure_sentence(candidates: Row) -> str:
     if not gaps:
         return ""
     better, worse = (sum(excludes_zero(v) and (v["mean"] > 0) is sign for v in gaps.values()) for sign in (True, False))
-    words = [f"surely better at {better}"] + ([f"surely worse at {worse}"] if worse else [])
-    return f"{' and '.join(words)} of {len(gaps)} k above 1"
+    below = f", surely below it at {worse}" if worse else ""
+    return f"surely above the vote at {better} of {len(gaps)} k{below}"
 
 
 def _differences(candidates: Row) -> str:

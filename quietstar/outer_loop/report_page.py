@@ -96,7 +96,11 @@ def _figures(run: LoopRun) -> list[tuple[str, str, str]]:
     if "built" in last:
         built = last["built"]
         figures.append(
-            ("Kept in the last iteration", f"{built['kept']:,}", f"{built['hinted']:,} of them rationalised")
+            (
+                "Kept in the last iteration",
+                f"{built['kept']:,}",
+                f"{built['hinted']:,} of them rationalised" if built["hinted"] else "",
+            )
         )
         inside = [
             (name, built[key])

@@ -166,7 +166,7 @@ def test_candidates_on_the_page(vstar_page: str, choosing: dict[str, Any]) -> No
     gained = next(one["value"] for one in choosing["differences"] if (one["measure"], one["k"]) == ("maj", 16))
     assert f"<b>+{100 * gained['mean']:.1f} [" in part(vstar_page, "Differences")
     assert cells(part(vstar_page, "Telling right from wrong"))[1][0] == VERIFIER
-    assert "surely better at 4 of 4 k above 1" in vstar_page
+    assert "surely above the vote at 4 of 4 k" in vstar_page
 
 
 def test_completions_to_read(star_page: str) -> None:
