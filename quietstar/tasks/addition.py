@@ -14,7 +14,7 @@ from quietstar.tasks.scratchpads import FORMATS, LOCAL_CHARACTERS, Scratchpad
 from quietstar.tasks.task import Demonstration, Problem, Split, Task
 
 if TYPE_CHECKING:
-    from quietstar.outer_loop.options import ProblemOptions
+    from quietstar.tasks.options import ProblemOptions
 
 MOST_DIGITS = 100
 SET_ASIDE = 700

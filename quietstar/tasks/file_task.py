@@ -14,7 +14,7 @@ from quietstar.tasks.records import Record, find_files, read_records
 from quietstar.tasks.task import Problem, Split, Task
 
 if TYPE_CHECKING:
-    from quietstar.outer_loop.options import ProblemOptions
+    from quietstar.tasks.options import ProblemOptions
 
 
 class FileTask(Task):

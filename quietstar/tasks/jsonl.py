@@ -16,7 +16,7 @@ from quietstar.tasks.symbolic import can_compare, same_expression
 from quietstar.tasks.task import Problem, Verdict
 
 if TYPE_CHECKING:
-    from quietstar.outer_loop.options import ProblemOptions
+    from quietstar.tasks.options import ProblemOptions
 
 _ANSWER_LINE = re.compile(r"^[ \t]*Answer:(.*)$", re.IGNORECASE | re.MULTILINE)
 _EXPRESSION = re.compile(r"[\d\\^=+*/]")

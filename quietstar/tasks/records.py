@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quietstar.errors import DataError
 
 if TYPE_CHECKING:
-    from quietstar.outer_loop.options import ProblemOptions
+    from quietstar.tasks.options import ProblemOptions
     from quietstar.tasks.task import Split
 
 

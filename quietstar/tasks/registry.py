@@ -21,7 +21,7 @@ from quietstar.tasks.math_numeric import MathNumeric
 from quietstar.tasks.task import Task
 
 if TYPE_CHECKING:
-    from quietstar.outer_loop.options import ProblemOptions
+    from quietstar.tasks.options import ProblemOptions
 
 Result = TypeVar("Result")
 

@@ -113,6 +113,10 @@ class Task(ABC):
         answer = self.extract(completion)
         return Verdict(answer, answer is not None and answer == self.canonical(problem.answer))
 
+    def warm_up(self) -> None:
+        """Loads what `check` needs, before the time of a check counts."""
+        return
+
     def accepted(self, completion: str) -> str:
         """A completion as it is trained on: without what follows its answer."""
         return completion.rstrip()

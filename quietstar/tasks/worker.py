@@ -72,7 +72,7 @@ def _take_streams() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _load(name: str, options: dict[str, Any]) -> Task:
-    from quietstar.outer_loop.options import ProblemOptions
+    from quietstar.tasks.options import ProblemOptions
     from quietstar.tasks.registry import load_task
 
     task = load_task(name, ProblemOptions(**options))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quietstar.outer_loop.options import ProblemOptions
 from quietstar.tasks import Task, load_task
+from quietstar.tasks.options import ProblemOptions
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.options import ProblemOptions
 from quietstar.tasks import Problem, load_task
 from quietstar.tasks.addition import Addition
+from quietstar.tasks.options import ProblemOptions
 
 SUM = Problem("298+376", "298 + 376", "674")
 PUBLISHED = """Input:

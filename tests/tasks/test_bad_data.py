@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from quietstar.errors import DataError
-from quietstar.outer_loop.options import ProblemOptions
 from quietstar.tasks import Split, load_task
+from quietstar.tasks.options import ProblemOptions
 
 GOOD = '{"question": "One?", "answer": "1 #### 1"}'
 CHOICES = [{"label": label, "text": label} for label in "ABCDE"]

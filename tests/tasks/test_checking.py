@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.options import ProblemOptions
 from quietstar.tasks import Checker, Problem, Task, Verdict, load_task
 from quietstar.tasks.jsonl import QuestionsAndAnswers
+from quietstar.tasks.options import ProblemOptions
 from quietstar.tasks.symbolic import can_compare
 
 OWN_TASK = """

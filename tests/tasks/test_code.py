@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from quietstar.errors import DataError
-from quietstar.outer_loop.options import ProblemOptions
 from quietstar.tasks import load_task
 from quietstar.tasks.code import run_tests
+from quietstar.tasks.options import ProblemOptions
 
 TEST = "assert f(1) == 2"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.options import ProblemOptions
 from quietstar.tasks import Task, load_task
+from quietstar.tasks.options import ProblemOptions
 from quietstar.tasks.symbolic import can_compare
 
 

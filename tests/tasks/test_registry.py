@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.options import ProblemOptions
 from quietstar.tasks import TASKS, load_task
 from quietstar.tasks.addition import Addition
+from quietstar.tasks.options import ProblemOptions
 from quietstar.tasks.registry import recipe_of
 
 OPTIONS = ProblemOptions(digits="1")
