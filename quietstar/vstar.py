@@ -13,7 +13,7 @@ from quietstar.outer_loop.presets import VSTAR_DESCRIPTIONS, VSTAR_PRESETS
 
 
 def _preset(given: Mapping[str, Any]) -> str:
-    return "countdown" if given.get("model.path") is None else "plain"
+    return "routes" if given.get("model.path") is None else "plain"
 
 
 VSTAR = Command(OuterLoopConfig, VSTAR_PRESETS, VSTAR_DESCRIPTIONS, _preset, validate_loop)

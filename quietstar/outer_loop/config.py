@@ -26,7 +26,7 @@ class OuterLoopConfig:
     Args:
         preset: Name of the set of values that this run started from; see `quietstar/outer_loop/presets.py`.
         output_dir: Directory for everything that the run writes.
-        task: `addition`, `countdown`, `gsm8k`, `commonsenseqa`, `math`, `jsonl`, or a function of yours that makes a
+        task: `addition`, `routes`, `gsm8k`, `commonsenseqa`, `math`, `jsonl`, `code`, or a function of yours that makes a
             task, as `package.module:function` or `file.py:function`.
         controls: Embedded defaults: run what the method is compared with as well.
         dry_run: Say what the run would do, check its data, and stop.
@@ -116,8 +116,10 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
         ("verifier.beta", verifier.beta),
         ("verifier.epochs", verifier.epochs),
         ("verifier.learning_rate", verifier.learning_rate),
+        ("verifier.orm_learning_rate", verifier.orm_learning_rate),
+        ("loop.supervised_learning_rate", loop.supervised_learning_rate),
     ):
-        if not (number > 0 and math.isfinite(number)):
+        if number is not None and not (number > 0 and math.isfinite(number)):
             raise ConfigError(f"{key}: got {number}, needs a finite number above 0")
     for key, number in (
         ("sampling.temperature", sampling.temperature),
@@ -159,7 +161,7 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
     return config
 
 
-EMBEDDED = frozenset({"addition", "countdown"})
+EMBEDDED = frozenset({"addition", "routes"})
 """Presets that make their own base model."""
 
 

@@ -98,6 +98,7 @@ class LoopOptions:
             samples from that model (V-STaR's G_SFT).
         supervised_epochs: How long, in times through the solutions.
         supervised_steps: How long, in optimizer steps; null: `supervised_epochs`.
+        supervised_learning_rate: Peak learning rate; null: that of the training.
         few_shot_in_training: Put the solved examples before the prompts that are trained on.
         deduplicate: Keep one of several completions of a problem that are `exact`ly the same, or the same `solution` by
             the task's own measure; `none` keeps all.
@@ -125,6 +126,7 @@ class LoopOptions:
     supervised_start: bool = False
     supervised_epochs: float = 2.0
     supervised_steps: int | None = None
+    supervised_learning_rate: float | None = None
     few_shot_in_training: bool = False
     deduplicate: Literal["none", "exact", "solution"] = "exact"
     max_per_problem: int | None = None
@@ -157,6 +159,7 @@ class VerifierOptions:
         learning_rate: Peak learning rate.
         warmup_steps: Steps over which it rises.
         baselines: Train an outcome reward model and a model on the right completions alone as well, to compare with.
+        orm_learning_rate: Peak learning rate of the outcome reward model; null: `learning_rate`.
         orm_loss: Outcome reward model: `bce` or `mse` of every token of a completion.
     """
 
@@ -171,6 +174,7 @@ class VerifierOptions:
     learning_rate: float = 5e-7
     warmup_steps: int = 20
     baselines: bool = False
+    orm_learning_rate: float | None = None
     orm_loss: Literal["bce", "mse"] = "bce"
 
 

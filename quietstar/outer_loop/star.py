@@ -131,7 +131,13 @@ class OuterLoop:
         return Generator(self._base, made["model_sha256"])
 
     def fine_tune(
-        self, iteration: int, name: str, start: Generator, kept: Sequence[Kept], steps: Callable[[int], int]
+        self,
+        iteration: int,
+        name: str,
+        start: Generator,
+        kept: Sequence[Kept],
+        steps: Callable[[int], int],
+        learning_rate: float | None = None,
     ) -> Generator:
         """A phase that trains on examples.
 
@@ -141,10 +147,15 @@ class OuterLoop:
             start: The weights that it starts from.
             kept: The examples.
             steps: Optimizer steps for a number of rows.
+            learning_rate: Instead of the training's.
         """
         config, directory = self.config, self.phases.directory_of(iteration)
         before = self.task.few_shot() if config.loop.few_shot_in_training and config.sampling.few_shot else ""
-        training = replace(config.training, seed=sample_seed(self.seed, iteration, name) % 2**31)
+        training = replace(
+            config.training,
+            seed=sample_seed(self.seed, iteration, name) % 2**31,
+            learning_rate=learning_rate or config.training.learning_rate,
+        )
         fixed = {key: value for key, value in asdict(training).items() if key not in MAY_CHANGE}
         inputs = {
             "base_sha256": start.sha256,
@@ -209,7 +220,8 @@ class OuterLoop:
         def steps(rows: int) -> int:
             return options.supervised_steps or max(1, math.ceil(rows * options.supervised_epochs / batch))
 
-        return self.fine_tune(0, "train", base, solved, steps)
+        rate = options.supervised_learning_rate or self.config.training.learning_rate
+        return self.fine_tune(0, "train", base, solved, steps, rate)
 
     def _iteration(self, iteration: int, base: Generator, generator: Generator) -> Generator:
         options = self.config.loop

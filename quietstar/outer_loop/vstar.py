@@ -91,7 +91,9 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
     trainers: dict[str, Callable[[Path], Path]] = {"dpo": lambda out: train_dpo(base, pairs, *rest, out)}
     if config.verifier.baselines:
         trainers["likelihood"] = lambda out: train_dpo(base, pairs, *rest, out, kind="likelihood")
-        trainers["orm"] = lambda out: train_orm(base, labelled, *rest, out)
+        rate = config.verifier.orm_learning_rate or config.verifier.learning_rate
+        orm = replace(config.verifier, learning_rate=rate)
+        trainers["orm"] = lambda out: train_orm(base, labelled, orm, training, config.finetuning, out)
     found = {}
     for kind, train in trainers.items():
         out = loop.out / VERIFIERS / kind

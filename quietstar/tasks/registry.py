@@ -18,6 +18,7 @@ from quietstar.tasks.commonsenseqa import CommonsenseQA
 from quietstar.tasks.gsm8k import GSM8K
 from quietstar.tasks.jsonl import QuestionsAndAnswers
 from quietstar.tasks.math_numeric import MathNumeric
+from quietstar.tasks.routes import Routes
 from quietstar.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ TASKS: dict[str, Callable[[ProblemOptions], Task]] = {
     "gsm8k": GSM8K,
     "jsonl": QuestionsAndAnswers,
     "math": MathNumeric,
+    "routes": Routes,
 }
 
 

@@ -1,0 +1,155 @@
+"""Routes between numbers: a made-up task with many right ways to each answer, and wrong ones that read as well."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from quietstar.errors import ConfigError
+from quietstar.tasks.task import Demonstration, Problem, Split, Task, Verdict
+
+if TYPE_CHECKING:
+    from quietstar.tasks.options import ProblemOptions
+
+OPERATIONS = "+-*"
+OPERANDS = range(2, 10)
+HIGHEST, HIGHEST_START, LOWEST_TARGET = 70, 35, 10
+FEWEST_ROUTES = 8
+"""Right routes of a problem, at least: one that has few is nearly solved by likelihood alone."""
+SOLVED = 300
+"""Training problems whose solution is shown, the first ones."""
+PRETRAINING_LINES = 80_000
+SPLIT_SEED = 4321
+"""Held-out problems are the same whatever the seed of the others."""
+
+_ROUTE = re.compile(r"[-+*]\d=\d{1,2}" * 3)
+_STEP = re.compile(r"([-+*])(\d)=(\d{1,2})")
+
+
+class Routes(Task):
+    """`07>58:` asks for a way from 7 to 58 and goes on as `*9=63-8=55+3=58`.
+
+    Three steps use addition, subtraction and multiplication once each, in any order, with operands from 2 to 9; every
+    value is between 1 and 70, and is the left operand of the next step. The answer that majorities vote on is the
+    route's operations in their order, `*9-8+3`: the number that it ends at is in the question. Problems have at least
+    8 right routes, so that many right completions share the votes and the likelihood.
+
+    Args:
+        options: Of it, `per_group` and `test_per_group` and `seed` are used.
+
+    Raises:
+        ConfigError: There are not so many problems.
+    """
+
+    name = "routes"
+    isolated = False
+    symbols = "0123456789+-*=>:"
+
+    def __init__(self, options: ProblemOptions) -> None:
+        self._seed = options.seed
+        routes = {key: found for key, found in _all_routes().items() if len(found) >= FEWEST_ROUTES}
+        keys = list(routes)
+        random.Random(SPLIT_SEED).shuffle(keys)
+        test, rest = keys[: options.test_per_group], keys[options.test_per_group :]
+        if options.per_group > len(rest):
+            raise ConfigError(
+                f"problems.per_group: got {options.per_group}, but there are {len(keys)} problems, of which "
+                f"problems.test_per_group holds out {options.test_per_group}"
+            )
+        source = random.Random(1000 + options.seed)
+        source.shuffle(rest)
+        self._problems: dict[Split, list[Problem]] = {
+            "train": [
+                _problem(key, source.choice(routes[key]) if place < SOLVED else None)
+                for place, key in enumerate(rest[: options.per_group])
+            ],
+            "test": [_problem(key, None) for key in test],
+        }
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        return self._problems[split]
+
+    def prompt(self, problem: Problem, hint: bool = False) -> str:
+        """The same with the hint: the number that a route ends at is in the question."""
+        return f"{problem.question}:"
+
+    def extract(self, completion: str) -> str | None:
+        """The operations in their order, whatever they result in; None where the form is another."""
+        if not _ROUTE.fullmatch(completion):
+            return None
+        return "".join(operation + operand for operation, operand, _ in _STEP.findall(completion))
+
+    def check(self, problem: Problem, completion: str) -> Verdict:
+        """A route is right where every step is, all three operations are used, and it ends where it has to."""
+        answer = self.extract(completion)
+        return Verdict(answer, answer is not None and self._is_right(problem, completion))
+
+    def right_inside(self, problem: Problem, completion: str) -> bool | None:
+        return self.check(problem, completion).correct
+
+    def pretraining(self) -> Sequence[Demonstration]:
+        """Random ways of two or three steps, named by where they happen to end: arithmetic without a purpose."""
+        source = random.Random(77 + self._seed)
+        return [Demonstration(*line) for line in itertools.islice(_lines(source), PRETRAINING_LINES)]
+
+    def steps(self, completion: str) -> list[str]:
+        return re.findall(r"[-+*][^-+*]*|[^-+*]+", completion)
+
+    @staticmethod
+    def _is_right(problem: Problem, completion: str) -> bool:
+        start, target = map(int, problem.question.split(">"))
+        value, used = start, set()
+        for operation, operand, result in _STEP.findall(completion):
+            reached = _apply(operation, value, int(operand)) if int(operand) in OPERANDS else None
+            if reached is None or str(reached) != result:
+                return False
+            value = reached
+            used.add(operation)
+        return value == target and used == set(OPERATIONS)
+
+
+def _apply(operation: str, value: int, operand: int) -> int | None:
+    """The result of a step, None where it leaves the numbers that there are."""
+    result = {"+": value + operand, "-": value - operand, "*": value * operand}[operation]
+    return result if 1 <= result <= HIGHEST else None
+
+
+@cache
+def _all_routes() -> dict[tuple[int, int], list[str]]:
+    """All right routes of each start and target."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for start in range(1, HIGHEST_START + 1):
+        for order in itertools.permutations(OPERATIONS):
+            for operands in itertools.product(OPERANDS, repeat=3):
+                value: int | None = start
+                text = ""
+                for operation, operand in zip(order, operands, strict=True):
+                    value = _apply(operation, value, operand)
+                    if value is None:
+                        break
+                    text += f"{operation}{operand}={value}"
+                if value is not None and value >= LOWEST_TARGET:
+                    found.setdefault((start, value), []).append(text)
+    return {key: sorted(found[key]) for key in sorted(found)}
+
+
+def _lines(source: random.Random) -> Iterator[tuple[str, str]]:
+    while True:
+        start, steps = source.randint(1, HIGHEST_START), source.choice((2, 3, 3))
+        value, text = start, ""
+        for _ in range(steps):
+            result = None
+            while result is None:  # most are possible, and + 2 or - 2 always is one
+                operation, operand = source.choice(OPERATIONS), source.choice(OPERANDS)
+                result = _apply(operation, value, operand)
+            value, text = result, f"{text}{operation}{operand}={result}"
+        yield f"{start:02d}>{value:02d}:", text
+
+
+def _problem(key: tuple[int, int], route: str | None) -> Problem:
+    start, target = key
+    return Problem(f"{start:02d}>{target}", f"{start:02d}>{target}", str(target), rationale=route)
