@@ -26,8 +26,8 @@ class OuterLoopConfig:
     Args:
         preset: Name of the set of values that this run started from; see `quietstar/outer_loop/presets.py`.
         output_dir: Directory for everything that the run writes.
-        task: `addition`, `routes`, `gsm8k`, `commonsenseqa`, `math`, `jsonl`, `code`, or a function of yours that makes a
-            task, as `package.module:function` or `file.py:function`.
+        task: `addition`, `routes`, `gsm8k`, `commonsenseqa`, `math`, `jsonl`, `code`, or a function of yours that makes
+            a task, as `package.module:function` or `file.py:function`.
         controls: Embedded defaults: run what the method is compared with as well.
         dry_run: Say what the run would do, check its data, and stop.
         model: The base model, which every fine-tuning starts from.

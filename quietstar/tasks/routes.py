@@ -142,10 +142,10 @@ def _lines(source: random.Random) -> Iterator[tuple[str, str]]:
         start, steps = source.randint(1, HIGHEST_START), source.choice((2, 3, 3))
         value, text = start, ""
         for _ in range(steps):
-            result = None
-            while result is None:  # most are possible, and + 2 or - 2 always is one
+            while True:  # most steps are possible, and one always is: + 2 or - 2
                 operation, operand = source.choice(OPERATIONS), source.choice(OPERANDS)
-                result = _apply(operation, value, operand)
+                if (result := _apply(operation, value, operand)) is not None:
+                    break
             value, text = result, f"{text}{operation}{operand}={result}"
         yield f"{start:02d}>{value:02d}:", text
 

@@ -17,6 +17,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT = 60.0
 """Seconds. Runs take about one; the rest is for a busy machine."""
+START_TIMEOUT = 300.0
+"""Seconds until the first process is there: before it, everything is imported and a first run done."""
 
 
 @dataclass
@@ -114,7 +116,7 @@ class Zygote:
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
         before = set(self._waiting)
-        self._read(lambda: self._waiting != before or None, TIMEOUT)
+        self._read(lambda: self._waiting != before or None, TIMEOUT if self._count > 1 else START_TIMEOUT)
         (pid,) = self._waiting - before
         return Process(self, pid, log)
 

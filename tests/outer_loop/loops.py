@@ -85,7 +85,7 @@ def make_base(directory: Path) -> Path:
     It knows the problems that are drawn and held out: of three, two right and wrong by halves, and one wrong unless the
     hint is shown.
     """
-    task, tokenizer = sums(), character_tokenizer(LOCAL_CHARACTERS, "$")
+    task, tokenizer = sums(), character_tokenizer(f"{LOCAL_CHARACTERS}\n", "$")
     end = tokenizer.eos_token_id
     model = small_llama(0, len(tokenizer), layers=1, hidden_size=32, intermediate_size=64, context=32, end=end)
     model.save_pretrained(directory / "fresh")
