@@ -142,12 +142,16 @@ def _lines(source: random.Random) -> Iterator[tuple[str, str]]:
         start, steps = source.randint(1, HIGHEST_START), source.choice((2, 3, 3))
         value, text = start, ""
         for _ in range(steps):
-            while True:  # most steps are possible, and one always is: + 2 or - 2
-                operation, operand = source.choice(OPERATIONS), source.choice(OPERANDS)
-                if (result := _apply(operation, value, operand)) is not None:
-                    break
-            value, text = result, f"{text}{operation}{operand}={result}"
+            operation, operand, value = _random_step(source, value)
+            text += f"{operation}{operand}={value}"
         yield f"{start:02d}>{value:02d}:", text
+
+
+def _random_step(source: random.Random, value: int) -> tuple[str, int, int]:
+    while True:  # most steps are possible, and one always is: + 2 or - 2
+        operation, operand = source.choice(OPERATIONS), source.choice(OPERANDS)
+        if (result := _apply(operation, value, operand)) is not None:
+            return operation, operand, result
 
 
 def _problem(key: tuple[int, int], route: str | None) -> Problem:
