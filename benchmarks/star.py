@@ -29,7 +29,14 @@ from quietstar.textbook.intervals import estimate
 
 REGIMES: dict[str, dict[str, str]] = {
     "default": {},
-    "careless hints": {"problems.sloppy": "1.0"},
+    "copied hints": {
+        "problems.copied": "1.0",
+        "problems.solved": "10",
+        "characters.steps": "700",
+        "loop.start_steps": "500",
+        "loop.added_steps": "100",
+        "loop.iterations": "3",
+    },
 }
 ARMS = {"with-rationalisation": "with", "without-rationalisation": "without", "answers-alone": "answers alone"}
 

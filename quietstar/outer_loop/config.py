@@ -133,7 +133,7 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
         raise ConfigError(f"sampling.top_p: got {sampling.top_p}, needs at most 1")
     for key, share in (
         ("loop.rationalization_fraction", loop.rationalization_fraction),
-        ("problems.sloppy", problems.sloppy),
+        ("problems.copied", problems.copied),
     ):
         if not 0 <= share <= 1:
             raise ConfigError(f"{key}: got {share}, needs 0 to 1")

@@ -32,7 +32,7 @@ class Addition(Task):
     only 100, and each part has them all.
 
     Args:
-        options: Of it, `digits`, `per_group`, `test_per_group`, `solved`, `hinted`, `sloppy`, `scratchpad`, `reverse`,
+        options: Of it, `digits`, `per_group`, `test_per_group`, `solved`, `hinted`, `copied`, `scratchpad`, `reverse`,
             `seed` and the few-shot files.
         direct: Ask for the result alone, without a scratchpad, to compare with.
 
@@ -98,9 +98,9 @@ class Addition(Task):
             rest = iter(problems)
             found += _shown(self._worked_out, islice(rest, TWO_DIGITS if digits == 2 else self.options.solved))
             hinted = 0 if digits == 2 else self.options.hinted
-            careless = round(hinted * self.options.sloppy)
-            found += _shown(self._worked_out, islice(rest, careless), hint=True, careless=True)
-            found += _shown(self._worked_out, islice(rest, hinted - careless), hint=True)
+            copied = round(hinted * self.options.copied)
+            found += _shown(self._worked_out, islice(rest, copied), hint=True, copied=True)
+            found += _shown(self._worked_out, islice(rest, hinted - copied), hint=True)
             if self.options.scratchpad == "local":  # the published format asks for both in the same way
                 found += _shown(self._direct, islice(rest, DIRECT))
         return found
@@ -151,9 +151,9 @@ def _summands(problem: Problem) -> tuple[int, int]:
 
 
 def _shown(
-    form: Scratchpad, problems: Iterable[Problem], hint: bool = False, careless: bool = False
+    form: Scratchpad, problems: Iterable[Problem], hint: bool = False, copied: bool = False
 ) -> Iterable[Demonstration]:
     for problem in problems:
         a, b = _summands(problem)
-        solution = form.careless_solution(a, b) if careless else form.solution(a, b)
+        solution = form.copied_solution(a, b) if copied else form.solution(a, b)
         yield Demonstration(form.prompt(a, b, hint), solution, problem.id)

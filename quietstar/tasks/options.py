@@ -27,7 +27,7 @@ class ProblemOptions:
         solved: Addition: worked-out sums of each number of digits above 2 that the base model reads before the loop; of
             shorter ones it reads many.
         hinted: Addition: the same with the hint, from which it learns to rationalise.
-        sloppy: Addition: share of the hinted ones that copy the hint and never carry: right answers, wrong inside.
+        copied: Addition: share of the hinted ones that copy the answer from the hint and work nothing out.
         scratchpad: Addition: `local` (each line by itself, which small models learn fast) or `paper` (STaR's).
         reverse: Addition: write results least significant digit first.
         seed: Of made-up problems, and of `limit`.
@@ -49,7 +49,7 @@ class ProblemOptions:
     test_per_group: int = 100
     solved: int = 3
     hinted: int = 100
-    sloppy: float = 0.0
+    copied: float = 0.0
     scratchpad: Literal["local", "paper"] = "local"
     reverse: bool = False
     seed: int = 0

@@ -140,7 +140,8 @@ def _all_routes() -> dict[tuple[int, int], list[str]]:
 def _lines(source: random.Random) -> Iterator[tuple[str, str]]:
     while True:
         start, steps = source.randint(1, HIGHEST_START), source.choice((2, 3, 3))
-        value, text = start, ""
+        value: int = start
+        text = ""
         for _ in range(steps):
             operation, operand, value = _random_step(source, value)
             text += f"{operation}{operand}={value}"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 
-from quietstar.errors import ConfigError
-
 LOCAL_CHARACTERS = "0123456789+=;?#>."
 """All that the `local` formats are written with."""
 
@@ -29,13 +27,9 @@ class Scratchpad(ABC):
     def solution(self, a: int, b: int) -> str:
         """The one right completion."""
 
-    def careless_solution(self, a: int, b: int) -> str:
-        """A completion that copies its digits from the hint and never carries: a right answer, and wrong inside.
-
-        Raises:
-            ConfigError: The format has none.
-        """
-        raise ConfigError("problems.sloppy: needs problems.scratchpad local")
+    @abstractmethod
+    def copied_solution(self, a: int, b: int) -> str:
+        """A completion that copies the result from the hint and works nothing out."""
 
     @abstractmethod
     def find(self, completion: str) -> re.Match[str] | None:
@@ -79,10 +73,8 @@ class Local(Scratchpad):
             carry = total // 10
         return f"{''.join(steps)}>{self._turn(str(a + b))}."
 
-    def careless_solution(self, a: int, b: int) -> str:
-        digits = str(a + b)[::-1]
-        steps = (f"{first}+{second}+0={digits[place]}0;" for place, (first, second) in enumerate(_pairs(a, b)))
-        return f"{''.join(steps)}>{self._turn(str(a + b))}."
+    def copied_solution(self, a: int, b: int) -> str:
+        return f">{self._turn(str(a + b))}."
 
     def find(self, completion: str) -> re.Match[str] | None:
         return re.search(r">(\d+)\.", completion)
@@ -124,6 +116,9 @@ class Paper(Scratchpad):
             lines.append(f"{following}, {_spaced(self._turn(so_far))} C: {carry}")
         lines.append(_spaced(self._hint(a, b)))
         return "\n".join(["<scratch>", *lines, "</scratch>", _spaced(self._turn(str(a + b)))])
+
+    def copied_solution(self, a: int, b: int) -> str:
+        return "\n".join(["<scratch>", "</scratch>", _spaced(self._turn(str(a + b)))])
 
     def find(self, completion: str) -> re.Match[str] | None:
         return re.search(r"</scratch>\n(\d(?: \d)*)[ \t]*(?=\n|$)", completion)
