@@ -168,8 +168,10 @@ class SampleStore:
             while written < len(block):
                 written += os.write(self._descriptor, block[written:])
             os.fsync(self._descriptor)
-        except OSError as error:
-            os.ftruncate(self._descriptor, start)  # what was there is whole again
+        except BaseException as error:
+            os.ftruncate(self._descriptor, start)  # what was there is whole again, after a signal too
+            if not isinstance(error, OSError):
+                raise
             raise CheckpointError(
                 f"{self.path}: cannot write ({error.strerror}); the same command goes on from what is there"
             ) from None
