@@ -34,6 +34,7 @@ class Phases:
         self._events = events
         self._redo = redo
         self._tell = tell
+        self._outputs: dict[tuple[int, str], dict[str, Any]] = {}
 
     def directory_of(self, iteration: int) -> Path:
         """Where an iteration keeps what it makes."""
@@ -58,6 +59,7 @@ class Phases:
         key = key_of({"phase": name, "iteration": iteration, **inputs})
         done = _read(file)
         if done is not None and done.get("key") == key:
+            self._outputs[iteration, name] = dict(done["outputs"])
             return dict(done["outputs"])
         if done is not None and not self._redo:
             changed = changed_options(done.get("inputs", {}), inputs)
@@ -72,12 +74,12 @@ class Phases:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"phase": name, "iteration": iteration, "key": key, "inputs": inputs, "outputs": outputs})
         self._events.write(iteration, f"{name} finished", f"{time.monotonic() - started:.1f} s")
+        self._outputs[iteration, name] = dict(outputs)
         return outputs
 
     def outputs(self, iteration: int, name: str) -> dict[str, Any] | None:
-        """Of a phase that is done; None where it is not."""
-        done = _read(self.directory_of(iteration) / f"{name}.json")
-        return None if done is None else dict(done["outputs"])
+        """What `run` has returned for a phase; None where it was not asked for, though an earlier run may have been."""
+        return self._outputs.get((iteration, name))
 
 
 def key_of(values: Mapping[str, Any]) -> str:
