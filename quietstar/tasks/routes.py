@@ -124,17 +124,21 @@ def _all_routes() -> dict[tuple[int, int], list[str]]:
     found: dict[tuple[int, int], list[str]] = {}
     for start in range(1, HIGHEST_START + 1):
         for order in itertools.permutations(OPERATIONS):
-            for operands in itertools.product(OPERANDS, repeat=3):
-                value: int | None = start
-                text = ""
-                for operation, operand in zip(order, operands, strict=True):
-                    value = _apply(operation, value, operand)
-                    if value is None:
-                        break
-                    text += f"{operation}{operand}={value}"
-                if value is not None and value >= LOWEST_TARGET:
-                    found.setdefault((start, value), []).append(text)
+            for text, target in _routes(start, order):
+                if target >= LOWEST_TARGET:
+                    found.setdefault((start, target), []).append(text)
     return {key: sorted(found[key]) for key in sorted(found)}
+
+
+def _routes(value: int, operations: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """All ways on from a value with these operations in their order, and where they end."""
+    if not operations:
+        yield "", value
+        return
+    for operand in OPERANDS:
+        if (result := _apply(operations[0], value, operand)) is not None:
+            for text, target in _routes(result, operations[1:]):
+                yield f"{operations[0]}{operand}={result}{text}", target
 
 
 def _lines(source: random.Random) -> Iterator[tuple[str, str]]:

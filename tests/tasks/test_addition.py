@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from quietstar.errors import ConfigError
@@ -96,20 +98,21 @@ def test_demonstrations_are_right_and_show_the_hint() -> None:
         assert one.completion.endswith(f"{a + b}.")
 
 
-def test_sloppy_demonstrations_have_right_answers_and_are_wrong_inside() -> None:
-    """They copy the hint and never carry: what a model learns from them, rationalisation keeps."""
-    task, careful = (Addition(ProblemOptions(digits="3", sloppy=share)) for share in (0.5, 0.0))
-    assert [one.name for one in task.demonstrations()] == [one.name for one in careful.demonstrations()]
-    wrong = 0
-    for one in task.demonstrations():
-        if "?" in one.prompt:
-            a, b = map(int, one.name.split("+"))
-            problem = Problem(one.name, f"{a} + {b}", str(a + b))
-            assert task.check(problem, one.completion).correct
-            wrong += not task.right_inside(problem, one.completion)
-    assert 30 < wrong <= 50  # sums without any carry are right even so
-    with pytest.raises(ConfigError, match=r"problems\.sloppy: needs problems\.scratchpad local"):
-        Addition(ProblemOptions(scratchpad="paper", sloppy=0.5)).demonstrations()
+@pytest.mark.parametrize("scratchpad", ["local", "paper"])
+def test_copied_demonstrations_have_right_answers_and_no_work(scratchpad: Literal["local", "paper"]) -> None:
+    """They copy the hint: what a model learns from them, rationalisation keeps."""
+    options = (ProblemOptions(digits="3", scratchpad=scratchpad, copied=share) for share in (0.5, 0.0))
+    task, careful = map(Addition, options)
+    assert [one.prompt for one in task.demonstrations()] == [one.prompt for one in careful.demonstrations()]
+    without_work = 0
+    for one, other in zip(task.demonstrations(), careful.demonstrations(), strict=True):
+        a, b = map(int, one.name.split("+"))
+        problem = Problem(one.name, f"{a} + {b}", str(a + b))
+        if one != other:
+            assert task.check(problem, one.completion).correct and not task.right_inside(problem, one.completion)
+            assert len(one.completion) < len(other.completion)
+            without_work += 1
+    assert without_work == 50
 
 
 def test_the_seed_decides_and_more_training_problems_leave_the_held_out_ones() -> None:
