@@ -1,0 +1,188 @@
+"""V-STaR's embedded default over seeds: what its verifier is worth beside votes, likelihoods and other verifiers.
+
+    python benchmarks/vstar.py
+
+Every run is `python -m quietstar.vstar` with another seed: the problems to learn from, all weights and all samples
+differ, the 300 held-out problems are the same. Writes vstar.md, vstar.csv and vstar.png to `--results`; what is
+finished is kept in `--output`, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+
+from benchmarks.environment import describe, markdown_table, write_markdown
+from quietstar.textbook.intervals import estimate
+
+Table = dict[str, Any]
+FIXED = {"pass": "pass@k (a perfect verifier)", "maj": "majority vote"}
+
+
+def run(seed: int, options: argparse.Namespace) -> Table:
+    out = options.output / f"seed-{seed}"
+    words = [sys.executable, "-m", "quietstar.vstar", "--training.seed", str(seed), "--problems.seed", str(seed)]
+    words += ["--output_dir", str(out), *options.extra]
+    if not (out / "report.html").exists():
+        print("== python", *words[1:], flush=True)
+        out.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+        with (out / "log.txt").open("a") as log:
+            subprocess.run(words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+    return dict(json.loads((out / "summary.json").read_text()))
+
+
+def name_of(row: Table) -> str:
+    if row["measure"] in FIXED:
+        return FIXED[row["measure"]]
+    return str(row["score"]) + (", weighted vote" if row["measure"] == "weighted-vote" else "")
+
+
+def other_of(row: Table) -> str:
+    return FIXED["maj"] if row["measure"] == "maj" else name_of({**row, "score": row["other"]})
+
+
+def percent(values: list[float]) -> str:
+    found = estimate([100 * value for value in values])
+    if found.low is None or found.high is None:
+        return f"{found.mean:.1f}"
+    return f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
+
+
+def markdown(summaries: dict[int, Table]) -> str:
+    tables = {seed: summary["candidates"] for seed, summary in summaries.items()}
+    first = next(iter(tables.values()))
+    ks = sorted({row["k"] for row in first["rows"]})
+    values: dict[str, dict[int, list[float]]] = {}
+    for table in tables.values():
+        for row in table["rows"]:
+            if row["measure"] != "weighted-vote":
+                values.setdefault(name_of(row), {}).setdefault(row["k"], []).append(row["value"]["mean"])
+    order = sorted(values, key=lambda name: -values[name][ks[-1]][0])
+    heads = ["chosen by", *(f"k = {k}" for k in ks)]
+    best = [[name, *(percent(values[name][k]) for k in ks)] for name in order]
+    differences: dict[str, dict[int, list[Table]]] = {}
+    for table in tables.values():
+        for row in table["differences"]:
+            differences.setdefault(other_of(row), {}).setdefault(row["k"], []).append(row["value"])
+
+    def against(found: list[Table]) -> str:
+        above = sum(value["low"] > 0 for value in found)
+        below = sum(value["high"] < 0 for value in found)
+        verdict = f"{above} of {len(found)} above" + (f", {below} below" if below else "")
+        return f"{estimate([100 * value['mean'] for value in found]).mean:+.1f} ({verdict})"
+
+    compared = [[name, *(against(found[k]) for k in ks[1:])] for name, found in differences.items()]
+    areas = [
+        [name, *(percent([table["discrimination"][name][kind] for table in tables.values()]) for kind in AREAS)]
+        for name in first["discrimination"]
+    ]
+    loops = []
+    for seed, summary in summaries.items():
+        for row in summary["iterations"][1:]:
+            sampled, built = row["sampled"], row["built"]
+            share = f"{100 * sampled['accuracy']:.1f}"
+            loops.append(
+                [str(seed), str(row["iteration"]), share, str(built["kept"]), f"{row['distinct']['mean']:.1f}"]
+            )
+    return "\n".join(
+        [
+            f"Best-of-k in percent on {first['problems']} held-out problems with {first['fewest']} candidates each: "
+            f"mean over {len(tables)} seeds, 95 % interval by Student's t over seeds. The verifier is trained by DPO "
+            "with the NLL of the right completion beside it (`verifier.nll_weight` 1; the paper's is 0), from and "
+            "against the SFT generator; the outcome reward model and the model of right completions alone start from "
+            "the same weights and take as many steps on the same samples.\n",
+            markdown_table(heads, best, text_columns=1) + "\n",
+            f"Best-of-k of the {first['compared']} less each other way to choose, in points: mean over seeds, and in "
+            "how many of them the 95 % interval of the paired bootstrap over problems lies above 0.\n",
+            markdown_table(["against", *(f"k = {k}" for k in ks[1:])], compared, text_columns=1) + "\n",
+            "AUROC in percent: over all candidates, and within problems that have both kinds.\n",
+            markdown_table(["score", *AREAS], areas, text_columns=1) + "\n",
+            "The loops: right samples of all, in percent; distinct right completions kept until then; and how many of "
+            "them a problem got in that iteration.\n",
+            markdown_table(["seed", "iteration", "right samples", "kept", "a problem"], loops, text_columns=0),
+        ]
+    )
+
+
+AREAS = ("pooled", "within")
+
+
+def write_csv(file: Path, summaries: dict[int, Table]) -> None:
+    with file.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["seed", "measure", "score", "k", "mean", "low", "high"])
+        for seed, summary in summaries.items():
+            for row in summary["candidates"]["rows"]:
+                value = row["value"]
+                writer.writerow(
+                    [seed, row["measure"], row["score"], row["k"], *(value[n] for n in ("mean", "low", "high"))]
+                )
+
+
+def draw(file: Path, summaries: dict[int, Table]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    values: dict[str, dict[int, list[float]]] = {}
+    for summary in summaries.values():
+        for row in summary["candidates"]["rows"]:
+            if row["measure"] != "weighted-vote":
+                values.setdefault(name_of(row), {}).setdefault(row["k"], []).append(100 * row["value"]["mean"])
+    compared = next(iter(summaries.values()))["candidates"]["compared"]
+    left_out = {"verifier (mean log-likelihood)", "outcome reward model (mean of tokens)"} - {compared}
+    styles = {compared: {"linewidth": 3, "color": "#0072b2"}, FIXED["pass"]: {"linestyle": ":", "color": "#666666"}}
+    colours = iter(["#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"])
+    figure, panel = pyplot.subplots(figsize=(6.8, 4.4))
+    for name, by_k in sorted(values.items(), key=lambda item: -max(map(max, item[1].values()))):
+        if name not in left_out:
+            style = styles.get(name) or {"color": next(colours), "linewidth": 1.5}
+            panel.plot(list(by_k), [estimate(found).mean for found in by_k.values()], marker="o", label=name, **style)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(ks := sorted(next(iter(values.values()))), [str(k) for k in ks])
+    panel.set_xlabel("candidates k")
+    panel.set_ylabel("held-out problems solved, %")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/vstar-seeds"))
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
+    parser.add_argument("--workers", type=int, default=2, help="runs at once")
+    parser.add_argument("extra", nargs="*", help="after --: options of quietstar.vstar for every run")
+    options = parser.parse_args()
+    options.output = options.output.resolve()
+    facts = describe("benchmarks/vstar.py", sys.argv[1:], threads=options.threads)
+    with ThreadPoolExecutor(options.workers) as pool:
+        found = list(pool.map(lambda seed: run(seed, options), range(options.seeds)))
+    summaries = dict(enumerate(found))
+    body = markdown(summaries)
+    options.results.mkdir(parents=True, exist_ok=True)
+    write_csv(options.results / "vstar.csv", summaries)
+    draw(options.results / "vstar.png", summaries)
+    title = "V-STaR on routes: what the verifier is worth"
+    write_markdown(options.results / "vstar.md", title, facts, body + "\n\n![Best-of-k](vstar.png)")
+    print(body)
+
+
+if __name__ == "__main__":
+    main()
