@@ -20,6 +20,7 @@ from quietstar.model import (
 )
 from quietstar.model.adapter_files import load_finetuned
 from quietstar.objective import PRESETS, LearnOutput, Objective
+from quietstar.outer_loop.verifiers.verifier import Verifier
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "QuietStarForCausalLM",
     "Thoughts",
     "UnsupportedBackboneError",
+    "Verifier",
     "load_authors_checkpoint",
     "load_finetuned",
 ]

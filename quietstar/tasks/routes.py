@@ -92,9 +92,12 @@ class Routes(Task):
         return self.check(problem, completion).correct
 
     def pretraining(self) -> Sequence[Demonstration]:
-        """Random ways of two or three steps, named by where they happen to end: arithmetic without a purpose."""
-        source = random.Random(77 + self._seed)
-        return [Demonstration(*line) for line in itertools.islice(_lines(source), PRETRAINING_LINES)]
+        """Random ways of two or three steps, named by where they happen to end: arithmetic without a purpose, and none
+        between the numbers of a held-out problem.
+        """
+        held_out = {self.prompt(problem) for problem in self._problems["test"]}
+        lines = (line for line in _lines(random.Random(77 + self._seed)) if line[0] not in held_out)
+        return [Demonstration(*line) for line in itertools.islice(lines, PRETRAINING_LINES)]
 
     def steps(self, completion: str) -> list[str]:
         return re.findall(r"[-+*][^-+*]*|[^-+*]+", completion)

@@ -69,6 +69,7 @@ def test_human_solutions_are_right_and_pretraining_lines_are_arithmetic(task: Ta
     by_id = {one.id: one for one in task.problems("train")}
     assert all(task.check(by_id[one.problem], one.completion).correct for one in shown)
     lines = task.pretraining()
+    assert {line.prompt for line in lines}.isdisjoint(task.prompt(problem) for problem in task.problems("test"))
     assert set("".join(line.prompt + line.completion for line in lines)) <= set(task.symbols)
     for line in lines[:200]:
         start, target = map(int, line.prompt[:-1].split(">"))
