@@ -35,7 +35,7 @@ REGIMES: dict[str, dict[str, str]] = {
         "characters.steps": "700",
         "loop.start_steps": "500",
         "loop.added_steps": "100",
-        "loop.iterations": "3",
+        "loop.iterations": "2",
     },
 }
 ARMS = {"with-rationalisation": "with", "without-rationalisation": "without", "answers-alone": "answers alone"}
