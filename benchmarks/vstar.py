@@ -142,7 +142,8 @@ def draw(file: Path, summaries: dict[int, Table]) -> None:
             if row["measure"] != "weighted-vote":
                 values.setdefault(name_of(row), {}).setdefault(row["k"], []).append(100 * row["value"]["mean"])
     compared = next(iter(summaries.values()))["candidates"]["compared"]
-    left_out = {"verifier (mean log-likelihood)", "outcome reward model (mean of tokens)"} - {compared}
+    kinds = ("verifier", "right completions alone", "SFT generator", "final generator", "outcome reward model")
+    left_out = {f"{kind} (mean)" for kind in kinds} - {compared}
     styles = {compared: {"linewidth": 3, "color": "#0072b2"}, FIXED["pass"]: {"linestyle": ":", "color": "#666666"}}
     colours = iter(["#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"])
     figure, panel = pyplot.subplots(figsize=(6.8, 4.4))

@@ -30,16 +30,16 @@ from quietstar.training.same_run import MAY_CHANGE
 
 VERIFIERS = "verifiers"
 SCORES = "scores.jsonl"
-SFT, FINAL = "SFT generator's likelihood", "final generator's likelihood"
+SFT, FINAL = "sft", "final"
 NAMES = {
-    ("dpo", "sum"): "verifier (sum of log-likelihoods)",
-    ("dpo", "mean"): "verifier (mean log-likelihood)",
-    ("dpo", "ratio"): "verifier (log-ratio)",
-    ("likelihood", "sum"): "right completions alone, no negatives",
-    ("orm", "last"): "outcome reward model (last token)",
-    ("orm", "mean"): "outcome reward model (mean of tokens)",
+    "dpo": {"sum": "verifier (sum)", "mean": "verifier (mean)", "ratio": "verifier (log-ratio)"},
+    "likelihood": {"sum": "right completions alone (sum)", "mean": "right completions alone (mean)"},
+    "orm": {"last": "outcome reward model (last token)", "mean": "outcome reward model (mean)"},
+    SFT: {"sum": "SFT generator (sum)", "mean": "SFT generator (mean)"},
+    FINAL: {"sum": "final generator (sum)", "mean": "final generator (mean)"},
 }
-"""What the scores are called."""
+"""Scores by model: `sum` and `mean` of a completion's log-likelihood, the `ratio` to the SFT generator's, which is the
+verifier's reference; of the outcome reward model its probability."""
 
 
 def labelled_completions(loop: OuterLoop) -> list[Labelled]:
@@ -128,30 +128,26 @@ def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping
     config, last = loop.config, loop.config.loop.iterations
     options = replace(config.sampling, samples=config.evaluation.candidates, temperature=config.evaluation.temperature)
     samples, summary = loop.completions.of(last, "candidates", generators[-1], loop.test_problems, options)
-    scorers: dict[str, tuple[Path | str, str]] = {}
+    models: dict[str, Path | str] = {**verifiers}
     if verifiers:
-        for (kind, how), name in NAMES.items():
-            if kind in verifiers:
-                scorers[name] = (verifiers[kind], how)
-        scorers[SFT] = (generators[0].path, "sum")
-        scorers[FINAL] = (generators[-1].path, "sum")
+        models |= {SFT: generators[0].path, FINAL: generators[-1].path}
     weights = {kind: loop.verifier_sha256(kind) for kind in verifiers}
     inputs = {
         "candidates": summary["sha256"],
-        "scorers": {name: how for name, (_, how) in scorers.items()},
+        "scores": {model: NAMES[model] for model in models},
         "weights": {**weights, "sft": generators[0].sha256, "final": generators[-1].sha256},
     }
     file = loop.phases.directory_of(last) / SCORES
 
     def score(_: str) -> dict[str, Any]:
-        return {"sha256": _write_scores(file, _scores(loop, samples, scorers))}
+        return {"sha256": _write_scores(file, _scores(loop, samples, models))}
 
     scored = loop.phases.run(last, "score", inputs, score)
-    compared = NAMES["dpo", config.verifier.score] if verifiers else None
+    compared = NAMES["dpo"][config.verifier.score] if verifiers else None
 
     def tabulate(_: str) -> dict[str, Any]:
         problems = candidates_of(samples, _read_scores(file, scored["sha256"]))
-        logarithmic = [name for name, (_, how) in scorers.items() if how in ("sum", "mean") and "reward" not in name]
+        logarithmic = [NAMES[model][how] for model in models if model != "orm" for how in ("sum", "mean")]
         table = measure_candidates(
             problems,
             parse_ks(config.evaluation.ks),
@@ -189,21 +185,25 @@ def candidates_of(samples: Sequence[Sample], scores: Mapping[tuple[str, int], Ma
 
 
 def _scores(
-    loop: OuterLoop, samples: Sequence[Sample], scorers: Mapping[str, tuple[Path | str, str]]
+    loop: OuterLoop, samples: Sequence[Sample], models: Mapping[str, Path | str]
 ) -> dict[tuple[str, int], dict[str, float]]:
     prompts = {problem.id: loop.task.prompt(problem) for problem in loop.test_problems}
     asked = [(prompts[one.place.problem], loop.task.accepted(one.generation.text)) for one in samples]
     names = [f"problem {one.place.problem}" for one in samples]
-    found: dict[tuple[str, int], dict[str, float]] = {(one.place.problem, one.place.index): {} for one in samples}
-    loaded: tuple[Path | str, Verifier] | None = None
-    for name, (path, how) in scorers.items():
-        if loaded is None or loaded[0] != path:  # one model at a time in memory
-            loaded = None
-            loaded = (path, Verifier(path, device=loop.config.training.device, dtype=loop.config.model.dtype))
-        loop.tell(f"  {name}")
-        for place, value in zip(found.values(), loaded[1].score_many(asked, how, names), strict=True):
-            place[name] = value
-    return found
+    columns: dict[str, Sequence[float]] = {}
+    for model, path in models.items():  # one in memory at a time, and each reads the candidates once
+        loop.tell(f"  {model}")
+        verifier = Verifier(path, device=loop.config.training.device, dtype=loop.config.model.dtype)
+        hows = [how for how in NAMES[model] if how != "ratio"]
+        columns |= {NAMES[model][how]: found for how, found in verifier.scores(asked, hows, names).items()}
+        del verifier
+    if "dpo" in models:
+        pairs = zip(columns[NAMES["dpo"]["sum"]], columns[NAMES[SFT]["sum"]], strict=True)
+        columns[NAMES["dpo"]["ratio"]] = [own - reference for own, reference in pairs]
+    return {
+        (one.place.problem, one.place.index): {name: column[place] for name, column in columns.items()}
+        for place, one in enumerate(samples)
+    }
 
 
 def _write_scores(file: Path, scores: Mapping[tuple[str, int], Mapping[str, float]]) -> str:

@@ -120,14 +120,34 @@ class Verifier:
             ConfigError, CheckpointError, DataError: As `score`.
         """
         how = self.check_score(how)
+        return self.scores(candidates, [how], names)[how]
+
+    def scores(
+        self, candidates: Sequence[tuple[str, str]], hows: Sequence[str], names: Sequence[str] = ()
+    ) -> dict[str, list[float]]:
+        """Several scores of solutions at the cost of one; with `ratio` among them, at that of one more.
+
+        Args:
+            candidates, names: As for `score_many`.
+            hows: What to score by.
+
+        Raises:
+            ConfigError, CheckpointError, DataError: As `score`.
+        """
+        for how in hows:
+            self.check_score(how)
         called = names or [f"candidate {number}" for number in range(1, len(candidates) + 1)]
         examples = [
             encode_example(self.tokenizer, prompt, solution, name)
             for (prompt, solution), name in zip(candidates, called, strict=True)
         ]
         if not examples:
-            return []
-        return [_of_tokens(tokens, how) for tokens in self._tokens(examples, how)]
+            return {how: [] for how in hows}
+        plain = self._tokens(examples, SCORES[self.kind][0]) if set(hows) != {"ratio"} else []
+        found = {how: [_of_tokens(tokens, how) for tokens in plain] for how in hows if how != "ratio"}
+        if "ratio" in hows:
+            found["ratio"] = [_of_tokens(tokens, "sum") for tokens in self._tokens(examples, "ratio")]
+        return found
 
     def score_steps(self, prompt: str, steps: Sequence[str], how: str | None = None) -> list[float]:
         """A score between 0 and 1 after each step of a solution, from one forward pass; see `process_score`.
