@@ -16,6 +16,8 @@ from quietstar.outer_loop.store import Place, Sample, SampleStore
 from quietstar.tasks.checking import Checker
 from quietstar.tasks.task import Problem, Task, Verdict
 
+TOLD = 10
+"""Lines of progress while one set is sampled, at most."""
 Purpose = Literal["sample", "rationalize", "evaluate", "candidates"]
 
 
@@ -155,8 +157,9 @@ class Completions:
                         self._store.add_samples(
                             Sample(places[i], key, requests[i].seed, hinted, generations[i]) for i in missing
                         )
-                    finished += len(batch)
-                    self._tell(f"  {finished} of {len(places)} completions")
+                    before, finished = finished, finished + len(batch)
+                    if before * TOLD // len(places) < finished * TOLD // len(places):
+                        self._tell(f"  {finished} of {len(places)} completions")
             finally:
                 sampler.close()
             done = self._store.samples(key)

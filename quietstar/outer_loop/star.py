@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.data import load_tokenizer, tokenizer_fingerprint
 from quietstar.data.examples import encode_example, end_of_sequence
 from quietstar.errors import CheckpointError, DataError
-from quietstar.model.loading import load_causal_lm
+from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.outer_loop.config import OuterLoopConfig
 from quietstar.outer_loop.finetune import MODEL, RUN, fine_tune, forget_checkpoints, forget_other_run
+from quietstar.outer_loop.lengths import check_problems
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.phases import Phases, key_of
 from quietstar.outer_loop.sampled import Completions, Generator, verdict_of
@@ -107,9 +108,12 @@ class OuterLoop:
 
         Raises:
             DataError: An iteration has nothing to train on, or a problem does not fit into the model's context.
+            ConfigError: A completion may not fit into a row.
             CheckpointError: Something was done with other options, or is damaged.
         """
         base = self.base()
+        context = getattr(load_configuration(base.path).get_text_config(), "max_position_embeddings", None)
+        check_problems(self.config, self.task, self.tokenizer, context, self.train_problems, self.test_problems)
         generators = [self._supervised(base) if self.config.loop.supervised_start else base]
         self._evaluate(0, generators[0])
         for iteration in range(1, self.config.loop.iterations + 1):
