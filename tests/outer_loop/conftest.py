@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from quietstar import star
 from tests.faults.launch import REPOSITORY, Zygote
 from tests.outer_loop.loops import VERIFIER, arguments, make_base
 
@@ -51,3 +52,11 @@ def zygote(adder: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) -
     started = Zygote(tmp_path_factory.mktemp("logs"), environment, first, command="vstar")
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def plain(adder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two iterations as in the paper."""
+    out = tmp_path_factory.mktemp("plain")
+    assert star.main(arguments(adder, out, loop__iterations=2)) == 0
+    return out

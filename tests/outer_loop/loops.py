@@ -126,3 +126,27 @@ def store_lines(run: Path, kind: str = "sample") -> list[dict[str, Any]]:
 def rows(file: Path) -> list[dict[str, Any]]:
     """JSON lines."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def manifest(run: Path, iteration: int, phase: str) -> dict[str, Any]:
+    """Of one phase."""
+    content: dict[str, Any] = json.loads((run / f"iteration-{iteration:02d}" / f"{phase}.json").read_bytes())
+    return content
+
+
+def outputs(run: Path, iteration: int, phase: str) -> dict[str, Any]:
+    """What it says that came out."""
+    found: dict[str, Any] = manifest(run, iteration, phase)["outputs"]
+    return found
+
+
+def kept(run: Path, iteration: int) -> list[dict[str, Any]]:
+    """The training examples of an iteration."""
+    return rows(run / f"iteration-{iteration:02d}" / "kept.jsonl")
+
+
+def judged(run: Path) -> list[dict[str, Any]]:
+    """The samples with their last verdicts."""
+    place = ("iteration", "purpose", "problem", "index")
+    verdicts = {tuple(line[name] for name in place): line for line in store_lines(run, "verdict")}
+    return [line | verdicts[tuple(line[name] for name in place)] for line in store_lines(run)]
