@@ -51,7 +51,7 @@ def check_problems(
         if needed > config.loop.row_length:
             raise ConfigError(
                 f"loop.row_length: got {config.loop.row_length}, but problem {name} with a completion of "
-                f"sampling.max_new_tokens {new} may have {needed} tokens"
+                f"sampling.max_new_tokens {new} may have {needed} tokens; raise it, or lower that"
             )
 
 

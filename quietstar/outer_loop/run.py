@@ -55,11 +55,9 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
     with RunLock(out), _stopped_by_signals(), SampleStore(out, tell) as store:
         events = EventLog(out)
         events.write(0, "started", config.task)
-        try:
-            write_whole(out / "config.yaml", to_yaml(config))
-            append_json(out / "environment.json", environment())
-        except OSError as error:
-            raise ConfigError(f"output_dir: cannot write to {out} ({error.strerror})") from None
+        if not (out / CONFIG).exists():
+            _describe(out, config)
+        append_json(out / "environment.json", environment())
         phases = Phases(out, events, config.loop.redo, tell)
         base = make_base(config, task, phases) if config.preset in EMBEDDED else str(config.model.path)
         loop = OuterLoop(Surroundings(config, task, out, base, store, phases, tell))
@@ -69,9 +67,20 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         if config.evaluation.candidates:
             summary["candidates"] = measure(loop, generators, verifiers)
         write_json(out / SUMMARY, summary)
+        _describe(out, config)  # again: where phases were redone, the options are other ones
         events.write(config.loop.iterations, "finished", f"{time.monotonic() - started:.0f} s")
     write_loop_report(out)
     return summary
+
+
+def _describe(out: Path, config: OuterLoopConfig) -> None:
+    try:
+        write_whole(out / CONFIG, to_yaml(config))
+    except OSError as error:
+        raise ConfigError(f"output_dir: cannot write to {out} ({error.strerror})") from None
+
+
+CONFIG = "config.yaml"
 
 
 def tell(text: str) -> None:

@@ -77,3 +77,8 @@ def test_rows() -> None:
         pack_examples([Example((1, 2, 3, 4), 1, "problem 3")], 3)
     with pytest.raises(DataError, match="got none"):
         pack_examples([], 3)
+
+
+def test_a_character_that_the_tokenizer_does_not_know() -> None:
+    with pytest.raises(DataError, match="the tokenizer cannot encode '2\\+x='"):
+        encode_prompt(character_tokenizer(LOCAL_CHARACTERS, "$"), "2+x=")
