@@ -20,6 +20,10 @@ from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.sampling.requests import Generation, Request, batches_by_length, check_lengths
 from quietstar.outer_loop.sampling.text import ending_tokens
 
+ROUNDS = 64
+"""Times `batch_size` requests that the engine gets at once: it starts one where another has ended, and only at the end
+of them all do rows wait for the longest. What a killed run has not got back of them is lost."""
+
 
 def has_vllm() -> bool:
     """Whether vLLM is installed."""
@@ -74,7 +78,7 @@ class VllmSampler:
         Raises:
             DataError: A prompt has no tokens, or is too long for the model's context.
         """
-        return batches_by_length(self._encode(requests), self.options.batch_size)
+        return batches_by_length(self._encode(requests), ROUNDS * self.options.batch_size)
 
     def sample(self, requests: Sequence[Request]) -> list[Generation]:
         """Completions of one batch, in its order.

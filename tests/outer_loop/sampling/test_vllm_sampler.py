@@ -13,7 +13,7 @@ from quietstar.errors import ConfigError, DataError
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.sampling import Generation, Request, make_sampler
 from quietstar.outer_loop.sampling.transformers_sampler import TransformersSampler
-from quietstar.outer_loop.sampling.vllm_sampler import VllmSampler
+from quietstar.outer_loop.sampling.vllm_sampler import ROUNDS, VllmSampler
 from tests.model.tiny import make_base
 
 ENGINE = '''
@@ -62,7 +62,7 @@ def test_each_request_has_its_own_seed_and_raw_log_probabilities(directory: Path
     engine = sampler._engine
     assert engine.options["logprobs_mode"] == "raw_logprobs" and engine.options["dtype"] == "bfloat16"
     asked = [Request("ABC", 7, "a"), Request("B", 8, "b"), Request("CD", 9, "c")]
-    assert sampler.batches(asked) == [[1, 2], [0]]
+    assert sampler.batches(asked) == [[1, 2, 0]]
     assert sampler.sample(asked) == [
         Generation("again", -4.0, 4, "length"),
         Generation("again", -2.0, 2, "stop"),
@@ -76,6 +76,18 @@ def test_each_request_has_its_own_seed_and_raw_log_probabilities(directory: Path
     assert first.stop == ["\n\n"] and first.stop_token_ids == [2]
     sampler.close()
     assert engine.ended
+
+
+def test_the_engine_gets_many_times_what_it_samples_at_once(directory: Path) -> None:
+    """It waits for the longest row only at the end of what it got."""
+    sampler = make_sampler(directory, OPTIONS, device="cpu")
+    assert isinstance(sampler, VllmSampler)
+    assert sampler._engine.options["max_num_seqs"] == OPTIONS.batch_size
+    block = ROUNDS * OPTIONS.batch_size
+    asked = [Request("ABC"[: 1 + index % 3], index, str(index)) for index in range(block + 3)]
+    found = sampler.batches(asked)
+    assert [len(batch) for batch in found] == [block, 3] and found == sampler.batches(asked)
+    assert sorted(index for batch in found for index in batch) == list(range(block + 3))
 
 
 def test_a_prompt_is_never_cut(directory: Path) -> None:
