@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -60,33 +61,48 @@ class TransformersSampler:
         return batches_by_length(self._encode(requests), self.options.batch_size)
 
     def sample(self, requests: Sequence[Request]) -> list[Generation]:
-        """Completions of one batch, in its order.
+        """Completions of one batch, in its order. Where memory runs out, half as many are sampled at a time.
 
         Raises:
             DataError: A prompt has no tokens, or is too long for the model's context.
             NonFiniteError: The model's predictions are not numbers.
-            OutOfMemoryError: The batch is too large for the device.
+            OutOfMemoryError: Not even one completion at a time fits.
         """
         prompts = self._encode(requests)
-        if not requests:
-            return []
-        try:
-            with torch.inference_mode():
-                return self._sample(requests, prompts)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemoryError(
-                f"sampling.batch_size: {len(requests)} completions at once need more memory than the device has; "
-                "lower it (this changes which completions are sampled together, so sampling begins anew)"
-            ) from error
+        found: list[Generation] = []
+        size = len(requests)  # tried anew for each batch, so that what a batch gives depends on no other
+        while len(found) < len(requests):
+            size = min(size, len(requests) - len(found))
+            part = slice(len(found), len(found) + size)
+            try:
+                with torch.inference_mode():
+                    found += self._sample(requests[part], prompts[part])
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).split("\n")[0][:300]
+            # outside the handler, whose traceback keeps the tensors that have to go
+            _free_cached_memory()
+            if size == 1:
+                raise OutOfMemoryError(
+                    f"{requests[part][0].name}: out of memory with this completion alone, {len(prompts[part][0])} "
+                    f"tokens and up to {self.options.max_new_tokens} new ones ({problem}). Lower "
+                    "sampling.max_new_tokens, use fewer solved examples, or take a smaller model.dtype"
+                )
+            warnings.warn(
+                f"sampling.batch_size: out of memory with {size} completions at once ({problem}): {size // 2} at a "
+                "time in the rest of this batch; a smaller one saves the attempt",
+                stacklevel=2,
+            )
+            size //= 2
+        return found
 
     def close(self) -> None:
         """Frees the model."""
         self._model = None
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_cached_memory()
 
     def _encode(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         known: dict[str, tuple[int, ...]] = {}
@@ -144,3 +160,8 @@ class TransformersSampler:
         ended = completion[-1] in self._ending
         text, stopped = self._text.decode(prompt, completion[:-1] if ended else completion)
         return Generation(text, logprob, len(completion), "stop" if ended or stopped else "length")
+
+
+def _free_cached_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -169,14 +169,41 @@ def test_a_model_that_has_diverged_is_told_so(tokenizer: Any) -> None:
         sampler_of(model, tokenizer).sample([Request("AB", 0, "first")])
 
 
-def test_too_large_a_batch_says_what_to_lower(tokenizer: Any) -> None:
+def test_where_memory_runs_out_fewer_are_sampled_at_a_time(tokenizer: Any) -> None:
+    model = make_base("llama", dtype=torch.float64)
+    asked = requests(samples=4)[:11]
+    expected = sampler_of(model, tokenizer).sample(asked)
+    rows: list[int] = []
+
+    def has_room_for_three(model: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        rows.append(len(arguments[0]))
+        if rows[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    model.register_forward_pre_hook(has_room_for_three)
+    sampler = sampler_of(model, tokenizer)
+    with pytest.warns(UserWarning, match=r"sampling\.batch_size: out of memory with") as warned:
+        assert_same(sampler.sample(asked), expected)
+    said = [str(warning.message) for warning in warned]
+    assert [text.partition(" completions")[0].rpartition(" ")[2] for text in said] == ["11", "5"]
+    assert "(CUDA out of memory.): 2 at a time in the rest of this batch" in said[1]
+    with pytest.warns(UserWarning, match="with 5 completions"):  # another batch is tried as a whole again
+        assert_same(sampler.sample(asked[:5]), expected[:5])
+
+
+def test_one_completion_that_does_not_fit_says_what_to_lower(tokenizer: Any) -> None:
     model = make_base("llama")
 
     def exhausted(*arguments: Any) -> None:
         torch.empty(2**60)
 
     model.register_forward_pre_hook(exhausted)
-    with pytest.raises(OutOfMemoryError, match=r"sampling\.batch_size: 2 completions at once .* lower it"):
+    with (
+        pytest.warns(UserWarning, match="with 2 completions at once .*: 1 at a time"),
+        pytest.raises(
+            OutOfMemoryError, match=r"AB 0: .* completion alone, 26 tokens .* Lower sampling\.max_new_tokens"
+        ),
+    ):
         sampler_of(model, tokenizer).sample(requests()[:2])
 
 
