@@ -19,13 +19,17 @@ from quietstar.outer_loop.report_table import (
     way_name,
     ways,
 )
-from quietstar.reporting.page import panels, section, table
+from quietstar.reporting.page import details, panels, section, table
 from quietstar.reporting.scales import DASH
 from quietstar.reporting.text import visible
 
 AREAS = (
     "AUROC: how often a right candidate is scored above a wrong one, within the problems that have both (their number "
     "stands last), and over the candidates of all problems."
+)
+CALIBRATION = (
+    "How far probabilities of being right are from how often candidates are right: the Brier score (mean squared "
+    "difference; 0.25 for always saying one half) and the expected calibration error; 0 is best."
 )
 
 
@@ -34,7 +38,7 @@ def candidates_text(candidates: Row, width: int) -> str:
 
     Args:
         candidates: `CandidateTable.to_json()`, and the name of the score that is compared with the others as
-            `compared`.
+            `compared`; perhaps `calibration`, by name of the score what `evaluation.calibration` found.
         width: Characters of a line.
     """
     head, cells = grid(ways(candidates), interval)
@@ -52,6 +56,9 @@ def candidates_text(candidates: Row, width: int) -> str:
     head, cells = _areas(candidates)
     if cells:
         parts.append(f"{textwrap.fill(AREAS, min(width, 100))}\n{text_table(head, cells, width)}")
+    head, cells = _calibration(candidates)
+    if cells:
+        parts.append(f"{textwrap.fill(CALIBRATION, min(width, 100))}\n{text_table(head, cells, width)}")
     return "\n\n".join(parts)
 
 
@@ -76,6 +83,7 @@ def candidates_section(candidates: Row | None) -> str:
         section("Choosing among candidates", [charts, table(cells, head, numbers=True)], _about(candidates)),
         _differences(candidates),
         section("Telling right from wrong", [quality], AREAS),
+        _calibration_section(candidates),
     ]
     return "\n".join(filter(None, parts))
 
@@ -121,6 +129,41 @@ def _areas(candidates: Row) -> tuple[list[str], list[list[str]]]:
         for name, area in candidates.get("discrimination", {}).items()
     ]
     return ["AUROC", "within problems", "over all", "problems"], rows
+
+
+def _calibration(candidates: Row) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [name, f"{found['brier']:.3f}", f"{found['expected_calibration_error']:.3f}"]
+        for name, found in candidates.get("calibration", {}).items()
+    ]
+    return ["calibration", "Brier score", "expected calibration error"], rows
+
+
+def _calibration_section(candidates: Row) -> str:
+    head, rows = _calibration(candidates)
+    if not rows:
+        return ""
+    listed = table([list(map(visible, row)) for row in rows], head, numbers=True)
+    return section("Calibration", [listed, *_reliability(candidates)], CALIBRATION)
+
+
+def _reliability(candidates: Row) -> list[str]:
+    """The bins of each reliability diagram as a table."""
+    head = ["probability", "its mean", "right", "candidates"]
+    found = []
+    for name, value in candidates["calibration"].items():
+        rows = [
+            [
+                f"{one['low']:.1f} to {one['high']:.1f}",
+                *(f"{one[key]:.3f}" for key in ("probability", "accuracy")),
+                f"{one['candidates']:,}",
+            ]
+            for one in value["bins"]
+        ]
+        found.append(
+            details(f"How often candidates are right, by what the {name} says", table(rows, head, numbers=True))
+        )
+    return found
 
 
 def _about(candidates: Row) -> str:

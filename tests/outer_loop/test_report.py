@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from quietstar.errors import DataError
+from quietstar.evaluation import calibration
 from quietstar.outer_loop.report import print_table, write_loop_report
 from quietstar.outer_loop.report_table import natural, text_table
 from quietstar.report import main
@@ -94,6 +96,25 @@ def test_candidates_in_the_terminal(choosing: dict[str, Any], capsys: pytest.Cap
     assert shown in values.splitlines()[3]
     assert "k = 1 " not in sure and re.search(r"majority vote \(maj@k\) +\+\d", sure)  # one candidate leaves no choice
     assert f"{choosing['discrimination'][VERIFIER]['within']:.3f}" in areas
+
+
+def test_calibration_is_shown_where_it_was_measured(
+    choosing: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    name = "reward <model>"
+    found = asdict(calibration([0.25, 0.25, 0.75, 0.75], [False, False, True, False]))
+    print_table({"iterations": [{"iteration": 0}], "candidates": {**choosing, "calibration": {name: found}}})
+    out = capsys.readouterr().out
+    assert "Brier" in out and re.search(rf"^{name} +0\.188 +0\.250$", out, re.MULTILINE)
+    shown = {**choosing, "calibration": {name: found}}
+    page = write_loop_report(write_loop_run(tmp_path / "run", 1, choosing=shown)).read_text("utf-8")
+    section = part(page, "Calibration")
+    assert [name, "0.188", "0.250"] in cells(section)
+    assert cells(section)[-2:] == [["0.2 to 0.3", "0.250", "0.000", "2"], ["0.7 to 0.8", "0.750", "0.500", "2"]]
+    assert "reward <model>" not in section
+    for without in ({}, {"calibration": {}}):
+        print_table({"iterations": [{"iteration": 0}], "candidates": {**choosing, **without}})
+        assert "Brier" not in capsys.readouterr().out
 
 
 def test_differences_that_may_be_chance_are_not_claimed(
