@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from quietstar.data import tokenizer_fingerprint
@@ -18,7 +17,7 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.model.adapters import base_fingerprint
 from quietstar.outer_loop.verifiers.logprobs import token_logprobs
 from quietstar.outer_loop.verifiers.orm import OutcomeRewardModel, load_reward_head, token_probabilities
-from quietstar.outer_loop.verifiers.steps import encode_steps
+from quietstar.outer_loop.verifiers.steps import encode_steps, step_scores
 from quietstar.outer_loop.verifiers.training import VERIFIER, load_policy, read_description
 from quietstar.training.trainer import resolve_device
 
@@ -150,7 +149,7 @@ class Verifier:
         return found
 
     def score_steps(self, prompt: str, steps: Sequence[str], how: str | None = None) -> list[float]:
-        """A score between 0 and 1 after each step of a solution, from one forward pass; see `process_score`.
+        """A score between 0 and 1 for each step of a solution, from one forward pass; see `process_score`.
 
         Of an outcome reward model it is the probability after the step's last token. Of the others it is the
         geometric mean of the probabilities of the step's own tokens; or, by `ratio`, sigmoid(beta * log-ratio) of the
@@ -165,23 +164,35 @@ class Verifier:
         Raises:
             ConfigError, CheckpointError, DataError: As `score`.
         """
-        if how not in (None, "ratio"):
-            raise ConfigError(
-                f"how: got {how!r}, but steps are scored by ratio, or as each kind of verifier does (None)"
-            )
-        how = None if how is None else self.check_score(how)
-        example, ends = encode_steps(self.tokenizer, prompt, steps)
-        (tokens,) = self._tokens([example], how or SCORES[self.kind][0])
-        if how == "ratio":
-            until = torch.nn.functional.pad(tokens.cumsum(0), (1, 0))
-            return [float(torch.sigmoid(self.beta * until[end])) for end in ends]
-        scores: list[float] = []
-        for start, end in zip([0, *ends], ends, strict=False):
-            if start == end:
-                scores.append(scores[-1] if scores else 0.5 if self.kind == "orm" else 1.0)
-            else:
-                scores.append(float(tokens[end - 1] if self.kind == "orm" else tokens[start:end].mean().exp()))
-        return scores
+        return self.score_steps_many([(prompt, steps)], how)[0]
+
+    def score_steps_many(
+        self, candidates: Sequence[tuple[str, Sequence[str]]], how: str | None = None, names: Sequence[str] = ()
+    ) -> list[list[float]]:
+        """The same of solutions of any problems.
+
+        Args:
+            candidates: (prompt, steps) each.
+            how: As for `score_steps`.
+            names: What each is called in messages.
+
+        Raises:
+            ConfigError, CheckpointError, DataError: As `score`.
+        """
+        how = self.check_step_score(how)
+        called = names or [f"candidate {number}" for number in range(1, len(candidates) + 1)]
+        encoded = [
+            encode_steps(self.tokenizer, prompt, steps, name)
+            for (prompt, steps), name in zip(candidates, called, strict=True)
+        ]
+        if not encoded:
+            return []
+        found = self._tokens([example for example, _ in encoded], how or SCORES[self.kind][0])
+        beta = self.beta if how == "ratio" else None
+        return [
+            step_scores(tokens, ends, probabilities=self.kind == "orm", beta=beta)
+            for tokens, (_, ends) in zip(found, encoded, strict=True)
+        ]
 
     def check_score(self, how: str | None) -> str:
         """What to score by, where this verifier can.
@@ -201,6 +212,18 @@ class Verifier:
                 "Verifier(..., reference=PATH)"
             )
         return how
+
+    def check_step_score(self, how: str | None) -> str | None:
+        """What to score steps by, where this verifier can.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        if how not in (None, "ratio"):
+            raise ConfigError(
+                f"score: got {how!r}, but steps are scored by ratio, or as each kind of verifier does (None)"
+            )
+        return None if how is None else self.check_score(how)
 
     def check_tokenizer(self, fingerprint: str | Mapping[str, Any], source: str) -> None:
         """Refuses solutions that were made for another tokenizer.

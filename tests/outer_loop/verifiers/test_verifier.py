@@ -15,7 +15,7 @@ from quietstar.outer_loop.options import GeneratorOptions
 from quietstar.outer_loop.verifiers.dpo import train_dpo
 from quietstar.outer_loop.verifiers.logprobs import token_logprobs
 from quietstar.outer_loop.verifiers.pairs import make_pairs
-from quietstar.outer_loop.verifiers.steps import encode_steps, process_score
+from quietstar.outer_loop.verifiers.steps import encode_steps, process_score, step_scores
 from quietstar.outer_loop.verifiers.verifier import Verifier
 from tests.outer_loop.verifiers.tiny import CHARACTERS, labelled, options, tokenizer, training, write_model
 
@@ -112,3 +112,20 @@ def test_process_scores() -> None:
     assert process_score(scores, "last") == 0.9
     with pytest.raises(DataError, match="steps: got none"):
         process_score([])
+
+
+def test_probabilities_that_leave_their_range_are_cut_off() -> None:
+    """Those of a head that was trained with the mean squared error may."""
+    tokens = torch.tensor([0.4, 1.2, -0.1, 0.3])
+    assert step_scores(tokens, [0, 2, 3, 4], probabilities=True) == pytest.approx([0.5, 1.0, 0.0, 0.3])
+
+
+def test_steps_of_many_solutions_are_those_of_each(base: Path) -> None:
+    verifier = Verifier(base, device="cpu")
+    candidates = [(PROMPT, ["a0\n", "b1\n"]), ("Q:9A:", ["="]), (PROMPT, ["ab", "", "0"])]
+    found = verifier.score_steps_many(candidates)
+    for scores, (prompt, steps) in zip(found, candidates, strict=True):
+        assert scores == pytest.approx(verifier.score_steps(prompt, steps), rel=1e-4)
+    assert verifier.score_steps_many([]) == []
+    with pytest.raises(DataError, match="second: steps: got none"):
+        verifier.score_steps_many([(PROMPT, ["a"]), (PROMPT, [])], names=["first", "second"])
