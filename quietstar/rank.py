@@ -9,13 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 from quietstar.command_line import run_command
-from quietstar.errors import ConfigError
+from quietstar.errors import ConfigError, DataError
 from quietstar.outer_loop.options import ProblemOptions
 from quietstar.outer_loop.verifiers.candidates import Candidates, read_candidates
 from quietstar.outer_loop.verifiers.rankers import count_votes, rank, vote_weights
+from quietstar.outer_loop.verifiers.steps import Process, process_score
 from quietstar.outer_loop.verifiers.verifier import Verifier
 from quietstar.tasks.task import Problem, Task
 
@@ -40,9 +41,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--verifier", metavar="DIR", help="a verifier's directory, or any causal language model")
     p.add_argument("--candidates", metavar="FILE", required=True, help="JSONL file")
     p.add_argument("--out", metavar="FILE", help="JSONL file; one that a killed run has begun is gone on with")
-    p.add_argument("--by", choices=("score", "majority", "weighted"), default="score", help="score, or votes")
+    p.add_argument(
+        "--by",
+        choices=("score", "majority", "weighted", "process"),
+        default="score",
+        help="score of the whole, votes, or process: the scores of its steps",
+    )
     p.add_argument("--score", choices=("sum", "mean", "ratio", "last"), help="what the verifier scores by")
-    p.add_argument("--task", metavar="NAME", help="task that finds answers in completions and makes prompts")
+    p.add_argument("--how", choices=get_args(Process), help="what --by process makes of the steps; default: product")
+    p.add_argument(
+        "--task",
+        metavar="NAME",
+        help="task that makes prompts, and finds answers and steps in completions; without: a line is a step",
+    )
     p.add_argument("--reference", metavar="DIR", help="where the reference of --score ratio lies now")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), help="of the weights; default: as saved")
@@ -59,25 +70,29 @@ def rank_file(arguments: argparse.Namespace) -> None:
     """
     if arguments.verifier is None and arguments.by != "majority":
         raise ConfigError(f"verifier: missing; --by {arguments.by} needs one, only --by majority does without")
+    if arguments.how is not None and arguments.by != "process":
+        raise ConfigError(f"how: got {arguments.how}, but --by {arguments.by} has no steps; needs --by process")
     task = None if arguments.task is None else _task(arguments.task)
     problems = read_candidates(Path(arguments.candidates), _asking(task))
-    if arguments.by != "score":
+    if arguments.by in ("majority", "weighted"):
         _find_answers(problems, task)
     verifier = None
     if arguments.verifier is not None:
         verifier = Verifier(
             arguments.verifier, device=arguments.device, dtype=arguments.dtype, reference=arguments.reference
         )
-        arguments.score = verifier.check_score(arguments.score)
+        check = verifier.check_step_score if arguments.by == "process" else verifier.check_score
+        arguments.score = check(arguments.score)
         for problem in problems:
             for tokenizer, place in problem.tokenizers.items():
                 verifier.check_tokenizer(tokenizer, place)
-    keys = [_key(problem, arguments, verifier) for problem in problems]
+    steps = [_steps_of(problem, task) if arguments.by == "process" else None for problem in problems]
+    keys = [_key(problem, own, arguments, verifier) for problem, own in zip(problems, steps, strict=True)]
     done, out = (0, sys.stdout) if arguments.out is None else _continue(Path(arguments.out), keys)
     try:
         for number, (problem, key) in enumerate(zip(problems, keys, strict=True), start=1):
             if number > done:
-                line = {**_ranked(problem, arguments.by, arguments.score, verifier), KEY: key}
+                line = {**_ranked(problem, steps[number - 1], arguments, verifier), KEY: key}
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
                 out.flush()
                 if arguments.out is not None:
@@ -88,20 +103,29 @@ def rank_file(arguments: argparse.Namespace) -> None:
             out.close()
 
 
-def _ranked(problem: Candidates, by: Any, how: str | None, verifier: Verifier | None) -> dict[str, Any]:
+def _ranked(
+    problem: Candidates, steps: list[list[str]] | None, arguments: argparse.Namespace, verifier: Verifier | None
+) -> dict[str, Any]:
     """One line of the result: the candidates with rank 1, 2, ... and their places among the problem's, from 0."""
-    scores = weights = None
+    scores = weights = of_steps = None
+    by, how = arguments.by, arguments.score
     if verifier is not None:
         named = [f"{place}: candidate" for place in problem.places]
-        scores = verifier.score_many([(problem.prompt, text) for text in problem.completions], how, named)
-        weights = vote_weights(scores, verifier.logarithmic)
+        if steps is not None:
+            of_steps = verifier.score_steps_many([(problem.prompt, own) for own in steps], how, named)
+            scores = [process_score(own, arguments.how or "product") for own in of_steps]
+        else:
+            scores = verifier.score_many([(problem.prompt, text) for text in problem.completions], how, named)
+            weights = vote_weights(scores, verifier.logarithmic)
     answers = problem.answers if problem.has_answers else None
     votes = count_votes(answers or [], weights if by == "weighted" else None)
     ranked: list[dict[str, Any]] = []
-    for place in rank(by, scores=scores, answers=answers, weights=weights):
+    for place in rank("score" if by == "process" else by, scores=scores, answers=answers, weights=weights):
         entry: dict[str, Any] = {"rank": len(ranked) + 1, "index": place}
         if scores is not None:
             entry["score"] = scores[place]
+        if of_steps is not None:
+            entry["steps"] = of_steps[place]
         if answers is not None:
             answer = answers[place]
             entry |= {"answer": answer, "votes": 0.0 if answer is None else votes[answer]}
@@ -132,9 +156,27 @@ def _find_answers(problems: list[Candidates], task: Task | None) -> None:
             problem.answers = [task.extract(text) for text in problem.completions]
 
 
-def _key(problem: Candidates, arguments: argparse.Namespace, verifier: Verifier | None) -> str:
+def _steps_of(problem: Candidates, task: Task | None) -> list[list[str]]:
+    """The steps of each candidate; a completion without any is one step.
+
+    Raises:
+        DataError: They are not the whole completion.
+    """
+    found = []
+    for place, text in zip(problem.places, problem.completions, strict=True):
+        steps = text.splitlines(keepends=True) if task is None else task.steps(text)
+        if "".join(steps) != text:
+            raise DataError(f"{place}: the steps that the task finds, joined, are not the completion {text[:60]!r}")
+        found.append(steps or [text])
+    return found
+
+
+def _key(
+    problem: Candidates, steps: list[list[str]] | None, arguments: argparse.Namespace, verifier: Verifier | None
+) -> str:
     made_from = [problem.name, problem.prompt, problem.completions, problem.answers, arguments.by, arguments.score]
     made_from.append(None if verifier is None else verifier.fingerprint)
+    made_from += [] if steps is None else [arguments.how or "product", steps]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 

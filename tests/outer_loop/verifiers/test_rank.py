@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from quietstar import rank
+from quietstar.outer_loop.verifiers.steps import process_score
 from quietstar.outer_loop.verifiers.verifier import Verifier
 from tests.outer_loop.verifiers.tiny import labelled
 
@@ -49,6 +50,64 @@ def test_candidates_are_ranked_by_the_verifiers_scores(base: Path, candidates: s
     assert [entry["score"] for entry in ranked] == pytest.approx(sorted(expected, reverse=True), rel=1e-5)
     assert all(entry["completion"] == COMPLETIONS[entry["index"]] for entry in ranked)
     assert {entry["completion"] for entry in first["ranked"]} == {"ab", "b"}
+
+
+@pytest.mark.parametrize("how", [None, "minimum"])
+def test_candidates_are_ranked_by_what_their_steps_are_worth(base: Path, tmp_path: Path, how: Any) -> None:
+    """A step ends where the task says, which for addition is a semicolon, or else with its line."""
+    texts = ["1+1+0=20;>2.\n", "1\n2\n3", "", "=;\n=;"]
+    path = write(tmp_path / "candidates.jsonl", [{"prompt": "Q:1+1A:", "completions": texts}])
+    lines = [["1+1+0=20;>2.\n"], ["1\n", "2\n", "3"], [""], ["=;\n", "=;"]]
+    pairs = [["1+1+0=20;", ">2.\n"], ["1\n2\n3"], [""], ["=;", "\n=;"]]
+    verifier = Verifier(base, device="cpu")
+    for number, (steps, task) in enumerate(((lines, ()), (pairs, ("--task", "addition")))):
+        out = tmp_path / f"{number}.jsonl"
+        arguments = ["--verifier", str(base), "--candidates", path, "--out", str(out), "--by", "process", *task]
+        assert run(*arguments, *(() if how is None else ("--how", how))) == 0
+        found = read(out)[0]["ranked"]
+        expected = [verifier.score_steps("Q:1+1A:", own) for own in steps]
+        scores = [process_score(own, how or "product") for own in expected]
+        assert [entry["index"] for entry in found] == sorted(range(4), key=lambda place: -scores[place])
+        for entry in found:
+            assert entry["steps"] == pytest.approx(expected[entry["index"]], rel=1e-4)
+            assert entry["score"] == pytest.approx(scores[entry["index"]], rel=1e-4)
+
+
+def test_steps_are_scored_by_their_own_kinds_of_score(
+    base: Path, candidates: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--verifier", str(base), "--candidates", candidates]
+    out = tmp_path / "ranked.jsonl"
+    assert run(*arguments, "--by", "process", "--score", "ratio", "--reference", str(base), "--out", str(out)) == 0
+    assert {score for line in read(out) for entry in line["ranked"] for score in entry["steps"]} == {0.5}
+    assert run(*arguments, "--by", "process", "--how", "last", "--out", str(out)) == 2
+    assert "ranked.jsonl:1 is not what these candidates" in capsys.readouterr().err
+    for wrong, message in (
+        (("--by", "process", "--score", "sum"), "score: got 'sum', but steps are scored by ratio"),
+        (("--by", "process", "--score", "ratio"), "a plain model without a reference"),
+        (("--how", "last"), "how: got last, but --by score has no steps"),
+    ):
+        assert run(*arguments, *wrong) == 2
+        assert message in capsys.readouterr().err
+    assert run("--candidates", candidates, "--by", "process") == 2
+    assert "verifier: missing; --by process needs one" in capsys.readouterr().err
+
+
+def test_a_task_whose_steps_lose_something_is_named(
+    base: Path, candidates: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from quietstar.tasks.addition import Addition\n"
+        "class Lossy(Addition):\n"
+        "    def steps(self, completion):\n"
+        "        return completion.split('+')\n"
+    )
+    path = write(tmp_path / "more.jsonl", [{"prompt": "Q:", "completions": ["a", "1+2"]}])
+    assert run("--verifier", str(base), "--candidates", path, "--by", "process", "--task", f"{own}:Lossy") == 2
+    assert (
+        "more.jsonl:1: the steps that the task finds, joined, are not the completion '1+2'" in capsys.readouterr().err
+    )
 
 
 def test_a_majority_needs_no_verifier(candidates: str, capsys: pytest.CaptureFixture[str]) -> None:
