@@ -24,8 +24,6 @@ from quietstar.tasks.task import Task
 if TYPE_CHECKING:
     from quietstar.tasks.options import ProblemOptions
 
-Result = TypeVar("Result")
-
 
 def _addition_direct(options: ProblemOptions) -> Task:
     return Addition(options, direct=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,11 +152,3 @@ class Task(ABC):
     def quotes_hint(self, problem: Problem, completion: str) -> bool:
         """Whether a rationalised completion speaks of the hint, and so makes no sense without it."""
         return False
-
-    def fingerprint(self) -> str:
-        """sha256 of what the model is asked: the problems of both splits and their prompts."""
-        digest = hashlib.sha256(repr((self.name, self.stop, self.few_shot(False), self.few_shot(True))).encode())
-        for split in ("train", "test"):
-            for problem in self.problems(split):
-                digest.update(repr((problem.id, self.prompt(problem), self.prompt(problem, True))).encode())
-        return digest.hexdigest()
