@@ -18,7 +18,7 @@ from quietstar.tasks.task import Problem, Verdict
 if TYPE_CHECKING:
     from quietstar.tasks.options import ProblemOptions
 
-_ANSWER_LINE = re.compile(r"^[ \t]*Answer:(.*)$", re.IGNORECASE | re.MULTILINE)
+_ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
 _EXPRESSION = re.compile(r"[\d\\^=+*/]")
 
 
@@ -63,10 +63,13 @@ class QuestionsAndAnswers(FileTask):
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
 
     def extract(self, completion: str) -> str | None:
-        """What stands after the first `####`, or else after the last `Answer:` that begins a line."""
+        """What stands after the first `####`, or else after the first `Answer:` that begins a line.
+
+        What runs on after that line is not looked at.
+        """
         found = first_after_marker(completion, MARKER)
-        if found is None:
-            found = next((line for line in reversed(_ANSWER_LINE.findall(completion)) if line.strip()), None)
+        if found is None and (line := _ANSWER_LINE.search(completion)):
+            found = line[1]
         return None if found is None else self.canonical(found)
 
     def canonical(self, answer: str) -> str:
@@ -83,6 +86,8 @@ class QuestionsAndAnswers(FileTask):
         return Verdict(gold if same else answer, same)
 
     def accepted(self, completion: str) -> str:
+        if first_after_marker(completion, MARKER) is None and (line := _ANSWER_LINE.search(completion)):
+            return completion[: line.end()].rstrip()
         return through_marker(completion, MARKER)
 
     def solution(self, problem: Problem) -> str | None:

@@ -9,7 +9,7 @@ from quietstar.errors import DataError
 from quietstar.tasks.file_task import FileTask
 from quietstar.tasks.gsm8k import MARKER, equations, through_marker
 from quietstar.tasks.hints import begins_with_hint, speaks_of_hint
-from quietstar.tasks.latex import canonical_latex, last_box, latex_number
+from quietstar.tasks.latex import canonical_latex, last_box, latex_number, through_box
 from quietstar.tasks.numbers import first_after_marker
 from quietstar.tasks.public_home import PublicHome
 from quietstar.tasks.records import Record
@@ -65,8 +65,13 @@ class MathNumeric(FileTask):
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
 
     def extract(self, completion: str) -> str | None:
-        r"""What stands after the first `####`, or else in the last `\boxed{...}`."""
-        found = first_after_marker(completion, MARKER) or last_box(completion)
+        r"""What stands in the `\boxed{...}` that counts, or after the first `####` where that comes before it.
+
+        The last box counts, as in MATH's own evaluation, but only of the first paragraph that has any: what runs on
+        after the answer is not looked at. (This is another answer for 3 of the 8,257 human-written solutions.)
+        """
+        text = self.accepted(completion)
+        found = last_box(text) or first_after_marker(text, MARKER)
         return canonical_latex(found) if found else None
 
     def canonical(self, answer: str) -> str:
@@ -81,7 +86,8 @@ class MathNumeric(FileTask):
         return Verdict(problem.answer if same else answer, same)
 
     def accepted(self, completion: str) -> str:
-        return through_marker(completion, MARKER)
+        """Up to the line of its answer, and the line that closes the formula around it."""
+        return min(through_marker(completion, MARKER), through_box(completion).rstrip(), key=len)
 
     def solution(self, problem: Problem) -> str | None:
         return None if problem.rationale is None else f" {problem.rationale}"

@@ -36,7 +36,8 @@ def test_fields_are_named_by_options_and_numbers_stay_as_they_were_written(tmp_p
     [
         ("1,000", " 999 + 1\n#### $1000.00", True),
         ("1000", " 999 + 1\nAnswer: 1,000", True),
-        ("1000", " Answer: 5\nanswer: 1000\n", True),
+        ("1000", " Answer: \nanswer: 1000\n", True),
+        ("1000", " Answer: 5\nanswer: 1000\n", False),
         ("1000", " Answer: 5\n#### 1000\nAnswer: 7", True),
         ("1000", " The answer: 1000", False),
         ("Paris", " It is\n#### paris.", True),
@@ -53,6 +54,14 @@ def test_answers_are_compared_as_numbers_or_as_plain_texts(
 ) -> None:
     task = make(tmp_path, {"question": "?", "answer": gold})
     assert task.check(task.problems("train")[0], completion).correct is correct
+
+
+@pytest.mark.parametrize("solution", [" 2+3\n#### 5", " 2+3\nAnswer: 5", " ####\nAnswer: 5"])
+@pytest.mark.parametrize("more", ["", "\nAnswer: 7", "\n\nMore:\nanswer: 7\nAnswer: 8"])
+def test_what_runs_on_changes_no_answer_and_is_not_trained_on(tmp_path: Path, solution: str, more: str) -> None:
+    task = make(tmp_path, {"question": "?", "answer": "5"})
+    assert task.extract(solution + more) == "5"
+    assert task.accepted(solution + more) == solution
 
 
 @pytest.mark.skipif(not can_compare(), reason="math-verify is optional")

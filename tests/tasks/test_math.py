@@ -88,6 +88,29 @@ def test_the_hint_is_the_number_and_either_way_to_answer_counts(task: MathNumeri
         assert not task.check(problem, completion).correct
 
 
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r" It is $\boxed{5}$.", "5"),
+        (" First $\\boxed{2}$,\nthen $\\boxed{\\frac{1}{2}}$.", "0.5"),
+        (" So\n\\[\n\\boxed{5}\n\\]", "5"),
+        ("\\boxed{5\n}", "5"),
+        (r" \boxed{cut off, \boxed{5}", "5"),
+        (" It is\n#### 5", "5"),
+        (r"#### $\boxed{5}$", "5"),
+    ],
+)
+@pytest.mark.parametrize(
+    "more",
+    ["", "\n\nProblem: 1 + 1\nIt is $\\boxed{2}$.", "\n \n\\boxed{7", "\n\n#### 3", " \n\n\\boxed{2}\n\n\\boxed{3}"],
+)
+def test_what_runs_on_changes_no_answer_and_is_not_trained_on(
+    task: MathNumeric, solution: str, answer: str, more: str
+) -> None:
+    assert task.extract(solution + more) == answer
+    assert task.accepted(solution + more) == solution
+
+
 @pytest.mark.skipif(not can_compare(), reason="math-verify is optional")
 def test_math_verify_decides_what_is_no_number(task: MathNumeric) -> None:
     assert task.check(HALF, r"\boxed{\frac{\sqrt{4}}{4}}").correct
@@ -96,14 +119,19 @@ def test_math_verify_decides_what_is_no_number(task: MathNumeric) -> None:
     assert not task.check(HALF, r"\boxed{\frac{}{}").correct
 
 
-def test_all_gold_answers_verify_against_themselves(math: Task) -> None:
+def test_all_gold_answers_verify_against_themselves_but_for_three_with_a_box_in_an_earlier_paragraph(
+    math: Task,
+) -> None:
+    """A box within a drawing, the sizes of three angles, and `Note: 3 is also accepted as an answer`."""
     assert isinstance(math, MathNumeric)
     counts = {split: (len(math.problems(split)), math.left_out[split]) for split in ("train", "test")}
     assert counts == {"train": (4204, 385), "test": (4053, 947)}
+    known = {"train": ["2382"], "test": ["334", "4563"]}
+    other = {problem.question for split in known for problem in math.problems(split) if problem.id in known[split]}
     for problem in [*math.problems("train"), *math.problems("test")]:
         solution = math.solution(problem)
         assert solution is not None
-        assert math.check(problem, solution).correct, problem.place
+        assert math.check(problem, solution).correct is (problem.question not in other), problem.place
 
 
 def test_transfer_problems_are_about_as_many_as_published(math: Task) -> None:
