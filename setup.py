@@ -10,5 +10,9 @@ setup(
     packages=[*find_packages(include=["quietstar", "quietstar.*"]), *find_packages("kernels")],
     py_modules=["quietstar_command"],
     package_dir={"quietstar_kernels": "kernels/quietstar_kernels"},
-    package_data={"quietstar": ["py.typed"], "quietstar_kernels": ["py.typed", "configurations.json"]},
+    package_data={
+        "quietstar": ["py.typed"],
+        "quietstar.tasks": ["few_shot/*"],
+        "quietstar_kernels": ["py.typed", "configurations.json"],
+    },
 )

@@ -9,8 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from quietstar.errors import ConfigError
-from quietstar.tasks.file_task import read_few_shot
 from quietstar.tasks.scratchpads import FORMATS, LOCAL_CHARACTERS, Scratchpad
+from quietstar.tasks.solved_examples import solved_examples
 from quietstar.tasks.task import Demonstration, Problem, Split, Task
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ class Addition(Task):
         return self._format.prompt(*_summands(problem), hint)
 
     def few_shot(self, hint: bool = False) -> str:
-        path = self.options.few_shot_hint_path if hint else self.options.few_shot_path
-        key = "problems.few_shot_hint_path" if hint else "problems.few_shot_path"
-        return "" if path is None else read_few_shot(path, key)
+        return solved_examples(self.options, hint)
 
     def extract(self, completion: str) -> str | None:
         """The result, most significant digit first, exactly as it stands: a needless zero makes it wrong."""

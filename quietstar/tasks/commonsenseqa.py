@@ -15,14 +15,17 @@ from quietstar.tasks.task import Problem
 
 _LETTERS = "abcde"
 _CHOICE = re.compile(r"\(([a-e])\)", re.IGNORECASE)
-_CONCLUSION = re.compile(r"\banswer\b.*\([a-e]\)", re.IGNORECASE)
+_CONCLUSIONS = tuple(
+    re.compile(words + r".*\([a-e]\)", re.IGNORECASE) for words in (r"\banswer is\b(?! not\b)", r"\banswer\b")
+)
 
 
 class CommonsenseQA(FileTask):
     """A stem and five choices, answered by a rationale that ends in `Therefore, the answer is blotter (e).`
 
     The data has no human-written rationales. The hint is ` (CORRECT)` after the line of the right choice. The held-out
-    problems are the development split: those of the test split are published without answers.
+    problems are the development split: those of the test split are published without answers. The solved examples are
+    the seven that STaR has published, unless the options name others.
 
     Args:
         options: `path` is a directory with `train_rand_split.jsonl` and `dev_rand_split.jsonl`, or a file.
@@ -33,6 +36,7 @@ class CommonsenseQA(FileTask):
     isolated = False
     train_files = ("train_rand_split.jsonl",)
     test_files = ("dev_rand_split.jsonl",)
+    published_examples = "commonsenseqa"
     home = PublicHome(
         "tau/commonsense_qa",
         "data/train-*.parquet",
@@ -60,10 +64,10 @@ class CommonsenseQA(FileTask):
         return "Q: " + "\n".join(lines) + "\nA:"
 
     def extract(self, completion: str) -> str | None:
-        """The last `(x)` of the conclusion, which is the first line that has the word `answer` and a choice.
+        """The last `(x)` of the conclusion, which is the first line that says `answer is` and has a choice.
 
-        Where no line has, it is the last line with a choice before the first blank one, so that ` (e).` is an answer
-        too; what runs on after that is not looked at.
+        Where no line does, it is the first that has the word `answer` and a choice, or else the last line with a choice
+        before the first blank one, so that ` (e).` is an answer too; what runs on after that is not looked at.
         """
         line = _conclusion(completion)
         return None if line is None else _CHOICE.findall(line)[-1].lower()
@@ -131,8 +135,9 @@ def _choice_lines(problem: Problem) -> dict[str, int]:
 
 def _conclusion(completion: str) -> str | None:
     before = completion.partition("\nQ:")[0]
-    for line in before.split("\n"):
-        if _CONCLUSION.search(line):
-            return line
+    for conclusion in _CONCLUSIONS:
+        for line in before.split("\n"):
+            if conclusion.search(line):
+                return line
     paragraph = before.lstrip().partition("\n\n")[0]
     return next((line for line in reversed(paragraph.split("\n")) if _CHOICE.search(line)), None)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from quietstar.errors import ConfigError, DataError
 from quietstar.tasks.public_home import PublicHome
 from quietstar.tasks.records import Record, find_files, read_records
+from quietstar.tasks.solved_examples import solved_examples
 from quietstar.tasks.task import Problem, Split, Task
 
 if TYPE_CHECKING:
@@ -27,12 +26,14 @@ class FileTask(Task):
         train_files: What the files of the training problems are called in a directory, as patterns.
         test_files: The same of the held-out problems.
         home: Where they are published.
+        published_examples: Name of its solved examples in the folder `few_shot`.
         left_out: Problems of each split read so far that the task cannot use, by intention.
     """
 
     train_files: ClassVar[tuple[str, ...]]
     test_files: ClassVar[tuple[str, ...]]
     home: ClassVar[PublicHome | None] = None
+    published_examples: ClassVar[str | None] = None
 
     def __init__(self, options: ProblemOptions) -> None:
         self.options = options
@@ -71,26 +72,7 @@ class FileTask(Task):
         return self.home.records(split)
 
     def few_shot(self, hint: bool = False) -> str:
-        path = self.options.few_shot_hint_path if hint else self.options.few_shot_path
-        key = "problems.few_shot_hint_path" if hint else "problems.few_shot_path"
-        return "" if path is None else read_few_shot(path, key)
-
-
-@cache
-def read_few_shot(path: str, key: str) -> str:
-    """Solved examples from a text file, as they are, ending in a blank line.
-
-    Raises:
-        DataError: There is no such file, or no text in it.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"{key}: {path}: cannot be read: {reason}") from error
-    if not text.strip():
-        raise DataError(f"{key}: {path}: has no text in it, needs solved examples")
-    return text.rstrip("\n") + "\n\n"
+        return solved_examples(self.options, hint, self.published_examples)
 
 
 def _check_ids(problems: Sequence[Problem]) -> None:

@@ -25,7 +25,8 @@ class GSM8K(FileTask):
     """`Q: ...\\nA:`, answered by a rationale and `#### number`.
 
     The calculator annotations (`<<48/2=24>>`) of the human-written solutions stay as they are. The hint is the final
-    number alone, ` (72)` after the question; the released code of STaR showed the whole solution.
+    number alone, ` (72)` after the question; the released code of STaR showed the whole solution. The solved examples
+    are the six that STaR has published, unless the options name others.
 
     Args:
         options: `path` is a directory with `train.jsonl` and `test.jsonl`, or a file.
@@ -36,6 +37,7 @@ class GSM8K(FileTask):
     isolated = False
     train_files = ("train.jsonl",)
     test_files = ("test.jsonl",)
+    published_examples = "gsm8k"
     home = PublicHome(
         "openai/gsm8k",
         "main/train-*.parquet",
@@ -77,9 +79,11 @@ class GSM8K(FileTask):
 
 
 def through_marker(completion: str, marker: str) -> str:
-    """A completion up to the end of the line with its first `marker`; all of it where there is none."""
-    before, found, after = completion.partition(marker)
-    return (before + found + after.partition("\n")[0]).rstrip()
+    """A completion up to the end of the line with its first `marker`; all of it where no answer stands there."""
+    if first_after_marker(completion, marker) is None:
+        return completion.rstrip()
+    before, _, after = completion.partition(marker)
+    return (before + marker + after.partition("\n")[0]).rstrip()
 
 
 def equations(completion: str) -> str:

@@ -13,14 +13,16 @@ class ProblemOptions:
     Args:
         path: Training problems: a JSONL file, or a directory of the task's files. Null: its public home.
         test_path: Held-out problems; null: the task's own beside `path`.
-        few_shot_path: Text file of solved examples that stand before each prompt, as they are; null: none.
-        few_shot_hint_path: The same examples with the hint shown, for rationalisation; null: none.
+        few_shot_path: Text file of solved examples that stand before each prompt, as they are. Null: those that STaR
+            has published for gsm8k and commonsenseqa; none for other tasks.
+        few_shot_hint_path: The same examples with the hint shown, for rationalisation. Null: as above; where there are
+            none, rationalisation needs both paths or neither.
         question: JSONL: field of the question.
         answer: JSONL: field of the final answer.
         rationale: JSONL: field of a human-written solution; null: there is none.
         id: JSONL: field of the problem's name; null: its line number.
         limit: Training problems drawn for each iteration; null: all.
-        test_limit: Held-out problems, the first of a fixed shuffle; null: all.
+        test_limit: Held-out problems, drawn by `seed`; null: all.
         digits: Addition: how many digits the summands have, such as `1-5`.
         per_group: Addition and other made-up tasks: training problems per number of digits, or group.
         test_per_group: The same of held-out problems.

@@ -48,6 +48,9 @@ def test_the_published_prompt_and_hint_from_either_layout(task: CommonsenseQA) -
         (" The answer must absorb ink, not hold it (c). Therefore, the answer is blotter (E)", "e"),
         (" It is not\n(a) shirt pocket\nThe answer is blotter (e).\n\nQ: What?\nA: the answer is (b).", "e"),
         (" The answer is blotter (e).\nThe answer is not inkwell (c).", "e"),
+        (" The answer could be (a) or (b). It is (b)\nTherefore, the answer is blotter (e).", "e"),
+        (" The answer is not inkwell (c).\nThe answer is blotter (e).", "e"),
+        (" The answer must be blotter (e).\nNot (a).", "e"),
         (" (e).", "e"),
         (" Blotter (e)\n\n(a) is wrong", "e"),
         (" Blotter.", None),
@@ -79,8 +82,3 @@ def test_all_gold_answers_verify_against_themselves(commonsenseqa: Task) -> None
         assert commonsenseqa.check(problem, commonsenseqa.conclusion(problem)).correct, problem.place
         assert commonsenseqa.check(problem, commonsenseqa.direct(problem)).correct, problem.place
         assert commonsenseqa.prompt(problem, hint=True).count(" (CORRECT)") == 1
-
-
-def test_published_few_shot_examples_have_the_format_of_our_prompts(commonsenseqa: Task, data: Path) -> None:
-    shown = (data / "commonsenseqa/prompts_answer_key.txt").read_text()
-    assert shown.startswith(PROMPT.replace("(e) blotter", "(e) blotter (CORRECT)") + " The answer must be used")

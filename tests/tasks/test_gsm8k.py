@@ -72,15 +72,13 @@ def test_rationales_that_quote_the_hint(task: Task) -> None:
     assert not task.quotes_hint(problem, f" {SOLUTION}")
 
 
-def test_few_shot_texts_are_used_as_they_are(tmp_path: Path, task: Task) -> None:
-    assert task.few_shot() == task.few_shot(hint=True) == ""
+def test_few_shot_texts_are_used_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "shots.txt").write_text("Q: 1?\nA: 1\n#### 1\n\nQ: 2?\nA: 2\n#### 2")
     (tmp_path / "hinted.txt").write_text("Q: 1? (1)\nA: 1\n#### 1\n\n\n")
     paths = {"few_shot_path": str(tmp_path / "shots.txt"), "few_shot_hint_path": str(tmp_path / "hinted.txt")}
     with_shots = load_task("gsm8k", ProblemOptions(path=str(tmp_path), **paths))
     assert with_shots.few_shot() == "Q: 1?\nA: 1\n#### 1\n\nQ: 2?\nA: 2\n#### 2\n\n"
     assert with_shots.few_shot(hint=True) == "Q: 1? (1)\nA: 1\n#### 1\n\n"
-    assert with_shots.fingerprint() != task.fingerprint()
 
 
 def test_all_gold_answers_verify_against_themselves(gsm8k: Task) -> None:
