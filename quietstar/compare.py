@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import transformers
 
 from quietstar.command_line import parse_config, run_command, take_options
@@ -37,16 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     def command() -> None:
-        arms, out = read_arms(arguments)
+        arms, out, budget = read_arms(arguments)
+        threads = next(iter(arms.values())).config.training.threads
+        if threads is not None:
+            torch.set_num_threads(threads)
         transformers.utils.logging.disable_progress_bar()  # of loading and saving; a run has its own
-        run_arms(arms, out)
+        run_arms(arms, out, budget)
         print(f"report: {out / 'report.html'}")
 
     return run_command(command)
 
 
-def read_arms(arguments: Sequence[str]) -> tuple[dict[str, Arm], Path]:
-    """The runs that a command line asks for, and the directory of all.
+def read_arms(arguments: Sequence[str]) -> tuple[dict[str, Arm], Path, int | None]:
+    """The runs that a command line asks for, the directory of all, and the budget.
 
     Raises:
         ConfigError: An option or a preset is unknown or cannot be used.
@@ -57,6 +61,7 @@ def read_arms(arguments: Sequence[str]) -> tuple[dict[str, Arm], Path]:
         raise ConfigError(f"presets: missing; needs names with commas, such as {','.join(list(STAR_PRESETS)[2:5])}")
     if len(set(names)) < len(names):
         raise ConfigError(f"presets: got {own['presets']!r}, which names one twice")
+    budget = _budget(own["budget"]) if "budget" in own else None
     arms: dict[str, Arm] = {}
     out = Path("runs/compare")
     for name in names:
@@ -64,10 +69,10 @@ def read_arms(arguments: Sequence[str]) -> tuple[dict[str, Arm], Path]:
         config = parse_config(VSTAR if verifies else STAR, ["--preset", name, "--output_dir", str(out), *rest], PROGRAM)
         out = Path(config.output_dir)
         config.output_dir = str(out / name)
-        if "budget" in own:
-            config = at_budget(config, _budget(own["budget"]))
+        if budget is not None:
+            config = at_budget(config, budget)
         arms[name] = Arm(config, verifies)
-    return arms, out
+    return arms, out, budget
 
 
 def _budget(text: str) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from quietstar.command_line import run_command
 from quietstar.errors import ConfigError
 from quietstar.outer_loop.report import write_comparison, write_loop_report
-from quietstar.outer_loop.report_comparison import COMPARISON, compared_directories
+from quietstar.outer_loop.report_comparison import COMPARISON, compared_before
 from quietstar.outer_loop.store import STORE
 from quietstar.outer_loop.summary import SUMMARY
 from quietstar.reporting.train_report import write_report
@@ -42,7 +42,7 @@ def write_any_report(directory: Path) -> Path:
         DataError: It is no run directory, or a run of a loop that has no summary yet.
     """
     if (directory / COMPARISON).is_file():
-        return write_comparison(directory, compared_directories(directory))
+        return write_comparison(directory, *compared_before(directory))
     if any((directory / name).is_file() for name in (SUMMARY, STORE)):
         return write_loop_report(directory)
     return write_report(directory)

@@ -32,12 +32,13 @@ class Arm:
     with_verifier: bool = False
 
 
-def run_arms(arms: Mapping[str, Arm], out: Path) -> None:
+def run_arms(arms: Mapping[str, Arm], out: Path, budget: int | None = None) -> None:
     """Runs each arm in its own directory, and writes `report.html` and `comparison.json`. What is finished is kept.
 
     Args:
         arms: By name.
         out: Directory of the comparison.
+        budget: Completions of each training problem to compare at; null: the most that all have.
     """
     make_output_dir(out)
     with RunLock(out):
@@ -45,8 +46,8 @@ def run_arms(arms: Mapping[str, Arm], out: Path) -> None:
             tell(f"== {name}")
             run_outer_loop(arm.config, arm.with_verifier)
         directories = {name: Path(arm.config.output_dir) for name, arm in arms.items()}
-        write_comparison(out, directories)
-        print_comparison(directories)
+        write_comparison(out, directories, budget)
+        print_comparison(directories, budget)
 
 
 def shared_base(config: OuterLoopConfig) -> OuterLoopConfig:

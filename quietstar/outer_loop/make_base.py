@@ -12,6 +12,7 @@ from quietstar.errors import ConfigError
 from quietstar.model.from_scratch import character_tokenizer, small_llama
 from quietstar.outer_loop.config import OuterLoopConfig
 from quietstar.outer_loop.finetune import MODEL, fine_tune, forget_checkpoints, forget_other_run
+from quietstar.outer_loop.memory import free_memory
 from quietstar.outer_loop.phases import Phases, key_of
 from quietstar.outer_loop.weights import weights_sha256
 from quietstar.tasks.task import Task
@@ -81,4 +82,5 @@ def make_base(config: OuterLoopConfig, task: Task, phases: Phases) -> str:
 
     phases.run(0, "make_base", inputs, make)
     forget_checkpoints(out)
+    free_memory()
     return str(out / MODEL)

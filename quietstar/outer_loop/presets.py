@@ -12,14 +12,14 @@ Preset = dict[str, Any]
 # arXiv 2203.14465, section 3.1 and appendix H, and the released scripts: Adam, 1e-6 constant after 100 steps of
 # warm-up, 8 packed rows of 1,024 tokens, 40 steps growing by 1.2, greedy samples of 96 tokens, 10,000 problems per
 # iteration, solved examples before each prompt, nothing carried over between iterations. The number of iterations is
-# that of the arithmetic task; on CommonsenseQA and GSM8K the paper runs until held-out accuracy stays.
+# that of the arithmetic task; on CommonsenseQA and GSM8K the paper runs until held-out accuracy stays. Its arithmetic
+# took `linear` steps, 300 and 20 more each iteration: --loop.schedule linear --loop.start_steps 300.
 _STAR: Preset = {
     "model.dtype": "bfloat16",
     "problems.limit": 10_000,
     "sampling.samples": 1,
     "sampling.temperature": 0.0,
     "sampling.max_new_tokens": 96,
-    "sampling.batch_size": 8,
     "sampling.few_shot": True,
     "loop.iterations": 16,
     "loop.rationalize": True,
@@ -38,10 +38,12 @@ _STAR: Preset = {
     "training.schedule": "constant",
     "training.weight_decay": 0.0,
     "training.max_grad_norm": 1.0,
+    "loop.keep_models": "last",
 }
 
 # arXiv 2308.01825: a generator fine-tuned on the human solutions, 100 samples at 0.7, distinct by their equations,
 # one round, 3 epochs at 2e-5 with batches of 128 examples (here 32 rows, into which about 4 examples of GSM8K go each).
+# Of completions with the same equations the first stays, the paper keeps the one farthest from the others.
 _RFT: Preset = {
     "model.dtype": "bfloat16",
     "sampling.samples": 100,
@@ -62,6 +64,8 @@ _RFT: Preset = {
     "training.learning_rate": 2e-5,
     "training.warmup_steps": 20,
     "training.weight_decay": 0.0,
+    "loop.row_length": 2048,
+    "loop.keep_models": "last",
 }
 
 # arXiv 2312.06585 on MATH: 32 samples at 0.7 of the 40 likeliest tokens, 10 right ones of a problem at most, 3
@@ -85,6 +89,8 @@ _REST_EM: Preset = {
     "training.learning_rate": 1e-5,
     "training.warmup_steps": 20,
     "training.weight_decay": 0.0,
+    "loop.row_length": 4096,
+    "loop.keep_models": "last",
 }
 
 # arXiv 2402.06457 on GSM8K: 3 iterations of 16 samples, 2 epochs, all that was right stays, LoRA, 128 candidates. The
@@ -116,6 +122,17 @@ _VSTAR: Preset = {
     "verifier.learning_rate": 5e-5,
     "evaluation.candidates": 128,
     "evaluation.temperature": 0.7,
+    "loop.row_length": 2048,
+    "loop.keep_models": "last",
+}
+
+# All weights in place of adapters, at rates for them, and types as the other commands have them by default.
+_PLAIN: Preset = {
+    "model.dtype": "float32",
+    "finetuning.lora_rank": 0,
+    "training.learning_rate": 1e-5,
+    "verifier.learning_rate": 5e-7,
+    "evaluation.candidates": 64,
 }
 
 STAR_DESCRIPTIONS = {
@@ -157,7 +174,7 @@ STAR_PRESETS: dict[str, Preset] = {
 }
 VSTAR_DESCRIPTIONS = {
     "routes": "the embedded default: a small model, made on the spot, learns a task with many right ways",
-    "plain": "your own model and task with the default values; taken where model.path is given",
+    "plain": "V-STaR on your own model, all of it trained; taken where model.path is given",
     "vstar": "V-STaR: three iterations of 16 samples, then a verifier by DPO",
     "vstar-1-iteration": "the same budget of 48 samples in one iteration",
 }
@@ -206,7 +223,7 @@ VSTAR_PRESETS: dict[str, Preset] = {
         "evaluation.temperature": 1.0,
         "evaluation.ks": "1,2,4,8,16,32",
     },
-    "plain": {"output_dir": "runs/vstar", "loop.rationalize": False, "evaluation.candidates": 64},
+    "plain": {"output_dir": "runs/vstar", **_VSTAR, **_PLAIN},
     "vstar": {"output_dir": "runs/vstar", **_VSTAR},
     "vstar-1-iteration": {"output_dir": "runs/vstar", **_VSTAR, "sampling.samples": 48, "loop.iterations": 1},
 }

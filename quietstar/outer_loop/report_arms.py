@@ -13,14 +13,18 @@ BUDGET = "completions per problem"
 Table = tuple[list[str], list[list[str]]]
 
 
-def compare(runs: Mapping[str, LoopRun]) -> dict[str, Any]:
+def compare(runs: Mapping[str, LoopRun], asked: float | None = None) -> dict[str, Any]:
     """The numbers of a comparison, plain JSON values.
+
+    Args:
+        runs: By name.
+        asked: The budget to compare at; null: the largest that all have.
 
     Returns:
         `arms`: of each its `task` and `points`, one for each iteration that was evaluated: `iteration`, `budget`
         (completions sampled so far, hinted ones too, of each training problem drawn), `steps` of fine-tuning so far,
-        and accuracy with its interval and groups; and its `candidates`. `equal_budget`: the largest budget that all
-        arms with completions have, and each arm's last point within it; null where no arm has sampled.
+        and accuracy with its interval and groups; and its `candidates`. `equal_budget`: the budget, whether it
+        was `asked` for, and each arm's last point within it; null where no arm has sampled.
     """
     points = {name: _points(run.rows) for name, run in runs.items()}
     arms = {
@@ -30,14 +34,12 @@ def compare(runs: Mapping[str, LoopRun]) -> dict[str, Any]:
     largest = [own[-1]["budget"] for own in points.values() if own and own[-1]["budget"]]
     if not largest:
         return {"arms": arms, "equal_budget": None}
-    limit = min(largest)
+    limit = min(largest) if asked is None else asked
     within = {
         name: [point for point in own if point["budget"] <= limit * (1 + 1e-9)][-1:] for name, own in points.items()
     }
-    return {
-        "arms": arms,
-        "equal_budget": {"budget": limit, "arms": {name: one[0] for name, one in within.items() if one}},
-    }
+    last = {name: one[0] for name, one in within.items() if one}
+    return {"arms": arms, "equal_budget": {"budget": limit, "asked": asked is not None, "arms": last}}
 
 
 def _points(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -82,11 +84,10 @@ def budget_note(compared: Mapping[str, Any]) -> str:
     if compared["equal_budget"] is None:
         return ""
     budget = number(compared["equal_budget"]["budget"], 3)
-    return (
-        f"The last iteration of each run within {budget} completions for each training problem, the largest budget "
-        "that "
-        "all runs with completions have used."
-    )
+    within = f"The last iteration of each run within {budget} completions for each training problem"
+    if compared["equal_budget"]["asked"]:
+        return f"{within}, the budget that was asked for."
+    return f"{within}, the largest budget that all runs with completions have used."
 
 
 def choices(runs: Mapping[str, LoopRun]) -> Table:

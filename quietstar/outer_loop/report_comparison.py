@@ -20,12 +20,13 @@ from quietstar.training.output_dir import write_json
 COMPARISON = "comparison.json"
 
 
-def write_comparison(out: Path | str, arms: Mapping[str, Path]) -> Path:
+def write_comparison(out: Path | str, arms: Mapping[str, Path], budget: float | None = None) -> Path:
     """Writes `report.html` and `comparison.json` about several runs.
 
     Args:
         out: The directory to write to, which exists.
         arms: Directories of the runs by name, each with its `summary.json`.
+        budget: Completions of each training problem to compare at; null: the most that all have.
 
     Returns:
         The page.
@@ -38,20 +39,20 @@ def write_comparison(out: Path | str, arms: Mapping[str, Path]) -> Path:
     out = Path(out)
     places = {name: os.path.relpath(directory, out) for name, directory in arms.items()}
     path = out / REPORT
-    write_whole(path, comparison_page(out.resolve().name, runs, places))
-    write_json(out / COMPARISON, {"directories": places, **compare(runs)})
+    write_whole(path, comparison_page(out.resolve().name, runs, places, budget))
+    write_json(out / COMPARISON, {"directories": places, **compare(runs, budget)})
     return path
 
 
-def print_comparison(arms: Mapping[str, Path]) -> None:
+def print_comparison(arms: Mapping[str, Path], budget: float | None = None) -> None:
     """Prints the tables of several runs.
 
     Args:
-        arms: As for `write_comparison`, as are the errors.
+        arms, budget: As for `write_comparison`, as are the errors.
     """
     width = shutil.get_terminal_size((10_000, 24)).columns  # a file or pipe takes lines of any length
     runs = _read(arms)
-    compared = compare(runs)
+    compared = compare(runs, budget)
     print(f"After the last iteration: per cent of the held-out problems, greedy.\n{text_table(*ends(compared), width)}")
     if compared["equal_budget"] is not None:
         print(f"\n{budget_note(compared)}\n{text_table(*equal(compared), width)}")
@@ -60,15 +61,18 @@ def print_comparison(arms: Mapping[str, Path]) -> None:
         print(f"\nOne of k candidates, per cent right.\n{text_table(head, rows, width)}")
 
 
-def compared_directories(out: Path) -> dict[str, Path]:
-    """The runs that `write_comparison` has compared in a directory.
+def compared_before(out: Path) -> tuple[dict[str, Path], float | None]:
+    """The runs that `write_comparison` has compared in a directory, and the budget that it was given.
 
     Raises:
         DataError: `comparison.json` cannot be read.
     """
     file = out / COMPARISON
     try:
-        return {str(name): out / place for name, place in json.loads(file.read_bytes())["directories"].items()}
+        content = json.loads(file.read_bytes())
+        equal = content["equal_budget"]
+        budget = equal["budget"] if equal is not None and equal["asked"] else None
+        return {str(name): out / place for name, place in content["directories"].items()}, budget
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: cannot be read ({error!r}); run the command of the comparison again") from None
 

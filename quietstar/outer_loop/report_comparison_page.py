@@ -22,15 +22,18 @@ OWN = frozenset({"output_dir", "preset"})
 """Options that differ between runs as a matter of course."""
 
 
-def comparison_page(title: str, runs: Mapping[str, LoopRun], places: Mapping[str, str]) -> str:
+def comparison_page(
+    title: str, runs: Mapping[str, LoopRun], places: Mapping[str, str], budget: float | None = None
+) -> str:
     """The page of a comparison.
 
     Args:
         title: Of the page.
         runs: By name.
         places: Directory of each, relative to that of the page.
+        budget: As for `compare`.
     """
-    compared = compare(runs)
+    compared = compare(runs, budget)
     head, rows = ends(compared)
     cells = [[_link(row[0], places[row[0]]), *map(visible, row[1:])] for row in rows]
     warnings = [f"{name}: {warning}" for name, run in runs.items() for warning in run.summary.get("warnings", ())]

@@ -49,6 +49,11 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         Interrupted: A signal has stopped it; the same command goes on.
     """
     task = load_task(config.task, config.problems)
+    if with_verifier and config.loop.few_shot_in_training:
+        raise ConfigError(
+            "loop.few_shot_in_training: a verifier reads the problem alone, and would start from a generator that has "
+            "learned to see solved examples first; turn it off"
+        )
     out = Path(config.output_dir)
     make_output_dir(out)
     started = time.monotonic()
@@ -61,7 +66,7 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         phases = Phases(out, events, config.loop.redo, tell)
         base = make_base(config, task, phases) if config.preset in EMBEDDED else str(config.model.path)
         loop = OuterLoop(Surroundings(config, task, out, base, store, phases, tell))
-        generators = loop.run()
+        generators = loop.run(lambda: _show(out, loop))
         verifiers = train_verifiers(loop, generators[0]) if with_verifier else {}
         summary = summarise_run(loop)
         if config.evaluation.candidates:
@@ -71,6 +76,15 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         events.write(config.loop.iterations, "finished", f"{time.monotonic() - started:.0f} s")
     write_loop_report(out)
     return summary
+
+
+def _show(out: Path, loop: OuterLoop) -> None:
+    """Writes what the iterations so far have come to."""
+    try:
+        write_json(out / SUMMARY, summarise_run(loop))
+        write_loop_report(out)
+    except Exception as error:  # a report is worth less than the run that it is about
+        tell(f"the report failed: {type(error).__name__}: {error}")
 
 
 def _describe(out: Path, config: OuterLoopConfig) -> None:

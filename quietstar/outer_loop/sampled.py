@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from quietstar.outer_loop.store import Place, Sample, SampleStore
 from quietstar.tasks.checking import Checker
 from quietstar.tasks.task import Problem, Task, Verdict
 
+MOST_WORKERS, CHECKED_AT_ONCE = 8, 2_000
+"""Processes that check answers, where they are isolated, and answers between two notes of verdicts."""
 TOLD = 10
 """Lines of progress while one set is sampled, at most."""
 Purpose = Literal["sample", "rationalize", "evaluate", "candidates"]
@@ -105,14 +108,23 @@ class Completions:
         if _hash(one.generation.text for one in samples) != made["sha256"]:
             raise self._changed(iteration, purpose)
 
-        def verify(_: str) -> dict[str, Any]:
-            return summarise(self._verify(samples, problems), problems)
+        def verify(check: str) -> dict[str, Any]:
+            return {"key": check, **summarise(self._verify(samples, problems, check), problems)}
 
+        asked = {
+            "samples": made["sha256"],
+            "task": self._task.name,
+            "answers": key_of({problem.id: problem.answer for problem in problems}),
+        }
         verifying = f"verify_{purpose}"
-        summary = self._phases.run(iteration, verifying, {"samples": made["sha256"], "task": self._task.name}, verify)
+        summary = self._phases.run(iteration, verifying, asked, verify)
+        self._tell(
+            f"  {summary['accuracy']:.1%} right, {summary['solved']} of {summary['problems']} problems solved, "
+            f"{summary['truncated']:.0%} cut off"
+        )
         judged = list(self._store.samples(made["key"]).values())
         if any(one.verdict is None for one in judged):
-            self._verify(judged, problems)
+            self._verify(judged, problems, summary["key"])
         judged = _in_order(self._store.samples(made["key"]), problems)
         if summarise(judged, problems)["sha256"] != summary["sha256"]:
             raise self._changed(iteration, verifying)
@@ -165,13 +177,25 @@ class Completions:
             done = self._store.samples(key)
         return [done[place.problem, place.index] for place in places]
 
-    def _verify(self, samples: Sequence[Sample], problems: Sequence[Problem]) -> list[Sample]:
+    def _verify(self, samples: Sequence[Sample], problems: Sequence[Problem], check: str) -> list[Sample]:
+        """Judges samples, and notes verdicts as they come: a check that was stopped goes on where it was. Where this
+        very check has been through all of them, its manifest was deleted to have it done again.
+        """
         by_id = {problem.id: problem for problem in problems}
-        with Checker(self._task, self._timeout) as checker:
-            verdicts = checker.check([(by_id[one.place.problem], one.generation.text) for one in samples])
-        judged = [replace(one, verdict=verdict) for one, verdict in zip(samples, verdicts, strict=True)]
-        self._store.add_verdicts(new for old, new in zip(samples, judged, strict=True) if old.verdict != new.verdict)
-        return judged
+        done = {one.place: one for one in samples if one.verdict is not None and one.check == check}
+        if len(done) == len(samples):
+            done = {}
+        left = [one for one in samples if one.place not in done]
+        with Checker(self._task, self._timeout, workers=min(MOST_WORKERS, os.cpu_count() or 1)) as checker:
+            for first in range(0, len(left), CHECKED_AT_ONCE):
+                part = left[first : first + CHECKED_AT_ONCE]
+                verdicts = checker.check([(by_id[one.place.problem], one.generation.text) for one in part])
+                judged = [
+                    replace(one, verdict=verdict, check=check) for one, verdict in zip(part, verdicts, strict=True)
+                ]
+                self._store.add_verdicts(new for old, new in zip(part, judged, strict=True) if old != new)
+                done |= {one.place: one for one in judged}
+        return [done[one.place] for one in samples]
 
 
 def summarise(samples: Sequence[Sample], problems: Sequence[Problem]) -> dict[str, Any]:
@@ -181,7 +205,7 @@ def summarise(samples: Sequence[Sample], problems: Sequence[Problem]) -> dict[st
         `problems`, `samples`, `correct` (samples), `solved` (problems with a right sample), `accuracy` (mean over
         problems of the share of right samples), `by_group` (the same by group), `truncated` (share of samples that
         reached the limit of tokens), `unanswered` (share without an answer), `tokens` (mean), `failures` (checks that
-        did not come to an end), `sha256` of the verdicts.
+        did not come to an end), `sha256` of texts and verdicts.
     """
     right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
     for sample in samples:
@@ -202,7 +226,9 @@ def summarise(samples: Sequence[Sample], problems: Sequence[Problem]) -> dict[st
         "unanswered": sum(verdict_of(one).answer is None for one in samples) / count,
         "tokens": sum(one.generation.tokens for one in samples) / count,
         "failures": sum(verdict_of(one).failure is not None for one in samples),
-        "sha256": _hash(f"{verdict_of(one).answer} {verdict_of(one).correct}" for one in samples),
+        "sha256": _hash(
+            f"{one.generation.text!r} {verdict_of(one).answer} {verdict_of(one).correct}" for one in samples
+        ),
     }
 
 

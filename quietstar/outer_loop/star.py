@@ -13,11 +13,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.config import FinetuningOptions
 from quietstar.data import load_tokenizer, tokenizer_fingerprint
 from quietstar.data.examples import encode_example, end_of_sequence
 from quietstar.errors import CheckpointError, DataError
@@ -25,10 +26,12 @@ from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.outer_loop.config import OuterLoopConfig
 from quietstar.outer_loop.finetune import MODEL, RUN, fine_tune, forget_checkpoints, forget_other_run
 from quietstar.outer_loop.lengths import check_problems
+from quietstar.outer_loop.memory import free_memory
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.phases import Phases, key_of
 from quietstar.outer_loop.sampled import Completions, Generator, verdict_of
 from quietstar.outer_loop.sampling import Sampler, make_sampler, sample_seed
+from quietstar.outer_loop.sampling.vllm_sampler import has_vllm
 from quietstar.outer_loop.schedule import fine_tuning_steps
 from quietstar.outer_loop.store import STORE, Sample, SampleStore
 from quietstar.outer_loop.training_set import (
@@ -43,6 +46,7 @@ from quietstar.outer_loop.training_set import (
 from quietstar.outer_loop.weights import weights_sha256
 from quietstar.tasks.task import Problem, Task
 from quietstar.training.same_run import MAY_CHANGE
+from quietstar.training.trainer import resolve_device
 
 KEPT = "kept.jsonl"
 
@@ -78,7 +82,9 @@ class OuterLoop:
     """
 
     def __init__(self, around: Surroundings) -> None:
-        self.config, self.task, self.out = around.config, around.task, around.out
+        # which engine samples is a part of what the samples are
+        sampling = replace(around.config.sampling, engine=chosen_engine(around.config))
+        self.config, self.task, self.out = replace(around.config, sampling=sampling), around.task, around.out
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(around.base)
         end_of_sequence(self.tokenizer)
         self.seed = self.config.training.seed
@@ -100,8 +106,11 @@ class OuterLoop:
             around.tell,
         )
 
-    def run(self) -> list[Generator]:
+    def run(self, after_iteration: Callable[[], None] = lambda: None) -> list[Generator]:
         """Does what is left of all iterations.
+
+        Args:
+            after_iteration: Called after each, and before the first.
 
         Returns:
             The generators: the model that the first iteration samples from, and the one that each iteration ends with.
@@ -117,7 +126,9 @@ class OuterLoop:
         generators = [self._supervised(base) if self.config.loop.supervised_start else base]
         self._evaluate(0, generators[0])
         for iteration in range(1, self.config.loop.iterations + 1):
+            after_iteration()
             generators.append(self._iteration(iteration, base, generators[-1]))
+        after_iteration()
         return generators
 
     def base(self) -> Generator:
@@ -167,7 +178,7 @@ class OuterLoop:
             "loop.row_length": config.loop.row_length,
             **{f"loop.{key}": getattr(config.loop, key) for key in SCHEDULE},
             **{f"training.{key}": value for key, value in fixed.items()},
-            **{f"finetuning.{key}": value for key, value in asdict(config.finetuning).items()},
+            **finetuning_inputs(config.finetuning),
         }
 
         def train(key: str) -> dict[str, Any]:
@@ -198,6 +209,7 @@ class OuterLoop:
 
         outputs = self.phases.run(iteration, name, inputs, train)
         forget_checkpoints(directory)
+        free_memory()
         return Generator(str(directory / MODEL), outputs["model_sha256"])
 
     def samples(self, iteration: int, purpose: str) -> list[Sample]:
@@ -313,6 +325,20 @@ class OuterLoop:
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.config.model.dtype)
         return dtype
+
+
+def finetuning_inputs(options: FinetuningOptions) -> dict[str, Any]:
+    """What of the options decides the weights, by dotted key: not what only saves memory."""
+    values = asdict(options)
+    del values["gradient_checkpointing"]
+    return {f"finetuning.{key}": value for key, value in values.items()}
+
+
+def chosen_engine(config: OuterLoopConfig) -> Literal["transformers", "vllm"]:
+    """What samples: `auto` takes vLLM where it is installed and the device is a GPU."""
+    if config.sampling.engine != "auto":
+        return config.sampling.engine
+    return "vllm" if resolve_device(config.training.device).type == "cuda" and has_vllm() else "transformers"
 
 
 SCHEDULE = (

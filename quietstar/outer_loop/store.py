@@ -46,6 +46,7 @@ class Sample:
         hinted: Whether its prompt showed the answer.
         generation: The completion.
         verdict: What the newest check has found; None before the first.
+        check: Key of the phase that checked it.
     """
 
     place: Place
@@ -54,6 +55,7 @@ class Sample:
     hinted: bool
     generation: Generation
     verdict: Verdict | None = None
+    check: str = ""
 
 
 class SampleStore:
@@ -119,7 +121,7 @@ class SampleStore:
         for line in self._lines("verdict", key):
             name, verdict = _verdict(line)
             if name in found:
-                found[name] = replace(found[name], verdict=verdict)
+                found[name] = replace(found[name], verdict=verdict, check=line.get("check", ""))
         return found
 
     def _read(self, tell: Callable[[str], None]) -> None:
@@ -156,7 +158,7 @@ class SampleStore:
 
     def _append(self, kind: str, lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
         start = os.fstat(self._descriptor).st_size
-        block, places = b"", []
+        block, places = bytearray(), []
         for key, values in lines:
             places.append((key, start + len(block)))
             text = json.dumps({"kind": kind, "key": key, **values}, ensure_ascii=False)
@@ -166,7 +168,7 @@ class SampleStore:
         try:
             written = 0
             while written < len(block):
-                written += os.write(self._descriptor, block[written:])
+                written += os.write(self._descriptor, memoryview(block)[written:])
             os.fsync(self._descriptor)
         except BaseException as error:
             os.ftruncate(self._descriptor, start)  # what was there is whole again, after a signal too
@@ -191,7 +193,7 @@ def _sample_line(sample: Sample) -> dict[str, Any]:
 
 def _verdict_line(sample: Sample) -> dict[str, Any]:
     assert sample.verdict is not None
-    return {**asdict(sample.place), **asdict(sample.verdict)}
+    return {**asdict(sample.place), **asdict(sample.verdict), "check": sample.check}
 
 
 def _sample(line: dict[str, Any]) -> Sample:

@@ -33,7 +33,9 @@ def summarise_run(loop: OuterLoop) -> dict[str, Any]:
     """
     done = [i for i in range(loop.config.loop.iterations + 1) if i == 0 or loop.phases.outputs(i, "train")]
     rows = [_row(loop, iteration) for iteration in done]
-    solved = [_solved(loop.samples(iteration, "sample")) for iteration in done[1:]]
+    sampled = [_by_problem(loop.samples(iteration, "sample")) for iteration in done[1:]]
+    drawn = set.intersection(*map(set, sampled)) if sampled else set()  # each iteration may draw others
+    solved = [{name for name in drawn if any(found[name])} for found in sampled]
     for row, change in zip(rows[1:], growth(solved), strict=True):
         row |= asdict(change)
     return {"task": loop.task.name, "iterations": rows, "warnings": _warnings(loop, done, rows)}
@@ -87,21 +89,18 @@ def _shares(loop: OuterLoop, samples: Sequence[Sample]) -> list[float]:
     return [sum(right[problem.id]) / len(right[problem.id]) for problem in loop.test_problems]
 
 
-def _solved(samples: Sequence[Sample]) -> set[str]:
-    return {sample.place.problem for sample in samples if verdict_of(sample).correct}
-
-
 def _warnings(loop: OuterLoop, done: Sequence[int], rows: Sequence[dict[str, Any]]) -> list[str]:
     found = []
-    measured = [(i, row) for i, row in zip(done, rows, strict=True) if i and "held_out" in row and "sampled" in row]
-    if measured:
+    # what an iteration samples comes from the model of the one before
+    sampled = [row for row in rows[1:] if "sampled" in row]
+    if sampled and all("held_out" in row for row in rows):
         falls = held_out_falls(
-            [row["sampled"]["accuracy"] for _, row in measured],
-            [_shares(loop, loop.samples(i, "evaluate")) for i, _ in measured],
+            [row["sampled"]["accuracy"] for row in sampled],
+            [_shares(loop, loop.samples(row["iteration"] - 1, "evaluate")) for row in sampled],
             resamples=loop.config.evaluation.resamples,
         )
         found += [fall.message for fall in falls]
-    found += _coverage(loop, [i for i, _ in measured])
+    found += _coverage(loop, [row["iteration"] for row in sampled])
     for iteration, row in zip(done, rows, strict=True):
         for name in ("sampled", "rationalized", "held_out"):
             part = row.get(name, {})
@@ -116,7 +115,10 @@ def _warnings(loop: OuterLoop, done: Sequence[int], rows: Sequence[dict[str, Any
 
 
 def _coverage(loop: OuterLoop, iterations: Sequence[int]) -> list[str]:
-    """Whether fewer problems are solved at all while single samples get better, on problems that all iterations had."""
+    """Whether fewer problems are solved at all while single samples get better, on problems that all iterations had.
+
+    Models are counted from 0, the one that the first iteration samples from.
+    """
     k = loop.config.sampling.samples
     if k < 2 or len(iterations) < 2:
         return []

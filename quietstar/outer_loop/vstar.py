@@ -13,13 +13,14 @@ from typing import Any
 
 from quietstar.config import TrainingOptions
 from quietstar.errors import CheckpointError
-from quietstar.evaluation import Candidates, measure_candidates
+from quietstar.evaluation import Candidates, calibration, measure_candidates
 from quietstar.files import write_whole
 from quietstar.outer_loop.config import parse_ks
 from quietstar.outer_loop.finetune import forget_other_run
+from quietstar.outer_loop.memory import free_memory
 from quietstar.outer_loop.phases import key_of
 from quietstar.outer_loop.sampled import Generator, verdict_of
-from quietstar.outer_loop.star import OuterLoop
+from quietstar.outer_loop.star import OuterLoop, finetuning_inputs
 from quietstar.outer_loop.store import Sample
 from quietstar.outer_loop.training_set import demonstrations
 from quietstar.outer_loop.verifiers.dpo import train_dpo
@@ -79,13 +80,14 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
     pairs = make_pairs(labelled, config.verifier.pairs_per_problem, loop.seed)
     base = replace(config.model, path=sft.path)
     training = verifier_training(config.training)
-    fixed = {key: value for key, value in asdict(config.verifier).items() if key not in ("score", "baselines")}
+    ignored = {"score", "baselines", "micro_batch_size", "orm_loss", "orm_learning_rate"}
+    fixed = {key: value for key, value in asdict(config.verifier).items() if key not in ignored}
     inputs = {
         "sft": sft.sha256,
         "data": key_of({"labelled": [asdict(one) for one in labelled]}),
         **{f"verifier.{key}": value for key, value in fixed.items()},
         **{f"training.{key}": value for key, value in asdict(training).items() if key not in MAY_CHANGE},
-        **{f"finetuning.{key}": value for key, value in asdict(config.finetuning).items()},
+        **finetuning_inputs(config.finetuning),
     }
     rest = (config.verifier, training, config.finetuning)
     trainers: dict[str, Callable[[Path], Path]] = {"dpo": lambda out: train_dpo(base, pairs, *rest, out)}
@@ -101,10 +103,13 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
         def work(key: str, kind: str = kind, train: Callable[[Path], Path] = train, out: Path = out) -> dict[str, Any]:
             forget_other_run(out, key)
             directory = train(out)
+            free_memory()
             fingerprint = Verifier(directory, device=config.training.device).fingerprint
             return {"pairs": len(pairs), "completions": len(labelled), "sha256": fingerprint}
 
-        loop.phases.run(config.loop.iterations, f"verifier_{kind}", inputs, work)
+        own = {f"verifier.{key}": getattr(config.verifier, key) for key in ("orm_loss", "orm_learning_rate")}
+        asked = inputs | own if kind == "orm" else inputs
+        loop.phases.run(config.loop.iterations, f"verifier_{kind}", asked, work)
         found[kind] = out / "model"
     return found
 
@@ -155,7 +160,7 @@ def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping
             logarithmic=logarithmic,
             resamples=config.evaluation.resamples,
         )
-        return {**table.to_json(), "compared": compared}
+        return {**table.to_json(), "compared": compared, "calibration": _calibration(problems)}
 
     asked = {
         "scores": scored["sha256"],
@@ -163,6 +168,16 @@ def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping
         "verifier.score": config.verifier.score,
     }
     return loop.phases.run(last, "measure", asked, tabulate)
+
+
+def _calibration(problems: Sequence[Candidates]) -> dict[str, Any]:
+    """How far the outcome reward model's probabilities are what they say; empty without one."""
+    name = NAMES["orm"]["last"]
+    if any(name not in problem.scores for problem in problems):
+        return {}
+    # one that is trained with the mean squared error may leave 0..1
+    said = [min(1.0, max(0.0, value)) for problem in problems for value in problem.scores[name]]
+    return {name: asdict(calibration(said, [right for problem in problems for right in problem.correct]))}
 
 
 def candidates_of(samples: Sequence[Sample], scores: Mapping[tuple[str, int], Mapping[str, float]]) -> list[Candidates]:
@@ -197,6 +212,7 @@ def _scores(
         hows = [how for how in NAMES[model] if how != "ratio"]
         columns |= {NAMES[model][how]: found for how, found in verifier.scores(asked, hows, names).items()}
         del verifier
+        free_memory()
     if "dpo" in models:
         pairs = zip(columns[NAMES["dpo"]["sum"]], columns[NAMES[SFT]["sum"]], strict=True)
         columns[NAMES["dpo"]["ratio"]] = [own - reference for own, reference in pairs]

@@ -70,6 +70,7 @@ def test_every_line_says_all_that_is_known(tmp_path: Path) -> None:
         "answer": "7",
         "correct": False,
         "failure": "the check raised KeyError",
+        "check": "",
     }
 
 
