@@ -1,10 +1,11 @@
-"""Both loops on GSM8K's own problems and prompts, with a small model that has read nothing but GSM8K.
+"""Both loops on GSM8K's own problems and prompts, with a small model that has read nothing but some of GSM8K.
 
     QUIETSTAR_DATA=DATA python benchmarks/gsm8k_loops.py
 
 It shows that every phase runs on real data in the published prompt format: six solved examples before each question,
-the hint after it, calculator annotations, `####`. A model of a few million parameters does not learn to reason from
-7,473 problems: its accuracy says nothing about the methods. DATA/gsm8k holds train.jsonl, test.jsonl, and STaR's
+the hint after it, calculator annotations, `####`. A model of a million parameters does not learn to reason: this one has
+read half of the training problems that it is then asked so often that it remembers some of them, and its accuracy says
+nothing about the methods. DATA/gsm8k holds train.jsonl, test.jsonl, and STaR's
 solved examples without and with hints, star_prompts.txt and star_prompts_answer_key.txt.
 Writes gsm8k_loops.md to `--results`; what is finished is kept in `--output`, and the same command goes on.
 """
@@ -40,17 +41,20 @@ from quietstar.star import STAR
 from quietstar.tasks.registry import load_task
 from quietstar.vstar import VSTAR
 
-VOCABULARY = 4096
+VOCABULARY = 2048
+LAYERS, HIDDEN = 3, 192
+ROW = 3072
 WITH_EXAMPLES = 0.25
 """Share of the base model's texts that have the solved examples before them: it has to know such long prompts."""
 
 
 def make_base(out: Path, problems: ProblemOptions, steps: int) -> Path:
-    """A Llama with 4 layers of 256 that has read the training problems with their solutions."""
+    """A small Llama that has read the first half of the training problems with their solutions."""
     if (out / MODEL).is_dir():
         return out / MODEL
     task = load_task("gsm8k", problems)
-    texts = [one.prompt + one.completion for one in task.demonstrations()]
+    shown = task.demonstrations()
+    texts = [one.prompt + one.completion for one in shown]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -62,20 +66,26 @@ def make_base(out: Path, problems: ProblemOptions, steps: int) -> Path:
     )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
     model = small_llama(
-        0, len(wrapped), layers=4, hidden_size=256, intermediate_size=688, context=2048, end=wrapped.eos_token_id
+        0,
+        len(wrapped),
+        layers=LAYERS,
+        hidden_size=HIDDEN,
+        intermediate_size=512,
+        context=4096,
+        end=wrapped.eos_token_id,
     )
     wrapped.save_pretrained(out / "fresh")
     model.save_pretrained(out / "fresh")
     rng, before = random.Random(0), task.few_shot()
     examples = [
         encode_example(wrapped, (before if rng.random() < WITH_EXAMPLES else "") + one.prompt, one.completion, one.name)
-        for one in task.demonstrations()
+        for one in shown[: len(shown) // 2] * 4
     ]
     training = TrainingOptions(
         method="language_modeling",
         batch_size=2,
-        learning_rate=1e-3,
-        warmup_steps=50,
+        learning_rate=2e-3,
+        warmup_steps=20,
         weight_decay=0.01,
         adam_beta2=0.98,
         log_every=50,
@@ -87,7 +97,7 @@ def make_base(out: Path, problems: ProblemOptions, steps: int) -> Path:
         weights_sha256(model),
         wrapped,
         examples,
-        2048,
+        ROW,
         lambda rows: steps,
         GeneratorOptions(),
         FinetuningOptions(),
@@ -104,9 +114,18 @@ def star_options(problems: ProblemOptions, base: Path, out: Path, options: argpa
     return [
         *("--preset", "star-paper", "--task", "gsm8k", "--model.path", str(base), "--output_dir", str(out)),
         *("--model.dtype", "float32", "--training.device", "cpu", "--training.learning_rate", "3e-4"),
-        *("--training.warmup_steps", "5", "--loop.iterations", "2", "--sampling.batch_size", "32"),
-        *("--problems.limit", str(options.problems), "--problems.test_limit", str(options.held_out)),
-        *("--loop.row_length", "2048", "--training.batch_size", "2", *_paths(problems)),
+        *(
+            "--training.warmup_steps",
+            "5",
+            "--loop.start_steps",
+            "20",
+            "--loop.iterations",
+            "2",
+            "--sampling.batch_size",
+            "32",
+        ),
+        *("--problems.test_limit", str(options.held_out)),
+        *("--training.batch_size", "2", *_paths(problems)),
     ]
 
 
@@ -115,9 +134,9 @@ def vstar_options(problems: ProblemOptions, base: Path, out: Path, options: argp
     return [
         *("--preset", "vstar", "--task", "gsm8k", "--model.path", str(base), "--output_dir", str(out)),
         *("--model.dtype", "float32", "--training.device", "cpu", "--finetuning.lora_rank", "0"),
-        *("--loop.supervised_epochs", "0.05", "--loop.start_epochs", "0.05", "--training.batch_size", "4"),
+        *("--loop.supervised_steps", "10", "--loop.start_epochs", "1", "--training.batch_size", "4"),
         *("--loop.iterations", "2", "--sampling.samples", "8", "--sampling.batch_size", "64"),
-        *("--problems.limit", str(options.problems), "--problems.test_limit", str(options.held_out)),
+        *("--problems.test_limit", str(options.held_out)),
         *("--evaluation.candidates", "16", "--verifier.steps", "40", "--verifier.batch_size", "8"),
         *("--verifier.baselines", "true", *_paths(problems)),
     ]
@@ -165,9 +184,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/gsm8k-loops"))
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--data", type=Path, default=os.environ.get("QUIETSTAR_DATA"), help="default: QUIETSTAR_DATA")
-    parser.add_argument("--steps", type=int, default=600, help="that the base model reads")
-    parser.add_argument("--problems", type=int, default=200)
-    parser.add_argument("--held-out", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=250, help="of the base model's training")
+    parser.add_argument("--problems", type=int, default=128, help="to learn from, the first ones")
+    parser.add_argument("--held-out", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if options.data is None:
@@ -175,16 +194,20 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
     facts = describe("benchmarks/gsm8k_loops.py", sys.argv[1:], threads=options.threads)
-    folder = options.data / "gsm8k"
+    folder, own = options.data / "gsm8k", options.output / "problems"
+    own.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", options.problems), ("test", None)):
+        lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        (own / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     problems = ProblemOptions(
-        path=str(folder),
+        path=str(own),
         few_shot_path=str(folder / "star_prompts.txt"),
         few_shot_hint_path=str(folder / "star_prompts_answer_key.txt"),
     )
     base = make_base(options.output / "base", problems, options.steps)
     parts = [
-        "The model has read the training problems, so what it gets right of those it may remember. Intervals are "
-        "bootstrapped over problems.\n"
+        f"{options.problems} training problems, of which the model has read the first half with their solutions, so "
+        "that what it gets right of those it remembers. Intervals are bootstrapped over problems.\n"
     ]
     for name, command, words, verifies in (
         ("STaR", STAR, star_options(problems, base, options.output / "star", options), False),
