@@ -3,10 +3,9 @@
     QUIETSTAR_DATA=DATA python benchmarks/gsm8k_loops.py
 
 It shows that every phase runs on real data in the published prompt format: six solved examples before each question,
-the hint after it, calculator annotations, `####`. A model of a million parameters does not learn to reason: this one has
-read half of the training problems that it is then asked so often that it remembers some of them, and its accuracy says
-nothing about the methods. DATA/gsm8k holds train.jsonl, test.jsonl, and STaR's
-solved examples without and with hints, star_prompts.txt and star_prompts_answer_key.txt.
+the hint after it, calculator annotations, `####`. A model of a million parameters does not learn to reason: this one
+has read half of the training problems so often that it remembers some of them, and its accuracy says nothing about the
+methods. DATA/gsm8k holds train.jsonl and test.jsonl.
 Writes gsm8k_loops.md to `--results`; what is finished is kept in `--output`, and the same command goes on.
 """
 
@@ -125,7 +124,7 @@ def star_options(problems: ProblemOptions, base: Path, out: Path, options: argpa
             "32",
         ),
         *("--problems.test_limit", str(options.held_out)),
-        *("--training.batch_size", "2", *_paths(problems)),
+        *("--training.batch_size", "2", "--problems.path", str(problems.path)),
     ]
 
 
@@ -138,13 +137,8 @@ def vstar_options(problems: ProblemOptions, base: Path, out: Path, options: argp
         *("--loop.iterations", "2", "--sampling.samples", "8", "--sampling.batch_size", "64"),
         *("--problems.test_limit", str(options.held_out)),
         *("--evaluation.candidates", "16", "--verifier.steps", "40", "--verifier.batch_size", "8"),
-        *("--verifier.baselines", "true", *_paths(problems)),
+        *("--verifier.baselines", "true", "--problems.path", str(problems.path)),
     ]
-
-
-def _paths(problems: ProblemOptions) -> list[str]:
-    names = ("path", "few_shot_path", "few_shot_hint_path")
-    return [word for name in names for word in (f"--problems.{name}", str(getattr(problems, name)))]
 
 
 def iterations_table(summary: dict[str, Any]) -> str:
@@ -201,8 +195,6 @@ def main() -> None:
         (own / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     problems = ProblemOptions(
         path=str(own),
-        few_shot_path=str(folder / "star_prompts.txt"),
-        few_shot_hint_path=str(folder / "star_prompts_answer_key.txt"),
     )
     base = make_base(options.output / "base", problems, options.steps)
     parts = [

@@ -12,6 +12,7 @@ import transformers
 from quietstar.command_line import parse_config, run_command, take_options
 from quietstar.errors import ConfigError
 from quietstar.outer_loop.comparison import Arm, at_budget, run_arms
+from quietstar.outer_loop.dry_run import describe
 from quietstar.outer_loop.presets import STAR_PRESETS, VSTAR_PRESETS
 from quietstar.star import STAR
 from quietstar.vstar import VSTAR
@@ -39,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         arms, out, budget = read_arms(arguments)
+        if next(iter(arms.values())).config.dry_run:
+            for name, arm in arms.items():
+                print(f"== {name}")
+                describe(arm.config)
+            return
         threads = next(iter(arms.values())).config.training.threads
         if threads is not None:
             torch.set_num_threads(threads)

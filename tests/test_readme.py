@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import string
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from quietstar.model.from_scratch import character_tokenizer as letters
+from quietstar.model.from_scratch import small_llama
 from quietstar.textbook.character_model import character_model, character_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +88,24 @@ FEW_STEPS = (
 )
 
 
+LOOPS = ("quietstar.star", "quietstar.vstar", "quietstar.compare", "quietstar.rank")
+
+
+def write_loop_inputs() -> None:
+    """A model that can read letters, and problems of the two kinds that the README names."""
+    tokenizer = letters(string.printable, "</s>")
+    tokenizer.save_pretrained("letters")
+    small_llama(0, len(tokenizer), layers=1, hidden_size=16, end=tokenizer.eos_token_id).save_pretrained("letters")
+    problem = {"question": "What is 3 + 4?", "answer": "3 + 4 = <<3+4=7>>7.\n#### 7", "solution": "3 + 4 = 7.\n#### 7"}
+    Path("my-problems").mkdir()
+    for split in ("train", "test"):
+        Path(f"my-problems/{split}.jsonl").write_text(json.dumps(problem) + "\n")
+    for name in ("my-problems.jsonl", "held-out.jsonl"):
+        Path(name).write_text(json.dumps({**problem, "answer": "7"}) + "\n")
+    candidates = {"prompt": "What is 3 + 4?", "completions": ["7", "8"]}
+    Path("my-candidates.jsonl").write_text(json.dumps(candidates) + "\n")
+
+
 def test_the_readme_begins_with_its_two_commands() -> None:
     first, second = shell_commands()[:2]
     assert first.endswith("python -m quietstar.train") and second.endswith("pytest -n auto")
@@ -101,9 +122,15 @@ def test_every_command_runs(
     lines = ["2+6+4+3=1", "0+0+0+1=1", "1+2+3+4=3"] * 40
     Path("my-text.txt").write_text("\n".join(lines))
     Path("my-text.jsonl").write_text("".join(json.dumps({"body": line * 9}) + "\n" for line in lines))
-    words = shlex.split(command.replace("path/or/hub-name", "model"))
+    own_model = "model"
+    if any(name in command for name in LOOPS):
+        own_model = "letters"
+        write_loop_inputs()
+    words = shlex.split(command.replace("path/or/hub-name", own_model))
     assert words[:2] == ["python", "-m"], command
     module, arguments = words[2], words[3:]
+    if module in LOOPS and module != "quietstar.rank" and "--dry_run" not in arguments:
+        arguments.append("--dry_run")  # tests/outer_loop runs the loops; here every option is read, and the data
     if module == "quietstar.train":
         arguments += [*FEW_STEPS.split(), "--model.start_text", "[", "--model.end_text", "]", "--output_dir", "run"]
         if "mistral-7b" in arguments:  # neither the model nor OpenWebMath is here: the preset runs on ours

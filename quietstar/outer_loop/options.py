@@ -68,7 +68,7 @@ class SamplingOptions:
         top_p: Sample from the smallest set of tokens that has this probability.
         top_k: Sample from so many of the likeliest tokens; 0: all.
         max_new_tokens: Tokens of a completion at most; those that need more end with finish reason `length`.
-        batch_size: Completions at once.
+        batch_size: Completions at once; where memory runs out, transformers goes on with half as many.
         few_shot: Put the task's solved examples before each prompt.
     """
 
