@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,14 @@ def right_inside(found: Run, arm: str, source: str) -> list[float | None]:
     return [None if share is None else 100 * share for share in rows]
 
 
+def shown(values: Sequence[float]) -> str:
+    """Mean, standard error and interval of percentages."""
+    found = estimate(values)
+    if found.standard_error is None or found.low is None or found.high is None:
+        return f"{found.mean:.1f}"
+    return f"{found.mean:.1f} ± {found.standard_error:.1f} [{found.low:.1f}, {found.high:.1f}]"
+
+
 def markdown(measured: Mapping[str, list[Run]]) -> str:
     parts = [
         "Greedy accuracy in percent on held-out sums of 1 to 5 digits (of one digit there are no others): mean over "
@@ -105,7 +113,7 @@ def markdown(measured: Mapping[str, list[Run]]) -> str:
         for arm, name in ARMS.items():
             by_seed = [accuracies(found, arm) for found in runs]
             steps = max(map(len, by_seed))
-            cells = [str(estimate([row[i] for row in by_seed])) if i < steps else "" for i in range(length)]
+            cells = [shown([row[i] for row in by_seed]) if i < steps else "" for i in range(length)]
             if arm == "answers-alone":  # one fine-tuning, as long as the last iteration's
                 cells = ["", *[""] * (length - 2), cells[0]]
             table.append([name, *cells])
@@ -120,7 +128,7 @@ def markdown(measured: Mapping[str, list[Run]]) -> str:
             cells = []
             for i in range(1, length):
                 values = [row[i] for row in by_seed_inside if i < len(row) and row[i] is not None]
-                cells.append(f"{estimate(values)} ({len(values)})" if values else "none kept")
+                cells.append(f"{shown(values)} ({len(values)})" if values else "none kept")
             table.append([name, *cells])
         heads = ["right inside, % (seeds that kept any)", *map(str, range(1, length))]
         parts.append(markdown_table(heads, table, text_columns=1) + "\n")
@@ -172,6 +180,7 @@ def draw(file: Path, measured: Mapping[str, list[Run]]) -> None:
             panel.plot(range(len(means)), means, color=colours[arm], linewidth=2.5, marker="o", label=name)
         panel.set_title(f"{regime}, {len(runs)} seeds")
         panel.set_xlabel("iteration")
+        panel.set_xticks(range(max(len(accuracies(found, arm)) for found in runs for arm in ARMS)))
         panel.set_ylim(0, 102)
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("held-out accuracy, %")

@@ -72,6 +72,14 @@ def test_claims_in_sentences_are_those_of_committed_results() -> None:
     assert not re.search(r"\b[A-Z]{4,}_TABLE\b", README)
 
 
+def test_the_tables_of_the_loops_are_those_of_committed_results() -> None:
+    for heading, name in (("| held-out accuracy, % |", "star"), ("| best of k candidates, % |", "vstar")):
+        result = (ROOT / f"benchmarks/results/{name}.md").read_text(encoding="utf-8")
+        rows = README[README.index(heading) :].split("\n\n")[0].splitlines()[2:]
+        cells = [cell.strip() for row in rows for cell in row.strip("|").split("|")[1:]]
+        assert len(cells) > 20 and all(cell in result for cell in cells)
+
+
 def shell_commands() -> list[str]:
     """Every line of the shell blocks, without its comment."""
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
