@@ -139,7 +139,10 @@ def test_the_file_can_name_the_preset_and_a_flag_another(tmp_path: Path) -> None
         (["--model.dtype", "float16"], "model.dtype: got 'float16', needs one of float32, bfloat16"),
         (["--objective.baseline", "x"], "objective.baseline: got 'x', needs one of leave_one_out, mean, none or null"),
         (["--model.lookahead", "0"], "model.lookahead: got 0, needs at least 1"),
-        (["--preset", "mistral7b"], "preset: got 'mistral7b', needs one of textbook, plain, mistral-7b, pause-tokens; did you mean"),
+        (
+            ["--preset", "mistral7b"],
+            "preset: got 'mistral7b', needs one of textbook, plain, mistral-7b, pause-tokens; did you",
+        ),
         (["--print_config=yes"], "print_config: takes no value, got 'yes'"),
         (["--config", "a", "--config", "b"], "config: given twice (a and b), needs one file"),
         (["--config", "/no/such.yaml"], "config: cannot read /no/such.yaml: No such file or directory"),

@@ -10,7 +10,7 @@ from tests.faults.launch import Zygote
 from tests.outer_loop.loops import VERIFIER, arguments, manifests, rows, store_lines
 
 PHASES = [
-    *((0, name) for name in ("base", "evaluate", "verify_evaluate")),
+    *((0, name) for name in ("base", "train", "evaluate", "verify_evaluate")),
     *((1, name) for name in ("sample", "verify_sample", "rationalize", "verify_rationalize", "build", "train")),
     *((1, name) for name in ("evaluate", "verify_evaluate", "verifier_dpo", "verifier_likelihood", "verifier_orm")),
     *((1, name) for name in ("candidates", "verify_candidates", "score", "measure")),

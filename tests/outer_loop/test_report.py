@@ -26,6 +26,12 @@ COLUMNS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables take the width of the terminal, which the processes of a parallel test run may have one of."""
+    monkeypatch.setenv("COLUMNS", "10000")
+
+
 @pytest.fixture(scope="module")
 def choosing() -> dict[str, Any]:
     return candidates()

@@ -18,6 +18,12 @@ from tests.outer_loop.pages import cells, headings, legend, part
 WITH, WITHOUT, ALONE = "with <rationalisation>", "without", "answers alone"
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables take the width of the terminal, which the processes of a parallel test run may have one of."""
+    monkeypatch.setenv("COLUMNS", "10000")
+
+
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """With rationalisation 1.7 completions of a problem and iteration, without 1; one arm has no iterations."""
