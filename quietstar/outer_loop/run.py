@@ -25,6 +25,7 @@ from quietstar.outer_loop.summary import SUMMARY, summarise_run
 from quietstar.outer_loop.vstar import measure, train_verifiers
 from quietstar.reporting.environment import environment
 from quietstar.tasks.registry import load_task
+from quietstar.tasks.task import Split
 from quietstar.training.events import EventLog
 from quietstar.training.output_dir import append_json, make_output_dir, write_json
 from quietstar.training.run_lock import RunLock
@@ -49,6 +50,8 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         Interrupted: A signal has stopped it; the same command goes on.
     """
     task = load_task(config.task, config.problems)
+    for split in SPLITS:
+        task.problems(split)  # what is wrong with the data is said before a model is loaded
     if with_verifier and config.loop.few_shot_in_training:
         raise ConfigError(
             "loop.few_shot_in_training: a verifier reads the problem alone, and would start from a generator that has "
@@ -95,6 +98,7 @@ def _describe(out: Path, config: OuterLoopConfig) -> None:
 
 
 CONFIG = "config.yaml"
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 def tell(text: str) -> None:

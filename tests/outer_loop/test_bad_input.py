@@ -38,6 +38,11 @@ def test_a_missing_field(adder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "run/iteration-00").exists()
 
 
+def test_the_data_is_read_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refusal(capsys, gsm8k(tmp_path / "no-model", tmp_path, {"question": "And 4 + 4?"}))
+    assert "has no field 'answer'" in text
+
+
 def test_duplicate_ids(adder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [{"question": "1+1", "answer": "2", "id": name} for name in ("a", "b", "a")]
     command = gsm8k(adder, tmp_path, *records, problems__id="id")
