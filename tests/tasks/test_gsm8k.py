@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,5 +114,4 @@ def test_published_sample_solutions_get_the_published_verdicts(gsm8k: Task, data
 
 
 def _same_text(solution: str, gold: str) -> bool:
-    last: Callable[[str, str], str] = lambda text, marker: text.rpartition(marker)[2].strip()  # noqa: E731
-    return last(solution, "####") == last(gold, "A:")
+    return solution.rpartition("####")[2].strip() == gold.rpartition("A:")[2].strip()
