@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,12 +182,11 @@ def compare(
         for repeat in range(repeats):
             torch.manual_seed(repeat)
             for side in (OURS, PLAIN) if repeat % 2 == 0 else (PLAIN, OURS):
-                call: Callable[[], tuple[int, int]]
-                if side == OURS:
-                    call = lambda: ours(sampler, prompts, setting, repeat)  # noqa: B023, E731 called at once
-                else:
-                    call = lambda: plain(model, tokenizer, prompts, setting, batch_size)  # noqa: B023, E731 likewise
-                found[side].append(measure(call, device))
+                calls = {
+                    OURS: partial(ours, sampler, prompts, setting, repeat),
+                    PLAIN: partial(plain, model, tokenizer, prompts, setting, batch_size),
+                }
+                found[side].append(measure(calls[side], device))
                 print(name, side, found[side][-1], file=sys.stderr, flush=True)
         sampler.close()
         for side, measured in found.items():
