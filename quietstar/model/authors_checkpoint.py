@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -22,6 +22,19 @@ from quietstar.model.modeling import END, START, QuietStarForCausalLM
 VECTORS = {"start_embedding": START, "end_embedding": END}
 # theirs: talk_head.0.{0,2,4}
 HEAD_PREFIX = "talk_head.0."
+
+
+def is_authors_checkpoint(directory: str | os.PathLike[str]) -> bool:
+    """Whether the files of a directory hold their learned START and END."""
+    files = sorted(Path(directory).glob("*.safetensors")) if Path(directory).is_dir() else []
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as content:
+                if set(VECTORS) <= set(content.keys()):
+                    return True
+        except (OSError, SafetensorError):
+            return False  # who loads it says what is wrong
+    return False
 
 
 def load_authors_checkpoint(

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.config import FinetuningOptions
 from quietstar.data import load_tokenizer, tokenizer_fingerprint
 from quietstar.data.examples import encode_example, end_of_sequence
+from quietstar.devices import resolve_device
 from quietstar.errors import CheckpointError, DataError
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.outer_loop.config import OuterLoopConfig
@@ -46,7 +47,6 @@ from quietstar.outer_loop.training_set import (
 from quietstar.outer_loop.weights import weights_sha256
 from quietstar.tasks.task import Problem, Task
 from quietstar.training.same_run import MAY_CHANGE
-from quietstar.training.trainer import resolve_device
 
 KEPT = "kept.jsonl"
 

@@ -14,7 +14,7 @@ from quietstar.training.optimizer import MasterAdamW, ParameterGroup, build_opti
 from quietstar.training.schedule import learning_rate
 from quietstar.training.seeds import thought_seed
 from quietstar.training.step import StepResult
-from quietstar.training.trainer import Trainer, TrainingResult, resolve_device
+from quietstar.training.trainer import Trainer, TrainingResult
 
 __all__ = [
     "MasterAdamW",
@@ -29,7 +29,6 @@ __all__ = [
     "learning_rate",
     "load_weights",
     "read_metrics",
-    "resolve_device",
     "save_checkpoint",
     "take_snapshot",
     "thought_seed",

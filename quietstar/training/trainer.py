@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quietstar.config import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
+from quietstar.devices import resolve_device
 from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
 from quietstar.files import write_whole
 from quietstar.training.checkpoint import (
@@ -493,28 +494,6 @@ class Trainer(Generic[ModelT]):
             f"{path}: belongs to another run: {'; '.join(changed)}. Set it back, or choose another output_dir; "
             "--training.override true resumes all the same"
         )
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of `training.device`.
-
-    Args:
-        name: `auto` (the first GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or (index and not index.isdecimal()):
-        raise ConfigError(f"training.device: got {name!r}, needs auto, cpu, cuda or cuda:N")
-    if int(index or 0) >= count:
-        raise ConfigError(f"training.device: got {name}, but PyTorch sees {count} CUDA devices here")
-    return torch.device("cuda", int(index) if index else torch.cuda.current_device())
 
 
 _RESERVED = frozenset({"step", "split", "seconds"})

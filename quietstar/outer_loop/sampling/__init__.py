@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
+from quietstar.devices import resolve_device
 from quietstar.errors import ConfigError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.loading import load_causal_lm
@@ -16,7 +17,6 @@ from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.sampling.requests import Generation, Request, Sampler, sample_seed
 from quietstar.outer_loop.sampling.transformers_sampler import TransformersSampler
 from quietstar.outer_loop.sampling.vllm_sampler import VllmSampler, has_vllm
-from quietstar.training.trainer import resolve_device
 
 __all__ = ["Generation", "Request", "Sampler", "make_sampler", "sample_seed"]
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.config import FinetuningOptions, TrainingOptions
 from quietstar.data import IndexedBatches, check_vocabulary, load_tokenizer, tokenizer_fingerprint
 from quietstar.data.batches import Batch
+from quietstar.devices import resolve_device
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.adapters import absolute, base_fingerprint, has_adapters, merge_adapters
@@ -26,7 +27,6 @@ from quietstar.training import StepResult, Trainer
 from quietstar.training.output_dir import changed_options, write_json
 from quietstar.training.same_run import MAY_CHANGE
 from quietstar.training.step import ModelT
-from quietstar.training.trainer import resolve_device
 
 VERIFIER = "verifier.json"
 MODEL, RUN = "model", "run"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quietstar.data import tokenizer_fingerprint
 from quietstar.data.examples import Example, encode_example
+from quietstar.devices import resolve_device
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.adapters import base_fingerprint
@@ -19,7 +20,6 @@ from quietstar.outer_loop.verifiers.logprobs import token_logprobs
 from quietstar.outer_loop.verifiers.orm import OutcomeRewardModel, load_reward_head, token_probabilities
 from quietstar.outer_loop.verifiers.steps import encode_steps, step_scores
 from quietstar.outer_loop.verifiers.training import VERIFIER, load_policy, read_description
-from quietstar.training.trainer import resolve_device
 
 SCORES = {
     "dpo": ("sum", "mean", "ratio"),

@@ -1,0 +1,79 @@
+"""A model that thinks, and its tokenizer, from whatever a user has of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
+from quietstar.devices import resolve_device
+from quietstar.errors import CheckpointError, ConfigError
+from quietstar.model import QuietStarForCausalLM, load_authors_checkpoint
+from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned
+from quietstar.model.authors_checkpoint import is_authors_checkpoint
+from quietstar.model.loading import load_causal_lm
+from quietstar.training.checkpoint import latest_checkpoint
+
+
+def load_thinking(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerBase]:
+    """A thinking model in evaluation mode, and its tokenizer.
+
+    Args:
+        path: A model directory or hub name; the directory of a training run, whose newest whole checkpoint is taken; a
+            checkpoint with adapters; or one that the paper's authors' code has written.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: Of the weights; by default as saved.
+        tokenizer: A directory or hub name where the model has no tokenizer beside it.
+
+    Raises:
+        ConfigError: There is no such model, or it is a plain one, which has nothing to think with.
+        CheckpointError: Its files are damaged.
+    """
+    place = resolve_device(device, "device")
+    directory = checkpoint_directory(path)
+    if is_adapter_checkpoint(directory):
+        model: Any = load_finetuned(directory, merge=True)
+    elif is_authors_checkpoint(directory):
+        model = load_authors_checkpoint(directory)
+    else:
+        model = load_causal_lm(directory, dtype)
+    if not isinstance(model, QuietStarForCausalLM):
+        raise ConfigError(
+            f"{path}: a plain {model.config.model_type} model without START, END and a mixing head, so it can't think; "
+            "AutoModelForCausalLM.from_pretrained(...).generate(...) continues texts with it, and "
+            f"`python -m quietstar.train --model.path {path} --data.path ...` teaches it to think"
+        )
+    loaded = load_tokenizer(directory if tokenizer is None else tokenizer)
+    check_vocabulary(loaded, model.config.text_config.vocab_size)
+    if dtype is not None:
+        for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
+            parameter.data = parameter.data.to(dtype)
+    return model.to(place).eval(), loaded
+
+
+def checkpoint_directory(path: str | os.PathLike[str]) -> str:
+    """Where the model of `path` lies: the newest whole checkpoint of a training run, else `path` itself.
+
+    Raises:
+        ConfigError: A directory that holds neither a model nor a run.
+        CheckpointError: A run without a checkpoint, or with damaged ones alone.
+    """
+    directory = Path(path)
+    if not directory.is_dir() or (directory / "config.json").is_file():
+        return os.fspath(path)
+    if not (directory / "checkpoints").is_dir():
+        raise ConfigError(f"{path}: neither a model directory (it has no config.json) nor that of a training run")
+    newest = latest_checkpoint(directory / "checkpoints")
+    if newest is None:
+        raise CheckpointError(f"{path}: the run has no checkpoint yet")
+    return os.fspath(newest)
