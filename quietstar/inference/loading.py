@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
@@ -54,11 +55,13 @@ def load_thinking(
             f"`python -m quietstar.train --model.path {path} --data.path ...` teaches it to think"
         )
     loaded = load_tokenizer(directory if tokenizer is None else tokenizer)
-    check_vocabulary(loaded, model.config.text_config.vocab_size)
+    check_vocabulary(loaded, model.head.weight.shape[0])
     if dtype is not None:
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
             parameter.data = parameter.data.to(dtype)
-    return model.to(place).eval(), loaded
+    module: nn.Module = model
+    module.to(place).eval()
+    return model, loaded
 
 
 def checkpoint_directory(path: str | os.PathLike[str]) -> str:
