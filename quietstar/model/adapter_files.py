@@ -1,7 +1,7 @@
 """A model with adapters on disk: everything that was trained, and the name of the base, but not its weights.
 
-`config.json`, `generation_config.json`; `thoughts.safetensors`: START, END and the mixing head; `adapter/`: the
-adapters as peft writes them, so that peft too can put them on the plain base.
+`config.json`, `generation_config.json`; `thoughts.safetensors`: START, END, the mixing head and the thinking gate where
+there is one; `adapter/`: the adapters as peft writes them, so that peft too can put them on the plain base.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def load_finetuned(
     plain = loaded.base if isinstance(loaded, QuietStarForCausalLM) else loaded
     config.text_config = plain.config
     model = QuietStarForCausalLM(config, base=plain)
-    for part in (model.thought_embedding, model.mixing_head):
+    for part in model.thinking_parts:
         part.to(device=plain.device, dtype=_dtype(config))
     model._probe_once()  # the family is what it checks, and adapters would only add their rounding
     path = path if base is None or isinstance(base, PreTrainedModel) else absolute(base)

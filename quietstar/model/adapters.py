@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 ADAPTER = "default"
 """peft's name of an adapter, which is a part of its parameters' names."""
-THOUGHT_PARTS = ("thought_embedding.", "mixing_head.")
+THOUGHT_PARTS = ("thought_embedding.", "mixing_head.", "thinking_gate.")
 """Beginnings of the names of what a thinking model adds to its base."""
 
 _SEED = 0
@@ -134,12 +134,11 @@ def inject(model: QuietStarForCausalLM, rank: int, alpha: float, layers: list[st
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_path,
     )
-    thinking_parts = [model.thought_embedding, model.mixing_head]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         with without_bitsandbytes_warnings():
             inject_adapter_in_model(options, model.base, ADAPTER)
-    for part in thinking_parts:
+    for part in model.thinking_parts:
         part.requires_grad_(True)
 
 
@@ -162,10 +161,10 @@ def merge_adapters(model: QuietStarForCausalLM) -> None:
 
 
 def trained_state(model: QuietStarForCausalLM) -> dict[str, Tensor]:
-    """What a checkpoint of a model with adapters holds, by parameter name and not copied: all but the base itself."""
+    """What a checkpoint of a model with adapters holds, by name and not copied: all but the base itself."""
     return {
-        name: parameter.detach()
-        for name, parameter in model.named_parameters()
+        name: tensor.detach()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())  # the gate's are buffers
         if ".lora_" in name or name.startswith(THOUGHT_PARTS)
     }
 

@@ -37,6 +37,8 @@ class QuietStarConfig(PreTrainedConfig):
         temperature: Sampling temperature of thoughts, above 0.
         banned_token_ids: Tokens that thoughts and `generate` never use, e.g. START and END where they have ids.
         backend: Kernel backend, see `quietstar_kernels`.
+        thinking_gate: The model has a `ThinkingGate`, which predicts what a thought would gain, for
+            `generate(think="learned")`. `python -m quietstar.gate` fits one and sets this.
 
     Raises:
         ConfigError: A value is out of range.
@@ -57,6 +59,7 @@ class QuietStarConfig(PreTrainedConfig):
     temperature: float = 1.0
     banned_token_ids: list[int] | None = None
     backend: str = "auto"
+    thinking_gate: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):

@@ -30,6 +30,7 @@ from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.model.mixing_head import MixingHead, initial_output_bias
 from quietstar.model.padding import Padding, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
+from quietstar.model.thinking_gate import ThinkingGate
 from quietstar.model.thoughts import Prediction, Recording, Thoughts
 from quietstar_kernels import linear_cross_entropy, sample_tokens
 from quietstar_kernels.dispatch import check_backend
@@ -47,8 +48,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     """A causal language model that thinks before each prediction (Quiet-STaR, arXiv 2403.09629).
 
     Sub-modules: `base`, the unmodified transformers model; `thought_embedding`, the learned START and END vectors (rows
-    0 and 1), which have no token id; `mixing_head`. Dropout is switched off in the base: the states that sampled a
-    thought must be those that are trained.
+    0 and 1), which have no token id; `mixing_head`; `thinking_gate`, None unless the configuration asks for one.
+    Dropout is switched off in the base: the states that sampled a thought must be those that are trained.
 
     Args:
         config: With the base's configuration as `text_config`.
@@ -64,6 +65,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["thinking_gate"]  # noqa: RUF012 (transformers reads it as a plain class attribute)
 
     def __init__(self, config: QuietStarConfig, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -80,6 +82,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         hidden_size = int(base.get_input_embeddings().weight.shape[1])  # type: ignore[index]
         self.thought_embedding = nn.Embedding(2, hidden_size)
         self.mixing_head = MixingHead(config, hidden_size)
+        self.thinking_gate = ThinkingGate(hidden_size) if config.thinking_gate else None
         self._probed = False
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         # Not from the configuration, whose `temperature` is that of thoughts.
@@ -135,8 +138,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         config.dtype = model_base.dtype
         model = cls(config, base=model_base)
         parameter = next(model_base.parameters())
-        model.thought_embedding.to(device=parameter.device, dtype=parameter.dtype)
-        model.mixing_head.to(device=parameter.device, dtype=parameter.dtype)
+        for part in model.thinking_parts:
+            part.to(device=parameter.device, dtype=parameter.dtype)
         with torch.no_grad():
             for row, name, text in ((START, "start_text", start_text), (END, "end_text", end_text)):
                 embed: Any = model_base.get_input_embeddings()
@@ -189,10 +192,19 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             init.zeros_(self.mixing_head.output.weight)
             if self.mixing_head.output.bias is not None:
                 init.constant_(self.mixing_head.output.bias, initial_output_bias(self.config))
+        elif isinstance(module, ThinkingGate):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             module.reset_parameters()
 
     # -- parts that the passes and the objective use -------------------------------------------------------------------
+
+    @property
+    def thinking_parts(self) -> list[nn.Module]:
+        """What the model has besides its base."""
+        parts = (self.thought_embedding, self.mixing_head, self.thinking_gate)
+        return [part for part in parts if part is not None]
 
     @property
     def decoder(self) -> nn.Module:
