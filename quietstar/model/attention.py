@@ -9,7 +9,7 @@ so the base model stays usable as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -46,6 +46,23 @@ class ThoughtCache:
 
     stream_capacity: int
     layers: dict[int, LayerKeysValues] = field(default_factory=dict)
+
+
+class AttentionPass(Protocol):
+    """What a forward pass hands to the attention of its layers: which of its tokens see which."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """One layer's attention, [B, N, H, D]; see `quietstar_attention` for the arguments."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,60 @@ class ThoughtPass:
             self._text_masks[window] = visible
         return self._text_masks[window]
 
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """One layer's attention, [B, N, H, D]."""
+        layer_index = int(module.layer_idx)  # type: ignore[arg-type]  # of every transformers attention layer
+        if self.seen is not None:
+            self.seen.append((layer_index, window))
+        length, outputs = self.text_length, []
+        if length:
+            text_query, text_key, text_value = query[:, :, :length], key[:, :, :length], value[:, :, :length]
+            mask = self.text_mask(window, query.device)
+            if softcap is not None:
+                outputs.append(softcapped_attention(text_query, text_key, text_value, mask, scaling, softcap))
+            else:
+                outputs.append(
+                    sdpa_attention_forward(module, text_query, text_key, text_value, mask, scaling=scaling)[0]
+                )
+            text_key, text_value = text_key.transpose(1, 2), text_value.transpose(1, 2)
+            if self.cache is not None:
+                # every sampling step reads them head by head: laid out like that once, float32 is never copied again
+                text_key, text_value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (text_key, text_value))
+                self.cache.layers[layer_index] = LayerKeysValues(text_key, text_value)
+        if self.stream_length:
+            stream_query, stream_key, stream_value = (
+                rearrange(tensor[:, :, length:], "b h (p s) d -> b p s h d", p=self.anchor.shape[1])
+                for tensor in (query, key, value)
+            )
+            if self.cache is not None:
+                stored = self.cache.layers[layer_index]
+                text_key, text_value = stored.text_key, stored.text_value
+                stream_key, stream_value = _append(self, stored, stream_key, stream_value)
+            attended = thought_attention(
+                stream_query,
+                text_key,
+                text_value,
+                stream_key,
+                stream_value,
+                self.anchor,
+                text_start=self.stream_start,
+                window=window,
+                scale=scaling,
+                softcap=softcap,
+                backend=self.backend,
+            )
+            outputs.append(attended.flatten(1, 2))
+        return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
 
 def quietstar_attention(
     module: nn.Module,
@@ -108,7 +179,7 @@ def quietstar_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    thought_pass: ThoughtPass | None = None,
+    thought_pass: AttentionPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer in the signature that transformers asks for.
@@ -126,7 +197,7 @@ def quietstar_attention(
     """
     if thought_pass is None:
         if softcap is not None:
-            attended = _softcapped_attention(query, key, value, attention_mask, scaling, softcap)
+            attended = softcapped_attention(query, key, value, attention_mask, scaling, softcap)
             return attended, None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -136,50 +207,10 @@ def quietstar_attention(
             raise UnsupportedBackboneError(
                 f"{type(module).__name__} {reason}, which thought attention does not support"
             )
-    layer_index = int(module.layer_idx)  # type: ignore[arg-type]  # an attribute of every transformers attention layer
-    if thought_pass.seen is not None:
-        thought_pass.seen.append((layer_index, sliding_window))
-
-    length, outputs = thought_pass.text_length, []
-    if length:
-        text_query, text_key, text_value = query[:, :, :length], key[:, :, :length], value[:, :, :length]
-        mask = thought_pass.text_mask(sliding_window, query.device)
-        if softcap is not None:
-            outputs.append(_softcapped_attention(text_query, text_key, text_value, mask, scaling, softcap))
-        else:
-            outputs.append(sdpa_attention_forward(module, text_query, text_key, text_value, mask, scaling=scaling)[0])
-        text_key, text_value = text_key.transpose(1, 2), text_value.transpose(1, 2)
-        if thought_pass.cache is not None:
-            # every sampling step reads them head by head: laid out like that once, float32 is never copied again
-            text_key, text_value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (text_key, text_value))
-            thought_pass.cache.layers[layer_index] = LayerKeysValues(text_key, text_value)
-    if thought_pass.stream_length:
-        stream_query, stream_key, stream_value = (
-            rearrange(tensor[:, :, length:], "b h (p s) d -> b p s h d", p=thought_pass.anchor.shape[1])
-            for tensor in (query, key, value)
-        )
-        if thought_pass.cache is not None:
-            stored = thought_pass.cache.layers[layer_index]
-            text_key, text_value = stored.text_key, stored.text_value
-            stream_key, stream_value = _append(thought_pass, stored, stream_key, stream_value)
-        attended = thought_attention(
-            stream_query,
-            text_key,
-            text_value,
-            stream_key,
-            stream_value,
-            thought_pass.anchor,
-            text_start=thought_pass.stream_start,
-            window=sliding_window,
-            scale=scaling,
-            softcap=softcap,
-            backend=thought_pass.backend,
-        )
-        outputs.append(attended.flatten(1, 2))
-    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], None
+    return thought_pass.attend(module, query, key, value, scaling, sliding_window, softcap), None
 
 
-def _softcapped_attention(
+def softcapped_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
 ) -> Tensor:
     """Attention of the text in plain operations: PyTorch's own has no soft cap.

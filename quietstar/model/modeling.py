@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Cache,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,10 +23,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
+from quietstar.inference.predicting import predict_next
 from quietstar.model.anchors import base_entropy, expand_anchors
-from quietstar.model.attention import IMPLEMENTATION, ThoughtPass
+from quietstar.model.attention import IMPLEMENTATION, AttentionPass
 from quietstar.model.backbone import OutputHead, check_configuration, disable_dropout, output_head, probe_backbone
 from quietstar.model.configuration import QuietStarConfig
+from quietstar.model.generation import ThinkingGeneration, thinking_cache
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.model.mixing_head import MixingHead, initial_output_bias
 from quietstar.model.padding import Padding, outside_inference, read_padding
@@ -44,7 +47,7 @@ LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "opt", "biogpt")
 """Families whose positions end where their table ends."""
 
 
-class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
+class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin):  # named here for transformers' check
     """A causal language model that thinks before each prediction (Quiet-STaR, arXiv 2403.09629).
 
     Sub-modules: `base`, the unmodified transformers model; `thought_embedding`, the learned START and END vectors (rows
@@ -228,7 +231,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         scaled = self.thought_embedding.weight * self.config.embedding_scale
         return scaled[START], scaled[END]
 
-    def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: ThoughtPass) -> Tensor:
+    def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: AttentionPass) -> Tensor:
         """Final hidden states [B, N, E] of the N tokens that `thought_pass` lays out.
 
         Raises:
@@ -605,6 +608,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits with thoughts mixed in, so that any evaluator that calls the model measures the thinking model.
@@ -617,15 +621,24 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: As in `think`.
             labels: int64 [B, L]; with it `loss` is the cross entropy of `logits` with labels[:, 1:], -100 ignored.
             logits_to_keep: Only the last so many positions, all by default.
-            kwargs: What transformers passes around (caches, positions) is not used.
+            past_key_values: The `ThinkingCache` of a call of `generate`, whose text `input_ids` go on with; only the
+                last position is predicted then, and thinks as that call was asked to.
+            kwargs: What else transformers passes around (positions) is not used.
 
         Returns:
-            `logits` float32 [B, L or logits_to_keep, V] and `loss`.
+            `logits` float32 [B, L or logits_to_keep, V] and `loss`; with a cache [B, 1, V] and `past_key_values`.
 
         Raises:
             DataError: A tensor has a wrong shape.
-            ConfigError: `logits_to_keep` together with labels.
+            ConfigError: `logits_to_keep` together with labels, or a cache of another kind.
         """
+        if past_key_values is not None:
+            cache = thinking_cache(past_key_values)
+            if not cache.is_open:
+                cache.open(input_ids, attention_mask)
+            self._prepare()
+            next_logits = predict_next(self, input_ids, cache)[:, None]
+            return CausalLMOutputWithPast(logits=next_logits, past_key_values=cache)
         read_padding(input_ids, attention_mask)
         length = input_ids.shape[1]
         kept = min(logits_to_keep, length) if logits_to_keep else length
@@ -642,12 +655,6 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-    def prepare_inputs_for_generation(  # type: ignore[override]  # the other arguments serve caches
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
-    ) -> dict[str, Any]:
-        """The whole text at every step: `forward` keeps no cache between steps."""
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
 
 
 def _step_seed(seed: int, step: int) -> int:

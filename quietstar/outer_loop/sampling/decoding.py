@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.sampling.roomy_cache import roomy_cache, sees_all
+from quietstar.inference.roomy_cache import roomy_cache, sees_all
 
 LEAST_PREFIX = 16
 """Tokens that all prompts must begin with before they get a pass of their own."""

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.data.examples import encode_prompt
 from quietstar.errors import NonFiniteError, OutOfMemoryError
+from quietstar.inference.draw import draw, uniforms
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.sampling.decoding import Decoding
-from quietstar.outer_loop.sampling.draw import draw, uniforms
 from quietstar.outer_loop.sampling.requests import Generation, Request, batches_by_length, check_lengths
 from quietstar.outer_loop.sampling.text import CompletionText, ending_tokens
 from quietstar.training.out_of_memory import is_out_of_memory

@@ -25,6 +25,11 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
     return _shift(bits, 11).double() * 2.0**-53
 
 
+def substream(seed: int, index: int) -> int:
+    """The seed of a stream of its own for the index-th of whatever a sample goes through."""
+    return (seed + (index + 1) * GOLDEN) % 2**64
+
+
 def draw(
     logits: Tensor, uniform: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:

@@ -9,29 +9,51 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+GROWTH = 256
+"""Tokens of room that are added at least where a text outgrows its memory; a quarter of the text where that is more."""
+
 
 class RoomyLayer(DynamicLayer):
     """A layer that sees everything; its keys and values are the filled part of memory taken at once.
 
     Args:
-        capacity: Tokens that a row comes to at most.
+        capacity: Tokens that there is room for at first.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int = 0) -> None:
         DynamicLayer.__init__(self)
         self.capacity = capacity
         self._memory: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Puts new keys and values, [B, Hkv, n, D], behind the others and returns them all."""
+        return self.append(key_states, value_states)
+
+    def append(self, key: Tensor, value: Tensor, rows: Tensor | None = None, batch: int = 0) -> tuple[Tensor, Tensor]:
+        """The same for some rows alone; what the others hold there has no meaning.
+
+        Args:
+            key: [len(rows), Hkv, n, D]; value likewise.
+            rows: int64, of the batch's rows; None: all.
+            batch: Rows of the batch, where `rows` is given.
+        """
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._memory = [self._room(states, states.shape[0]) for states in (key_states, value_states)]
+            self.lazy_initialization(key, value)
         begin = self.get_seq_length()
-        end = begin + key_states.shape[-2]
-        for memory, states in zip(self._memory, (key_states, value_states), strict=True):
-            memory[:, :, begin:end] = states
+        end = begin + key.shape[-2]
+        if not self._memory or end > self.capacity:
+            self._grow((key, value), key.shape[0] if rows is None else batch, begin, end)
+        for memory, states in zip(self._memory, (key, value), strict=True):
+            if rows is None:
+                memory[:, :, begin:end] = states
+            else:
+                memory[rows, :, begin:end] = states
         return self._fill(end)
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first tokens."""
+        if self.is_initialized:
+            self._fill(length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Makes these rows, int64, its rows; one may come several times."""
@@ -45,6 +67,15 @@ class RoomyLayer(DynamicLayer):
             self._memory.append(new)
             memory[index] = new  # lets go of the old keys before the values are copied
         self._fill(length)
+
+    def _grow(self, like: tuple[Tensor, Tensor], rows: int, length: int, least: int) -> None:
+        if least > self.capacity:
+            self.capacity = least if not self.capacity else least + max(GROWTH, least // 4)
+        for index, states in enumerate(like):
+            new = self._room(states, rows)
+            if self._memory and length:
+                new[:, :, :length] = self._memory[index][:, :, :length]
+            self._memory[index : index + 1] = [new]
 
     def _room(self, like: Tensor, rows: int) -> Tensor:
         return like.new_empty(rows, like.shape[1], self.capacity, like.shape[-1])

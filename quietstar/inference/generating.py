@@ -1,0 +1,176 @@
+"""What `model.generate` adds to transformers' own: checks, a cache, and draws that do not depend on the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import SuppressTokensLogitsProcessor
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from quietstar.errors import ConfigError, DataError
+from quietstar.inference.draw import draw
+from quietstar.inference.record import ThinkingRecord
+from quietstar.inference.thinking_cache import Thinking, ThinkingCache
+from quietstar.inference.when import NO_GATE, parse_think
+
+if TYPE_CHECKING:
+    from quietstar.model.modeling import QuietStarForCausalLM
+
+UNSUPPORTED = ("assistant_model", "custom_generate", "inputs_embeds", "negative_prompt_ids")
+"""Arguments of `generate` that go around the text's cache."""
+
+
+@dataclass
+class ThinkingOutput(GenerateDecoderOnlyOutput):
+    """transformers' output of `generate`, and what was thought.
+
+    Args:
+        thinking: Counts, and the thoughts where they were asked for.
+    """
+
+    thinking: ThinkingRecord | None = None
+
+
+def plan_thinking(
+    model: QuietStarForCausalLM,
+    think: str,
+    thoughts_per_token: int,
+    thought_temperature: float | None,
+    seed: int | None,
+    output_thoughts: bool,
+) -> Thinking:
+    """Check the arguments of `generate` that are about thoughts.
+
+    Raises:
+        ConfigError: One is out of range, or they contradict each other.
+    """
+    when = parse_think(think)
+    if when.rule == "learned" and model.thinking_gate is None:
+        raise ConfigError(NO_GATE.format(think=think))
+    if isinstance(thoughts_per_token, bool) or not isinstance(thoughts_per_token, int) or thoughts_per_token < 1:
+        raise ConfigError(f"thoughts_per_token: got {thoughts_per_token!r}, needs a whole number of at least 1")
+    temperature = thought_temperature
+    if temperature is None:
+        temperature = 0.0 if thoughts_per_token == 1 else model.config.temperature
+    if not temperature >= 0:
+        raise ConfigError(f"thought_temperature: got {temperature}, needs 0 (greedy) or more")
+    if temperature == 0 and thoughts_per_token > 1:
+        raise ConfigError(
+            f"thought_temperature: got 0 with {thoughts_per_token} thoughts per token, which would all be the same "
+            "one; needs a value above 0"
+        )
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise ConfigError(f"seed: got {seed!r}, needs a whole number or None")
+    own_seed = seed
+    if own_seed is None:  # thoughts then follow torch.manual_seed, as transformers' draws do
+        own_seed = int(torch.randint(1 << 62, ())) if temperature > 0 else 0
+    return Thinking(
+        when,
+        thoughts_per_token,
+        float(temperature),
+        own_seed,
+        draw_text=seed is not None,
+        keep_thoughts=output_thoughts,
+    )
+
+
+def check_prompt(model: QuietStarForCausalLM, input_ids: Tensor | None, attention_mask: Tensor | None) -> None:
+    """Refuse prompts that are empty or hold a token that only thoughts may use.
+
+    Raises:
+        DataError: Naming row and position.
+    """
+    if input_ids is None:
+        if model.generation_config is None or model.generation_config.bos_token_id is None:
+            raise DataError("input_ids: missing, and the model has no beginning-of-sequence token to start from")
+        return
+    if input_ids.ndim != 2:
+        raise DataError(f"input_ids: got shape {list(input_ids.shape)}, needs [batch, length]")
+    if input_ids.numel() == 0:
+        raise DataError(
+            f"input_ids: got shape {list(input_ids.shape)}, an empty prompt; needs a token at least, for example the "
+            f"beginning-of-sequence token ({model.config.bos_token_id})"
+        )
+    text = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if text.shape != input_ids.shape:
+        return  # transformers says so itself
+    empty = (~text.any(1)).nonzero()
+    if len(empty):
+        raise DataError(f"attention_mask: masks every token of row {int(empty[0])}; needs a token at least")
+    if model.banned:
+        banned = torch.tensor(model.banned, device=input_ids.device)
+        found = (torch.isin(input_ids, banned) & text).nonzero()
+        if len(found):
+            row, position = found[0].tolist()
+            raise DataError(
+                f"input_ids: row {row} has token {int(input_ids[row, position])} at position {position}, which is kept "
+                "for thoughts (banned_token_ids); take it out of the prompt"
+            )
+
+
+def finish_processors(
+    model: QuietStarForCausalLM,
+    cache: ThinkingCache,
+    config: GenerationConfig,
+    prompt_length: int,
+    processors: LogitsProcessorList,
+) -> LogitsProcessorList:
+    """Check the settled options of a call, and put the last processors behind transformers' own.
+
+    Raises:
+        ConfigError: A way of decoding that does not go token by token.
+        DataError: The text would outgrow the base's context.
+    """
+    options: Any = config
+    if (options.num_beams or 1) > 1:
+        raise ConfigError(f"num_beams: got {options.num_beams}; a thinking model samples or decodes greedily, needs 1")
+    if options.guidance_scale not in (None, 1):
+        raise ConfigError(f"guidance_scale: got {options.guidance_scale}; not supported with thoughts")
+    if options.prefill_chunk_size is not None:
+        raise ConfigError("prefill_chunk_size: not supported with thoughts; leave it out")
+    if options.prompt_lookup_num_tokens is not None:
+        raise ConfigError("prompt_lookup_num_tokens: not supported with thoughts; leave it out")
+    _check_context(model, cache.thinking, prompt_length, int(options.max_length))
+    ending = options.eos_token_id
+    cache.thinking.ending = () if ending is None else (ending,) if isinstance(ending, int) else tuple(ending)
+    if model.banned:
+        processors.append(SuppressTokensLogitsProcessor(list(model.banned), device=str(model.device)))
+    if options.do_sample and cache.thinking.draw_text:
+        processors.append(OwnStreams(cache))
+    return processors
+
+
+class OwnStreams(LogitsProcessor):
+    """Draws each row's token from the row's own random stream: the only one that keeps a score.
+
+    Args:
+        cache: Knows the streams and which token is next.
+    """
+
+    def __init__(self, cache: ThinkingCache) -> None:
+        self._cache = cache
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores [B, V]: 0 for the drawn token, minus infinity for all others."""
+        uniform = self._cache.draws(1)[:, 0].to(scores.device)
+        token, _ = draw(scores, uniform, temperature=1.0)
+        chosen = torch.full_like(scores, float("-inf"))
+        return chosen.scatter_(1, token[:, None], 0.0)  # type: ignore[return-value]  # a Tensor of transformers' kind
+
+
+def _check_context(model: QuietStarForCausalLM, thinking: Thinking, prompt_length: int, max_length: int) -> None:
+    limit = getattr(model.base.config, "max_position_embeddings", None)
+    thought = 0 if thinking.when.rule == "never" else model.config.thought_length + 1
+    if limit is None or max_length + thought <= limit:
+        return
+    room = limit - thought - prompt_length
+    advice = f"lower max_new_tokens to at most {room}" if room > 0 else "shorten the prompt"
+    behind = f", with the {thought} positions of a thought behind the last," if thought else ""
+    raise DataError(
+        f"input_ids: the prompt has {prompt_length} tokens and would grow to {max_length}, which{behind} is more than "
+        f"the {limit} of the base's context; {advice}"
+    )

@@ -1,0 +1,88 @@
+"""Where to think: what the argument `think` of `generate` says."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from quietstar.errors import ConfigError
+from quietstar.model.anchors import base_entropy
+
+if TYPE_CHECKING:
+    from quietstar.model.modeling import QuietStarForCausalLM
+
+FORMS = "always, never, entropy>x (x in nats), every:n, learned or learned>x (x in nats)"
+NO_GATE = (
+    "think: got {think!r}, but this model has no learned gate; `python -m quietstar.gate CHECKPOINT --text FILE "
+    "--out DIRECTORY` fits one, and entropy>x needs none"
+)
+
+
+@dataclass(frozen=True)
+class When:
+    """A rule for which new tokens are thought about.
+
+    Args:
+        rule: `always`, `never`, `every` (every `value`-th new token, the first included), `entropy` (the base
+            prediction has more than `value` nats), `learned` (the gate predicts a gain of more than `value` nats).
+        value: Of the rule.
+    """
+
+    rule: Literal["always", "never", "every", "entropy", "learned"]
+    value: float = 0.0
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the text's own prediction has to be known first."""
+        return self.rule in ("entropy", "learned")
+
+    def at(self, index: int) -> bool:
+        """Whether the index-th new token, from 0, may be thought about, whatever the text says."""
+        if self.rule == "every":
+            return index % int(self.value) == 0
+        return self.rule != "never"
+
+    def where(self, model: QuietStarForCausalLM, hidden_base: Tensor) -> Tensor:
+        """The rows that are thought about, bool [B], by the hidden states [B, E] that predict their next token."""
+        if self.rule == "entropy":
+            return base_entropy(hidden_base[:, None], model.head)[:, 0] > self.value
+        if self.rule == "learned":
+            assert model.thinking_gate is not None  # checked before anything is generated
+            predicted: Tensor = model.thinking_gate(hidden_base)
+            return predicted > self.value
+        return torch.ones(len(hidden_base), dtype=torch.bool, device=hidden_base.device)
+
+
+def parse_think(think: object) -> When:
+    """The rule that an argument `think` names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    problem = f"think: got {think!r}, needs one of {FORMS}"
+    if not isinstance(think, str):
+        raise ConfigError(problem)
+    text = "".join(think.split())
+    if text in ("always", "never", "learned"):
+        return When(text)  # type: ignore[arg-type]  # a string that was compared is no Literal to mypy
+    if match := re.fullmatch(r"every:(\d+)", text):
+        if int(match[1]) < 1:
+            raise ConfigError(f"think: got {think!r}, every:n needs an n of at least 1")
+        return When("every", int(match[1]))
+    if match := re.fullmatch(r"(entropy|learned)>(.+)", text):
+        try:
+            value = float(match[2])
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ConfigError(f"think: got {think!r}, {match[1]}>x needs a number of nats for x")
+        return When("entropy" if match[1] == "entropy" else "learned", value)
+    names = ("always", "never", "entropy>1.0", "every:4", "learned")
+    closest = difflib.get_close_matches(text, names, n=1)
+    raise ConfigError(problem + (f"; did you mean {closest[0]}?" if closest else ""))
