@@ -127,8 +127,8 @@ def _fit(folds: list[Moments], strengths: list[float], device: torch.device) -> 
         raise DataError("input_ids: fewer than 2 of the texts to fit to have a next token to predict; give more text")
     if not any(float(fold.yy) for fold in folds):
         raise DataError(
-            "input_ids: the thoughts change no prediction at all, so there is nothing to learn; was the model trained to "
-            "think?"
+            "input_ids: the thoughts change no prediction at all, so there is nothing to learn; was the model trained with "
+            "thoughts?"
         )
     strength = choose_strength(folds, strengths)
     weight, bias = fit_ridge(add(folds), strength)

@@ -104,7 +104,7 @@ def choose_strength(folds: Sequence[Moments], strengths: Sequence[float]) -> flo
         fits = [(fold, *fit_ridge(together - fold, strength)) for fold in folds]
         return sum(fold.squared_error(weight, bias) * float(fold.count) for fold, weight, bias in fits)
 
-    return min(strengths, key=error) if len(strengths) > 1 else strengths[0]
+    return min(strengths, key=error)
 
 
 def add(folds: Sequence[Moments]) -> Moments:

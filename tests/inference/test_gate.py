@@ -1,0 +1,281 @@
+"""A gate is fitted to what thoughts gain, judged on other texts, and part of the model from then on."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from quietstar import QuietStarForCausalLM
+from quietstar.errors import CheckpointError, ConfigError, DataError
+from quietstar.gate import main
+from quietstar.inference import gains
+from quietstar.inference.gains import read_gains
+from quietstar.inference.gate import fit_gate
+from quietstar.inference.gate_report import measure_choices
+from quietstar.inference.loading import load_thinking
+from quietstar.model.adapters import add_adapters, has_adapters, trained_state
+from quietstar.model.from_scratch import character_tokenizer
+from quietstar.model.thinking_gate import ThinkingGate
+from quietstar.training import build_optimizer, load_weights, save_checkpoint, take_snapshot
+from tests.model.tiny import VOCABULARY, make_ids, make_model
+from tests.training.helpers import options
+
+TEXTS = make_ids(8, 9)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> QuietStarForCausalLM:
+    model = make_model()
+    fit_gate(model, TEXTS)
+    return model
+
+
+def gate_of(model: QuietStarForCausalLM) -> ThinkingGate:
+    assert model.thinking_gate is not None
+    return model.thinking_gate
+
+
+def assert_same_gate(actual: QuietStarForCausalLM, expected: QuietStarForCausalLM) -> None:
+    assert actual.config.thinking_gate
+    assert torch.equal(gate_of(actual).weight, gate_of(expected).weight)
+    assert torch.equal(gate_of(actual).bias, gate_of(expected).bias)
+
+
+# -- gains -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interpolation", ["logits", "log_probs"])
+def test_gains_are_those_of_the_prediction(interpolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With left padding, and in pieces; the mixture of log-probabilities is normalised, as drawing from it does."""
+    monkeypatch.setattr(gains, "STREAMS", 6)
+    model = make_model(interpolation=interpolation)
+    mask = torch.ones_like(TEXTS[:2])
+    mask[0, :3] = 0
+    found = list(read_gains(model, TEXTS[:2], mask))
+    assert len(found) > 1
+    prediction = model.predict(TEXTS[:2], mask, anchors=torch.arange(8))
+    counted = mask[:, :-1].bool()
+    target = TEXTS[:2, 1:, None]
+    base, talk = (logits.log_softmax(-1) for logits in (prediction.base_logits, prediction.talk_logits))
+
+    def in_pieces(values: Tensor) -> Tensor:
+        return torch.cat([part[kept] for part, kept in zip(values.split(3, 1), counted.split(3, 1), strict=True)])
+
+    for name, expected in (
+        ("base_nll", -base.gather(-1, target)[..., 0]),
+        ("talk_nll", -talk.gather(-1, target)[..., 0]),
+        ("entropy", -(base.exp() * base).sum(-1)),
+    ):
+        actual = torch.cat([getattr(part, name) for part in found])
+        torch.testing.assert_close(actual, in_pieces(expected), atol=1e-5, rtol=0, msg=name)
+    assert len(torch.cat([part.hidden for part in found])) == int(counted.sum())
+
+
+# -- fitting -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_gain_that_is_linear_in_the_state_is_recovered() -> None:
+    """Without attention and feed-forward a state knows its own token alone, and here that decides what follows."""
+    model = make_model(changes={"vocab_size": 12})
+    with torch.no_grad():
+        for layer in model.base.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    first = torch.arange(12)[:, None]
+    texts = (first + 5 * torch.arange(9)) % 12
+    report = fit_gate(model, texts, ridge=1e-9)
+    (measured,) = read_gains(model, texts)
+    assert float(measured.gain.std()) > 0.1
+    torch.testing.assert_close(gate_of(model)(measured.hidden), measured.gain, atol=1e-3, rtol=0)
+    assert report.r_squared > 0.9999
+    for choice in report.choices:
+        assert choice.gain == pytest.approx(choice.best_gain, abs=1e-6)
+    assert (report.fitted_texts, report.texts, report.tokens) == (9, 3, 24)
+    assert report.mean_gain == pytest.approx(report.base_nll - report.talk_nll)
+
+
+def test_nothing_is_fitted_to_what_is_held_out(fitted: QuietStarForCausalLM) -> None:
+    held_out = 0
+    for text in range(len(TEXTS)):
+        other = TEXTS.clone()
+        other[text] = make_ids(1, 9, seed=5)[0]
+        model = copy.deepcopy(fitted)
+        fit_gate(model, other)
+        held_out += torch.equal(gate_of(model).weight, gate_of(fitted).weight)
+    assert held_out == 2  # a quarter of them
+
+
+def test_the_split_and_the_mode(fitted: QuietStarForCausalLM) -> None:
+    model = copy.deepcopy(fitted).train()
+    done: list[tuple[int, int]] = []
+    report = fit_gate(model, TEXTS, batch_size=1, progress=lambda *place: done.append(place))
+    assert model.training and done == [(number, 8) for number in range(1, 9)]
+    torch.testing.assert_close(gate_of(model).weight, gate_of(fitted).weight)
+    assert report == fit_gate(model, TEXTS, batch_size=1)
+    assert report.base_nll != fit_gate(model, TEXTS, batch_size=1, seed=1).base_nll
+    assert json.loads(json.dumps(report.as_dict()))["choices"][1]["think"] == "always"
+
+
+def test_choices_by_hand() -> None:
+    gain = np.array([2.0, -1.0, 0.5, 0.5])
+    predicted = np.array([1.5, 0.2, -0.1, 0.05])
+    choices = measure_choices(predicted, gain, np.array([0.1, 3.0, 2.0, 1.0]), np.full(4, 3.0), seed=0)
+    rows = {choice.think: choice for choice in choices}
+    assert (rows["never"].nll, rows["always"].nll) == (3.0, 2.5)
+    above = rows["learned>0.1"]
+    assert (above.share, above.gain, above.nll) == (0.5, 0.25, 2.75)
+    assert (above.entropy_gain, above.entropy_threshold, above.best_gain) == (-0.125, 1.0, 0.625)
+    assert rows["learned>0"].gain == 0.375 and rows["learned>0"].random_gain != above.random_gain
+
+
+# -- the model with it -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = make_model(dtype=dtype)
+    fit_gate(model, TEXTS)
+    model.to(torch.float64).to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(found.values())
+    assert loaded.dtype == dtype and gate_of(loaded).weight.dtype == torch.float32
+    assert_same_gate(loaded, model)
+    half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float16)
+    assert_same_gate(half, model)
+    assert gate_of(half)(torch.ones(2, 3, 32, dtype=torch.float16)).dtype == torch.float32
+
+
+def test_a_model_without_a_gate_stays_without(tmp_path: Path) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["thinking_gate"]  # as it was before there were gates
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(found.values()) and loaded.thinking_gate is None
+    never_fitted = make_model(thinking_gate=True)
+    assert torch.equal(gate_of(never_fitted)(torch.randn(2, 32)), torch.zeros(2))
+
+
+def test_training_goes_on_beside_it(tmp_path: Path, fitted: QuietStarForCausalLM) -> None:
+    model = copy.deepcopy(fitted).train()
+    optimizer = build_optimizer(model, options())
+    assert not any("thinking_gate" in name for group in optimizer.groups for name, _ in group.parameters)
+    model.learn(TEXTS[:2]).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    optimizer.collect_gradients()
+    optimizer.step(0.1)
+    assert_same_gate(model, fitted)
+    path = save_checkpoint(tmp_path, take_snapshot(1, model, {}, {}))
+    other = make_model(seed=1, thinking_gate=True)
+    load_weights(other, path)
+    assert_same_gate(other, fitted)
+    assert torch.equal(other.mixing_head.output.weight, model.mixing_head.output.weight)
+    with pytest.raises(CheckpointError, match=r"the model has no thinking_gate\.bias"):
+        load_weights(make_model(), path)
+
+
+def test_adapters_keep_it(tmp_path: Path, fitted: QuietStarForCausalLM) -> None:
+    copy.deepcopy(fitted).base.save_pretrained(tmp_path / "base")
+    model = QuietStarForCausalLM.from_base(tmp_path / "base", start_text=[5], end_text=[6], thinking_gate=True)
+    add_adapters(model, rank=2, alpha=4)
+    gate_of(model).weight.copy_(gate_of(fitted).weight)
+    assert {"thinking_gate.weight", "thinking_gate.bias"} <= trained_state(model).keys()
+    model.save_pretrained(tmp_path / "adapters")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapters")
+    assert has_adapters(loaded)
+    assert_same_gate(loaded, model)
+    path = save_checkpoint(tmp_path / "checkpoints", take_snapshot(1, model, {}, {}))
+    gate_of(loaded).weight.zero_()
+    load_weights(loaded, path)
+    assert_same_gate(loaded, model)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+SYMBOLS = "".join(map(chr, range(65, 65 + VOCABULARY)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    make_model().save_pretrained(directory)
+    character_tokenizer(SYMBOLS).save_pretrained(str(directory))
+    (directory / "text.txt").write_text("".join(SYMBOLS[token] for token in make_ids(1, 200)[0]))
+    return directory
+
+
+def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs" / "gated"
+    arguments = [str(checkpoint), "--text", str(checkpoint / "text.txt"), "--out", str(out), "--length", "10"]
+    assert main([*arguments, "--max_tokens", "155", "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    assert "36 tokens of 4 held-out texts; fitted to 99 of 11" in printed.out
+    assert "| `always` | 100.0% |" in printed.out and "thought about 15 of 15 texts" in printed.err
+    assert [path.name for path in out.parent.iterdir()] == ["gated"]
+    model, tokenizer = load_thinking(out, device="cpu")
+    before, _ = load_thinking(checkpoint, device="cpu")
+    assert tokenizer.get_vocab() == character_tokenizer(SYMBOLS).get_vocab()
+    states = before.state_dict()
+    assert model.state_dict().keys() - states.keys() == {"thinking_gate.weight", "thinking_gate.bias"}
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in states.items())
+    report = json.loads((out / "gate.json").read_text())
+    assert report["format"] == 1 and report["tokens"] == 36
+    assert main(arguments) == 2
+    assert f"out: {out} exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "{model}/config.json/x"], "out: cannot write"),
+        (["--text", "{model}/missing.txt"], "missing.txt: no such file"),
+        (["--length", "1"], "length: is 1, needs at least 2"),
+        (["--max_tokens", "5"], "max_tokens: got 5"),
+        (["--length", "100"], "at least 3 texts"),
+        (["--positions", "some"], "positions: got 'some'"),
+        (["--held_out", "1"], "held_out: got 1.0"),
+        (["--batch_size", "0"], "batch_size: got 0"),
+    ],
+)
+def test_what_the_command_refuses(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    usual = ["--text", str(checkpoint / "text.txt"), "--out", str(tmp_path / "out"), "--length", "50"]
+    given = [argument.format(model=checkpoint) for argument in arguments]
+    assert main([str(checkpoint), *usual, "--device", "cpu", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_fitting_refuses() -> None:
+    model = make_model()
+    with pytest.raises(ConfigError, match=r"ridge: got \[0\.0\], needs one or more numbers above 0"):
+        fit_gate(model, TEXTS, ridge=0.0)
+    with pytest.raises(ConfigError, match="ridge: got"):
+        fit_gate(model, TEXTS, ridge=())
+    with pytest.raises(DataError, match=r"input_ids: got shape \[9\], needs \[texts, tokens\]"):
+        fit_gate(model, TEXTS[0])
+    with pytest.raises(DataError, match="fewer than 2 of the texts"):
+        fit_gate(model, TEXTS[:, :1])
+    with torch.no_grad():
+        model.mixing_head.output.weight.zero_()
+        model.mixing_head.output.bias.zero_()
+    with pytest.raises(DataError, match="the thoughts change no prediction at all"):
+        fit_gate(model, TEXTS)
+    with torch.no_grad():
+        model.mixing_head.output.bias.fill_(float("inf"))
+    with pytest.raises(DataError, match="not finite"):
+        fit_gate(model, TEXTS)
+    assert model.thinking_gate is None and not model.config.thinking_gate
