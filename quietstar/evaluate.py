@@ -1,0 +1,100 @@
+"""`python -m quietstar.evaluate CHECKPOINT`: what thinking is worth, on problems, on a text, and in lm-eval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from quietstar.command_line import run_command
+from quietstar.evaluation.evaluation_page import evaluation_page
+from quietstar.evaluation.evaluation_run import evaluate, prepare, report
+from quietstar.evaluation.evaluation_table import evaluation_text
+from quietstar.evaluation.settings import METRICS, TASKS, Settings
+from quietstar.files import write_whole
+from quietstar.inference.loading import load_thinking
+from quietstar.reporting.environment import environment
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    arguments = parser().parse_args(argv)
+    return run_command(lambda: evaluate_command(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    default = Settings(Path("evaluation"))
+    p = argparse.ArgumentParser(
+        prog="python -m quietstar.evaluate",
+        description="Measures a model with thinking on and off on the same items. The same command goes on with an "
+        "evaluation that was killed.",
+    )
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="model directory, directory of a training run, or hub name")
+    p.add_argument("--output_dir", metavar="DIR", type=Path, default=default.output_dir, help="default: evaluation")
+    p.add_argument("--tasks", metavar="NAMES", default="", help=f"some of {','.join(TASKS)}")
+    p.add_argument("--data", metavar="DIR", type=Path, help="with a folder for each task; default: their public homes")
+    p.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        default=",".join(default.metrics),
+        help=f"of the tasks, some of {','.join(METRICS)}: the paper's accuracy, greedy answers, votes over chains of "
+        f"thought; default: {','.join(default.metrics)}",
+    )
+    p.add_argument("--problems", metavar="N", type=int, help="of each task, drawn by --seed; default: all")
+    p.add_argument("--think", default=default.think, help="when to think while generating; default: always")
+    p.add_argument("--text", metavar="FILE", type=Path, help="held-out text, for the NLL and the page of thoughts")
+    p.add_argument("--text_tokens", metavar="N", type=int, default=default.text_tokens, help="of it; default: 16384")
+    p.add_argument("--length", metavar="N", type=int, default=default.length, help="tokens of a window; default: 256")
+    p.add_argument("--lm_eval", metavar="NAMES", default="", help="lm-eval tasks, or YAML files of such")
+    p.add_argument("--votes", metavar="N", type=int, default=default.votes, help="chains of thought; default: 8")
+    p.add_argument("--temperature", type=float, default=default.temperature, help="of these; default: 0.9")
+    p.add_argument("--max_new_tokens", metavar="N", type=int, default=default.max_new_tokens, help="default: 384")
+    p.add_argument("--batch_size", metavar="N", type=int, default=default.batch_size, help="default: 16")
+    p.add_argument("--seed", type=int, default=default.seed, help="default: 0")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
+    p.add_argument("--tokenizer", metavar="DIR", help="where the checkpoint has none")
+    return p
+
+
+def evaluate_command(arguments: argparse.Namespace) -> None:
+    """Evaluates a checkpoint; writes `evaluation.json` and `evaluation.html`, and prints a table.
+
+    Raises:
+        ConfigError: An argument cannot be used.
+        DataError: A line of the data is wrong.
+        CheckpointError: The checkpoint is damaged.
+    """
+    settings = read_settings(arguments)
+    inputs = prepare(settings)
+    facts = environment()
+    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    model, tokenizer = load_thinking(
+        arguments.checkpoint, device=arguments.device, dtype=dtype, tokenizer=arguments.tokenizer
+    )
+    found = evaluate(model, tokenizer, settings, inputs)
+    content = report(arguments.checkpoint, settings, inputs, found, facts)
+    write_whole(settings.output_dir / "evaluation.json", json.dumps(content, indent=1) + "\n")
+    write_whole(settings.output_dir / "evaluation.html", evaluation_page(content, None))
+    print(evaluation_text(content))
+    print(f"\nwrote {settings.output_dir / 'evaluation.json'} and evaluation.html")
+
+
+def read_settings(arguments: argparse.Namespace) -> Settings:
+    """The options that say what is measured."""
+    given = dict(vars(arguments))
+    for name in ("checkpoint", "device", "dtype", "tokenizer"):
+        del given[name]
+    for name in ("tasks", "metrics", "lm_eval"):
+        given[name] = tuple(part for part in map(str.strip, given[name].split(",")) if part)
+    return Settings(**given)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

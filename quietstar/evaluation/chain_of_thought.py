@@ -1,0 +1,126 @@
+"""Answers after sampled chains of thought, and the vote of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from quietstar.errors import DataError
+from quietstar.evaluation.answer_formats import NEXT_QUESTION, STEP_BY_STEP, AnswerFormat
+from quietstar.evaluation.comparison import SIDES, Comparison, compare
+from quietstar.evaluation.completions import Completion, batches
+from quietstar.evaluation.item_store import Record
+from quietstar.evaluation.progress_lines import counted
+from quietstar.evaluation.subject import Subject, none_fits, seconds_of, think_of, written
+from quietstar.evaluation.token_texts import encode
+from quietstar.evaluation.voting import maj_at_k
+from quietstar.tasks.checking import Checker
+from quietstar.tasks.task import Problem
+
+FINAL_TOKENS = 12
+"""Generated after the conclusion of a chain of thought, as in the authors' script."""
+
+
+def chain_of_thought(
+    subject: Subject, form: AnswerFormat, problems: Sequence[Problem], checker: Checker
+) -> list[Comparison]:
+    """Sampled chains of thought after `Let's think step by step.`, and the vote of a problem's (arXiv 2403.09629, 4.2).
+
+    The answer is what the model writes, greedily, after the chain and a sentence that asks for it
+    (arXiv 2205.11916, 2.2).
+    """
+    settings = subject.settings
+    prompts = {p.id: encode(subject.writer.tokenizer, form.prompt(p) + STEP_BY_STEP) for p in problems}
+    room = settings.max_new_tokens + len(encode(subject.writer.tokenizer, form.conclusion)) + FINAL_TOKENS
+    fitting = [problem for problem in problems if len(prompts[problem.id]) + room <= subject.context]
+    found: dict[str, dict[str, list[Record]]] = {side: {p.id: [] for p in fitting} for side in SIDES}
+    for side, vote in ((side, vote) for vote in range(settings.votes) for side in SIDES):
+        thinking, waiting = side == "on", []
+        for problem in fitting:
+            sampling = [settings.max_new_tokens, settings.temperature, settings.seed, vote]
+            key = subject.key("cot", side, think_of(settings, thinking), *sampling, prompts[problem.id], problem.answer)
+            record = subject.store.get(key)
+            if record is None:
+                waiting.append((key, problem))
+            else:
+                found[side][problem.id].append(record)
+        name = f"chain of thought {vote + 1} of {settings.votes}, {form.task.name}, thinking {side}"
+        with counted(name, len(waiting)) as count:
+            for batch in batches(waiting, settings.batch_size, lambda item: len(prompts[item[1].id])):
+                asked = [problem for _, problem in batch]
+                chains, finals = _chains(subject, form, [prompts[p.id] for p in asked], asked, thinking, vote)
+                judged = checker.check([(p, form.concluded(f.text)) for p, f in zip(asked, finals, strict=True)])
+                for (key, problem), chain, final, verdict in zip(batch, chains, finals, judged, strict=True):
+                    record = {"metric": "cot", "task": form.task.name, "id": problem.id, "thinking": side, "vote": vote}
+                    record |= {"correct": verdict.correct, "answer": verdict.answer, "final": final.text}
+                    subject.store.add(key, record | written(chain) | {"seconds": chain.seconds + final.seconds})
+                    found[side][problem.id].append(subject.store.get(key) or record)
+                count(len(batch))
+    return _votes(subject, form, fitting, found, len(problems) - len(fitting))
+
+
+def _chains(
+    subject: Subject,
+    form: AnswerFormat,
+    prompts: Sequence[list[int]],
+    problems: Sequence[Problem],
+    thinking: bool,
+    vote: int,
+) -> tuple[list[Completion], list[Completion]]:
+    settings, writer = subject.settings, subject.writer
+    chains = writer.write(
+        prompts,
+        thinking,
+        settings.max_new_tokens,
+        lambda text: NEXT_QUESTION in text,
+        settings.temperature,
+        settings.seed * 1_000_003 + vote,
+    )
+    ending = []
+    for problem, chain in zip(problems, chains, strict=True):
+        reasoning = chain.text.partition(NEXT_QUESTION)[0].rstrip()
+        ending.append(encode(writer.tokenizer, form.prompt(problem) + STEP_BY_STEP + reasoning + form.conclusion))
+    return chains, writer.write(ending, thinking, FINAL_TOKENS, lambda text: False)
+
+
+def _votes(
+    subject: Subject,
+    form: AnswerFormat,
+    problems: Sequence[Problem],
+    found: dict[str, dict[str, list[Record]]],
+    skipped: int,
+) -> list[Comparison]:
+    settings = subject.settings
+    if not problems:
+        raise DataError(none_fits(form))
+    majority: dict[str, list[float]] = {}
+    single: dict[str, list[float]] = {}
+    seconds: dict[str, float] = {}
+    for side in SIDES:
+        rows = [found[side][problem.id] for problem in problems]
+        answers = [[row["answer"] for row in own] for own in rows]
+        right = [[bool(row["correct"]) for row in own] for own in rows]
+        majority[side] = [maj_at_k(a, r, settings.votes) for a, r in zip(answers, right, strict=True)]
+        single[side] = [sum(r) / len(r) for r in right]
+        seconds[side] = sum(seconds_of(own) for own in rows)
+    common: dict[str, Any] = {"skipped": skipped, "seed": settings.seed, "seconds": seconds}
+    how = f'sampled at temperature {settings.temperature:g} after "Let\'s think step by step."'
+    return [
+        compare(
+            f"chain of thought, maj@{settings.votes}",
+            form.task.name,
+            f"Share of problems whose most frequent answer among {settings.votes} chains of thought {how} is right; "
+            "of tied answers each counts its part.",
+            majority["off"],
+            majority["on"],
+            **common,
+        ),
+        compare(
+            "chain of thought, one sample",
+            form.task.name,
+            f"Share of the chains of thought {how} that end in the right answer.",
+            single["off"],
+            single["on"],
+            **common,
+        ),
+    ]

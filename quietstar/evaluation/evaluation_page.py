@@ -1,0 +1,95 @@
+"""`evaluation.html`: the results of an evaluation on one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from quietstar.evaluation.evaluation_table import HEAD, excludes_zero, group_table, name_of, results_table
+from quietstar.reporting.charts import bar_chart
+from quietstar.reporting.page import details, page, panel, panels, section, table
+from quietstar.reporting.text import visible
+
+Row = Mapping[str, Any]
+DIFFICULTY = (
+    "Tenths of the tokens by their NLL without thinking, the easiest first. Any change of the predictions, a useless "
+    "one too, seems to help the tokens that the base was worst at and to hurt those that it was best at: what counts "
+    "is the mean over all."
+)
+
+
+def evaluation_page(report: Row, viewer: str | None = None) -> str:
+    """The document.
+
+    Args:
+        report: What `evaluation.json` holds.
+        viewer: Name of the page with the thoughts about the text, in the same directory.
+    """
+    return page(f"Evaluation of {report['checkpoint']}", _parts(report, viewer))
+
+
+def _parts(report: Row, viewer: str | None) -> Iterator[str]:
+    results = report["results"]
+    yield (
+        f"<header><h1>Thinking on and off</h1><p class='lede'>{visible(str(report['checkpoint']))}: the same model on "
+        "the same items, with thoughts and without. 95 % bootstrap intervals; the difference is paired, and bold "
+        "where its interval excludes 0.</p></header>"
+    )
+    yield section("Results", [_results(results)])
+    for row in results:
+        for kind, groups in row["groups"].items():
+            yield section(f"{row['metric']} by {kind}", _groups(row, kind, groups), _note(kind))
+    if viewer is not None:
+        link = f'<p><a href="{visible(viewer)}">What the model thinks at each token of the text</a></p>'
+        yield section("Thoughts", [link])
+    yield section("What the measures are", [_statements(results)])
+    yield section("How this was measured", [_facts(report)])
+
+
+def _results(results: Sequence[Row]) -> str:
+    rows = [list(map(visible, cells)) for cells in results_table(results)]
+    for row, cells in zip(results, rows, strict=True):
+        if excludes_zero(row["difference"]):
+            cells[-1] = f"<b>{cells[-1]}</b>"
+    return table(rows, HEAD, numbers=True)
+
+
+def _groups(row: Row, kind: str, groups: Sequence[Row]) -> list[str]:
+    head = [kind, "n", *HEAD[3:]]
+    cells = [list(map(visible, line)) for line in group_table(groups, row["unit"])]
+    for group, line in zip(groups, cells, strict=True):
+        if excludes_zero(group["difference"]):
+            line[-1] = f"<b>{line[-1]}</b>"
+    sign = 1 if row["higher_is_better"] else -1
+    chart = bar_chart(
+        [str(group["name"]).removeprefix("tenth ") for group in groups],
+        [("gain", 1, [sign * group["difference"]["mean"] for group in groups])],
+        label=f"Gain from thinking by {kind}",
+        x_label=kind,
+    )
+    note = f"How much lower the {row['metric']} is with thinking, in {row['unit']}; below 0 thinking hurts."
+    return [panels([panel("Gain from thinking", note, chart)]), table(cells, head, numbers=True)]
+
+
+def _note(kind: str) -> str:
+    return DIFFICULTY if kind == "difficulty" else ""
+
+
+def _statements(results: Sequence[Row]) -> str:
+    rows = []
+    for row in results:
+        counted = f"{row['n']:,}" + (f", {row['skipped']:,} too long for the context" if row["skipped"] else "")
+        seconds = ", ".join(f"{side} {value:,.1f}" for side, value in row["seconds"].items())
+        texts = [name_of(row), str(row["of"]), str(row["statement"]), counted, str(row["resampled"]), seconds]
+        rows.append(list(map(visible, texts)))
+    return table(rows, ["measure", "of", "what it is", "n", "resampled", "seconds"])
+
+
+def _facts(report: Row) -> str:
+    settings = [[visible(name), visible(str(value))] for name, value in report["settings"].items()]
+    tasks = [
+        [visible(f"problems of {name}"), visible(f"{counts['asked']:,} of {counts['held_out']:,}")]
+        for name, counts in report["tasks"].items()
+    ]
+    machine = [[visible(name), visible(str(value))] for name, value in report["environment"].items()]
+    return table(tasks + settings) + details("Versions and hardware", table(machine))

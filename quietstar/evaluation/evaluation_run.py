@@ -1,0 +1,137 @@
+"""All that an evaluation measures, in the order of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.errors import DataError
+from quietstar.evaluation.answer_formats import AnswerFormat, load_format, read_text
+from quietstar.evaluation.chain_of_thought import chain_of_thought
+from quietstar.evaluation.comparison import Comparison
+from quietstar.evaluation.completions import Writer
+from quietstar.evaluation.exact_match import exact_match
+from quietstar.evaluation.held_out_text import held_out_nll
+from quietstar.evaluation.item_store import ItemStore, fingerprint
+from quietstar.evaluation.lm_tasks import check_lm_eval, lm_eval_tasks
+from quietstar.evaluation.settings import Settings, make_output_dir
+from quietstar.evaluation.soft_accuracy import soft_accuracy
+from quietstar.evaluation.subject import Subject, drawn
+from quietstar.evaluation.token_texts import token_texts
+from quietstar.model import QuietStarForCausalLM
+from quietstar.tasks.checking import Checker
+from quietstar.tasks.task import Problem
+
+VERSION = 1
+"""Of `evaluation.json`."""
+ITEMS = "evaluation_items.jsonl"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is read before a model is loaded.
+
+    Args:
+        problems: Of each task, those that are asked.
+        total: Of each task, how many held-out problems there are.
+        text: Of `--text`.
+    """
+
+    problems: Sequence[tuple[AnswerFormat, list[Problem]]]
+    total: Sequence[int]
+    text: str | None
+
+
+def prepare(settings: Settings) -> Inputs:
+    """Checks all that can be checked without a model, and reads the data.
+
+    Raises:
+        ConfigError: An option cannot be used, or a package is missing.
+        DataError: A line of the data is wrong.
+    """
+    settings.check()
+    make_output_dir(settings.output_dir)
+    if settings.lm_eval:
+        check_lm_eval(settings.lm_eval)
+    problems, total = [], []
+    for name in settings.tasks:
+        form = load_format(name, settings.data)
+        every = form.task.problems("test")
+        problems.append((form, list(drawn(every, settings.problems, settings.seed))))
+        total.append(len(every))
+    return Inputs(problems, total, None if settings.text is None else read_text(settings.text))
+
+
+def evaluate(
+    model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Settings, inputs: Inputs
+) -> list[Comparison]:
+    """Measures a model; what is known of each item is in `evaluation_items.jsonl` of the output directory at once.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Its own.
+        settings: Checked.
+        inputs: Of `prepare`.
+    """
+    store = ItemStore(settings.output_dir / ITEMS)
+    writer = Writer(model, tokenizer, settings.think)
+    subject = Subject(writer, token_texts(tokenizer), store, settings, fingerprint(model))
+    found: list[Comparison] = []
+    try:
+        for form, problems in inputs.problems:
+            found += _task(subject, form, problems)
+        if inputs.text is not None and settings.text is not None:
+            found += held_out_nll(subject, inputs.text, settings.text.name)
+        found += lm_eval_tasks(subject, settings.lm_eval)
+    finally:
+        store.close()
+    return found
+
+
+def _task(subject: Subject, form: AnswerFormat, problems: Sequence[Problem]) -> list[Comparison]:
+    if not problems:
+        raise DataError(f"{form.task.name}: has no held-out problems")
+    found: list[Comparison] = []
+    metrics = subject.settings.metrics
+    with Checker(form.task, timeout=5.0) as checker:
+        if "soft" in metrics:
+            found.append(soft_accuracy(subject, form, problems))
+        if "exact" in metrics:
+            found.append(exact_match(subject, form, problems, checker))
+        if "cot" in metrics:
+            found += chain_of_thought(subject, form, problems, checker)
+    return found
+
+
+def report(
+    checkpoint: str, settings: Settings, inputs: Inputs, found: Sequence[Comparison], environment: dict[str, Any]
+) -> dict[str, Any]:
+    """What `evaluation.json` holds.
+
+    Args:
+        checkpoint: As it was given.
+        settings: Of the evaluation.
+        inputs: Of `prepare`.
+        found: By `evaluate`.
+        environment: Versions, hardware and the command.
+    """
+    shown = {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(settings).items()
+    }
+    tasks = {
+        form.task.name: {"asked": len(problems), "held_out": total}
+        for (form, problems), total in zip(inputs.problems, inputs.total, strict=True)
+    }
+    return {
+        "version": VERSION,
+        "checkpoint": checkpoint,
+        "settings": shown,
+        "tasks": tasks,
+        "results": [one.to_json() for one in found],
+        "environment": environment,
+    }

@@ -1,0 +1,98 @@
+"""The results of an evaluation as cells, for the terminal and the page alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quietstar.reporting.scales import MINUS
+
+Row = Mapping[str, Any]
+HEAD = ("measure", "of", "n", "thinking off", "thinking on", "on - off")
+
+
+def results_table(results: Sequence[Row]) -> list[list[str]]:
+    """A row of cells under `HEAD` for each result of `evaluation.json`."""
+    return [
+        [
+            name_of(row),
+            str(row["of"]),
+            f"{row['n']:,}",
+            interval(row["off"], row["unit"]),
+            interval(row["on"], row["unit"]),
+            interval(row["difference"], row["unit"], signed=True),
+        ]
+        for row in results
+    ]
+
+
+def group_table(groups: Sequence[Row], unit: str) -> list[list[str]]:
+    """The same of the parts of one result: name, n, and the three intervals."""
+    return [
+        [
+            group["name"],
+            f"{group['n']:,}",
+            interval(group["off"], unit),
+            interval(group["on"], unit),
+            interval(group["difference"], unit, signed=True),
+        ]
+        for group in groups
+    ]
+
+
+def name_of(row: Row) -> str:
+    """What a result measures, with its unit."""
+    unit = {"share": "%"}.get(row["unit"], row["unit"])
+    return f"{row['metric']} ({unit})"
+
+
+def interval(value: Row, unit: str, signed: bool = False) -> str:
+    """A mean and the ends of its interval, where it has one; shares in per cent."""
+    ends = [value["mean"], value["low"], value["high"]]
+    factor, digits = (100.0, 2) if unit == "share" else (1.0, 4)
+    shown = [_number(factor * one, digits, signed) for one in ends if one is not None]
+    return shown[0] + (f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else "")
+
+
+def excludes_zero(value: Row) -> bool:
+    """Whether a difference has an interval that 0 is not in."""
+    low, high = value["low"], value["high"]
+    return low is not None and (low > 0 or high < 0)
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Aligned lines; the first `left` columns begin on the left."""
+    cells = [list(head), *map(list, rows)]
+    sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(size) if place < left else cell.rjust(size)
+            for place, (cell, size) in enumerate(zip(row, sizes, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def evaluation_text(report: Row) -> str:
+    """What the terminal shows of `evaluation.json`."""
+    results = report["results"]
+    parts = [text_table(HEAD, results_table(results), left=2)]
+    for row in results:
+        for kind, groups in row["groups"].items():
+            head = [f"{row['metric']} by {kind} ({row['unit']})", "n", "thinking off", "thinking on", "on - off"]
+            parts.append(text_table(head, group_table(groups, row["unit"])))
+    parts.append(
+        "95 % bootstrap intervals; on - off is paired, on the same items.\n"
+        + "\n".join(f"{row['metric']}, {row['of']}: {row['statement']}{_skipped(row)}" for row in results)
+    )
+    return "\n\n".join(parts)
+
+
+def _skipped(row: Row) -> str:
+    return f" {row['skipped']:,} left out: too long for the model's context." if row["skipped"] else ""
+
+
+def _number(value: float, digits: int, signed: bool) -> str:
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text.replace("-", MINUS)

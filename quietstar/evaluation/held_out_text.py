@@ -1,0 +1,226 @@
+"""How well a text is predicted with and without thoughts: on average, by difficulty, and by kind of token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from quietstar.errors import ConfigError, DataError
+from quietstar.evaluation.arguments import Array
+from quietstar.evaluation.blocks import block_intervals
+from quietstar.evaluation.bootstrap import Interval
+from quietstar.evaluation.comparison import Comparison, Group
+from quietstar.evaluation.completions import Writer
+from quietstar.evaluation.progress_lines import counted
+from quietstar.evaluation.subject import Subject
+from quietstar.evaluation.token_classes import CLASSES, token_classes
+from quietstar.evaluation.token_texts import decode, first_tokens
+
+DECILES = 10
+MOST_LOGITS = 1 << 28
+"""Numbers in the logits of a batch, 1 GiB in float32, of which there are two."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of the text, predicted by itself.
+
+    Args:
+        ids: Its tokens, the tokenizer's first ones in front.
+        given: How many of them are not predicted.
+    """
+
+    ids: list[int]
+    given: int
+
+
+def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
+    """Mean NLL per token and bits per byte of a text, without thought and after a greedy thought at each position.
+
+    Args:
+        subject: What is evaluated.
+        text: Of the file.
+        name: Of the file.
+
+    Raises:
+        ConfigError: A window does not fit into the context.
+        DataError: The text has fewer than two tokens.
+    """
+    settings = subject.settings
+    if settings.length > subject.context:
+        raise ConfigError(f"length: got {settings.length}, the model's context leaves room for {subject.context}")
+    windows = list(text_windows(subject.writer, text, settings.length, settings.text_tokens))
+    found = _nlls(subject, windows)
+    classes = [token_classes(window.ids, subject.texts)[window.given - 1 :] for window in windows]
+    per_token = _compare(found, classes, settings.seed)
+    count = sum(len(off) for off, _ in found)
+    note = f"{count:,} tokens in {len(windows)} windows of {settings.length}"
+    statement = (
+        f"Mean negative log-likelihood of the next token ({note}, each predicted from those before it in its window); "
+        "lower is better."
+    )
+    base = replace(per_token, of=name, statement=statement)
+    return [base, replace(_per_byte(subject, windows, found), of=name)]
+
+
+def text_windows(writer: Writer, text: str, length: int, most: int) -> Iterator[Window]:
+    """Stretches of a text one after the other; what is shorter than two tokens at its end is left out.
+
+    Args:
+        writer: Has the tokenizer.
+        text: Of the file.
+        length: Tokens of a window, the tokenizer's first ones included.
+        most: Tokens of the text that are looked at.
+
+    Raises:
+        DataError: Nothing is left.
+    """
+    ids = list(writer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])[:most]
+    front = first_tokens(writer.tokenizer)
+    step = length - len(front)
+    if step < 2 - min(1, len(front)) or len(ids) < 2:
+        raise DataError(f"text: {len(ids)} tokens in windows of {length}; needs at least two")
+    for first in range(0, len(ids), step):
+        window = Window(front + ids[first : first + step], max(1, len(front)))
+        if len(window.ids) > window.given:
+            yield window
+
+
+@torch.no_grad()
+def _nlls(subject: Subject, windows: Sequence[Window]) -> list[tuple[Array, Array]]:
+    """NLLs of each window's predicted tokens, without and with thought."""
+    vocabulary = subject.writer.model.head.weight.shape[0]
+    size = max(1, min(subject.settings.batch_size, MOST_LOGITS // (vocabulary * subject.settings.length)))
+    found: dict[int, tuple[Array, Array]] = {}
+    waiting: list[tuple[int, str]] = []
+    for place, window in enumerate(windows):
+        key = subject.key("nll", window.ids, window.given)
+        record = subject.store.get(key)
+        if record is None:
+            waiting.append((place, key))
+        else:
+            found[place] = (np.array(record["off"]), np.array(record["on"]))
+    with counted("held-out text, windows", len(waiting)) as count:
+        while waiting:
+            length = len(windows[waiting[0][0]].ids)
+            batch = [one for one in waiting[:size] if len(windows[one[0]].ids) == length]
+            del waiting[: len(batch)]
+            off, on = window_nlls(subject.writer, [windows[place] for place, _ in batch])
+            for (place, key), *sides in zip(batch, off, on, strict=True):
+                shown = [[round(value, 5) for value in side.tolist()] for side in sides]
+                subject.store.add(key, {"metric": "nll", "id": str(place), "off": shown[0], "on": shown[1]})
+                found[place] = (np.array(shown[0]), np.array(shown[1]))
+            count(len(batch))
+    return [found[place] for place in range(len(windows))]
+
+
+def window_nlls(writer: Writer, windows: Sequence[Window]) -> tuple[Array, Array]:
+    """NLLs in nats of windows of one length, float64 [windows, predicted tokens], without and with thought.
+
+    Both are of distributions that sum to one, also where the paper's mixture of log-probabilities does not.
+    """
+    device = writer.model.head.weight.device
+    ids = torch.tensor([window.ids for window in windows], device=device)
+    given = windows[0].given
+    anchors = torch.arange(given - 1, ids.shape[1] - 1, device=device)
+    prediction = writer.model.predict(ids, anchors=anchors)
+    sides = []
+    for logits in (prediction.base_logits, prediction.talk_logits):
+        target = ids[:, given:].flatten()
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), target, reduction="none")
+        sides.append(nll.view(len(windows), -1).double().cpu().numpy())
+    return sides[0], sides[1]
+
+
+def _compare(found: Sequence[tuple[Array, Array]], classes: Sequence[Sequence[str]], seed: int) -> Comparison:
+    """Per token; deciles and classes are those of the whole text, windows are resampled."""
+    ranked = deciles(np.concatenate([off for off, _ in found]))
+    edges = np.cumsum([len(off) for off, _ in found])[:-1]
+    by_decile = np.split(ranked, edges)
+    names = [f"tenth {place + 1}" for place in range(DECILES)]
+    kinds = list(CLASSES)
+    # one column for all tokens, one for each decile, one for each class
+    masks = [
+        np.stack(
+            [
+                np.ones(len(own), dtype=bool),
+                *(tenth == place for place in range(DECILES)),
+                *(np.array(own) == kind for kind in kinds),
+            ]
+        )
+        for tenth, own in zip(by_decile, classes, strict=True)
+    ]
+    counts = np.stack([mask.sum(1) for mask in masks]).astype(np.float64)
+    off = np.stack([mask @ side for mask, (side, _) in zip(masks, found, strict=True)])
+    on = np.stack([mask @ side for mask, (_, side) in zip(masks, found, strict=True)])
+    columns = [block_intervals(values, counts, seed=seed) for values in (off, on, on - off)]
+    groups: list[Group] = []
+    for place, name in enumerate(["all", *names, *kinds]):
+        three = [column[place] for column in columns]
+        if all(three):
+            groups.append(Group(name, int(counts[:, place].sum()), *_intervals(three)))
+    every = groups[0]
+    return Comparison(
+        "NLL",
+        "",
+        "",
+        "nats",
+        every.n,
+        0,
+        every.off,
+        every.on,
+        every.difference,
+        higher_is_better=False,
+        resampled="windows",
+        groups={
+            "difficulty": [group for group in groups if group.name in names],
+            "kind of token": [group for group in groups if group.name in kinds],
+        },
+    )
+
+
+def deciles(base_nll: Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Which tenth of the tokens each is in, 0 for the easiest: by its NLL without thought, ties by place.
+
+    Args:
+        base_nll: [n].
+    """
+    order = np.argsort(base_nll, kind="stable")
+    tenth = np.empty(len(order), dtype=np.int64)
+    tenth[order] = np.arange(len(order)) * DECILES // len(order)
+    return tenth
+
+
+def _per_byte(subject: Subject, windows: Sequence[Window], found: Sequence[tuple[Array, Array]]) -> Comparison:
+    counts = np.array([[_bytes(subject, window)] for window in windows], dtype=np.float64)
+    off = np.array([[side.sum() / math.log(2)] for side, _ in found])
+    on = np.array([[side.sum() / math.log(2)] for _, side in found])
+    three = [block_intervals(values, counts, seed=subject.settings.seed)[0] for values in (off, on, on - off)]
+    total = int(counts.sum())
+    return Comparison(
+        "bits per byte",
+        "",
+        f"The same in bits for each of the {total:,} bytes of the text in UTF-8, so that tokenizers can be compared.",
+        "bits",
+        total,
+        0,
+        *_intervals(three),
+        higher_is_better=False,
+        resampled="windows",
+    )
+
+
+def _bytes(subject: Subject, window: Window) -> int:
+    """Of the predicted tokens."""
+    tokenizer = subject.writer.tokenizer
+    before = decode(tokenizer, window.ids[: window.given])
+    return max(1, len(decode(tokenizer, window.ids).encode()) - len(before.encode()))
+
+
+def _intervals(found: Sequence[Interval | None]) -> tuple[Interval, Interval, Interval]:
+    off, on, difference = (one for one in found if one is not None)
+    return off, on, difference

@@ -1,0 +1,90 @@
+"""What is measured of each item, on the disk as soon as it is known: a killed evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quietstar.errors import ConfigError
+
+Record = dict[str, Any]
+
+
+class ItemStore:
+    """A JSONL file of records, found again by what they were made from.
+
+    What another model or other settings have left in the file stays there and is not looked at.
+
+    Args:
+        path: `evaluation_items.jsonl`. The line that a killed process was writing is left out.
+
+    Raises:
+        ConfigError: The file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._records: dict[str, Record] = {}
+        try:
+            content = path.read_bytes() if path.exists() else b""
+            whole, _, torn = content.rpartition(b"\n")
+            for line in whole.split(b"\n"):
+                record = _read(line)
+                if record is not None:
+                    self._records[str(record["key"])] = record
+            self._file = path.open("a", encoding="utf-8")
+            if torn:
+                self._file.write("\n")
+        except OSError as error:
+            raise ConfigError(f"output_dir: cannot use {path}: {error.strerror}") from None
+
+    def get(self, key: str) -> Record | None:
+        """The record of a key, if it is there."""
+        return self._records.get(key)
+
+    def add(self, key: str, record: Record) -> None:
+        """Keeps a record, here and on the disk."""
+        self._records[key] = record
+        self._file.write(json.dumps({"key": key, **record}, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def key_of(*parts: object) -> str:
+    """A name for what a record is made from.
+
+    Args:
+        parts: Plain JSON values.
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module, entries: int = 64) -> str:
+    """A name for a model's weights, from some entries of each tensor and all shapes and types.
+
+    Args:
+        model: With its weights.
+        entries: Evenly spread, of each tensor.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        tensor: Tensor = value.detach().flatten()
+        some = tensor[:: max(1, tensor.numel() // entries)][:entries].double().cpu()
+        digest.update(f"{name} {list(value.shape)} {value.dtype} {some.tolist()}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _read(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "key" in record else None

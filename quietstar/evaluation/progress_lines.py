@@ -1,0 +1,28 @@
+"""How far an evaluation is: a bar on a terminal, a line for each part elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+@contextmanager
+def counted(name: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Counts items on stderr; says nothing where there are none to do.
+
+    Args:
+        name: What is done.
+        total: How many items there are.
+    """
+    if not total:
+        yield lambda done: None
+        return
+    start = time.perf_counter()
+    terminal = sys.stderr.isatty()
+    with tqdm(total=total, desc=name, leave=False, disable=not terminal, file=sys.stderr) as bar:
+        yield bar.update
+    print(f"{name}: {total:,} in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)

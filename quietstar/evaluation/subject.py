@@ -1,0 +1,87 @@
+"""What the evaluation of a task works with: the model, its settings, what is known already, and the problems."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from quietstar.errors import DataError
+from quietstar.evaluation.answer_formats import AnswerFormat
+from quietstar.evaluation.completions import Completion, Writer
+from quietstar.evaluation.item_store import ItemStore, Record, key_of
+from quietstar.evaluation.settings import Settings
+from quietstar.evaluation.token_texts import Texts
+from quietstar.tasks.task import Problem
+
+UNBOUNDED = 1 << 30
+"""The context of a model that states none."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Args:
+        writer: The model with its tokenizer.
+        texts: What each token spells.
+        store: Of records.
+        settings: Of the evaluation.
+        model_key: `fingerprint` of the model.
+    """
+
+    writer: Writer
+    texts: Texts
+    store: ItemStore
+    settings: Settings
+    model_key: str
+
+    @property
+    def context(self) -> int:
+        """Tokens that a text may have, so that the thought after its last one still has a place."""
+        config = self.writer.model.config
+        length: int = getattr(config.text_config, "max_position_embeddings", None) or UNBOUNDED
+        return length - config.thought_length - 2
+
+    def key(self, metric: str, *parts: object) -> str:
+        """A record's name: what it was made from."""
+        return key_of(self.model_key, metric, *parts)
+
+
+def drawn(problems: Sequence[Problem], count: int | None, seed: int) -> Iterator[Problem]:
+    """So many problems by `seed`, in the order of the data; a smaller number draws some of the same ones."""
+    order = list(range(len(problems)))
+    random.Random(seed).shuffle(order)
+    yield from (problems[place] for place in sorted(order[:count]))
+
+
+def think_of(settings: Settings, thinking: bool) -> str:
+    """`think` of one side."""
+    return settings.think if thinking else "never"
+
+
+def written(completion: Completion) -> Record:
+    """Fields of a record."""
+    return {"text": completion.text, "tokens": completion.tokens, "seconds": completion.seconds}
+
+
+def seconds_of(rows: Sequence[Record]) -> float:
+    """Time that the records took."""
+    return sum(float(row["seconds"]) for row in rows)
+
+
+def in_order(problems: Sequence[Problem], found: dict[str, Record], form: AnswerFormat) -> list[Record]:
+    """The records of those problems that have one.
+
+    Raises:
+        DataError: None has.
+    """
+    rows = [found[problem.id] for problem in problems if problem.id in found]
+    if not rows:
+        raise DataError(none_fits(form))
+    return rows
+
+
+def none_fits(form: AnswerFormat) -> str:
+    """The message where every problem is too long."""
+    return f"{form.task.name}: no problem fits into the model's context; needs a smaller --max_new_tokens"

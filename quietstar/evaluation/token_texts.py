@@ -1,0 +1,69 @@
+"""What each token spells, whatever the tokenizer, and how a text becomes tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+Texts = dict[int, str]
+"""By token id; special tokens spell nothing."""
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> Texts:
+    """The text that each token adds to what stands before it, its leading space included.
+
+    A tokenizer that decodes a token alone may drop its space, so each is decoded behind a letter. Tokens that are a
+    part of a character spell the replacement character.
+    """
+    special = set(tokenizer.all_special_ids)
+    ids = sorted(set(tokenizer.get_vocab().values()))
+    ordinary = [token for token in ids if token not in special]
+    before = _letter(tokenizer, ordinary)
+    if before is None:
+        return {token: "" if token in special else decode(tokenizer, [token]) for token in ids}
+    start = decode(tokenizer, [before])
+    texts: Texts = dict.fromkeys(special, "")
+    for token in ordinary:
+        both = decode(tokenizer, [before, token])
+        texts[token] = both[len(start) :] if both.startswith(start) else decode(tokenizer, [token])
+    return texts
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text as it is: nothing is cleaned up or left out."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A text as the tokenizer begins one, with its special tokens in front and none behind."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    special = set(tokenizer.all_special_ids)
+    while ids and ids[-1] in special:
+        ids.pop()
+    return ids
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts in front of every text, such as `<s>`; often nothing."""
+    ids, bare = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (True, False))
+    special = set(tokenizer.all_special_ids)
+    found: list[int] = []
+    for token in ids:
+        if token not in special or token in bare:
+            break
+        found.append(token)
+    return found
+
+
+def _letter(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int | None:
+    """A token that is one visible character and nothing else."""
+    found = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    candidates = [*found[-1:], *ids]
+    return next((token for token in candidates if token in set(ids) and _visible(decode(tokenizer, [token]))), None)
+
+
+def _visible(text: str) -> bool:
+    return len(text) == 1 and text.isascii() and text.isprintable() and text != " "
