@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +21,8 @@ from quietstar.reporting.scales import DASH, number
 from quietstar.reporting.text import visible
 
 REPORT = "report.html"
+THOUGHTS = "thoughts.html"
+"""The page of `python -m quietstar.view`, where someone has made it."""
 ALWAYS = frozenset({"started", "finished"})
 QUIET_EVENTS = ALWAYS | {"resumed", "interrupted", "saved"}
 """What may happen to any run."""
@@ -44,12 +47,17 @@ def write_report(run_directory: Path | str) -> Path:
     """
     directory = Path(run_directory)
     path = directory / REPORT
-    write_whole(path, train_report(read_run(directory)))
+    write_whole(path, train_report(read_run(directory), (directory / THOUGHTS).is_file()))
     return path
 
 
-def train_report(run: RunDirectory) -> str:
-    """The page of a run. The same files give the same page, to the byte."""
+def train_report(run: RunDirectory, thoughts: bool = False) -> str:
+    """The page of a run. The same files give the same page, to the byte.
+
+    Args:
+        run: Its files.
+        thoughts: Whether `thoughts.html` lies beside the page.
+    """
     notable = [event for event in run.events if event.get("event") not in QUIET_EVENTS]
     marks = [(float(event["step"]), f"step {event['step']}: {event.get('event')}") for event in notable]
     curves = Curves(run.lines, marks)
@@ -67,6 +75,7 @@ def train_report(run: RunDirectory) -> str:
             ),
             section("Thoughts", [panels(thought_panels(curves))]),
             _samples(run),
+            _all_thoughts(run, thoughts),
             section("Optimisation", [panels(optimisation_panels(curves))]),
             section("Other measurements", [panels(curves.left_over())]),
             configuration(run.config, usual),
@@ -169,6 +178,18 @@ def _samples(run: RunDirectory) -> str:
         f"at random, {len(latest)} of them; the reward counts all lookahead tokens, the NLLs the next token alone."
     )
     return section("Sampled thoughts", [f'<div class="thoughts">\n{cards}\n</div>' if cards else ""], note)
+
+
+def _all_thoughts(run: RunDirectory, made: bool) -> str:
+    """Where every thought about a whole text can be seen."""
+    if made:
+        link = f'<a href="{THOUGHTS}">{THOUGHTS}</a>'
+        return f'<p class="note">All thoughts about a text, token by token, and what they gained: {link}</p>'
+    if _group(run.config, "training").get("method") == "language_modeling":
+        return ""
+    directory = shlex.quote(str(run.config.get("output_dir") or run.name))
+    command = f"python -m quietstar.view {directory} --text FILE"
+    return f'<p class="note">All thoughts about a text, token by token: {visible(command)}</p>'
 
 
 def _card(kind: str, sample: Sample, earlier: Sample | None, earlier_step: int) -> str:

@@ -1,0 +1,204 @@
+"""`thoughts.html` and `thoughts.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.errors import ConfigError, DataError
+from quietstar.files import write_whole
+from quietstar.model import QuietStarForCausalLM
+from quietstar.positions import parse_positions
+from quietstar.reporting.environment import environment
+from quietstar.reporting.viewer.measure import Progress, measure
+from quietstar.reporting.viewer.page import page
+from quietstar.reporting.viewer.pieces import pieces, vocabulary
+from quietstar.reporting.viewer.reading import encode
+from quietstar.reporting.viewer.windows import overlap, window_size
+
+VERSION = 1
+SMALLEST_TOKENS = 2
+MOST_TOP_K = 100
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """What is shown.
+
+    Args:
+        tokens: At most so many of the text, at least 2.
+        thoughts: Thoughts a position; by default those of the model's configuration, one for greedy thoughts and
+            pauses.
+        top_k: Most probable next tokens that are listed.
+        temperature: Of the thoughts; by default that of the model's configuration.
+        greedy: The most probable thought instead of sampled ones.
+        seed: Of the thoughts.
+        positions: `all`, `every:N`, or `entropy:K`, the K positions (or this share of them) at which the base is most
+            uncertain.
+        window: Tokens that the model reads at once; by default `training_length`, or else what its context holds.
+        training_length: Tokens of the model's training texts, where that is known.
+        model_name, text_name: For the page.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    tokens: int = 2000
+    thoughts: int | None = None
+    top_k: int = 8
+    temperature: float | None = None
+    greedy: bool = False
+    seed: int = 0
+    positions: str = "all"
+    window: int | None = None
+    training_length: int | None = None
+    model_name: str = "model"
+    text_name: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.tokens < SMALLEST_TOKENS:
+            raise ConfigError(f"tokens: got {self.tokens}, needs at least {SMALLEST_TOKENS}")
+        if self.thoughts is not None and self.thoughts < 1:
+            raise ConfigError(f"thoughts: got {self.thoughts}, needs at least 1")
+        if self.greedy and (self.thoughts or 1) > 1:
+            raise ConfigError(f"thoughts: got {self.thoughts} with greedy, which gives the same one each time; needs 1")
+        if self.greedy and self.temperature is not None:
+            raise ConfigError(f"temperature: got {self.temperature} with greedy, which has none")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ConfigError(f"temperature: got {self.temperature}, needs a value above 0")
+        if not 1 <= self.top_k <= MOST_TOP_K:
+            raise ConfigError(f"top_k: got {self.top_k}, needs 1 to {MOST_TOP_K}")
+        parse_positions(self.positions)
+
+
+def write_view(
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Path:
+    """Writes the page of a text, and its data with the ending `.json` beside it; each file is whole at any moment.
+
+    Args:
+        model: The thinking model.
+        tokenizer: Of its base.
+        text: Anything with at least two tokens.
+        out: The page, usually `thoughts.html`; its directory is made where it does not exist.
+        progress: Called with the number of positions that are done, and of all.
+        options: As in `ViewOptions`.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+        DataError: The text is too short, or the tokenizer cannot encode it.
+        OSError: A file cannot be written.
+    """
+    known = ViewOptions.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{name}: unknown, the options are {', '.join(known)}")
+    return write_page(thoughts_of(model, tokenizer, text, ViewOptions(**options), progress), out)
+
+
+def write_page(content: dict[str, Any], out: Path) -> Path:
+    """Writes what `thoughts_of` gives; for the rest see `write_view`."""
+    out = Path(out)
+    data_file = out.with_suffix(".json")
+    if data_file == out:
+        raise ConfigError(f"out: got {out.name}, which is the name of the data; needs a name such as thoughts.html")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    data = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    write_whole(data_file, data + "\n")
+    write_whole(out, page(content["title"], data))
+    return out
+
+
+def thoughts_of(
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    options: ViewOptions,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The content of `thoughts.json`; for the fields see `quietstar.reporting.viewer`, for the errors `write_view`."""
+    config = model.config
+    ids, cut = encode(text, tokenizer, options.tokens, options.text_name)
+    _check_ids(ids, model.head.weight.shape[0], options.text_name)
+    context = getattr(model.base.config, "max_position_embeddings", None)
+    size = window_size(options.window, options.training_length, context, config.stream_length, config.lookahead)
+    window = len(ids) if size is None else min(size, len(ids))
+    one = options.greedy or config.thinking == "pause"
+    count = options.thoughts or (1 if one else config.thoughts_per_position)
+    temperature = config.temperature if options.temperature is None else options.temperature
+    positions = measure(
+        model,
+        ids,
+        thoughts=count,
+        top_k=options.top_k,
+        temperature=temperature,
+        greedy=options.greedy,
+        seed=options.seed,
+        positions=options.positions,
+        window=window,
+        progress=progress,
+    )
+    texts = vocabulary(tokenizer, [*ids, *_ids_of(positions)])
+    machine = environment()
+    parameter = next(model.parameters())
+    return {
+        "version": VERSION,
+        "title": f"{options.text_name} · thoughts of {options.model_name}",
+        "model": {
+            "name": options.model_name,
+            "family": model.base.config.model_type,
+            "vocabulary": int(model.head.weight.shape[0]),
+            "thought_length": config.thought_length,
+            "lookahead": config.lookahead,
+            "interpolation": config.interpolation,
+            "thinking": config.thinking,
+        },
+        "settings": {
+            "thoughts": count,
+            "top_k": options.top_k,
+            "temperature": None if options.greedy else temperature,
+            "seed": options.seed,
+            "positions": options.positions,
+            "tokens": options.tokens,
+            "window": window,
+            "overlap": overlap(window) if window < len(ids) else 0,
+            "training_length": options.training_length,
+            "device": parameter.device.type,
+            "dtype": str(parameter.dtype).removeprefix("torch."),
+        },
+        "environment": {name: machine[name] for name in ("python", "packages", "git")},
+        "text": {"name": options.text_name, "cut": cut, "tokens": ids, "pieces": pieces(ids, texts)},
+        "vocabulary": texts,
+        "positions": positions,
+    }
+
+
+def _check_ids(ids: Sequence[int], vocabulary_size: int, name: str) -> None:
+    if max(ids) >= vocabulary_size:
+        raise DataError(f"{name}: has token id {max(ids)}, but the model's vocabulary has {vocabulary_size} entries")
+
+
+def _ids_of(positions: list[dict[str, Any]]) -> set[int]:
+    """Every token id that is mentioned."""
+    found: set[int] = set()
+    for position in positions:
+        listed = [*position["before"], *position.get("mean", ())]
+        for thought in position["thoughts"]:
+            listed += thought["after"]
+            found.update(thought["tokens"] or ())
+        found.update(token for token, _ in listed)
+    return found
