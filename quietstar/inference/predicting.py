@@ -50,7 +50,10 @@ def predict_next(model: QuietStarForCausalLM, tokens: Tensor, cache: ThinkingCac
     hidden = model.run_decoder(embeds, reading.position_ids(tokens.device), reading)
     hidden_base = hidden[:, count - 1]
 
-    thinks = running & thinking.when.where(model, hidden_base) if may_think else torch.zeros_like(running)
+    base_logits = model.head.logits(hidden_base) if may_think and thinking.when.rule == "entropy" else None
+    thinks = torch.zeros_like(running)
+    if may_think:
+        thinks = running & thinking.when.where(model, hidden_base, base_logits)
     rows = thinks.nonzero()[:, 0]
     thinking.record.predictions += int(running.sum())
     thinking.record.thought_at += len(rows)
@@ -65,10 +68,11 @@ def predict_next(model: QuietStarForCausalLM, tokens: Tensor, cache: ThinkingCac
     cache.drop_thoughts()
     if thoughts is not None and len(rows) == batch:
         return mixed
-    logits = model.head.logits(hidden_base)
+    if base_logits is None:
+        base_logits = model.head.logits(hidden_base)
     if thoughts is not None:
-        logits[rows] = mixed
-    return logits
+        base_logits[rows] = mixed
+    return base_logits
 
 
 def _think(

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from quietstar.errors import ConfigError
-from quietstar.model.anchors import base_entropy
 
 if TYPE_CHECKING:
     from quietstar.model.modeling import QuietStarForCausalLM
@@ -48,10 +47,18 @@ class When:
             return index % int(self.value) == 0
         return self.rule != "never"
 
-    def where(self, model: QuietStarForCausalLM, hidden_base: Tensor) -> Tensor:
-        """The rows that are thought about, bool [B], by the hidden states [B, E] that predict their next token."""
+    def where(self, model: QuietStarForCausalLM, hidden_base: Tensor, base_logits: Tensor | None) -> Tensor:
+        """The rows that are thought about, bool [B].
+
+        Args:
+            model: Has the learned gate.
+            hidden_base: [B, E] states that predict the next token of each row.
+            base_logits: [B, V] what they predict, where the rule is `entropy`.
+        """
         if self.rule == "entropy":
-            return base_entropy(hidden_base[:, None], model.head)[:, 0] > self.value
+            assert base_logits is not None
+            logprobs = base_logits.log_softmax(-1)
+            return -(logprobs.exp() * logprobs).sum(-1) > self.value
         if self.rule == "learned":
             assert model.thinking_gate is not None  # checked before anything is generated
             predicted: Tensor = model.thinking_gate(hidden_base)

@@ -50,7 +50,11 @@ class OutputHead:
         """Logits whose product with the head is in `operand`; see `raw_logits`."""
         raw = raw_logits(hidden.flatten(0, -2), self.weight.to(operand), compute_dtype(hidden, self.weight))
         options = LogitOptions(softcap=self.softcap, logit_scale=self.logit_scale)
-        return options.transform(raw).view(*hidden.shape[:-1], -1)
+        if raw.requires_grad:
+            raw = options.transform(raw)
+        else:
+            options.transform_(raw)
+        return raw.view(*hidden.shape[:-1], -1)
 
 
 def check_configuration(config: PreTrainedConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
@@ -71,7 +72,6 @@ class ThinkingGeneration(GenerationMixin):
         thinking = plan_thinking(self, think, thoughts_per_token, thought_temperature, seed, output_thoughts)
         input_ids = options.get("input_ids") if inputs is None else inputs
         check_prompt(self, input_ids, options.get("attention_mask"))
-        generation_config = generation_config or self.generation_config
         for name in UNSUPPORTED:
             if options.get(name) is not None:
                 raise ConfigError(f"{name}: not supported with thoughts; leave it out, or use model.base.generate")
@@ -80,7 +80,9 @@ class ThinkingGeneration(GenerationMixin):
             processors = LogitsProcessorList(options.pop("logits_processor", None) or [])
             if self.banned:
                 processors.append(SuppressTokensLogitsProcessor(list(self.banned), device=str(self.device)))
-            return self.base.generate(inputs, generation_config, logits_processor=processors, **options)
+            settled = copy.deepcopy(generation_config or self.generation_config)
+            options = settled.update(**options)  # transformers takes a configuration or options, not both
+            return self.base.generate(inputs, settled, logits_processor=processors, **options)
         if options.pop("use_cache", True) is False:
             raise ConfigError("use_cache: got False; thoughts are made from the text's keys and values, needs True")
         if past is None:

@@ -636,7 +636,8 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
             cache = thinking_cache(past_key_values)
             if not cache.is_open:
                 cache.open(input_ids, attention_mask)
-            self._prepare()
+            if cache.index <= 0:  # once a call: it goes through all modules
+                self._prepare()
             next_logits = predict_next(self, input_ids, cache)[:, None]
             return CausalLMOutputWithPast(logits=next_logits, past_key_values=cache)
         read_padding(input_ids, attention_mask)
