@@ -13,6 +13,7 @@ from quietstar.inference.gains import Gains, read_gains
 from quietstar.inference.gate_report import Array, GateReport, measure_choices
 from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge
 from quietstar.model import QuietStarForCausalLM
+from quietstar.model.padding import read_padding
 from quietstar.model.thinking_gate import ThinkingGate
 
 RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -56,6 +57,7 @@ def fit_gate(
     """
     strengths = [ridge] if isinstance(ridge, (int, float)) else list(ridge)
     _check(strengths, held_out, batch_size)
+    read_padding(input_ids, attention_mask)  # refuses wrong shapes before any work is done
     folds, held = _split(input_ids, held_out, seed)
     done = 0
 
@@ -102,11 +104,11 @@ def _check(strengths: list[float], held_out: float, batch_size: int) -> None:
 
 def _split(input_ids: Tensor, held_out: float, seed: int) -> tuple[list[Tensor], Tensor]:
     """Places of the texts of each fold, and of those that are held out."""
-    texts = input_ids.shape[0] if input_ids.ndim == 2 else 0
+    texts = input_ids.shape[0]
     if texts < FEWEST:
         raise DataError(
-            f"input_ids: got shape {list(input_ids.shape)}, needs [texts, tokens] with at least {FEWEST} texts, "
-            "of which one is held out; give more text, or cut it shorter"
+            f"input_ids: got {texts} texts of {input_ids.shape[1]} tokens, needs at least {FEWEST}, one of them to be held "
+            "out; give more text, or cut it shorter"
         )
     order = torch.from_numpy(np.random.default_rng(seed).permutation(texts))
     count = min(max(1, round(held_out * texts)), texts - FEWEST + 1)
@@ -127,8 +129,7 @@ def _fit(folds: list[Moments], strengths: list[float], device: torch.device) -> 
         raise DataError("input_ids: fewer than 2 of the texts to fit to have a next token to predict; give more text")
     if not any(float(fold.yy) for fold in folds):
         raise DataError(
-            "input_ids: the thoughts change no prediction at all, so there is nothing to learn; was the model trained with "
-            "thoughts?"
+            "input_ids: no thought changes any prediction, so there is nothing to learn; was it trained to think?"
         )
     strength = choose_strength(folds, strengths)
     weight, bias = fit_ridge(add(folds), strength)
