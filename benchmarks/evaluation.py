@@ -121,7 +121,7 @@ def make_thinking(out: Path, data: Path, options: argparse.Namespace) -> tuple[P
                 **common,
                 "training.method": "language_modeling",
                 "training.steps": options.reading_steps,
-                "training.batch_size": 16,
+                "training.batch_size": 8,
                 "data.length": 192,
                 "training.learning_rate": 2e-3,
                 "training.warmup_steps": 50,
@@ -161,8 +161,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--data", type=Path, default=os.environ.get("QUIETSTAR_DATA"), help="default: QUIETSTAR_DATA")
-    parser.add_argument("--reading-steps", type=int, default=700)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--reading-steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--problems", type=int, help="of each task; default: all held-out problems")
     parser.add_argument("--cot-problems", type=int, default=128, help="of GSM8K, as in the paper")
     parser.add_argument("--threads", type=int, default=2)
