@@ -42,7 +42,7 @@
   function percent(share) {
     if (!known(share)) return "–";
     if (share >= 0.9995) return "100 %";
-    return share >= 0.001 ? `${(100 * share).toFixed(1)} %` : `${(100 * share).toPrecision(1)} %`;
+    return share >= 0.001 ? `${(100 * share).toFixed(1)} %` : "< 0.1 %";
   }
   const count = (number) => number.toLocaleString("en-US");
   function mean(values) {
@@ -60,7 +60,7 @@
   // -- text of unknown content ------------------------------------------------------------------------------------
 
   const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/u;
-  const SYMBOLS = { "\n": "⏎", "\t": "⇥" };
+  const SYMBOLS = { "\n": "↵", "\t": "⇥" };
   const codePoint = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 
   function stand(className, text, title) {
@@ -69,11 +69,13 @@
     return made;
   }
 
-  // A token's text as nodes. `inText`: line ends also end the line, and only spaces without a word are marked.
-  function visible(text, inText = false) {
+  // A token's text as nodes. `inText`: line ends also end the line, only spaces without a word are marked, and marks
+  // sit on the token before, where that is a character.
+  function visible(text, inText = false, afterCharacter = true) {
     if (Array.isArray(text)) {
       const bytes = text.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join(" ");
-      return [stand("hidden", `⟨${bytes}⟩`, "bytes of a part of a character")];
+      const title = `${bytes}: a part of a character`;
+      return [inText ? stand("space", "▫", title) : stand("hidden", `⟨${bytes}⟩`, title)];
     }
     const nodes = [];
     const blank = /^\s*$/u.test(text);
@@ -84,7 +86,7 @@
       seen = "";
     };
     // a mark that has nothing to sit on would sit on our own words
-    if (!inText && /^\p{M}/u.test(text)) seen = "◌";
+    if (!(inText && afterCharacter) && /^\p{M}/u.test(text)) seen = "◌";
     let index = 0;
     for (const character of text) {
       if (/\p{Zs}/u.test(character) && marked(index)) {
@@ -196,10 +198,11 @@
     const bottom = Math.min(0, ...gains.filter(known));
     const scale = 62 / (top - bottom || 1);
     const zero = 1 + top * scale;
+    const thick = Math.max(1, width / 400); // thinner bars would fade
     const bars = (wanted) =>
       data.positions
         .filter((position) => known(position.gain) && wanted(position.gain))
-        .map((position) => `M${position.token} ${zero.toFixed(1)}h1v${(-position.gain * scale).toFixed(2)}h-1z`)
+        .map((position) => `M${(position.token + 0.5 - thick / 2).toFixed(1)} ${zero.toFixed(1)}h${thick}v${(-position.gain * scale).toFixed(2)}h-${thick}z`)
         .join("");
     const label = `Gain of each token, from ${signed(bottom)} to ${signed(top)} nats`;
     $("strip").prepend(
@@ -283,7 +286,7 @@
     let length = 0;
     tokens.forEach((_, index) => {
       const piece = pieceAt(index);
-      const span = element("span", `t ${colour(places[index]?.gain)}`, ...visible(piece, true));
+      const span = element("span", `t ${colour(places[index]?.gain)}`, ...visible(piece, true, index > 0 && !Array.isArray(pieceAt(index - 1))));
       span.id = `t${index}`;
       span.setAttribute("role", "option");
       span.setAttribute("aria-selected", "false");
@@ -330,7 +333,7 @@
     if (index === shown && !force) return;
     shown = index;
     const position = places[index];
-    const heading = element("h2", "", isolated(pieceAt(index)), element("span", "muted", `token ${count(index)} of ${count(tokens.length)}`));
+    const heading = element("h2", "", isolated(pieceAt(index)), element("span", "muted", `token ${index} of 0–${tokens.length - 1}`));
     const panel = $("panel");
     const kept = panel.scrollTop;
     panel.replaceChildren(heading, context(index), ...(position ? about(position) : [nothing(index)]));
@@ -355,7 +358,7 @@
       "p",
       "verdict",
       "gain ",
-      element("b", position.gain < 0 ? "worse" : "better", signed(position.gain, 3)),
+      element("b", tone(position.gain), signed(position.gain, 3)),
       ` nats: log p ${plain(position.base[0], 3)} → ${plain(after, 3)}, w ${plain(position.weight)}`,
     );
     const pick = position.thoughts[chosen] ?? null;
@@ -365,9 +368,9 @@
     const several = position.thoughts.length > 1;
     return [
       verdict,
-      element("h3", "", several ? `Thoughts before this token (choose one, or again for their mean)` : "Thought before this token"),
+      element("h3", "", several ? "Thoughts before this token" : "Thought before this token", several ? hint("choose one, or again for their mean") : ""),
       ...position.thoughts.map((thought, number) => card(thought, number, several)),
-      element("h3", "", `Next token`),
+      element("h3", "", "Next token", hint("most probable first")),
       element(
         "div",
         "lists",
@@ -377,7 +380,7 @@
         probabilities(now, target, talk),
       ),
       ...(data.model.interpolation === "log_probs" ? [element("p", "small", "This model mixes log-probabilities: what it gives after a thought does not sum to one.")] : []),
-      element("h3", "", "How the text goes on: log p without and with each thought"),
+      element("h3", "", "How the text goes on", hint("log p without and with thought, in nats")),
       followed(position),
     ];
   }
@@ -387,10 +390,10 @@
     if (thought.tokens) words.append(...said(thought));
     else words.append(element("span", "muted", `${data.model.thought_length} pauses`));
     words.append(" ", element("span", "chip", "END"));
-    const facts = element("div", "facts", fact("reward", signed(thought.reward)));
-    if (several) facts.append(fact("against the mean", signed(thought.advantage)));
-    facts.append(fact("w", plain(thought.weight)));
-    if (thought.tokens) facts.append(fact("log p of the thought", plain(thought.logprob)));
+    const facts = element("div", "facts", fact("reward", signed(thought.reward), "what it gained on the tokens that follow, summed, in nats"));
+    if (several) facts.append(fact("against mean", signed(thought.advantage), "the reward less the mean of this token's thoughts"));
+    facts.append(fact("w", plain(thought.weight), "weight of the thought in the prediction of this token"));
+    if (thought.tokens) facts.append(fact("log p", plain(thought.logprob), "of the thought itself, at the temperature that it was sampled at"));
     const button = element("button", "thought", words, facts);
     button.type = "button";
     button.dataset.thought = number;
@@ -398,7 +401,13 @@
     return button;
   }
 
-  const fact = (name, value) => element("span", "", `${name} `, element("b", "", value));
+  const hint = (text) => element("span", "hint", ` ${text}`);
+  const tone = (gain) => (Math.abs(gain ?? 0) < 0.0005 ? "" : gain < 0 ? "worse" : "better");
+  function fact(name, value, title) {
+    const made = element("span", "", `${name} `, element("b", "", value));
+    made.title = title;
+    return made;
+  }
 
   function probabilities(listed, target, share) {
     const list = element("ol", "list");
@@ -415,7 +424,7 @@
 
   function followed(position) {
     const head = element("tr", "", element("th", "", "token"), element("th", "", "without"));
-    position.thoughts.forEach((_, number) => head.append(element("th", "", position.thoughts.length > 1 ? `thought ${number + 1}` : "with")));
+    position.thoughts.forEach((_, number) => head.append(element("th", "", position.thoughts.length > 1 ? `with ${number + 1}` : "with")));
     const body = element("tbody", "");
     position.base.forEach((without, ahead) => {
       const row = element("tr", "", element("td", "", isolated(pieceAt(position.token + ahead))), element("td", "", plain(without)));
@@ -424,7 +433,7 @@
       }
       body.append(row);
     });
-    const sum = element("tr", "", element("td", "muted", "reward: sum of the gains"), element("td", "", ""));
+    const sum = element("tr", "", element("td", "muted", "reward"), element("td", "", ""));
     for (const thought of position.thoughts) sum.append(element("td", "", signed(thought.reward)));
     body.append(sum);
     return element("table", "", element("thead", "", head), body);
@@ -583,6 +592,7 @@
   drawStrip();
   drawHistogram();
   drawExamples();
+  $("examples").open = innerWidth >= 992;
   const asked = fromAddress();
   const best = data.positions.reduce((top, position) => (!top || position.gain > top.gain ? position : top), null);
   select(asked ?? best?.token ?? 0, { scroll: asked === null ? null : "center", address: false });
