@@ -104,11 +104,11 @@ def _check(strengths: list[float], held_out: float, batch_size: int) -> None:
 
 def _split(input_ids: Tensor, held_out: float, seed: int) -> tuple[list[Tensor], Tensor]:
     """Places of the texts of each fold, and of those that are held out."""
-    texts = input_ids.shape[0]
+    texts, length = input_ids.shape
     if texts < FEWEST:
         raise DataError(
-            f"input_ids: got {texts} texts of {input_ids.shape[1]} tokens, needs at least {FEWEST}, one of them to be held "
-            "out; give more text, or cut it shorter"
+            f"input_ids: got {texts} texts of {length} tokens, needs at least {FEWEST} texts, one of them to hold out; "
+            "give more text, or cut it shorter"
         )
     order = torch.from_numpy(np.random.default_rng(seed).permutation(texts))
     count = min(max(1, round(held_out * texts)), texts - FEWEST + 1)

@@ -270,7 +270,7 @@ def test_what_fitting_refuses() -> None:
         fit_gate(model, TEXTS[0])
     with pytest.raises(DataError, match=r"attention_mask: got .*\[7, 9\]"):
         fit_gate(model, TEXTS, torch.ones(7, 9))
-    with pytest.raises(DataError, match="got 2 texts of 9 tokens, needs at least 3"):
+    with pytest.raises(DataError, match="got 2 texts of 9 tokens, needs at least 3 texts"):
         fit_gate(model, TEXTS[:2])
     with pytest.raises(DataError, match="fewer than 2 of the texts"):
         fit_gate(model, TEXTS[:, :1])

@@ -1,0 +1,122 @@
+"""How much of a thought's gain the learned gate keeps, at what share of the thoughts.
+
+    python -m quietstar.train --textbook.controls false --training.seed 0 --output_dir runs/0    # and 1, 2
+    python benchmarks/gate.py --case textbook runs/0/seed-0/quietstar runs/0/seed-0/held_out.txt 40 ...
+
+Every case is a name, a checkpoint, a text of the kind to come, and tokens per text; those of one name are put together.
+Each gate is fitted with several splits into fitted and held-out texts. Writes gate.md and gate.csv to `--results`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+
+from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
+from quietstar.data.packing import pack
+from quietstar.data.sources import read_documents
+from quietstar.inference.gate import fit_gate
+from quietstar.inference.gate_report import SHARES, THRESHOLDS, Choice, GateReport
+from quietstar.inference.loading import load_thinking
+
+COLUMNS = ("think", "tokens thought at", "NLL", "gain kept", "entropy, as many", "random", "best possible")
+GAINS = ("gain", "entropy_gain", "random_gain", "best_gain")
+NOTE = """
+Gain kept is the share of what a thought at every token gains; NLL in nats. `entropy` thinks at as many tokens, those
+whose prediction without thought is least sure; `random` at as many drawn at random; `best possible` at those that gain
+most, which only their next token tells. Held-out texts alone, which no gate was fitted to; a number behind +- is the
+standard deviation over the fits.
+"""
+
+
+def fits(cases: Sequence[Sequence[str]], splits: int, max_tokens: int) -> dict[str, list[GateReport]]:
+    """Reports of each name, one for each of its checkpoints and splits."""
+    found: dict[str, list[GateReport]] = {}
+    for name, checkpoint, text, length in cases:
+        for seed in range(splits):
+            model, tokenizer = load_thinking(checkpoint, device="cpu")
+            texts = pack(
+                read_documents(text), tokenizer, int(length), tokenizer.eos_token_id is not None, separate=True
+            )
+            texts = texts.part(slice(max_tokens // int(length)))
+            report = fit_gate(model, texts.tokens, texts.attention_mask, seed=seed)
+            print(f"{name}, {checkpoint}, split {seed}: {report}\n", flush=True)
+            found.setdefault(name, []).append(report)
+    return found
+
+
+def rows_of(report: GateReport) -> dict[str, Choice]:
+    """Its choices, the ones at a share by the share: their thresholds differ from fit to fit."""
+    fixed = {f"learned>{threshold:g}" for threshold in THRESHOLDS} | {"always", "never"}
+    shares = iter(SHARES)
+    return {
+        choice.think if choice.think in fixed else f"learned, about {next(shares):.0%}": choice
+        for choice in report.choices
+    }
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean and, of several, standard deviation."""
+    middle = format(statistics.mean(values), form)
+    return middle if len(values) == 1 else f"{middle} +- {format(statistics.stdev(values), form)}"
+
+
+def table(reports: Sequence[GateReport]) -> str:
+    """One row for each way to think."""
+    rows, together = [], [rows_of(report) for report in reports]
+    for think in together[0]:
+        choices = [rows[think] for rows in together]
+        kept = [
+            spread([getattr(one, name) / report.mean_gain for one, report in zip(choices, reports, strict=True)], ".1%")
+            for name in GAINS
+        ]
+        shares, nlls = [choice.share for choice in choices], [choice.nll for choice in choices]
+        rows.append([think, spread(shares, ".1%"), spread(nlls, ".4f"), *kept])
+    return markdown_table(COLUMNS, rows)
+
+
+def summary(name: str, reports: Sequence[GateReport]) -> str:
+    """What the table is of."""
+    fitted = statistics.mean(report.fitted_tokens for report in reports)
+    tokens = statistics.mean(report.tokens for report in reports)
+    ridges = ", ".join(f"{ridge:g}" for ridge in sorted({report.ridge for report in reports}))
+    return (
+        f"## {name}\n\n{len(reports)} fits to {fitted:.0f} tokens each, judged on {tokens:.0f}. A thought at every "
+        f"token gains {spread([report.mean_gain for report in reports], '.4f')} nats per token; R^2 of the gate "
+        f"{spread([report.r_squared for report in reports], '.3f')}; ridge {ridges}."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--case", nargs=4, action="append", required=True, metavar=("NAME", "CHECKPOINT", "TEXT", "LENGTH")
+    )
+    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--max_tokens", type=int, default=40_000)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = fits(options.case, options.splits, options.max_tokens)
+    facts = describe("benchmarks/gate.py", sys.argv[1:], threads=1)
+    parts = [f"{summary(name, reports)}\n\n{table(reports)}" for name, reports in found.items()]
+    write_markdown(options.results / "gate.md", "The thinking gate", facts, "\n\n".join([NOTE.strip(), *parts]))
+    lines = [
+        {"case": name, "fit": number, "r_squared": report.r_squared, "mean_gain": report.mean_gain, **vars(choice)}
+        for name, reports in found.items()
+        for number, report in enumerate(reports)
+        for choice in report.choices
+    ]
+    write_csv(options.results / "gate.csv", facts, lines)
+
+
+if __name__ == "__main__":
+    main()
