@@ -8,17 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from quietstar.command_line import run_command
 from quietstar.evaluation.evaluation_page import evaluation_page
-from quietstar.evaluation.evaluation_run import evaluate, prepare, report
+from quietstar.evaluation.evaluation_run import Inputs, evaluate, prepare, report
 from quietstar.evaluation.evaluation_table import evaluation_text
 from quietstar.evaluation.settings import METRICS, TASKS, Settings
 from quietstar.files import write_whole
 from quietstar.inference.loading import load_thinking
+from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.environment import environment
+from quietstar.reporting.viewer import write_view
 
 DTYPES = ("float32", "bfloat16", "float64")
+VIEWED_TOKENS = 2000
+"""Of the text, on the page of thoughts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,9 +86,34 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     found = evaluate(model, tokenizer, settings, inputs)
     content = report(arguments.checkpoint, settings, inputs, found, facts)
     write_whole(settings.output_dir / "evaluation.json", json.dumps(content, indent=1) + "\n")
-    write_whole(settings.output_dir / "evaluation.html", evaluation_page(content, None))
+    viewer = _write_thoughts(model, tokenizer, settings, inputs, arguments.checkpoint)
+    write_whole(settings.output_dir / "evaluation.html", evaluation_page(content, viewer))
     print(evaluation_text(content))
     print(f"\nwrote {settings.output_dir / 'evaluation.json'} and evaluation.html")
+
+
+def _write_thoughts(
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    inputs: Inputs,
+    checkpoint: str,
+) -> str | None:
+    """Writes the page of thoughts about the text beside the evaluation; its name, or None without a text."""
+    if inputs.text is None or settings.text is None:
+        return None
+    page = write_view(
+        model,
+        tokenizer,
+        inputs.text,
+        settings.output_dir / "thoughts.html",
+        tokens=min(VIEWED_TOKENS, settings.text_tokens),
+        window=settings.length,
+        greedy=True,  # as they are evaluated
+        model_name=Path(checkpoint).name,
+        text_name=settings.text.name,
+    )
+    return page.name
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from quietstar.evaluation.evaluation_table import HEAD, excludes_zero, group_table, name_of, results_table
+from quietstar.evaluation.evaluation_table import HEAD, INTERVALS, excludes_zero, group_table, name_of, results_table
 from quietstar.reporting.charts import bar_chart
 from quietstar.reporting.page import details, page, panel, panels, section, table
 from quietstar.reporting.text import visible
@@ -32,8 +32,8 @@ def _parts(report: Row, viewer: str | None) -> Iterator[str]:
     results = report["results"]
     yield (
         f"<header><h1>Thinking on and off</h1><p class='lede'>{visible(str(report['checkpoint']))}: the same model on "
-        "the same items, with thoughts and without. 95 % bootstrap intervals; the difference is paired, and bold "
-        "where its interval excludes 0.</p></header>"
+        f"the same items, with thoughts and without. {INTERVALS} Bold where an interval of the difference excludes 0."
+        "</p></header>"
     )
     yield section("Results", [_results(results)])
     for row in results:

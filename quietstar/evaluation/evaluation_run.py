@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.errors import DataError
+from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.answer_formats import AnswerFormat, load_format, read_text
 from quietstar.evaluation.chain_of_thought import chain_of_thought
 from quietstar.evaluation.comparison import Comparison
@@ -22,6 +22,7 @@ from quietstar.evaluation.settings import Settings, make_output_dir
 from quietstar.evaluation.soft_accuracy import soft_accuracy
 from quietstar.evaluation.subject import Subject, drawn
 from quietstar.evaluation.token_texts import token_texts
+from quietstar.inference.when import NO_GATE, parse_think
 from quietstar.model import QuietStarForCausalLM
 from quietstar.tasks.checking import Checker
 from quietstar.tasks.task import Problem
@@ -76,7 +77,13 @@ def evaluate(
         tokenizer: Its own.
         settings: Checked.
         inputs: Of `prepare`.
+
+    Raises:
+        ConfigError: The model or its tokenizer cannot do what is asked.
+        DataError: No problem fits into the model's context.
     """
+    if parse_think(settings.think).rule == "learned" and model.thinking_gate is None:
+        raise ConfigError(NO_GATE.format(think=settings.think))
     store = ItemStore(settings.output_dir / ITEMS)
     writer = Writer(model, tokenizer, settings.think)
     subject = Subject(writer, token_texts(tokenizer), store, settings, fingerprint(model))

@@ -10,6 +10,11 @@ from quietstar.reporting.scales import MINUS
 Row = Mapping[str, Any]
 HEAD = ("measure", "of", "n", "thinking off", "thinking on", "on - off")
 
+INTERVALS = (
+    "95 % bootstrap intervals; on - off is paired, on the same items. Where all items have the same value, an interval "
+    "has no width: it says nothing of what other items would give."
+)
+
 
 def results_table(results: Sequence[Row]) -> list[list[str]]:
     """A row of cells under `HEAD` for each result of `evaluation.json`."""
@@ -82,15 +87,13 @@ def evaluation_text(report: Row) -> str:
         for kind, groups in row["groups"].items():
             head = [f"{row['metric']} by {kind} ({row['unit']})", "n", "thinking off", "thinking on", "on - off"]
             parts.append(text_table(head, group_table(groups, row["unit"])))
-    parts.append(
-        "95 % bootstrap intervals; on - off is paired, on the same items.\n"
-        + "\n".join(f"{row['metric']}, {row['of']}: {row['statement']}{_skipped(row)}" for row in results)
-    )
+    statements: dict[tuple[str, str], list[str]] = {}
+    for row in results:
+        of = f"{row['of']} ({row['skipped']:,} left out, too long)" if row["skipped"] else str(row["of"])
+        statements.setdefault((row["metric"], row["statement"]), []).append(of)
+    parts.append("\n".join(f"{metric}, {', '.join(of)}: {what}" for (metric, what), of in statements.items()))
+    parts.append(INTERVALS)
     return "\n\n".join(parts)
-
-
-def _skipped(row: Row) -> str:
-    return f" {row['skipped']:,} left out: too long for the model's context." if row["skipped"] else ""
 
 
 def _number(value: float, digits: int, signed: bool) -> str:

@@ -53,12 +53,14 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
     settings = subject.settings
     if settings.length > subject.context:
         raise ConfigError(f"length: got {settings.length}, the model's context leaves room for {subject.context}")
-    windows = list(text_windows(subject.writer, text, settings.length, settings.text_tokens))
+    ids = list(subject.writer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    windows = list(text_windows(ids[: settings.text_tokens], first_tokens(subject.writer.tokenizer), settings.length))
     found = _nlls(subject, windows)
     classes = [token_classes(window.ids, subject.texts)[window.given - 1 :] for window in windows]
     per_token = _compare(found, classes, settings.seed)
     count = sum(len(off) for off, _ in found)
-    note = f"{count:,} tokens in {len(windows)} windows of {settings.length}"
+    beginning = ", from the beginning of the file" if len(ids) > settings.text_tokens else ""
+    note = f"{count:,} tokens in {len(windows)} windows of {settings.length}{beginning}"
     statement = (
         f"Mean negative log-likelihood of the next token ({note}, each predicted from those before it in its window); "
         "lower is better."
@@ -67,26 +69,26 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
     return [base, replace(_per_byte(subject, windows, found), of=name)]
 
 
-def text_windows(writer: Writer, text: str, length: int, most: int) -> Iterator[Window]:
-    """Stretches of a text one after the other; what is shorter than two tokens at its end is left out.
+def text_windows(ids: Sequence[int], front: Sequence[int], length: int) -> Iterator[Window]:
+    """Stretches of a text one after the other; at its end one of which nothing would be predicted is left out.
 
     Args:
-        writer: Has the tokenizer.
-        text: Of the file.
-        length: Tokens of a window, the tokenizer's first ones included.
-        most: Tokens of the text that are looked at.
+        ids: Of the text.
+        front: What the tokenizer begins a text with; then the first token of a window is predicted too.
+        length: Tokens of a window, `front` included.
 
     Raises:
         DataError: Nothing is left.
     """
-    ids = list(writer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])[:most]
-    front = first_tokens(writer.tokenizer)
     step = length - len(front)
-    if step < 2 - min(1, len(front)) or len(ids) < 2:
-        raise DataError(f"text: {len(ids)} tokens in windows of {length}; needs at least two")
+    given = max(1, len(front))
+    if step < 1 or length <= given or len(front) + len(ids) <= given:
+        raise DataError(
+            f"text: {len(ids)} tokens in windows of {length} with {len(front)} in front; needs at least two"
+        )
     for first in range(0, len(ids), step):
-        window = Window(front + ids[first : first + step], max(1, len(front)))
-        if len(window.ids) > window.given:
+        window = Window([*front, *ids[first : first + step]], given)
+        if len(window.ids) > given:
             yield window
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -57,12 +58,13 @@ def _side(subject: Subject, name: str, side: str) -> Record:
     evaluator: Any = importlib.import_module("lm_eval.evaluator")
     adapter: Any = importlib.import_module("lm_eval.models.huggingface")
     version: str = importlib.import_module("lm_eval").__version__
-    key = subject.key("lm_eval", version, task, settings.problems, settings.seed, side)
+    key = subject.key("lm_eval", version, task, settings.problems, settings.seed, side, settings.think)
     record = subject.store.get(key)
     if record is not None:
         return record
     model = subject.writer.model if side == "on" else subject.writer.model.base
     start = time.perf_counter()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of all that it is handed a model for
     try:
         lm = adapter.HFLM(pretrained=model, tokenizer=subject.writer.tokenizer, batch_size=settings.batch_size)
         results = evaluator.simple_evaluate(
@@ -70,6 +72,7 @@ def _side(subject: Subject, name: str, side: str) -> Record:
             tasks=[task],
             limit=settings.problems,
             bootstrap_iters=0,  # ours are paired
+            gen_kwargs={"think": settings.think} if side == "on" else None,
             random_seed=settings.seed,
             numpy_random_seed=settings.seed,
             torch_random_seed=settings.seed,

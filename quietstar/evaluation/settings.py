@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quietstar.errors import ConfigError
+from quietstar.inference.when import parse_think
 
 METRICS = ("soft", "exact", "cot")
 TASKS = ("gsm8k", "commonsenseqa")
@@ -80,7 +81,7 @@ class Settings:
                 raise ConfigError(f"{name}: got {value}, needs {least} or more")
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature: got {self.temperature}, needs a number above 0")
-        if self.think == "never":
+        if parse_think(self.think).rule == "never":
             raise ConfigError("think: got never, which is what thinking is compared with; needs another value")
         if self.data is not None and self.data.is_file() and len(self.tasks) != 1:
             raise ConfigError(f"data: {self.data} is one file, needs a directory for {len(self.tasks)} tasks")
