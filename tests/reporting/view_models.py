@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from quietstar import QuietStarForCausalLM
 from quietstar.model.from_scratch import small_llama
-from quietstar.textbook.character_model import character_model, character_tokenizer
+from quietstar.textbook.character_model import character_tokenizer
 from tests.model.tiny import randomize_thinking
 
 WORDS = (
@@ -26,27 +26,29 @@ HOSTILE = (
 
 
 def of_characters(**options: Any) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerFast]:
-    """The embedded default's model with random weights, 13 symbols."""
+    """The characters of the embedded default, 13 of them."""
     tokenizer = character_tokenizer()
-    return _thinking(character_model(0), tokenizer, **options), tokenizer
+    return _thinking(len(tokenizer), tokenizer, **options), tokenizer
 
 
 def of_words(**options: Any) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerFast]:
-    """A byte-level tokenizer that has learned some English words; all else are single bytes."""
+    """A byte-level tokenizer that has learned some English words; all else are single bytes. The model has 3 more."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator([WORDS], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    raw.train_from_iterator(
+        [WORDS], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
-    base = small_llama(0, len(tokenizer) + 3, layers=1, hidden_size=32, intermediate_size=48)
-    return _thinking(base, tokenizer, **options), tokenizer
+    return _thinking(len(tokenizer) + 3, tokenizer, **options), tokenizer
 
 
-def _thinking(base: Any, tokenizer: PreTrainedTokenizerFast, **options: Any) -> QuietStarForCausalLM:
+def _thinking(vocabulary: int, tokenizer: PreTrainedTokenizerFast, **options: Any) -> QuietStarForCausalLM:
+    base = small_llama(0, vocabulary, layers=1, hidden_size=32, intermediate_size=48)
     settings = {"thought_length": 3, "lookahead": 2, "thoughts_per_position": 2, "backend": "torch", **options}
     model = QuietStarForCausalLM.from_base(base, tokenizer, start_text="+", end_text=",", **settings)
     with torch.no_grad():
-        model.base.get_output_embeddings().weight.mul_(30)  # a fresh head knows nothing; colours need differences
+        model.base.get_output_embeddings().weight.mul_(15)  # a fresh head knows nothing; colours need differences
     randomize_thinking(model)
     return model.eval()
