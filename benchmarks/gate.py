@@ -4,14 +4,17 @@
     python benchmarks/gate.py --case textbook runs/0/seed-0/quietstar runs/0/seed-0/held_out.txt 40 ...
 
 Every case is a name, a checkpoint, a text of the kind to come, and tokens per text; those of one name are put together.
-Each gate is fitted with several splits into fitted and held-out texts. Writes gate.md and gate.csv to `--results`.
+Each gate is fitted with several splits into fitted and held-out texts. With `--sums` and a checkpoint of the textbook,
+`generate` writes sums with it, thinking in several ways. Writes gate.md and gate.csv to `--results`.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +29,10 @@ from quietstar.data.sources import read_documents
 from quietstar.inference.gate import fit_gate
 from quietstar.inference.gate_report import SHARES, THRESHOLDS, Choice, GateReport
 from quietstar.inference.loading import load_thinking
+from quietstar.textbook.corpus import MODULUS
 
+WAYS = ("never", "always", "learned", "learned>0.1", "entropy>1", "entropy>1.97")
+PROMPTS, NEW = 64, 40
 COLUMNS = ("think", "tokens thought at", "NLL", "gain kept", "entropy, as many", "random", "best possible")
 GAINS = ("gain", "entropy_gain", "random_gain", "best_gain")
 NOTE = """
@@ -95,11 +101,42 @@ def summary(name: str, reports: Sequence[GateReport]) -> str:
     )
 
 
+def write_sums(checkpoint: str, text: str, length: int, repeats: int = 5) -> str:
+    """Sums that `generate` draws: how many are right, how many tokens it thought at, and how fast it was."""
+    model, tokenizer = load_thinking(checkpoint, device="cpu")
+    lines = Path(text).read_text(encoding="utf-8").splitlines()[:PROMPTS]
+    texts = pack(read_documents(text), tokenizer, length, tokenizer.eos_token_id is not None, separate=True)
+    fit_gate(model, texts.tokens, texts.attention_mask)
+    prompts = torch.tensor([tokenizer(f"{line}\n", add_special_tokens=False)["input_ids"] for line in lines])
+    settings = {"max_new_tokens": NEW, "do_sample": True, "seed": 0, "return_dict_in_generate": True}
+    settings["attention_mask"] = torch.ones_like(prompts)
+    seconds: dict[str, list[float]] = {think: [] for think in WAYS}
+    rows: dict[str, list[str]] = {}
+    for _ in range(repeats):  # the ways in turn, so that what else the machine does falls on all of them
+        for think in WAYS:
+            begin = time.perf_counter()
+            made = model.generate(prompts, think=think, **settings)
+            seconds[think].append(time.perf_counter() - begin)
+            written = [tokenizer.decode(row).replace(" ", "").split("\n")[1:-1] for row in made.sequences]
+            sums = [re.fullmatch(r"([0-6](?:\+[0-6])+)=([0-6])", line) for lines in written for line in lines]
+            right = [sum(map(int, one[1].split("+"))) % MODULUS == int(one[2]) for one in sums if one]
+            share = 0.0 if made.thinking is None else made.thinking.share
+            rows[think] = [f"{share:.1%}", f"{sum(right) / max(1, len(right)):.1%}", f"{len(right)} of {len(sums)}"]
+    speeds = {think: PROMPTS * NEW / statistics.median(seconds[think]) for think in WAYS}
+    cells = [[think, *rows[think], f"{speeds[think]:,.0f}", f"{speeds[think] / speeds['never']:.2f}"] for think in WAYS]
+    columns = ("think", "tokens thought at", "sums right", "lines that are sums", "tokens/s", "of the base's")
+    return (
+        f"## Sums that `generate` writes\n\n{PROMPTS} prompts of one sum, {NEW} drawn tokens each; chance is 14.3%. "
+        f"Median time of {repeats}.\n\n{markdown_table(columns, cells)}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--case", nargs=4, action="append", required=True, metavar=("NAME", "CHECKPOINT", "TEXT", "LENGTH")
     )
+    parser.add_argument("--sums", nargs=3, metavar=("CHECKPOINT", "TEXT", "LENGTH"))
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--max_tokens", type=int, default=40_000)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
@@ -108,6 +145,9 @@ def main() -> None:
     found = fits(options.case, options.splits, options.max_tokens)
     facts = describe("benchmarks/gate.py", sys.argv[1:], threads=1)
     parts = [f"{summary(name, reports)}\n\n{table(reports)}" for name, reports in found.items()]
+    if options.sums:
+        checkpoint, text, length = options.sums
+        parts.append(write_sums(checkpoint, text, int(length)))
     write_markdown(options.results / "gate.md", "The thinking gate", facts, "\n\n".join([NOTE.strip(), *parts]))
     lines = [
         {"case": name, "fit": number, "r_squared": report.r_squared, "mean_gain": report.mean_gain, **vars(choice)}
