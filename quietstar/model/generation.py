@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import Any
 
@@ -77,12 +76,7 @@ class ThinkingGeneration(GenerationMixin):
                 raise ConfigError(f"{name}: not supported with thoughts; leave it out, or use model.base.generate")
         past = options.pop("past_key_values", None)
         if thinking.when.rule == "never" and seed is None and past is None:
-            processors = LogitsProcessorList(options.pop("logits_processor", None) or [])
-            if self.banned:
-                processors.append(SuppressTokensLogitsProcessor(list(self.banned), device=str(self.device)))
-            settled = copy.deepcopy(generation_config or self.generation_config)
-            options = settled.update(**options)  # transformers takes a configuration or options, not both
-            return self.base.generate(inputs, settled, logits_processor=processors, **options)
+            return self._generate_without_thoughts(inputs, generation_config, options)
         if options.pop("use_cache", True) is False:
             raise ConfigError("use_cache: got False; thoughts are made from the text's keys and values, needs True")
         if past is None:
@@ -93,6 +87,19 @@ class ThinkingGeneration(GenerationMixin):
         output = super().generate(inputs, generation_config, past_key_values=past, **options)  # type: ignore[misc]  # their type of self
         thinking.record.seconds = time.perf_counter() - before
         return output if isinstance(output, Tensor) else ThinkingOutput(**output, thinking=thinking.record)
+
+    def _generate_without_thoughts(
+        self: Any, inputs: Tensor | None, generation_config: GenerationConfig | None, options: dict[str, Any]
+    ) -> Any:
+        processors = LogitsProcessorList(options.pop("logits_processor", None) or [])
+        if self.banned:
+            processors.append(SuppressTokensLogitsProcessor(list(self.banned), device=str(self.device)))
+        before = self.base.generation_config
+        self.base.generation_config = self.generation_config  # what a user sets on the model counts here too
+        try:
+            return self.base.generate(inputs, generation_config, logits_processor=processors, **options)
+        finally:
+            self.base.generation_config = before
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # the other arguments serve other caches
         self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: Any = None, **_: Any

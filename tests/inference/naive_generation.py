@@ -56,10 +56,11 @@ def naive_generate(
         """Logits [V] and state [E] behind a text and a stream, from scratch."""
         embeds = torch.cat([embed(torch.tensor(text)), *(vector[None] for vector in stream)])[None]
         logits, states = naive.run(embeds, len(text) - 1 if stream else -1, len(text))
-        logits[:, list(model.banned)] = -math.inf
         return logits[-1], states[-1]
 
     def choose(logits: Tensor, uniform: Tensor, temperature: float | None) -> int:
+        logits = logits.clone()
+        logits[list(model.banned)] = -math.inf
         if not temperature:
             return int(logits.argmax())
         return int(draw(logits[None], uniform[None], temperature=temperature)[0])
@@ -76,11 +77,17 @@ def naive_generate(
                 thoughts, predictions = [], []
                 for k in range(thoughts_per_token):
                     tokens: list[int] = []
+                    stream = [start]
                     for step in range(length):
-                        thought_logits, _ = after(text, [start, *embed(torch.tensor(tokens, dtype=torch.long))])
+                        if config.thinking == "pause":
+                            tokens.append(-1)
+                            stream.append(start)
+                            continue
+                        thought_logits, _ = after(text, stream)
                         uniform = numbers[1 + k * length + step]
                         tokens.append(choose(thought_logits, uniform, thought_temperature))
-                    thought_logits, state = after(text, [start, *embed(torch.tensor(tokens)), end])
+                        stream.append(embed(torch.tensor(tokens[-1])))
+                    thought_logits, state = after(text, [*stream, end])
                     weight = naive.weight(base_state, state)
                     if config.interpolation == "log_probs":
                         mixed = weight * thought_logits.log_softmax(-1) + (1 - weight) * base_logits.log_softmax(-1)

@@ -1,0 +1,318 @@
+"""What generating with thoughts has in common with transformers' own `generate`, and with itself in other batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from quietstar import ConfigError, DataError, QuietStarForCausalLM
+from quietstar.inference.generating import plan_thinking
+from quietstar.inference.roomy_cache import RoomyLayer
+from quietstar.inference.thinking_cache import ThinkingCache
+from tests.inference.generated import PROMPTS, generate, new_tokens_of, pad_left, thinking_model, thoughts_of
+
+OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def model() -> QuietStarForCausalLM:
+    return thinking_model()
+
+
+# -- the base ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"do_sample": True, "top_k": 5}, {"num_beams": 3}, {"repetition_penalty": 1.5}]
+)
+def test_without_thoughts_it_is_the_base(model: QuietStarForCausalLM, options: dict[str, Any]) -> None:
+    settled = {**OPTIONS, "max_new_tokens": 24, **options}
+    torch.manual_seed(7)
+    wanted = model.base.generate(**pad_left(PROMPTS), **settled)
+    torch.manual_seed(7)
+    assert torch.equal(model.generate(**pad_left(PROMPTS), **settled, think="never"), wanted)
+
+
+@pytest.mark.parametrize("family", ["mistral_window", "qwen3", "gemma2", "gpt2"])
+def test_the_text_alone_goes_as_in_the_base(family: str) -> None:
+    """With a rule that never comes true the engine's own pass over the text is the base's too."""
+    model = thinking_model(family)
+    model.base.set_attn_implementation("eager")
+    wanted = model.base.generate(**pad_left(PROMPTS), **{**OPTIONS, "max_new_tokens": 24})
+    model.base.set_attn_implementation("quietstar")
+    assert torch.equal(generate(model, PROMPTS, 24, think="entropy>1e9").sequences, wanted)
+    assert torch.equal(generate(model, PROMPTS, 24, think="never", seed=3).sequences, wanted)
+
+
+def test_the_model_s_own_generation_config_counts_without_thoughts(model: QuietStarForCausalLM) -> None:
+    assert model.generation_config is not None
+    model.generation_config.max_new_tokens = 3
+    try:
+        assert model.generate(**pad_left(PROMPTS), think="never", pad_token_id=0).shape[1] == 7 + 3
+        assert model.generate(**pad_left(PROMPTS), pad_token_id=0).shape[1] == 7 + 3
+    finally:
+        model.generation_config.max_new_tokens = None
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["mistral_window", "gpt2"])
+@pytest.mark.parametrize("rule", ["always", "every:2", "entropy>2.9"])
+def test_the_cache_is_that_of_a_pass_over_the_text(family: str, rule: str) -> None:
+    """Nothing of a thought stays behind: not in the keys and values of the text, nor in their number."""
+    model = thinking_model(family)
+    output = generate(model, PROMPTS, 10, think=rule, thoughts_per_token=2, seed=1)
+    fresh = ThinkingCache(plan_thinking(model, "never", 1, None, 0, False))
+    text = output.sequences[:, :-1]  # the last token was never read
+    mask = torch.cat([pad_left(PROMPTS)["attention_mask"], torch.ones(4, 9, dtype=torch.int64)], dim=1)
+    model(text, mask, past_key_values=fresh)
+    cache = output.past_key_values
+    assert cache.get_seq_length() == fresh.get_seq_length() == text.shape[1]
+    for layer, wanted in zip(cache.layers, fresh.layers, strict=True):
+        for found, expected in ((layer.keys, wanted.keys), (layer.values, wanted.values)):
+            assert found.shape[2] == text.shape[1]
+            for row, prompt in enumerate(PROMPTS):
+                torch.testing.assert_close(
+                    found[row, :, 7 - len(prompt) :], expected[row, :, 7 - len(prompt) :], atol=1e-5, rtol=0
+                )
+
+
+@settings(max_examples=15)
+@given(
+    rules=st.lists(st.sampled_from(["always", "every:2", "every:3", "entropy>2.9", "never"]), min_size=2, max_size=3),
+    pieces=st.lists(st.integers(1, 3), min_size=2, max_size=5),
+    thoughts=st.integers(1, 2),
+)
+def test_a_thought_never_changes_another(rules: list[str], pieces: list[int], thoughts: int) -> None:
+    """On the same text a token's thought and prediction are the same, whatever was thought at before."""
+    model = _MODEL
+    ids = torch.randint(3, 40, (2, sum(pieces)), generator=torch.Generator().manual_seed(sum(pieces)))
+    seen: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for rule in rules:
+        cache = ThinkingCache(plan_thinking(model, rule, thoughts, 1.0, 9, True))
+        cache.open(ids[:, : pieces[0]], None)
+        cache._seeds = [1, 2]
+        end = 0
+        for piece in pieces:
+            end += piece
+            logits = model(ids[:, end - piece : end], past_key_values=cache).logits[:, 0]
+            step = cache.thinking.record.thoughts[-1]
+            for place, row in enumerate([] if step is None else step.rows.tolist()):
+                tokens, before = seen.setdefault((row, end), (step.tokens[place], logits[row]))
+                assert torch.equal(tokens, step.tokens[place])
+                torch.testing.assert_close(before, logits[row], atol=1e-5, rtol=0)
+
+
+_MODEL = thinking_model("mistral_window")
+
+
+def test_more_can_follow_from_a_cache(model: QuietStarForCausalLM) -> None:
+    """What was read is not read again, and the text goes on as if it had been the prompt."""
+    first = generate(model, PROMPTS, 5)
+    mask = torch.cat([pad_left(PROMPTS)["attention_mask"], torch.ones(4, 5, dtype=torch.int64)], dim=1)
+    options = {**OPTIONS, "do_sample": True, "seed": 4, "attention_mask": mask}
+    wanted = model.generate(first.sequences, **options)
+    read = []
+    hook = model.base.get_input_embeddings().register_forward_hook(lambda _, ids, __: read.append(ids[0].shape))
+    found = model.generate(first.sequences, **options, past_key_values=first.past_key_values)
+    hook.remove()
+    assert torch.equal(found, wanted)
+    assert read[0] == (4, 1)
+
+
+def test_memory_grows_where_a_text_outgrows_it() -> None:
+    layer, states = RoomyLayer(), torch.randn(2, 3, 700, 4)
+    for begin in (*range(0, 640, 64), *range(640, 700)):
+        end = begin + 64 if begin < 640 else begin + 1
+        key, value = layer.append(states[:, :, begin:end], -states[:, :, begin:end])
+        assert torch.equal(key, states[:, :, :end]) and torch.equal(value, -states[:, :, :end])
+    layer.truncate(650)
+    key, _ = layer.append(torch.ones(1, 3, 2, 4), torch.ones(1, 3, 2, 4), torch.tensor([1]), 2)
+    assert torch.equal(key[:, :, :650], states[:, :, :650]) and bool((key[1, :, 650:] == 1).all())
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=8)
+@given(order=st.permutations(range(4)), count=st.integers(1, 4), seed=st.integers(0, 9), sample=st.booleans())
+def test_a_text_does_not_depend_on_its_batch(order: list[int], count: int, seed: int, sample: bool) -> None:
+    prompts = [[1, 7, 12, 30, 4], [9, 8], [5, 6, 7], [21, 22, 23, 24, 25, 26, 27]]
+    options = {"do_sample": sample, "seed": seed, "think": "every:2", "thoughts_per_token": 2}
+    whole = generate(_MODEL, prompts, 8, **options)
+    part = generate(_MODEL, [prompts[row] for row in order[:count]], 8, **options)
+    for place, row in enumerate(order[:count]):
+        assert new_tokens_of(part, 8)[place] == new_tokens_of(whole, 8)[row]
+        assert thoughts_of(part, place) == thoughts_of(whole, row)
+
+
+def test_several_texts_of_a_prompt_are_its_rows(model: QuietStarForCausalLM) -> None:
+    options = {"do_sample": True, "seed": 3}
+    several = generate(model, PROMPTS[:2], 6, num_return_sequences=3, **options)
+    rows = generate(model, [PROMPTS[0]] * 3 + [PROMPTS[1]] * 3, 6, **options)
+    assert new_tokens_of(several, 6) == new_tokens_of(rows, 6)
+    assert len({tuple(text) for text in new_tokens_of(several, 6)}) == 6
+
+
+def test_without_a_seed_pytorch_s_generator_counts(model: QuietStarForCausalLM) -> None:
+    def draw_with(seed: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        return new_tokens_of(generate(model, PROMPTS, 6, do_sample=True, thought_temperature=1.0), 6)
+
+    assert draw_with(0) == draw_with(0) != draw_with(1)
+
+
+# -- stopping and streaming --------------------------------------------------------------------------------------------
+
+
+class Collect(BaseStreamer):
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+class AfterToken(StoppingCriteria):
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return input_ids[:, -1] == self.token
+
+
+def test_a_streamer_sees_every_token(model: QuietStarForCausalLM) -> None:
+    streamer = Collect()
+    found = model.generate(torch.tensor([PROMPTS[0]]), **OPTIONS, streamer=streamer, seed=0)
+    assert streamer.tokens == found[0].tolist() and streamer.ended
+
+
+def test_stopping_criteria_stop(model: QuietStarForCausalLM) -> None:
+    ids = torch.tensor([PROMPTS[0]])
+    whole = model.generate(ids, **OPTIONS)[0].tolist()
+    token = whole[7]
+    stopped = model.generate(ids, **OPTIONS, stopping_criteria=StoppingCriteriaList([AfterToken(token)]))
+    assert stopped[0].tolist() == whole[: whole.index(token, 5) + 1]
+
+
+def test_a_row_that_has_ended_is_not_thought_about(model: QuietStarForCausalLM) -> None:
+    free = generate(model, PROMPTS, 12)
+    ending = new_tokens_of(free, 12)[1][2]
+    output = generate(model, PROMPTS, 12, eos_token_id=ending)
+    running = 0
+    for row, text in enumerate(new_tokens_of(free, 12)):
+        kept = text.index(ending) + 1 if ending in text else 12
+        running += kept
+        assert new_tokens_of(output, output.sequences.shape[1] - 7)[row][:kept] == text[:kept]
+        assert all(thought is None for thought in thoughts_of(output, row)[kept:])
+        assert all(thought is not None for thought in thoughts_of(output, row)[:kept])
+    assert output.thinking.predictions == output.thinking.thought_at == running
+
+
+def test_kept_tokens_come_out_of_nothing(model: QuietStarForCausalLM) -> None:
+    """Neither in the text nor in thoughts, whatever generation configuration is given, and without thoughts."""
+    said = generate(model, PROMPTS, 12).sequences[:, 7:].flatten().tolist()
+    banned = sorted(set(said) - {token for prompt in PROMPTS for token in prompt})[:3]
+    other = thinking_model(banned_token_ids=banned)
+    for rule in ("always", "never"):
+        config = type(other.generation_config)(max_new_tokens=12, pad_token_id=0, eos_token_id=None, do_sample=False)
+        found = other.generate(**pad_left(PROMPTS), generation_config=config, think=rule)
+        assert banned and not set(found[:, 7:].flatten().tolist()) & set(banned)
+
+
+def test_bfloat16() -> None:
+    model = thinking_model(dtype=torch.bfloat16)
+    output = generate(model, PROMPTS, 6, output_logits=True)
+    assert output.logits[0].dtype == torch.float32 and bool(torch.stack(output.logits).isfinite().all())
+    assert output.past_key_values.layers[0].keys.dtype == torch.bfloat16
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"think": "sometimes"}, r"think: got 'sometimes', needs one of always, never, entropy>x"),
+        ({"think": "alway"}, r"did you mean always\?"),
+        ({"think": "entropy>high"}, r"think: got 'entropy>high', entropy>x needs a number of nats"),
+        ({"think": "entropy>inf"}, r"needs a number of nats"),
+        ({"think": "every:0"}, r"every:n needs an n of at least 1"),
+        ({"think": None}, r"think: got None"),
+        ({"think": "learned"}, r"think: got 'learned', but this model has no learned gate; `python -m quietstar.gate"),
+        ({"thoughts_per_token": 0}, r"thoughts_per_token: got 0, needs a whole number of at least 1"),
+        ({"thoughts_per_token": True}, r"thoughts_per_token: got True"),
+        ({"thought_temperature": -1.0}, r"thought_temperature: got -1.0, needs 0 \(greedy\) or more"),
+        ({"thought_temperature": 0, "thoughts_per_token": 2}, r"got 0 with 2 thoughts per token, which would all be"),
+        ({"seed": 1.5}, r"seed: got 1.5, needs a whole number or None"),
+        ({"num_beams": 2}, r"num_beams: got 2; a thinking model samples or decodes greedily"),
+        ({"guidance_scale": 2.0}, r"guidance_scale: got 2.0"),
+        ({"use_cache": False}, r"use_cache: got False; thoughts are made from the text's keys and values"),
+        ({"prompt_lookup_num_tokens": 2}, r"prompt_lookup_num_tokens: "),
+        ({"prefill_chunk_size": 2}, r"prefill_chunk_size: "),
+        ({"custom_generate": "somebody/something"}, r"custom_generate: not supported with thoughts"),
+        ({"past_key_values": object()}, r"past_key_values: got a object, needs the ThinkingCache"),
+    ],
+)
+def test_options_that_are_refused(model: QuietStarForCausalLM, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model.generate(torch.tensor([PROMPTS[0]]), **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "options", "message"),
+    [
+        ([[]], None, {}, r"input_ids: got shape \[1, 0\], an empty prompt; needs a token at least"),
+        ([3, 4], None, {}, r"input_ids: got shape \[2\], needs \[batch, length\]"),
+        ([[3, 4], [5, 6]], [[1, 1], [0, 0]], {}, r"attention_mask: masks every token of row 1"),
+        ([[3, 4], [5, 6]], [[1, 1], [1, 0]], {}, r"attention_mask: row 1 is padded on the right; .* on the left"),
+        ([[3, 4, 7]], [[1, 0, 1]], {}, r"attention_mask: row 0 has a gap"),
+        (
+            [[3] * 60],
+            None,
+            {"max_new_tokens": 80},
+            r"the prompt has 60 tokens and would grow to 140.*lower max_new_tok",
+        ),
+        ([[3] * 130], None, {}, r"the prompt has 130 tokens.*the 128 of the base's context; shorten the prompt"),
+    ],
+)
+def test_prompts_that_are_refused(
+    model: QuietStarForCausalLM, ids: Any, mask: Any, options: dict[str, Any], message: str
+) -> None:
+    given_mask = {} if mask is None else {"attention_mask": torch.tensor(mask)}
+    with pytest.raises(DataError, match=message):
+        model.generate(torch.tensor(ids, dtype=torch.int64), **given_mask, **{**OPTIONS, **options})
+
+
+def test_the_context_is_used_to_its_end(model: QuietStarForCausalLM) -> None:
+    """START, three tokens and END behind the last but one of 128 positions: 124 tokens."""
+    ids = torch.tensor([[3] * 120])
+    assert model.generate(ids, **{**OPTIONS, "max_new_tokens": 4}).shape == (1, 124)
+    with pytest.raises(DataError, match="lower max_new_tokens to at most 4"):
+        model.generate(ids, **{**OPTIONS, "max_new_tokens": 5})
+
+
+def test_a_prompt_with_a_token_that_is_kept_for_thoughts() -> None:
+    model = thinking_model(banned_token_ids=[30])
+    with pytest.raises(DataError, match=r"input_ids: row 1 has token 30 at position 2, which is kept for thoughts"):
+        model.generate(torch.tensor([[3, 4, 5], [6, 7, 30]]), **OPTIONS)
+    padded = {"input_ids": torch.tensor([[3, 4, 5], [30, 6, 7]]), "attention_mask": torch.tensor([[1] * 3, [0, 1, 1]])}
+    model.generate(**padded, **OPTIONS)  # as padding it says nothing
+
+
+def test_a_cache_that_is_longer_than_the_text(model: QuietStarForCausalLM) -> None:
+    first = generate(model, [PROMPTS[0]], 5)
+    with pytest.raises(DataError, match="input_ids: got 5 tokens, but past_key_values holds 9; give the whole text"):
+        model.generate(torch.tensor([PROMPTS[0]]), **OPTIONS, past_key_values=first.past_key_values)
