@@ -19,8 +19,7 @@ from quietstar import QuietStarForCausalLM
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.thoughts import Thoughts
 from quietstar.objective import resolve_objective
-from quietstar.reporting.viewer import measure, read_text, thoughts_of, write_view
-from quietstar.reporting.viewer import ViewOptions as Options
+from quietstar.reporting.viewer import ViewOptions, measure, read_text, thoughts_of, write_view
 from quietstar.reporting.viewer.pieces import pieces, vocabulary
 from quietstar.reporting.viewer.reading import encode
 from quietstar.reporting.viewer.windows import overlap, window_size, windows
@@ -95,7 +94,7 @@ def assert_most_probable(listed: list[list[Any]], probability: Tensor) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_numbers_are_those_of_learn_and_predict(variant: str) -> None:
     model, tokenizer = of_characters(**VARIANTS[variant])
-    content = thoughts_of(model, tokenizer, SUMS, Options(top_k=3, seed=4))
+    content = thoughts_of(model, tokenizer, SUMS, ViewOptions(top_k=3, seed=4))
     ids = torch.tensor([content["text"]["tokens"]])
     assert content["text"] == {"name": "text", "cut": False, "tokens": ids[0].tolist(), "pieces": {}}
     assert [position["token"] for position in content["positions"]] == list(range(1, len(SUMS)))
@@ -106,7 +105,7 @@ def test_numbers_are_those_of_learn_and_predict(variant: str) -> None:
 
 def test_the_mean_is_that_of_the_thoughts() -> None:
     model, tokenizer = of_characters()
-    content = thoughts_of(model, tokenizer, SUMS[:12], Options(top_k=13, thoughts=3))
+    content = thoughts_of(model, tokenizer, SUMS[:12], ViewOptions(top_k=13, thoughts=3))
     for position in content["positions"]:
         after = [dict(map(tuple, thought["after"])) for thought in position["thoughts"]]
         for token, share in position["mean"]:
@@ -117,7 +116,7 @@ def test_a_long_text_is_thought_about_in_windows_and_pieces(monkeypatch: pytest.
     """Each position with the tokens of its own window before it and nothing else, a few positions at a time."""
     monkeypatch.setattr(measure, "LOGIT_ELEMENTS", 13 * 14)  # 7 positions of 2 thoughts
     model, tokenizer = of_characters()
-    content = thoughts_of(model, tokenizer, SUMS * 2, Options(training_length=16))
+    content = thoughts_of(model, tokenizer, SUMS * 2, ViewOptions(training_length=16))
     ids = content["text"]["tokens"]
     assert (content["settings"]["window"], content["settings"]["overlap"]) == (16, 8)
     plan = windows(len(ids), range(len(ids) - 1), 16, 2, 100)
@@ -130,20 +129,20 @@ def test_a_long_text_is_thought_about_in_windows_and_pieces(monkeypatch: pytest.
 def test_batches_do_not_repeat_thoughts() -> None:
     """Random numbers of their own: equal lines far apart are not thought about alike."""
     model, tokenizer = of_characters(thought_length=6)
-    content = thoughts_of(model, tokenizer, SUMS[:10] * 12, Options(window=20, temperature=5.0))
+    content = thoughts_of(model, tokenizer, SUMS[:10] * 12, ViewOptions(window=20, temperature=5.0))
     later = [position["thoughts"][0]["tokens"] for position in content["positions"][20:]]
     assert len({tuple(tokens) for tokens in later}) > 0.9 * len(later)
 
 
 def test_the_same_seed_gives_the_same_file() -> None:
     model, tokenizer = of_characters()
-    texts = [json.dumps(thoughts_of(model, tokenizer, SUMS, Options(seed=seed))) for seed in (1, 1, 2)]
+    texts = [json.dumps(thoughts_of(model, tokenizer, SUMS, ViewOptions(seed=seed))) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_greedy_thoughts_are_the_most_probable() -> None:
     model, tokenizer = of_characters()
-    content = thoughts_of(model, tokenizer, SUMS[:20], Options(greedy=True))
+    content = thoughts_of(model, tokenizer, SUMS[:20], ViewOptions(greedy=True))
     ids = torch.tensor([content["text"]["tokens"]])
     wanted = model.think(ids, thoughts_per_position=1, greedy=True).tokens[0].tolist()
     assert [position["thoughts"][0]["tokens"] for position in content["positions"]] == wanted
@@ -154,7 +153,7 @@ def test_positions_are_those_of_the_whole_text() -> None:
     model, tokenizer = of_characters()
 
     def thought_at(positions: str, **options: Any) -> list[int]:
-        content = thoughts_of(model, tokenizer, SUMS, Options(positions=positions, **options))
+        content = thoughts_of(model, tokenizer, SUMS, ViewOptions(positions=positions, **options))
         return [position["token"] - 1 for position in content["positions"]]
 
     ids = torch.tensor([tokenizer(SUMS, add_special_tokens=False)["input_ids"]])

@@ -566,7 +566,7 @@
   for (let number = 1; number <= 9; number += 1) KEYS[number] = () => choose(number - 1);
 
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, select, .panel:focus")) return;
+    if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest?.("input, select, .panel:focus")) return;
     const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!act) return;
     event.preventDefault();
