@@ -1,0 +1,244 @@
+"""Completions of prompts, batch by batch, with the thoughts that led to them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from quietstar.errors import ConfigError, DataError
+from quietstar.inference.draw import substream
+from quietstar.inference.prompts import Prompt
+from quietstar.inference.record import ThinkingRecord, TokenThoughts
+from quietstar.inference.stopping import StopStrings
+from quietstar.inference.when import parse_think
+from quietstar.model import QuietStarForCausalLM
+from quietstar.model.passes import PAUSE
+
+
+@dataclass(frozen=True)
+class CompletionOptions:
+    """How to complete; what has the name of an argument of `generate` is that argument.
+
+    Args:
+        max_new_tokens: At most, of a completion.
+        think: Where.
+        thoughts_per_token: K.
+        thought_temperature: None: as `generate` chooses.
+        temperature: Of the text; 0 is greedy.
+        top_k: None: all tokens.
+        top_p: None: all tokens.
+        seed: Of whatever is drawn.
+        samples: Completions of each prompt.
+        batch_size: Prompts at once.
+        stop: A completion ends with the token that completes one of these.
+        show_thoughts: Keep the thoughts.
+    """
+
+    max_new_tokens: int = 64
+    think: str = "always"
+    thoughts_per_token: int = 1
+    thought_temperature: float | None = None
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    samples: int = 1
+    batch_size: int = 8
+    stop: tuple[str, ...] = ()
+    show_thoughts: bool = False
+
+    def __post_init__(self) -> None:
+        parse_think(self.think)
+        for name in ("max_new_tokens", "thoughts_per_token", "samples", "batch_size", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: got {value}, needs at least 1")
+        for name in ("temperature", "thought_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{name}: got {value}, needs 0 (greedy) or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p: got {self.top_p}, needs more than 0 and at most 1")
+        if "" in self.stop:
+            raise ConfigError("stop: got an empty string, needs a character at least")
+        if self.temperature == 0:
+            for name, default in (("top_k", None), ("top_p", None), ("samples", 1)):
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        f"{name}: got {getattr(self, name)} at temperature 0, where always the likeliest token is "
+                        "taken; needs a temperature above 0"
+                    )
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything depends on the seed."""
+        thoughts = self.thought_temperature if self.thoughts_per_token == 1 else 1
+        return self.temperature > 0 or (bool(thoughts) and self.think != "never")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was added to a prompt.
+
+    Args:
+        prompt: The prompt.
+        tokens: The new tokens, the end-of-sequence token included.
+        text: What they add to the prompt's text, without special tokens.
+        thoughts: One entry for each new token: its thoughts' tokens (empty for pauses) and mixing weights, or None.
+    """
+
+    prompt: Prompt
+    tokens: list[int]
+    text: str
+    thoughts: list[list[tuple[list[int], float]] | None]
+
+
+def complete(
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    options: CompletionOptions,
+    record: ThinkingRecord,
+    streamer: BaseStreamer | None = None,
+) -> Iterator[Completion]:
+    """Completes prompts in their order, all samples of one together.
+
+    What is drawn depends on the seed, the prompt and which of several equal prompts it is, not on the batches.
+
+    Args:
+        model: Thinks.
+        tokenizer: The model's.
+        prompts: All are checked before the first is completed.
+        options: How.
+        record: Counts and seconds are added to it.
+        streamer: Takes the tokens of the only prompt.
+
+    Raises:
+        ConfigError: An option does not fit the model.
+        DataError: A prompt cannot be used.
+    """
+    encoded = [prompt.encode(tokenizer, model.banned) for prompt in prompts]
+    for prompt, tokens in zip(prompts, encoded, strict=True):
+        _check_room(model, prompt, len(tokens), options)
+    seen: Counter[tuple[int, ...]] = Counter()
+    for first in range(0, len(prompts), options.batch_size):
+        chosen = range(first, min(first + options.batch_size, len(prompts)))
+        turns: dict[int, list[int]] = {}  # equal prompts draw from different seeds, so they go apart
+        for index in chosen:
+            turn = seen[tuple(encoded[index])]
+            seen[tuple(encoded[index])] += 1
+            turns.setdefault(turn if options.draws else 0, []).append(index)
+        found: dict[int, list[Completion]] = {}
+        for turn, indices in turns.items():
+            seed = substream(options.seed, turn - 1) if turn else options.seed
+            rows = _generate(model, tokenizer, [encoded[index] for index in indices], options, seed, record, streamer)
+            for place, index in enumerate(indices):
+                own = rows[place * options.samples : (place + 1) * options.samples]
+                found[index] = [
+                    Completion(prompts[index], tokens, _added(tokenizer, encoded[index], tokens), thoughts)
+                    for tokens, thoughts in own
+                ]
+        for index in chosen:
+            yield from found[index]
+
+
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    options: CompletionOptions,
+    seed: int,
+    record: ThinkingRecord,
+    streamer: BaseStreamer | None,
+) -> list[tuple[list[int], list[list[tuple[list[int], float]] | None]]]:
+    """New tokens and thoughts of every row."""
+    ending = model.generation_config.eos_token_id
+    if ending is None:
+        ending = tokenizer.eos_token_id
+    ends = ending if isinstance(ending, list) else [ending]
+    padding = next((token for token in (tokenizer.pad_token_id, ends[0]) if token is not None), 0)
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), padding)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(prompts):
+        ids[row, longest - len(tokens) :] = torch.tensor(tokens)
+        mask[row, longest - len(tokens) :] = 1
+    drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if options.temperature > 0:
+        drawn = {"do_sample": True, "temperature": options.temperature}
+        drawn |= {"top_k": options.top_k or 0, "top_p": options.top_p or 1.0}
+    stops = StopStrings(tokenizer, options.stop, longest)
+    before = time.perf_counter()
+    output = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        think=options.think,
+        thoughts_per_token=options.thoughts_per_token,
+        thought_temperature=options.thought_temperature,
+        seed=seed if options.draws else None,
+        output_thoughts=options.show_thoughts,
+        return_dict_in_generate=True,
+        max_new_tokens=options.max_new_tokens,
+        num_return_sequences=options.samples,
+        eos_token_id=ending,
+        pad_token_id=padding,
+        streamer=streamer,
+        stopping_criteria=StoppingCriteriaList([stops] if options.stop else []),
+        **drawn,
+    )
+    record.seconds += time.perf_counter() - before
+    new = [_until_end(row, ends, stops) for row in output.sequences[:, longest:].tolist()]
+    thinking = getattr(output, "thinking", None)  # the base's own output has none
+    if thinking is None:
+        record.predictions += sum(map(len, new))
+        return [(tokens, [None] * len(tokens)) for tokens in new]
+    record.predictions += thinking.predictions
+    record.thought_at += thinking.thought_at
+    steps = thinking.thoughts or [None] * options.max_new_tokens
+    return [(tokens, [_of_row(step, row) for step in steps[: len(tokens)]]) for row, tokens in enumerate(new)]
+
+
+def _of_row(step: TokenThoughts | None, row: int) -> list[tuple[list[int], float]] | None:
+    place: Tensor | None = None if step is None else (step.rows == row).nonzero()
+    if step is None or place is None or not len(place):
+        return None
+    index = int(place[0])
+    tokens, weights = step.tokens[index].tolist(), step.mixing_weight[index].tolist()
+    return [([t for t in own if t != PAUSE], weight) for own, weight in zip(tokens, weights, strict=True)]
+
+
+def _until_end(tokens: list[int], ends: Sequence[int | None], stops: StopStrings) -> list[int]:
+    """A row up to its first end; behind it others of the batch went on."""
+    counts = range(1, len(tokens) + 1)
+    return tokens[: next((n for n in counts if tokens[n - 1] in ends or stops.end(tokens[:n])), len(tokens))]
+
+
+def _added(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
+    """Some tokenizers drop the space before the first token, so that new tokens are decoded behind the prompt."""
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    whole = tokenizer.decode(prompt + tokens, skip_special_tokens=True)
+    if whole.startswith(before):
+        return str(whole[len(before) :])
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _check_room(model: QuietStarForCausalLM, prompt: Prompt, length: int, options: CompletionOptions) -> None:
+    limit = getattr(model.base.config, "max_position_embeddings", None)
+    thought = 0 if options.think == "never" else model.config.thought_length + 1
+    if limit is None or length + options.max_new_tokens + thought <= limit:
+        return
+    room = limit - thought - length
+    advice = f"lower max_new_tokens to at most {room}" if room > 0 else "shorten it"
+    raise DataError(
+        f"{prompt.place}: has {length} tokens; with max_new_tokens {options.max_new_tokens} and {thought} positions "
+        f"for thoughts that is more than the {limit} of the base's context; {advice}"
+    )

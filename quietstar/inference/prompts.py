@@ -1,0 +1,110 @@
+"""Prompts from arguments and files, as tokens; each knows the place that messages about it name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.data.bad_rows import BadRow
+from quietstar.data.examples import encode_prompt
+from quietstar.data.rows import BYTE_ORDER_MARK, decode
+from quietstar.errors import ConfigError, DataError
+
+FIELD = "prompt"
+"""Of a JSONL line."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to be continued.
+
+    Args:
+        text: As it was given.
+        place: `prompt 2` or `file:line`.
+    """
+
+    text: str
+    place: str
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, banned: Sequence[int] = ()) -> list[int]:
+        """Token ids, with what the tokenizer puts before a text; an empty prompt starts from BOS alone.
+
+        Args:
+            tokenizer: The model's.
+            banned: Tokens that no prompt may have, because they are kept for thoughts.
+
+        Raises:
+            DataError: It can't be encoded, has a banned token, or is empty without a BOS to start from.
+        """
+        try:
+            tokens = encode_prompt(tokenizer, self.text)
+        except DataError as error:
+            raise DataError(f"{self.place}: {error}") from None
+        if not tokens:
+            if not isinstance(tokenizer.bos_token_id, int):
+                raise DataError(
+                    f"{self.place}: is empty, and the tokenizer has no beginning-of-sequence token to start from; "
+                    "needs a token at least"
+                )
+            return [tokenizer.bos_token_id]
+        for token in tokens:
+            if token in banned:
+                raise DataError(
+                    f"{self.place}: has {tokenizer.convert_ids_to_tokens(token)!r} in it, token {token}, which is kept "
+                    "for thoughts; take it out"
+                )
+        return tokens
+
+
+def read_prompts(texts: Sequence[str] | None, file: str | None) -> list[Prompt]:
+    """The prompts that the arguments `prompt` or `prompts` give.
+
+    Args:
+        texts: Of `prompt`.
+        file: Of `prompts`: a `.txt` file with one a line, or `.jsonl` with one in the field `prompt` of each line.
+
+    Raises:
+        ConfigError: There is none, both arguments are there, or the file cannot be read.
+        DataError: A line of the file holds no prompt, naming file:line.
+    """
+    if (texts is None) == (file is None):
+        got = "missing" if texts is None else "got it together with prompts"
+        raise ConfigError(f"prompt: {got}; needs either --prompt TEXT, once or several times, or --prompts FILE")
+    if texts is not None:
+        name = "prompt" if len(texts) == 1 else "prompt {}"
+        return [Prompt(text, name.format(number)) for number, text in enumerate(texts, start=1)]
+    path = Path(str(file))
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ConfigError(f"prompts: got {path}, needs a .txt file (a prompt a line) or .jsonl (field {FIELD!r})")
+    try:
+        lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"prompts: cannot read {path} ({error.strerror})") from None
+    if not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise DataError(f"{path}: is empty, needs a prompt at least")
+    read = _text_of_object if path.suffix == ".jsonl" else _text_of_line
+    return [read(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _text_of_line(line: bytes, place: str) -> Prompt:
+    try:
+        return Prompt(decode(line.removesuffix(b"\r")), place)
+    except BadRow as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def _text_of_object(line: bytes, place: str) -> Prompt:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: is not JSON ({error})") from None
+    if not isinstance(value, dict) or not isinstance(value.get(FIELD), str):
+        got = sorted(value) if isinstance(value, dict) else type(value).__name__
+        raise DataError(f"{place}: got {got}, needs an object whose field {FIELD!r} is a string")
+    return Prompt(value[FIELD], place)
