@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,16 +10,14 @@ import torch
 
 from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.arguments import Array
-from quietstar.evaluation.blocks import block_intervals
-from quietstar.evaluation.bootstrap import Interval
-from quietstar.evaluation.comparison import Comparison, Group
+from quietstar.evaluation.comparison import Comparison
 from quietstar.evaluation.completions import Writer
+from quietstar.evaluation.nll_summary import bits_comparison, nll_comparison
 from quietstar.evaluation.progress_lines import counted
 from quietstar.evaluation.subject import Subject
-from quietstar.evaluation.token_classes import CLASSES, token_classes
+from quietstar.evaluation.token_classes import token_classes
 from quietstar.evaluation.token_texts import decode, first_tokens
 
-DECILES = 10
 MOST_LOGITS = 1 << 28
 """Numbers in the logits of a batch, 1 GiB in float32, of which there are two."""
 
@@ -57,7 +54,7 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
     windows = list(text_windows(ids[: settings.text_tokens], first_tokens(subject.writer.tokenizer), settings.length))
     found = _nlls(subject, windows)
     classes = [token_classes(window.ids, subject.texts)[window.given - 1 :] for window in windows]
-    per_token = _compare(found, classes, settings.seed)
+    per_token = nll_comparison(found, classes, settings.seed)
     count = sum(len(off) for off, _ in found)
     beginning = ", from the beginning of the file" if len(ids) > settings.text_tokens else ""
     note = f"{count:,} tokens in {len(windows)} windows of {settings.length}{beginning}"
@@ -65,8 +62,9 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
         f"Mean negative log-likelihood of the next token ({note}, each predicted from those before it in its window); "
         "lower is better."
     )
+    sizes = [_bytes(subject, window) for window in windows]
     base = replace(per_token, of=name, statement=statement)
-    return [base, replace(_per_byte(subject, windows, found), of=name)]
+    return [base, replace(bits_comparison(found, sizes, settings.seed), of=name)]
 
 
 def text_windows(ids: Sequence[int], front: Sequence[int], length: int) -> Iterator[Window]:
@@ -138,91 +136,8 @@ def window_nlls(writer: Writer, windows: Sequence[Window]) -> tuple[Array, Array
     return sides[0], sides[1]
 
 
-def _compare(found: Sequence[tuple[Array, Array]], classes: Sequence[Sequence[str]], seed: int) -> Comparison:
-    """Per token; deciles and classes are those of the whole text, windows are resampled."""
-    ranked = deciles(np.concatenate([off for off, _ in found]))
-    edges = np.cumsum([len(off) for off, _ in found])[:-1]
-    by_decile = np.split(ranked, edges)
-    names = [f"tenth {place + 1}" for place in range(DECILES)]
-    kinds = list(CLASSES)
-    # one column for all tokens, one for each decile, one for each class
-    masks = [
-        np.stack(
-            [
-                np.ones(len(own), dtype=bool),
-                *(tenth == place for place in range(DECILES)),
-                *(np.array(own) == kind for kind in kinds),
-            ]
-        )
-        for tenth, own in zip(by_decile, classes, strict=True)
-    ]
-    counts = np.stack([mask.sum(1) for mask in masks]).astype(np.float64)
-    off = np.stack([mask @ side for mask, (side, _) in zip(masks, found, strict=True)])
-    on = np.stack([mask @ side for mask, (_, side) in zip(masks, found, strict=True)])
-    columns = [block_intervals(values, counts, seed=seed) for values in (off, on, on - off)]
-    groups: list[Group] = []
-    for place, name in enumerate(["all", *names, *kinds]):
-        three = [column[place] for column in columns]
-        if all(three):
-            groups.append(Group(name, int(counts[:, place].sum()), *_intervals(three)))
-    every = groups[0]
-    return Comparison(
-        "NLL",
-        "",
-        "",
-        "nats",
-        every.n,
-        0,
-        every.off,
-        every.on,
-        every.difference,
-        higher_is_better=False,
-        resampled="windows",
-        groups={
-            "difficulty": [group for group in groups if group.name in names],
-            "kind of token": [group for group in groups if group.name in kinds],
-        },
-    )
-
-
-def deciles(base_nll: Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Which tenth of the tokens each is in, 0 for the easiest: by its NLL without thought, ties by place.
-
-    Args:
-        base_nll: [n].
-    """
-    order = np.argsort(base_nll, kind="stable")
-    tenth = np.empty(len(order), dtype=np.int64)
-    tenth[order] = np.arange(len(order)) * DECILES // len(order)
-    return tenth
-
-
-def _per_byte(subject: Subject, windows: Sequence[Window], found: Sequence[tuple[Array, Array]]) -> Comparison:
-    counts = np.array([[_bytes(subject, window)] for window in windows], dtype=np.float64)
-    off = np.array([[side.sum() / math.log(2)] for side, _ in found])
-    on = np.array([[side.sum() / math.log(2)] for _, side in found])
-    three = [block_intervals(values, counts, seed=subject.settings.seed)[0] for values in (off, on, on - off)]
-    total = int(counts.sum())
-    return Comparison(
-        "bits per byte",
-        "",
-        f"The same in bits for each of the {total:,} bytes of the text in UTF-8, so that tokenizers can be compared.",
-        "bits",
-        total,
-        0,
-        *_intervals(three),
-        higher_is_better=False,
-        resampled="windows",
-    )
-
-
 def _bytes(subject: Subject, window: Window) -> int:
     """Of the predicted tokens."""
     tokenizer = subject.writer.tokenizer
     before = decode(tokenizer, window.ids[: window.given])
     return max(1, len(decode(tokenizer, window.ids).encode()) - len(before.encode()))
-
-
-def _intervals(found: Sequence[Interval | None]) -> tuple[Interval, Interval, Interval]:
-    off, on, difference = (one for one in found if one is not None)
-    return off, on, difference

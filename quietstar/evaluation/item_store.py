@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quietstar.errors import ConfigError
+from quietstar.model import QuietStarForCausalLM
 
 Record = dict[str, Any]
 
@@ -67,14 +68,15 @@ def key_of(*parts: object) -> str:
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module, entries: int = 64) -> str:
-    """A name for a model's weights, from some entries of each tensor and all shapes and types.
+def fingerprint(model: QuietStarForCausalLM, entries: int = 64) -> str:
+    """A name for a model: from some entries of each tensor, all shapes and types, and what its thoughts depend on.
 
     Args:
         model: With its weights.
         entries: Evenly spread, of each tensor.
     """
-    digest = hashlib.sha256()
+    options = ("thought_length", "thinking", "interpolation", "embedding_scale", "temperature", "banned_token_ids")
+    digest = hashlib.sha256(repr([getattr(model.config, name) for name in options]).encode())
     for name, value in sorted(model.state_dict().items()):
         tensor: Tensor = value.detach().flatten()
         some = tensor[:: max(1, tensor.numel() // entries)][:entries].double().cpu()

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,26 @@ def lm_eval_tasks(subject: Subject, names: Sequence[str]) -> list[Comparison]:
         ConfigError: lm-eval does not know a task, or cannot run it.
     """
     found: list[Comparison] = []
+    manager = _Tasks(names)
     for name in names:
-        sides = {side: _side(subject, name, side) for side in SIDES}
+        sides = {side: _side(subject, name, side, manager) for side in SIDES}
         found += _comparisons(sides["off"], sides["on"], subject.settings.seed)
     return found
 
 
-def _side(subject: Subject, name: str, side: str) -> Record:
+class _Tasks:
+    """lm-eval's index of its own tasks, thousands of files, which is made once, and only where it is needed."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._own = not all(map(_is_file, names))
+
+    @cached_property
+    def manager(self) -> Any:
+        tasks: Any = importlib.import_module("lm_eval.tasks")
+        return tasks.TaskManager(include_defaults=self._own)
+
+
+def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
     settings = subject.settings
     task: Any = _read_task(name) if _is_file(name) else name
     evaluator: Any = importlib.import_module("lm_eval.evaluator")
@@ -70,6 +84,7 @@ def _side(subject: Subject, name: str, side: str) -> Record:
         results = evaluator.simple_evaluate(
             model=lm,
             tasks=[task],
+            task_manager=tasks.manager,
             limit=settings.problems,
             bootstrap_iters=0,  # ours are paired
             gen_kwargs={"think": settings.think} if side == "on" else None,
