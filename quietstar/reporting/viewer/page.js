@@ -337,7 +337,7 @@
     const panel = $("panel");
     const kept = panel.scrollTop;
     panel.replaceChildren(heading, context(index), ...(position ? about(position) : [nothing(index)]));
-    panel.scrollTop = kept;
+    if (kept) panel.scrollTop = kept;
   }
 
   function context(index) {
@@ -458,6 +458,7 @@
   let addressTimer = 0;
   function select(index, { scroll = "nearest", address = true } = {}) {
     const wanted = Math.max(0, Math.min(tokens.length - 1, index));
+    drawPanel(wanted); // first: it reads the layout, which the rest changes
     const ahead = (token) => Math.min(tokens.length, token + (places[token]?.base.length ?? 1));
     for (let at = selected; at < ahead(selected); at += 1) spans[at].classList.remove("ahead");
     spans[selected].classList.remove("selected");
@@ -469,7 +470,6 @@
     span.setAttribute("aria-selected", "true");
     $("text").setAttribute("aria-activedescendant", span.id);
     $("mark").style.left = `${(100 * (selected + 0.5)) / tokens.length}%`;
-    drawPanel(selected);
     drawMatches();
     if (scroll) span.scrollIntoView({ block: scroll, inline: "nearest" });
     const gain = places[selected]?.gain;
