@@ -16,6 +16,8 @@ SHARES = (0.05, 0.1, 0.2, 0.5)
 """Of the tokens: the report has a threshold for about each of these,"""
 THRESHOLDS = (0.0, 0.01, 0.1)
 """and these, in nats."""
+NEARLY_ALL = 0.95
+"""Of the largest gain of any choice: what the advised one keeps at least."""
 DRAWS = 20
 """Random choices of positions that the control is the mean of."""
 
@@ -77,12 +79,18 @@ class GateReport:
         """Of thinking at every token, nats per token."""
         return self.base_nll - self.talk_nll
 
+    @property
+    def advised(self) -> Choice:
+        """The choice that thinks least of those that keep nearly all that can be kept; never, where nothing can."""
+        most = max(choice.gain for choice in self.choices)
+        return min((one for one in self.choices if one.gain >= NEARLY_ALL * most), key=lambda one: one.share)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"format": 1, "mean_gain": self.mean_gain, **dataclasses.asdict(self)}
+        return {"format": 1, "advised": self.advised.think, "mean_gain": self.mean_gain, **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
-        """The table, in Markdown, under a line of what it is of."""
+        """The table, in Markdown, between what it is of and what it advises."""
         head = (
             f"{self.tokens} tokens of {self.texts} held-out texts; fitted to {self.fitted_tokens} of "
             f"{self.fitted_texts}, ridge {self.ridge:g}. A thought at every token gains {self.mean_gain:.4f} nats per "
@@ -102,7 +110,11 @@ class GateReport:
                 self.kept(choice.best_gain),
             )
             lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join([head, *lines])
+        advice = (
+            f'\nWith the fewest thoughts near the most that can be gained: think="{self.advised.think}", '
+            f"at {self.advised.share:.1%} of the tokens."
+        )
+        return "\n".join([head, *lines, advice])
 
     def kept(self, gain: float) -> str:
         """A gain as a share of that of thinking everywhere; in nats where that gains nothing."""

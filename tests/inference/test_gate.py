@@ -18,7 +18,7 @@ from quietstar.gate import main
 from quietstar.inference import gains
 from quietstar.inference.gains import read_gains
 from quietstar.inference.gate import fit_gate
-from quietstar.inference.gate_report import measure_choices
+from quietstar.inference.gate_report import GateReport, measure_choices
 from quietstar.inference.loading import load_thinking
 from quietstar.model.adapters import add_adapters, has_adapters, trained_state
 from quietstar.model.from_scratch import character_tokenizer
@@ -134,6 +134,17 @@ def test_choices_by_hand() -> None:
     assert (above.share, above.gain, above.nll) == (0.5, 0.25, 2.75)
     assert (above.entropy_gain, above.entropy_threshold, above.best_gain) == (-0.125, 1.0, 0.625)
     assert rows["learned>0"].gain == 0.375 and rows["learned>0"].random_gain != above.random_gain
+
+
+@pytest.mark.parametrize(
+    ("gain", "share"), [([2.0, -1.0, 0.05, 0.0], 0.25), ([1.0, 1.0, 1.0, -9.0], 0.75), ([-1.0] * 4, 0)]
+)
+def test_the_advice_is_few_thoughts_that_keep_nearly_all(gain: list[float], share: float) -> None:
+    choices = measure_choices(np.array([1.5, 0.2, 0.3, -1.0]), np.array(gain), np.arange(4.0), np.full(4, 3.0), seed=0)
+    mean = float(np.mean(gain))
+    report = GateReport(9, 9, 1, 4, ridge=1.0, r_squared=0.5, base_nll=3.0, talk_nll=3.0 - mean, choices=choices)
+    assert report.advised.share == share
+    assert ("nats |" in str(report)) == (mean <= 0) and f'think="{report.advised.think}"' in str(report)
 
 
 # -- the model with it -------------------------------------------------------------------------------------------------
