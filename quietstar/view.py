@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from quietstar.command_line import run_command
@@ -19,6 +18,7 @@ from quietstar.report import write_any_report
 from quietstar.reporting.train_report import THOUGHTS
 from quietstar.reporting.viewer import ViewOptions, read_text, thoughts_of, write_page
 from quietstar.reporting.viewer.reading import STANDARD_INPUT
+from quietstar.reporting.viewer.runs import model_name, run_of, training_length
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -76,13 +76,13 @@ def view(arguments: argparse.Namespace) -> None:
     )
     text = read_text(arguments.text)
     directory = Path(checkpoint_directory(arguments.checkpoint))
-    run = _run_of(directory)
+    run = run_of(directory)
     out = Path(arguments.out) if arguments.out else (run or Path()) / THOUGHTS
     if out.is_dir():
         raise ConfigError(f"out: {out} is a directory, needs the name of a file, e.g. {out / THOUGHTS}")
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     model, tokenizer = load_thinking(directory, device=arguments.device, dtype=dtype, tokenizer=arguments.tokenizer)
-    options = replace(options, training_length=_training_length(run), model_name=_name(directory, run))
+    options = replace(options, training_length=training_length(directory), model_name=model_name(directory))
     with tqdm(desc="thinking", unit="token", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -96,28 +96,6 @@ def view(arguments: argparse.Namespace) -> None:
     print(write_page(content, out))
     if run is not None and out.resolve() == (run / THOUGHTS).resolve():
         print(write_any_report(run))
-
-
-def _run_of(directory: Path) -> Path | None:
-    """The training run that a checkpoint's directory belongs to, or None."""
-    place = (directory if directory.parent.name == "checkpoints" else directory.resolve()).parent
-    return place.parent if place.name == "checkpoints" and (place.parent / "config.yaml").is_file() else None
-
-
-def _name(directory: Path, run: Path | None) -> str:
-    """What the page calls the model: no path of this machine, but a name on the hub whole."""
-    if run is not None:
-        return f"{run.resolve().name}, {directory.resolve().name}"
-    return directory.resolve().name if directory.is_dir() else str(directory)
-
-
-def _training_length(run: Path | None) -> int | None:
-    """`data.length` of a run."""
-    try:
-        length = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["length"] if run else None
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return None
-    return length if isinstance(length, int) else None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -59,16 +60,11 @@ def measure(
         The `positions` of the JSON file.
     """
     tokens = torch.tensor(ids, device=next(model.parameters()).device)
-    lookahead, most = model.config.lookahead, _most_streams(model, min(window, len(ids)))
-    plan = [len(ids), window, lookahead, max(1, most // thoughts)]
-
-    def rows_of(anchors: Sequence[int]) -> list[Window]:
-        length, size, ahead, at_once = plan
-        return windows(length, anchors, size, ahead, at_once)
-
+    most = max(1, _most_streams(model, min(window, len(ids))) // thoughts)
+    rows_of = partial(windows, len(ids), window=window, lookahead=model.config.lookahead, most_anchors=most)
     anchors = _anchors(model, tokens, positions, rows_of)
     found: list[dict[str, Any]] = []
-    for number, rows in enumerate(_batches(rows_of(anchors), max(1, most // thoughts))):
+    for number, rows in enumerate(_batches(rows_of(anchors), most)):
         text = torch.stack([tokens[row.start : row.end] for row in rows])
         places = torch.tensor([[anchor - row.start for anchor in row.anchors] for row in rows], device=tokens.device)
         thought = model.think(
