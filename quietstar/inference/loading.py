@@ -16,8 +16,11 @@ from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model import QuietStarForCausalLM, load_authors_checkpoint
 from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned
 from quietstar.model.authors_checkpoint import is_authors_checkpoint
-from quietstar.model.loading import load_causal_lm
+from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.training.checkpoint import latest_checkpoint
+
+AUTHORS_TOKENS = ("<|startthought|>", "<|endthought|>")
+"""What the paper's authors' tokenizer calls START and END: there they have ids, here they are vectors without."""
 
 
 def load_thinking(
@@ -36,16 +39,21 @@ def load_thinking(
         dtype: Of the weights; by default as saved.
         tokenizer: A directory or hub name where the model has no tokenizer beside it.
 
+    Of the authors' model START and END are no tokens of texts or thoughts (`banned_token_ids`).
+
     Raises:
-        ConfigError: There is no such model, or it is a plain one, which has nothing to think with.
+        ConfigError: There is no such model or tokenizer, or it is a plain model, which has nothing to think with.
         CheckpointError: Its files are damaged.
     """
     place = resolve_device(device, "device")
     directory = checkpoint_directory(path)
+    loaded = None
     if is_adapter_checkpoint(directory):
         model: Any = load_finetuned(directory, merge=True)
     elif is_authors_checkpoint(directory):
-        model = load_authors_checkpoint(directory)
+        loaded = _load_tokenizer(directory, tokenizer)
+        vocabulary_size = load_configuration(directory).get_text_config().vocab_size
+        model = load_authors_checkpoint(directory, banned_token_ids=_authors_ids(loaded, vocabulary_size))
     else:
         model = load_causal_lm(directory, dtype)
     if not isinstance(model, QuietStarForCausalLM):
@@ -54,7 +62,8 @@ def load_thinking(
             "AutoModelForCausalLM.from_pretrained(...).generate(...) continues texts with it, and "
             f"`python -m quietstar.train --model.path {path} --data.path ...` teaches it to think"
         )
-    loaded = load_tokenizer(directory if tokenizer is None else tokenizer)
+    if loaded is None:
+        loaded = _load_tokenizer(directory, tokenizer)
     check_vocabulary(loaded, model.head.weight.shape[0])
     if dtype is not None:
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
@@ -62,6 +71,21 @@ def load_thinking(
     module: nn.Module = model
     module.to(place).eval()
     return model, loaded
+
+
+def _load_tokenizer(directory: str, tokenizer: str | os.PathLike[str] | None) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(directory if tokenizer is None else tokenizer)
+    except ConfigError as error:
+        advice = "; or name a tokenizer's directory with the argument tokenizer" if tokenizer is None else ""
+        raise ConfigError(f"tokenizer: {str(error).removeprefix('model.path: ')}{advice}") from error
+
+
+def _authors_ids(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> list[int] | None:
+    """Ids of START and END; with the base's own tokenizer, which does not know them, those that it has no text for."""
+    vocabulary = tokenizer.get_vocab()
+    named = [vocabulary[name] for name in AUTHORS_TOKENS if name in vocabulary]
+    return named or list(range(max(vocabulary.values()) + 1, vocabulary_size)) or None
 
 
 def checkpoint_directory(path: str | os.PathLike[str]) -> str:

@@ -27,14 +27,14 @@ HEAD_PREFIX = "talk_head.0."
 def is_authors_checkpoint(directory: str | os.PathLike[str]) -> bool:
     """Whether the files of a directory hold their learned START and END."""
     files = sorted(Path(directory).glob("*.safetensors")) if Path(directory).is_dir() else []
+    names: set[str] = set()
     for file in files:
         try:
             with safe_open(file, framework="pt") as content:
-                if set(VECTORS) <= set(content.keys()):
-                    return True
+                names.update(content.keys())
         except (OSError, SafetensorError):
-            return False  # who loads it says what is wrong
-    return False
+            continue  # who loads it says what is wrong
+    return set(VECTORS) <= names
 
 
 def load_authors_checkpoint(
