@@ -19,8 +19,6 @@ CHOICES = ["yes", "no", "it may be"]
 DOCUMENTS = [
     {"question": f"What is {n} and {n}?", "choices": CHOICES, "gold": n % 3, "sum": str(2 * n)} for n in range(6)
 ]
-    {"question": f"What is {n} and {n}?", "choices": CHOICES, "gold": n % 3, "sum": str(2 * n)} for n in range(6)
-]
 
 
 def write_task(directory: Path, name: str, **fields: Any) -> Path:
