@@ -34,12 +34,14 @@ from quietstar.textbook.corpus import MODULUS
 WAYS = ("never", "always", "learned", "learned>0.1", "entropy>1", "entropy>1.97")
 PROMPTS, NEW = 64, 40
 COLUMNS = ("think", "tokens thought at", "NLL", "gain kept", "entropy, as many", "random", "best possible")
+SMALL = 0.01
+"""Nats per token; shares of a smaller gain would say little, and the table has the gains themselves."""
 GAINS = ("gain", "entropy_gain", "random_gain", "best_gain")
 NOTE = """
-Gain kept is the share of what a thought at every token gains; NLL in nats. `entropy` thinks at as many tokens, those
-whose prediction without thought is least sure; `random` at as many drawn at random; `best possible` at those that gain
-most, which only their next token tells. Held-out texts alone, which no gate was fitted to; a number behind +- is the
-standard deviation over the fits.
+Gain kept is the share of what a thought at every token gains; where that is less than 0.01 nats per token, the columns
+are nats per token. `entropy` thinks at as many tokens, those whose prediction without thought is least sure; `random`
+at as many drawn at random; `best possible` at those that gain most, which only their next token tells. All of it is of
+held-out texts, which no gate was fitted to; a number behind +- is the standard deviation over the fits.
 """
 
 
@@ -78,11 +80,16 @@ def spread(values: Sequence[float], form: str) -> str:
 def table(reports: Sequence[GateReport]) -> str:
     """One row for each way to think."""
     rows, together = [], [rows_of(report) for report in reports]
+    as_shares = min(report.mean_gain for report in reports) > SMALL
     for think in together[0]:
         choices = [rows[think] for rows in together]
+        gains = [[getattr(one, name) for one in choices] for name in GAINS]
+        wholes = [report.mean_gain for report in reports]
         kept = [
-            spread([getattr(one, name) / report.mean_gain for one, report in zip(choices, reports, strict=True)], ".1%")
-            for name in GAINS
+            spread([one / whole for one, whole in zip(of_one, wholes, strict=True)], ".1%")
+            if as_shares
+            else spread(of_one, "+.4f")
+            for of_one in gains
         ]
         shares, nlls = [choice.share for choice in choices], [choice.nll for choice in choices]
         rows.append([think, spread(shares, ".1%"), spread(nlls, ".4f"), *kept])
