@@ -17,6 +17,10 @@ DIFFICULTY = (
     "is the mean over all."
 )
 
+SHORT = {"continuation": "contin.", "punctuation": "punct."}
+"""Names below the bars of a chart."""
+AXES = {"difficulty": "tenth of the tokens, the easiest first"}
+
 
 def evaluation_page(report: Row, viewer: str | None = None) -> str:
     """The document.
@@ -62,10 +66,10 @@ def _groups(row: Row, kind: str, groups: Sequence[Row]) -> list[str]:
             line[-1] = f"<b>{line[-1]}</b>"
     sign = 1 if row["higher_is_better"] else -1
     chart = bar_chart(
-        [str(group["name"]).removeprefix("tenth ") for group in groups],
+        [SHORT.get(group["name"], group["name"].removeprefix("tenth ")) for group in groups],
         [("gain", 1, [sign * group["difference"]["mean"] for group in groups])],
         label=f"Gain from thinking by {kind}",
-        x_label=kind,
+        x_label=AXES.get(kind, kind),
     )
     note = f"How much lower the {row['metric']} is with thinking, in {row['unit']}; below 0 thinking hurts."
     return [panels([panel("Gain from thinking", note, chart)]), table(cells, head, numbers=True)]

@@ -1,0 +1,83 @@
+"""Prompts of the paper's evaluation, and how answers are read from what a model writes after them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quietstar.evaluation.answer_formats import load_format
+from tests.evaluation.evaluated import write_problems
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_problems(tmp_path_factory.mktemp("data"), ["1,080", "7"])
+
+
+def test_prompts_and_answers(data: Path) -> None:
+    numbers, letters = (load_format(name, data) for name in ("gsm8k", "commonsenseqa"))
+    number, letter = numbers.task.problems("test")[0], letters.task.problems("test")[1]
+    assert numbers.prompt(number) + f" {numbers.answer(number)}\n" == "Q: What is 0?\nA: 1080\n"
+    choices = "(A) A1\n(B) B1\n(C) C1\n(D) D1\n(E) E1\n"
+    assert letters.prompt(letter) + f" {letters.answer(letter)}\n" == f"Q: Where?\n{choices}A: B\n"
+
+
+def test_a_file_or_a_directory_of_one_task(data: Path) -> None:
+    whole = load_format("gsm8k", data).task.problems("test")
+    for place in (data / "gsm8k", data / "gsm8k" / "test.jsonl"):
+        assert load_format("gsm8k", place).task.problems("test") == whole
+
+
+@pytest.mark.parametrize(
+    ("task", "completion", "answer"),
+    [
+        ("gsm8k", " 1,080\nQ: next?", "1080"),
+        ("gsm8k", " $1080.00\n", "1080"),
+        ("gsm8k", " He has 3 * 4 = 12.\n#### 12\nQ: next?", "12"),
+        ("gsm8k", " 12 and then some\nmore", None),
+        ("gsm8k", " nothing\nQ: What?\nA: 5", None),
+        ("commonsenseqa", " B\n", "b"),
+        ("commonsenseqa", " (b).\n", "b"),
+        ("commonsenseqa", " People like it. Therefore, the answer is bank (c).\n\nQ:", "c"),
+        ("commonsenseqa", " Bank\n", None),
+    ],
+)
+def test_final_answers(task: str, completion: str, answer: str | None, data: Path) -> None:
+    form = load_format(task, data)
+    assert form.task.extract(form.for_checker(completion)) == answer
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "answer"),
+    [
+        ("gsm8k", " 1,080 dollars, not 7", "1080"),
+        ("gsm8k", ": -3.50.", "-3.5"),
+        ("gsm8k", " $72", "72"),
+        ("gsm8k", " none\nQ: 4?", None),
+        ("commonsenseqa", " (D) because A", "d"),
+        ("commonsenseqa", " E.", "e"),
+        ("commonsenseqa", " Bank", None),
+    ],
+)
+def test_answers_after_the_conclusion(task: str, text: str, answer: str | None, data: Path) -> None:
+    form = load_format(task, data)
+    assert form.task.extract(form.concluded(text)) == answer
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "complete"),
+    [
+        ("gsm8k", " 12", False),  # another digit may come
+        ("gsm8k", " 12\n", True),
+        ("gsm8k", " He has 12\n", False),
+        ("gsm8k", " He has\n#### 12", False),
+        ("gsm8k", " He has\n#### 12\n", True),
+        ("gsm8k", " so\nQ:", True),
+        ("commonsenseqa", " B\n", True),
+        ("commonsenseqa", " They (a) run.\n", False),
+        ("commonsenseqa", " Therefore, the answer is run (a).\n", True),
+    ],
+)
+def test_when_an_answer_is_complete(task: str, text: str, complete: bool, data: Path) -> None:
+    assert load_format(task, data).is_complete(text) is complete
