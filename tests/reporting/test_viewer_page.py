@@ -185,7 +185,7 @@ def test_keys_move_and_the_panel_follows(browser: Browser, page: Path, content: 
     assert "token 7 of" in panel and panel.count("START") == panel.count("END") == len(record["thoughts"]) == 2
     for thought in record["thoughts"]:
         assert f"{thought['reward']:+.2f}" in panel and f"w {thought['weight']:.2f}" in panel
-        assert f"{thought['advantage']:+.2f}" in panel and f"{thought['talk'][1]:.2f}" in panel
+        assert f"vs mean {thought['advantage']:+.2f}" in panel and f"{thought['talk'][1]:.2f}" in panel
     assert f"{record['base'][0]:.2f}" in panel and f"{record['base'][1]:.2f}" in panel
     assert browser.value_of("document.querySelectorAll('.list li').length") >= 16
     press(browser, "ArrowRight", "ArrowRight", "ArrowLeft")

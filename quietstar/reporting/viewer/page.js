@@ -256,7 +256,7 @@
       const link = element("a", "");
       link.href = `#pos=${position.token}`;
       const before = element("bdi", "");
-      for (let index = Math.max(0, position.token - 10); index < position.token; index += 1) before.append(...visible(pieceAt(index)));
+      for (let index = Math.max(0, position.token - 10); index < position.token; index += 1) before.append(...visible(pieceAt(index), true));
       const target = element("b", "", isolated(pieceAt(position.token)));
       link.append(
         element("span", `value ${thought.reward < 0 ? "worse" : "better"}`, signed(thought.reward)),
@@ -342,7 +342,7 @@
 
   function context(index) {
     const before = element("bdi", "");
-    for (let at = Math.max(0, index - 12); at < index; at += 1) before.append(...visible(pieceAt(at)));
+    for (let at = Math.max(0, index - 12); at < index; at += 1) before.append(...visible(pieceAt(at), true));
     return element("p", "context", index > 12 ? "…" : "", before, element("b", "", isolated(pieceAt(index))));
   }
 
@@ -357,9 +357,9 @@
     const verdict = element(
       "p",
       "verdict",
-      "gain ",
-      element("b", tone(position.gain), signed(position.gain, 3)),
-      ` nats: log p ${plain(position.base[0], 3)} → ${plain(after, 3)}, w ${plain(position.weight)}`,
+      element("span", "", "gain ", element("b", tone(position.gain), signed(position.gain, 3)), " nats"),
+      element("span", "", `log p ${plain(position.base[0])} → ${plain(after)}`),
+      element("span", "", `w ${plain(position.weight)}`),
     );
     const pick = position.thoughts[chosen] ?? null;
     const now = pick ? pick.after : (position.mean ?? position.thoughts[0].after);
@@ -368,7 +368,7 @@
     const several = position.thoughts.length > 1;
     return [
       verdict,
-      element("h3", "", several ? "Thoughts before this token" : "Thought before this token", several ? hint("choose one, or again for their mean") : ""),
+      element("h3", "", several ? "Thoughts before this token" : "Thought before this token", several ? hint("choose one; 0: their mean") : ""),
       ...position.thoughts.map((thought, number) => card(thought, number, several)),
       element("h3", "", "Next token", hint("most probable first")),
       element(
@@ -380,7 +380,7 @@
         probabilities(now, target, talk),
       ),
       ...(data.model.interpolation === "log_probs" ? [element("p", "small", "This model mixes log-probabilities: what it gives after a thought does not sum to one.")] : []),
-      element("h3", "", "How the text goes on", hint("log p without and with thought, in nats")),
+      element("h3", "", "How the text goes on", hint("log p in nats")),
       followed(position),
     ];
   }
@@ -391,7 +391,7 @@
     else words.append(element("span", "muted", `${data.model.thought_length} pauses`));
     words.append(" ", element("span", "chip", "END"));
     const facts = element("div", "facts", fact("reward", signed(thought.reward), "what it gained on the tokens that follow, summed, in nats"));
-    if (several) facts.append(fact("against mean", signed(thought.advantage), "the reward less the mean of this token's thoughts"));
+    if (several) facts.append(fact("vs mean", signed(thought.advantage), "the reward less the mean of this token's thoughts"));
     facts.append(fact("w", plain(thought.weight), "weight of the thought in the prediction of this token"));
     if (thought.tokens) facts.append(fact("log p", plain(thought.logprob), "of the thought itself, at the temperature that it was sampled at"));
     const button = element("button", "thought", words, facts);
