@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def plan_thinking(
     think: str,
     thoughts_per_token: int,
     thought_temperature: float | None,
-    seed: int | None,
+    seed: int | Sequence[int] | None,
     output_thoughts: bool,
 ) -> Thinking:
     """Check the arguments of `generate` that are about thoughts.
@@ -63,25 +64,29 @@ def plan_thinking(
             f"thought_temperature: got 0 with {thoughts_per_token} thoughts per token, which would all be the same "
             "one; needs a value above 0"
         )
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise ConfigError(f"seed: got {seed!r}, needs a whole number or None")
-    own_seed = seed
-    if own_seed is None:  # thoughts then follow torch.manual_seed, as transformers' draws do
-        own_seed = int(torch.randint(1 << 62, ())) if temperature > 0 else 0
+    if seed is None:  # thoughts then follow torch.manual_seed, as transformers' draws do
+        seeds: tuple[int, ...] = (int(torch.randint(1 << 62, ())) if temperature > 0 else 0,)
+    else:
+        seeds = tuple(seed) if isinstance(seed, (list, tuple, range)) else (seed,)  # type: ignore[assignment]  # checked
+        if not seeds or any(isinstance(one, bool) or not isinstance(one, int) for one in seeds):
+            raise ConfigError(f"seed: got {seed!r}, needs a whole number, one for each prompt, or None")
     return Thinking(
         when,
         thoughts_per_token,
         float(temperature),
-        own_seed,
+        seeds,
         draw_text=seed is not None,
         keep_thoughts=output_thoughts,
     )
 
 
-def check_prompt(model: QuietStarForCausalLM, input_ids: Tensor | None, attention_mask: Tensor | None) -> None:
+def check_prompt(
+    model: QuietStarForCausalLM, thinking: Thinking, input_ids: Tensor | None, attention_mask: Tensor | None
+) -> None:
     """Refuse prompts that are empty or hold a token that only thoughts may use.
 
     Raises:
+        ConfigError: The number of seeds is not that of prompts.
         DataError: Naming row and position.
     """
     if input_ids is None:
@@ -95,6 +100,8 @@ def check_prompt(model: QuietStarForCausalLM, input_ids: Tensor | None, attentio
             f"input_ids: got shape {list(input_ids.shape)}, an empty prompt; needs a token at least, for example the "
             f"beginning-of-sequence token ({model.config.bos_token_id})"
         )
+    if len(thinking.seeds) not in (1, len(input_ids)):
+        raise ConfigError(f"seed: got {len(thinking.seeds)} seeds for {len(input_ids)} prompts; needs one for each")
     text = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if text.shape != input_ids.shape:
         return  # transformers says so itself

@@ -26,7 +26,7 @@ class Thinking:
         when: Where.
         thoughts_per_token: K.
         temperature: Of thoughts; 0: greedy.
-        seed: Of thoughts, and of the text where `draw_text`.
+        seeds: Of thoughts, and of the text where `draw_text`: of each prompt, or one for all of them.
         draw_text: Draw the text from the rows' own streams.
         keep_thoughts: In `record`.
         ending: Tokens that end a row.
@@ -36,7 +36,7 @@ class Thinking:
     when: When
     thoughts_per_token: int = 1
     temperature: float = 0.0
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     draw_text: bool = False
     keep_thoughts: bool = False
     ending: tuple[int, ...] = ()
@@ -131,15 +131,17 @@ class ThinkingCache(Cache):
         return uniforms([substream(seed, self.index) for seed in self._seeds], count)
 
     def _row_seeds(self, prompt: Tensor) -> list[int]:
-        """A seed for each row from what the row is, not where it is: its prompt, and which of equal prompts it is."""
+        """A stream for each row from what it is, not where: the seed given, its prompt, and which of equals it is."""
+        given = self.thinking.seeds
         starts = [0] * len(prompt) if self.start is None else self.start.tolist()
-        seen: Counter[tuple[int, ...]] = Counter()
+        seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
         seeds = []
-        for row, start in zip(prompt.tolist(), starts, strict=True):
-            text = tuple(row[start:])
-            key = repr((self.thinking.seed, seen[text], text)).encode()
+        for row, (tokens, start) in enumerate(zip(prompt.tolist(), starts, strict=True)):
+            text = tuple(tokens[start:])
+            seed = given[row * len(given) // len(prompt)]  # several sequences of a prompt stand side by side
+            key = repr((seed, seen[seed, text], text)).encode()
             seeds.append(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
-            seen[text] += 1
+            seen[seed, text] += 1
         return seeds
 
     def layer(self, index: int) -> RoomyLayer:

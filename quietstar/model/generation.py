@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class ThinkingGeneration(GenerationMixin):
         think: str = "always",
         thoughts_per_token: int = 1,
         thought_temperature: float | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         output_thoughts: bool = False,
         **options: Any,
     ) -> Any:
@@ -53,7 +54,8 @@ class ThinkingGeneration(GenerationMixin):
                 that of the configuration for several.
             seed: Thoughts, and with `do_sample` the text, are drawn from random streams of each row's own, made from
                 the seed, the prompt, and which of several equal prompts the row is: a text does not depend on the rest
-                of the batch. Without a seed transformers draws the text from PyTorch's global generator.
+                of the batch. One seed, or one for each prompt. Without a seed transformers draws the text from
+                PyTorch's global generator.
             output_thoughts: Keep the thoughts of every token; needs `return_dict_in_generate=True`.
             options: transformers' own: `max_new_tokens`, `do_sample`, `num_return_sequences`, `streamer`,
                 `stopping_criteria`, ... With `past_key_values` of an earlier call, and the whole text as `inputs`, what
@@ -70,7 +72,7 @@ class ThinkingGeneration(GenerationMixin):
         """
         thinking = plan_thinking(self, think, thoughts_per_token, thought_temperature, seed, output_thoughts)
         input_ids = options.get("input_ids") if inputs is None else inputs
-        check_prompt(self, input_ids, options.get("attention_mask"))
+        check_prompt(self, thinking, input_ids, options.get("attention_mask"))
         for name in UNSUPPORTED:
             if options.get(name) is not None:
                 raise ConfigError(f"{name}: not supported with thoughts; leave it out, or use model.base.generate")

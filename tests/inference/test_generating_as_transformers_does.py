@@ -162,6 +162,14 @@ def test_several_texts_of_a_prompt_are_its_rows(model: QuietStarForCausalLM) -> 
     assert len({tuple(text) for text in new_tokens_of(several, 6)}) == 6
 
 
+def test_each_prompt_may_have_a_seed_of_its_own(model: QuietStarForCausalLM) -> None:
+    """So that equal prompts of different calls are told apart, whatever stands above them."""
+    together = generate(model, PROMPTS[:3], 6, do_sample=True, seed=[7, 8, 9], num_return_sequences=2)
+    for row, seed in enumerate((7, 8, 9)):
+        alone = generate(model, [PROMPTS[row]], 6, do_sample=True, seed=seed, num_return_sequences=2)
+        assert new_tokens_of(alone, 6) == new_tokens_of(together, 6)[2 * row : 2 * row + 2]
+
+
 def test_without_a_seed_pytorch_s_generator_counts(model: QuietStarForCausalLM) -> None:
     def draw_with(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
@@ -256,7 +264,8 @@ def test_bfloat16() -> None:
         ({"thoughts_per_token": True}, r"thoughts_per_token: got True"),
         ({"thought_temperature": -1.0}, r"thought_temperature: got -1.0, needs 0 \(greedy\) or more"),
         ({"thought_temperature": 0, "thoughts_per_token": 2}, r"got 0 with 2 thoughts per token, which would all be"),
-        ({"seed": 1.5}, r"seed: got 1.5, needs a whole number or None"),
+        ({"seed": 1.5}, r"seed: got 1.5, needs a whole number, one for each prompt, or None"),
+        ({"seed": [1, 2]}, r"seed: got 2 seeds for 1 prompts; needs one for each"),
         ({"num_beams": 2}, r"num_beams: got 2; a thinking model samples or decodes greedily"),
         ({"guidance_scale": 2.0}, r"guidance_scale: got 2.0"),
         ({"use_cache": False}, r"use_cache: got False; thoughts are made from the text's keys and values"),
