@@ -4,6 +4,7 @@
     python benchmarks/gate.py --case textbook runs/0/seed-0/quietstar runs/0/seed-0/held_out.txt 40 ...
 
 Every case is a name, a checkpoint, a text of the kind to come, and tokens per text; those of one name are put together.
+`--about` says in the result what a name stands for.
 Each gate is fitted with several splits into fitted and held-out texts. With `--sums` and a checkpoint of the textbook,
 `generate` writes sums with it, thinking in several ways. Writes gate.md and gate.csv to `--results`.
 """
@@ -74,7 +75,7 @@ def rows_of(report: GateReport) -> dict[str, Choice]:
 def spread(values: Sequence[float], form: str) -> str:
     """Mean and, of several, standard deviation."""
     middle = format(statistics.mean(values), form)
-    return middle if len(values) == 1 else f"{middle} +- {format(statistics.stdev(values), form)}"
+    return middle if len(values) == 1 else f"{middle} +- {format(statistics.stdev(values), form.removeprefix('+'))}"
 
 
 def table(reports: Sequence[GateReport]) -> str:
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument(
         "--case", nargs=4, action="append", required=True, metavar=("NAME", "CHECKPOINT", "TEXT", "LENGTH")
     )
+    parser.add_argument("--about", nargs=2, action="append", default=[], metavar=("NAME", "TEXT"))
     parser.add_argument("--sums", nargs=3, metavar=("CHECKPOINT", "TEXT", "LENGTH"))
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--max_tokens", type=int, default=40_000)
@@ -151,7 +153,11 @@ def main() -> None:
     torch.set_num_threads(1)
     found = fits(options.case, options.splits, options.max_tokens)
     facts = describe("benchmarks/gate.py", sys.argv[1:], threads=1)
-    parts = [f"{summary(name, reports)}\n\n{table(reports)}" for name, reports in found.items()]
+    about = dict(options.about)
+    parts = [
+        "\n\n".join([summary(name, reports), *([about[name]] if name in about else []), table(reports)])
+        for name, reports in found.items()
+    ]
     if options.sums:
         checkpoint, text, length = options.sums
         parts.append(write_sums(checkpoint, text, int(length)))

@@ -19,6 +19,7 @@ from tests.model.tiny import make_base, randomize_thinking
 def test_a_number_of_several_fits() -> None:
     assert gate.spread([0.25], ".1%") == "25.0%"
     assert gate.spread([1.0, 2.0, 3.0], ".2f") == "2.00 +- 1.00"
+    assert gate.spread([1.0, 2.0, 3.0], "+.2f") == "+2.00 +- 1.00"
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,11 +35,25 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "NEW", 12)
     monkeypatch.setattr(gate, "WAYS", ("never", "learned"))
     source = [str(tmp_path / "model"), str(tmp_path / "sums.txt"), "20"]
-    arguments = ["--case", "tiny", *source, "--splits", "2", "--sums", *source, "--results", str(tmp_path)]
+    arguments = [
+        "--case",
+        "tiny",
+        *source,
+        "--about",
+        "tiny",
+        "Of no use.",
+        "--splits",
+        "2",
+        "--sums",
+        *source,
+        "--results",
+        str(tmp_path),
+    ]
     monkeypatch.setattr(sys, "argv", ["gate.py", *arguments])
     gate.main()
     written = (tmp_path / "gate.md").read_text()
     assert "## tiny" in written and "2 fits to 418 tokens each, judged on 152." in written
+    assert "\n\nOf no use.\n\n| think" in written
     assert "learned, about 50%" in written and "## Sums that" in written
     lines = [line for line in (tmp_path / "gate.csv").read_text().splitlines() if not line.startswith("#")]
     assert {row["case"] for row in csv.DictReader(lines)} == {"tiny"}
