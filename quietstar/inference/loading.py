@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -15,10 +18,11 @@ from quietstar.devices import resolve_device
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model import QuietStarForCausalLM, load_authors_checkpoint
 from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned
-from quietstar.model.authors_checkpoint import is_authors_checkpoint
+from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.training.checkpoint import latest_checkpoint
 
+WEIGHTS_INDEX = "model.safetensors.index.json"
 AUTHORS_TOKENS = ("<|startthought|>", "<|endthought|>")
 """What the paper's authors' tokenizer calls START and END: there they have ids, here they are vectors without."""
 
@@ -46,7 +50,7 @@ def load_thinking(
         CheckpointError: Its files are damaged.
     """
     place = resolve_device(device, "device")
-    directory = checkpoint_directory(path)
+    directory = _authors_snapshot(checkpoint_directory(path))
     loaded = None
     if is_adapter_checkpoint(directory):
         model: Any = load_finetuned(directory, merge=True)
@@ -71,6 +75,23 @@ def load_thinking(
     module: nn.Module = model
     module.to(place).eval()
     return model, loaded
+
+
+def _authors_snapshot(name: str) -> str:
+    """The local copy of a repository of theirs on the hub; every other directory or name as it is.
+
+    Their weights have names that transformers does not know: it would load the base alone.
+    """
+    if Path(name).exists():
+        return name
+    try:
+        index = Path(hf_hub_download(name, WEIGHTS_INDEX))
+        tensors = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if set(VECTORS) <= set(tensors):
+            return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"])
+    except (OSError, ValueError, KeyError, HfHubHTTPError):
+        pass  # whoever loads it as a plain model says what is wrong
+    return name
 
 
 def _load_tokenizer(directory: str, tokenizer: str | os.PathLike[str] | None) -> PreTrainedTokenizerBase:

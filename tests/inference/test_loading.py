@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from quietstar import CheckpointError, ConfigError, DataError, QuietStarForCausalLM
 from quietstar.config import FinetuningOptions
@@ -161,3 +164,23 @@ def test_a_prompt_with_the_name_of_start(tmp_path: Path) -> None:
     model, tokenizer = load_thinking(tmp_path, device="cpu")
     with pytest.raises(DataError, match=rf"prompt 1: has '<\|startthought\|>' in it, token {start}, which"):
         Prompt("一<|startthought|>", "prompt 1").encode(tokenizer, model.banned)
+
+
+def test_the_authors_repository_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken from the hub's cache, without a network; transformers alone would make a plain Mistral of it."""
+    repository = tmp_path / "models--someone--quietstar"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+    banned = authors_checkpoint(snapshot, named=True)
+    names = {file.name: load_file(file) for file in snapshot.glob("*.safetensors")}
+    weight_map = {tensor: file for file, tensors in names.items() for tensor in tensors}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    model, _ = load_thinking("someone/quietstar", device="cpu")
+    wanted, _ = load_thinking(snapshot, device="cpu")
+    assert tuple(model.banned) == banned
+    torch.testing.assert_close(model(IDS).logits, wanted(IDS).logits)
+    with pytest.raises(ConfigError, match="someone/else"):
+        load_thinking("someone/else", device="cpu")
