@@ -9,7 +9,7 @@ from quietstar.errors import DataError
 from quietstar.evaluation.answer_formats import NEXT_QUESTION, STEP_BY_STEP, AnswerFormat
 from quietstar.evaluation.comparison import SIDES, Comparison, compare
 from quietstar.evaluation.completions import Completion, batches
-from quietstar.evaluation.item_store import Record
+from quietstar.evaluation.item_store import Record, key_of
 from quietstar.evaluation.progress_lines import counted
 from quietstar.evaluation.subject import Subject, none_fits, seconds_of, think_of, written
 from quietstar.evaluation.token_texts import encode
@@ -74,7 +74,7 @@ def _chains(
         settings.max_new_tokens,
         lambda text: NEXT_QUESTION in text,
         settings.temperature,
-        settings.seed * 1_000_003 + vote,
+        [int(key_of(settings.seed, vote, problem.id)[:15], 16) for problem in problems],
     )
     ending = []
     for problem, chain in zip(problems, chains, strict=True):

@@ -53,7 +53,7 @@ class Writer:
         max_new_tokens: int,
         is_complete: Callable[[str], bool],
         temperature: float | None = None,
-        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Continues prompts, padded on the left.
 
@@ -62,8 +62,8 @@ class Writer:
             thinking: Or the base model alone.
             max_new_tokens: At most.
             is_complete: Whether a text needs no more.
-            temperature: Sample, with `seed`; None: the most probable tokens.
-            seed: Of the text and the thoughts.
+            temperature: Sample, with `seeds`; None: the most probable tokens.
+            seeds: Of the text and the thoughts, one for each prompt.
         """
         start = time.perf_counter()
         device = self.model.head.weight.device
@@ -73,7 +73,7 @@ class Writer:
         done = _Complete(self.tokenizer, length, is_complete)
         options: dict[str, Any] = {"do_sample": False}
         if temperature is not None:  # the whole distribution, whatever the checkpoint's generation_config says
-            options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "seed": seed}
+            options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "seed": seeds}
         generated: Any = self.model.generate(
             ids.to(device),
             attention_mask=mask.to(device),
