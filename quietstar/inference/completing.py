@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -130,25 +131,17 @@ def complete(
     for prompt, tokens in zip(prompts, encoded, strict=True):
         _check_room(model, prompt, len(tokens), options)
     seen: Counter[tuple[int, ...]] = Counter()
+    seeds = []
+    for tokens in encoded:  # equal prompts differ, in one batch or in several
+        again = seen[tuple(tokens)]
+        seeds.append(substream(options.seed, again) if again else options.seed)
+        seen[tuple(tokens)] += 1
     for first in range(0, len(prompts), options.batch_size):
-        chosen = range(first, min(first + options.batch_size, len(prompts)))
-        turns: dict[int, list[int]] = {}  # equal prompts draw from different seeds, so they go apart
-        for index in chosen:
-            turn = seen[tuple(encoded[index])]
-            seen[tuple(encoded[index])] += 1
-            turns.setdefault(turn if options.draws else 0, []).append(index)
-        found: dict[int, list[Completion]] = {}
-        for turn, indices in turns.items():
-            seed = substream(options.seed, turn - 1) if turn else options.seed
-            rows = _generate(model, tokenizer, [encoded[index] for index in indices], options, seed, record, streamer)
-            for place, index in enumerate(indices):
-                own = rows[place * options.samples : (place + 1) * options.samples]
-                found[index] = [
-                    Completion(prompts[index], tokens, _added(tokenizer, encoded[index], tokens), thoughts)
-                    for tokens, thoughts in own
-                ]
-        for index in chosen:
-            yield from found[index]
+        batch = slice(first, first + options.batch_size)
+        rows = iter(_generate(model, tokenizer, encoded[batch], options, seeds[batch], record, streamer))
+        for prompt, before in zip(prompts[batch], encoded[batch], strict=True):
+            for tokens, thoughts in islice(rows, options.samples):
+                yield Completion(prompt, tokens, _added(tokenizer, before, tokens), thoughts)
 
 
 def _generate(
@@ -156,7 +149,7 @@ def _generate(
     tokenizer: Any,
     prompts: list[list[int]],
     options: CompletionOptions,
-    seed: int,
+    seeds: list[int],
     record: ThinkingRecord,
     streamer: BaseStreamer | None,
 ) -> list[tuple[list[int], list[list[tuple[list[int], float]] | None]]]:
@@ -184,7 +177,7 @@ def _generate(
         think=options.think,
         thoughts_per_token=options.thoughts_per_token,
         thought_temperature=options.thought_temperature,
-        seed=seed if options.draws else None,
+        seed=seeds if options.draws else None,
         output_thoughts=options.show_thoughts,
         return_dict_in_generate=True,
         max_new_tokens=options.max_new_tokens,
