@@ -15,7 +15,8 @@ from transformers import TextStreamer
 
 from quietstar.command_line import run_command
 from quietstar.errors import ConfigError
-from quietstar.inference.completing import Completion, CompletionOptions, complete
+from quietstar.inference.completing import Completion, complete
+from quietstar.inference.completion_options import CompletionOptions
 from quietstar.inference.loading import load_thinking
 from quietstar.inference.prompts import read_prompts
 from quietstar.inference.record import ThinkingRecord
@@ -91,14 +92,14 @@ def generate(arguments: argparse.Namespace) -> None:
     record = ThinkingRecord()
     for number, completion in enumerate(complete(model, tokenizer, prompts, options, record, streamer)):
         if arguments.json:
-            print(json.dumps(_as_json(completion, tokenizer, options.show_thoughts), ensure_ascii=False), flush=True)
+            print(json.dumps(_as_json(completion, tokenizer, arguments.show_thoughts), ensure_ascii=False), flush=True)
             continue
         if not alone:
             sample = f", sample {number % options.samples + 1}" if options.samples > 1 else ""
             print(f"--- {completion.prompt.place}{sample}")
         if not arguments.stream:
             print(completion.text, end="" if completion.text.endswith("\n") else "\n", flush=True)
-        if options.show_thoughts:
+        if arguments.show_thoughts:
             print("\n".join(_table(completion, tokenizer)), flush=True)
     seed = f"; seed {options.seed}" if options.draws else ""
     print(f"{record}{seed}", file=sys.stderr)

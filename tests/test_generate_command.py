@@ -105,10 +105,14 @@ def test_a_narrow_choice_is_the_greedy_one(command: Command) -> None:
 
 
 def test_a_stop_string_ends_each_row_by_itself(command: Command) -> None:
+    """And counts no longer, though the others of its batch go on."""
     free = command.json(prompts=PROMPTS)
     stops = [free[0]["completion"][3:5], free[1]["completion"][6:8]]
     words = [word for stop in stops for word in ("--stop", stop)]
-    for line, whole in zip(command.json(*words, prompts=PROMPTS), free, strict=True):
+    lines = command.json(*words, "--think", "always", prompts=PROMPTS)
+    assert f"{sum(len(line['tokens']) for line in lines)} tokens in" in command.errors
+    assert "thought at 100 %" in command.errors
+    for line, whole in zip(lines, free, strict=True):
         text = whole["completion"]
         ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
         assert line["completion"] == text[: min(ends, default=len(text))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,75 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from quietstar.errors import ConfigError, DataError
+from quietstar.errors import DataError
+from quietstar.inference.completion_options import CompletionOptions
 from quietstar.inference.draw import substream
 from quietstar.inference.prompts import Prompt
 from quietstar.inference.record import ThinkingRecord, TokenThoughts
 from quietstar.inference.stopping import StopStrings
-from quietstar.inference.when import parse_think
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.passes import PAUSE
-
-
-@dataclass(frozen=True)
-class CompletionOptions:
-    """How to complete; what has the name of an argument of `generate` is that argument.
-
-    Args:
-        max_new_tokens: At most, of a completion.
-        think: Where.
-        thoughts_per_token: K.
-        thought_temperature: None: as `generate` chooses.
-        temperature: Of the text; 0 is greedy.
-        top_k: None: all tokens.
-        top_p: None: all tokens.
-        seed: Of whatever is drawn.
-        samples: Completions of each prompt.
-        batch_size: Prompts at once.
-        stop: A completion ends with the token that completes one of these.
-        show_thoughts: Keep the thoughts.
-    """
-
-    max_new_tokens: int = 64
-    think: str = "always"
-    thoughts_per_token: int = 1
-    thought_temperature: float | None = None
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-    samples: int = 1
-    batch_size: int = 8
-    stop: tuple[str, ...] = ()
-    show_thoughts: bool = False
-
-    def __post_init__(self) -> None:
-        parse_think(self.think)
-        for name in ("max_new_tokens", "thoughts_per_token", "samples", "batch_size", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: got {value}, needs at least 1")
-        for name in ("temperature", "thought_temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ConfigError(f"{name}: got {value}, needs 0 (greedy) or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p: got {self.top_p}, needs more than 0 and at most 1")
-        if "" in self.stop:
-            raise ConfigError("stop: got an empty string, needs a character at least")
-        if self.temperature == 0:
-            for name, default in (("top_k", None), ("top_p", None), ("samples", 1)):
-                if getattr(self, name) != default:
-                    raise ConfigError(
-                        f"{name}: got {getattr(self, name)} at temperature 0, where always the likeliest token is "
-                        "taken; needs a temperature above 0"
-                    )
-
-    @property
-    def draws(self) -> bool:
-        """Whether anything depends on the seed."""
-        thoughts = self.thought_temperature if self.thoughts_per_token == 1 else 1
-        return self.temperature > 0 or (bool(thoughts) and self.think != "never")
 
 
 @dataclass(frozen=True)
@@ -178,7 +116,7 @@ def _generate(
         thoughts_per_token=options.thoughts_per_token,
         thought_temperature=options.thought_temperature,
         seed=seeds if options.draws else None,
-        output_thoughts=options.show_thoughts,
+        output_thoughts=True,
         return_dict_in_generate=True,
         max_new_tokens=options.max_new_tokens,
         num_return_sequences=options.samples,
@@ -191,13 +129,11 @@ def _generate(
     record.seconds += time.perf_counter() - before
     new = [_until_end(row, ends, stops) for row in output.sequences[:, longest:].tolist()]
     thinking = getattr(output, "thinking", None)  # the base's own output has none
-    if thinking is None:
-        record.predictions += sum(map(len, new))
-        return [(tokens, [None] * len(tokens)) for tokens in new]
-    record.predictions += thinking.predictions
-    record.thought_at += thinking.thought_at
-    steps = thinking.thoughts or [None] * options.max_new_tokens
-    return [(tokens, [_of_row(step, row) for step in steps[: len(tokens)]]) for row, tokens in enumerate(new)]
+    steps = [None] * options.max_new_tokens if thinking is None else thinking.thoughts
+    rows = [(tokens, [_of_row(step, row) for step in steps[: len(tokens)]]) for row, tokens in enumerate(new)]
+    record.predictions += sum(len(tokens) for tokens, _ in rows)
+    record.thought_at += sum(own is not None for _, thoughts in rows for own in thoughts)
+    return rows
 
 
 def _of_row(step: TokenThoughts | None, row: int) -> list[tuple[list[int], float]] | None:
