@@ -69,6 +69,19 @@ class AnswerFormat:
         found = (_NUMBER if self.task.name == "gsm8k" else _LETTER).search(text.partition(NEXT_QUESTION)[0])
         return "" if found is None else self._marked(found[0] if self.task.name == "gsm8k" else found[1])
 
+    def chain(self, text: str) -> str:
+        """A chain of thought up to where it concludes by itself in the same words, or goes on to another question."""
+        return text.partition(NEXT_QUESTION)[0].partition(self.conclusion)[0].rstrip()
+
+    def is_chain_complete(self, text: str) -> bool:
+        """Whether `chain` would leave out what would still be written."""
+        return NEXT_QUESTION in text or self.conclusion in text
+
+    def is_concluded(self, text: str) -> bool:
+        """Whether that number or letter is all there: something else follows it."""
+        found = (_NUMBER if self.task.name == "gsm8k" else _LETTER).search(text)
+        return NEXT_QUESTION in text or (found is not None and found.end() < len(text.rstrip(" .,")))
+
     def _direct(self, line: str) -> str | None:
         if self.task.name == "gsm8k":
             return canonical_number(line)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quietstar.errors import DataError
-from quietstar.evaluation.answer_formats import NEXT_QUESTION, STEP_BY_STEP, AnswerFormat
+from quietstar.evaluation.answer_formats import STEP_BY_STEP, AnswerFormat
 from quietstar.evaluation.comparison import SIDES, Comparison, compare
 from quietstar.evaluation.completions import Completion, batches
 from quietstar.evaluation.item_store import Record, key_of
@@ -72,15 +72,15 @@ def _chains(
         prompts,
         thinking,
         settings.max_new_tokens,
-        lambda text: NEXT_QUESTION in text,
+        form.is_chain_complete,
         settings.temperature,
         [int(key_of(settings.seed, vote, problem.id)[:15], 16) for problem in problems],
     )
     ending = []
     for problem, chain in zip(problems, chains, strict=True):
-        reasoning = chain.text.partition(NEXT_QUESTION)[0].rstrip()
-        ending.append(encode(writer.tokenizer, form.prompt(problem) + STEP_BY_STEP + reasoning + form.conclusion))
-    return chains, writer.write(ending, thinking, FINAL_TOKENS, lambda text: False)
+        reasoning = form.prompt(problem) + STEP_BY_STEP + form.chain(chain.text)
+        ending.append(encode(writer.tokenizer, reasoning + form.conclusion))
+    return chains, writer.write(ending, thinking, FINAL_TOKENS, form.is_concluded)
 
 
 def _votes(

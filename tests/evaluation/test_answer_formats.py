@@ -81,3 +81,32 @@ def test_answers_after_the_conclusion(task: str, text: str, answer: str | None, 
 )
 def test_when_an_answer_is_complete(task: str, text: str, complete: bool, data: Path) -> None:
     assert load_format(task, data).is_complete(text) is complete
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "concluded"),
+    [
+        ("gsm8k", " $1,08", False),  # another digit may come
+        ("gsm8k", " 3.", False),  # and so may a decimal
+        ("gsm8k", " 3.5 d", True),
+        ("gsm8k", " no\nQ:", True),
+        ("commonsenseqa", " (D", False),
+        ("commonsenseqa", " (D)", True),
+    ],
+)
+def test_when_a_conclusion_is_complete(task: str, text: str, concluded: bool, data: Path) -> None:
+    assert load_format(task, data).is_concluded(text) is concluded
+
+
+@pytest.mark.parametrize(
+    ("text", "chain"),
+    [
+        (" 3 + 4 = 7. \n", " 3 + 4 = 7."),
+        (" 3 + 4 = 7.\nTherefore, the answer (arabic numerals) is 7", " 3 + 4 = 7."),
+        (" 7\nQ: next?\nTherefore, the answer (arabic numerals) is 7", " 7"),
+    ],
+)
+def test_where_a_chain_of_thought_ends(text: str, chain: str, data: Path) -> None:
+    form = load_format("gsm8k", data)
+    assert form.chain(text) == chain
+    assert form.is_chain_complete(text) is (chain != text.rstrip())

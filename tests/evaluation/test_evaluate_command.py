@@ -129,7 +129,7 @@ def test_a_killed_evaluation_goes_on(thinking: Path, data: Path, tmp_path: Path)
         "tasks": "gsm8k",
         "data": data,
         "metrics": "soft,exact,cot",
-        "votes": 2,
+        "votes": 1,
         "max_new_tokens": 2,
         "batch_size": 2,
         "problems": 3,
