@@ -19,5 +19,4 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("quietstar", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("quietstar")
 
-# one thread in each of several workers: two would wait for each other
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # models this small, and several workers, spend more time waiting for threads than computing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ from benchmarks.naive_step import RELEASED, NaiveObjective, NaiveStep, naive_ste
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 TALK_HEAD = {"0": "talk_head.0.0", "2": "talk_head.0.2", "4": "talk_head.0.4"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are far too small to share out, and waiting threads would take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Recording:

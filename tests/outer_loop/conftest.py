@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
 from quietstar import star
 from tests.faults.launch import REPOSITORY, Zygote
 from tests.outer_loop.loops import VERIFIER, arguments, make_base
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small spend more time waking threads than computing."""
-    with _one_thread():
-        yield
-
-
 @pytest.fixture(scope="session")
 def adder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """See `make_base`."""
-    with _one_thread():
-        return make_base(tmp_path_factory.mktemp("adder"))
+    return make_base(tmp_path_factory.mktemp("adder"))
 
 
 @pytest.fixture(scope="session")

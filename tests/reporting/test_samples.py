@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,6 @@ def thinking_model(**options: Any) -> QuietStarForCausalLM:
 @pytest.fixture(scope="module")
 def model() -> QuietStarForCausalLM:
     return thinking_model()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small spend more time waking threads than computing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def texts(count: int = 2, length: int = 70) -> torch.Tensor:

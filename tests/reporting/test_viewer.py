@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "log_probs": {"interpolation": "log_probs"},
     "pause": {"thinking": "pause"},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small spend more time waking threads than computing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def same_thoughts(content: dict[str, Any], anchors: list[int], shift: int = 0) -> Thoughts:

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quietstar.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
+from quietstar.inference.draw import draw, uniforms
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.sampling import Generation, Request, make_sampler, sample_seed
 from quietstar.outer_loop.sampling import transformers_sampler as module
 from quietstar.outer_loop.sampling.decoding import Decoding
-from quietstar.inference.draw import draw, uniforms
 from quietstar.outer_loop.sampling.transformers_sampler import TransformersSampler
 from tests.model.tiny import make_base, make_model
 from tests.outer_loop.sampling.conftest import CHARACTERS
