@@ -38,7 +38,8 @@ def chain_of_thought(
         thinking, waiting = side == "on", []
         for problem in fitting:
             sampling = [settings.max_new_tokens, settings.temperature, settings.seed, vote]
-            key = subject.key("cot", side, think_of(settings, thinking), *sampling, prompts[problem.id], problem.answer)
+            asked_for = [problem.id, prompts[problem.id], problem.answer]
+            key = subject.key("cot", side, think_of(settings, thinking), *sampling, *asked_for)
             record = subject.store.get(key)
             if record is None:
                 waiting.append((key, problem))
@@ -53,8 +54,9 @@ def chain_of_thought(
                 for (key, problem), chain, final, verdict in zip(batch, chains, finals, judged, strict=True):
                     record = {"metric": "cot", "task": form.task.name, "id": problem.id, "thinking": side, "vote": vote}
                     record |= {"correct": verdict.correct, "answer": verdict.answer, "final": final.text}
-                    subject.store.add(key, record | written(chain) | {"seconds": chain.seconds + final.seconds})
-                    found[side][problem.id].append(subject.store.get(key) or record)
+                    record |= written(chain) | {"seconds": chain.seconds + final.seconds}
+                    subject.store.add(key, record)
+                    found[side][problem.id].append(record)
                 count(len(batch))
     return _votes(subject, form, fitting, found, len(problems) - len(fitting))
 
@@ -78,8 +80,12 @@ def _chains(
     )
     ending = []
     for problem, chain in zip(problems, chains, strict=True):
-        reasoning = form.prompt(problem) + STEP_BY_STEP + form.chain(chain.text)
-        ending.append(encode(writer.tokenizer, reasoning + form.conclusion))
+        reasoning = form.chain(chain.text)
+        ids = encode(writer.tokenizer, form.prompt(problem) + STEP_BY_STEP + reasoning + form.conclusion)
+        while reasoning and len(ids) > subject.context - FINAL_TOKENS:  # a text can take more tokens than wrote it
+            reasoning = reasoning[: subject.context - FINAL_TOKENS - len(ids)]
+            ids = encode(writer.tokenizer, form.prompt(problem) + STEP_BY_STEP + reasoning + form.conclusion)
+        ending.append(ids)
     return chains, writer.write(ending, thinking, FINAL_TOKENS, form.is_concluded)
 
 
