@@ -32,7 +32,7 @@ from quietstar.inference.gate_report import SHARES, THRESHOLDS, Choice, GateRepo
 from quietstar.inference.loading import load_thinking
 from quietstar.textbook.corpus import MODULUS
 
-WAYS = ("never", "always", "learned", "learned>0.1", "entropy>1", "entropy>1.97")
+WAYS = ("never", "always", "learned>0", "learned>0.1", "entropy>1", "entropy>1.97")
 PROMPTS, NEW = 64, 40
 COLUMNS = ("think", "tokens thought at", "NLL", "gain kept", "entropy, as many", "random", "best possible")
 SMALL = 0.01

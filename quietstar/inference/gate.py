@@ -41,7 +41,8 @@ def fit_gate(
     cross-validation on the texts that are not held out; the report is of the held-out ones, which nothing is fitted to.
 
     Args:
-        model: Gets the gate, and `config.thinking_gate`; nothing else of it changes. One that it has is replaced.
+        model: Gets the gate, `config.thinking_gate`, and the advised `config.thinking_threshold`; nothing else of it
+            changes. A gate that it has is replaced.
         input_ids: int64 [N, L], at least 3; each text is either fitted to or held out.
         attention_mask: As in `QuietStarForCausalLM.think`.
         positions: Where to look at gains: `all`, `every:N` or `entropy:K`.
@@ -80,7 +81,7 @@ def fit_gate(
         model.train(was_training)
     model.thinking_gate = gate
     model.config.thinking_gate = True
-    return GateReport(
+    report = GateReport(
         fitted_texts=sum(map(len, folds)),
         fitted_tokens=round(sum(float(fold.count) for fold in moments)),
         texts=len(held),
@@ -91,6 +92,8 @@ def fit_gate(
         talk_nll=float((base_nll - gain).mean()),
         choices=measure_choices(predicted, gain, entropy, base_nll, seed),
     )
+    model.config.thinking_threshold = report.threshold
+    return report
 
 
 def _check(strengths: list[float], held_out: float, batch_size: int) -> None:

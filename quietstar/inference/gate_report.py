@@ -18,6 +18,8 @@ THRESHOLDS = (0.0, 0.01, 0.1)
 """and these, in nats."""
 NEARLY_ALL = 0.95
 """Of the largest gain of any choice: what the advised one keeps at least."""
+BEYOND = 1e9
+"""Nats that no prediction comes to."""
 DRAWS = 20
 """Random choices of positions that the control is the mean of."""
 
@@ -85,6 +87,13 @@ class GateReport:
         most = max(choice.gain for choice in self.choices)
         return min((one for one in self.choices if one.gain >= NEARLY_ALL * most), key=lambda one: one.share)
 
+    @property
+    def threshold(self) -> float:
+        """Of the advised choice, in nats; beyond all predictions where that is never or always."""
+        beyond = {"never": BEYOND, "always": -BEYOND}
+        think = self.advised.think
+        return beyond[think] if think in beyond else float(think.removeprefix("learned>"))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"format": 1, "advised": self.advised.think, "mean_gain": self.mean_gain, **dataclasses.asdict(self)}
@@ -112,7 +121,7 @@ class GateReport:
             lines.append(f"| {' | '.join(cells)} |")
         advice = (
             f'\nWith the fewest thoughts near the most that can be gained: think="{self.advised.think}", '
-            f"at {self.advised.share:.1%} of the tokens."
+            f'which think="learned" then means, at {self.advised.share:.1%} of the tokens.'
         )
         return "\n".join([head, *lines, advice])
 

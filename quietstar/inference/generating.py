@@ -49,7 +49,7 @@ def plan_thinking(
     Raises:
         ConfigError: One is out of range, or they contradict each other.
     """
-    when = parse_think(think)
+    when = parse_think(think, model.config.thinking_threshold)
     if when.rule == "learned" and model.thinking_gate is None:
         raise ConfigError(NO_GATE.format(think=think))
     if isinstance(thoughts_per_token, bool) or not isinstance(thoughts_per_token, int) or thoughts_per_token < 1:

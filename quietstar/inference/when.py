@@ -66,8 +66,12 @@ class When:
         return torch.ones(len(hidden_base), dtype=torch.bool, device=hidden_base.device)
 
 
-def parse_think(think: object) -> When:
+def parse_think(think: object, threshold: float = 0.0) -> When:
     """The rule that an argument `think` names.
+
+    Args:
+        think: Of `generate`.
+        threshold: Of `learned` alone, in nats.
 
     Raises:
         ConfigError: It names none.
@@ -77,7 +81,7 @@ def parse_think(think: object) -> When:
         raise ConfigError(problem)
     text = "".join(think.split())
     if text in ("always", "never", "learned"):
-        return When(text)  # type: ignore[arg-type]  # a string that was compared is no Literal to mypy
+        return When(text, threshold if text == "learned" else 0.0)  # type: ignore[arg-type]  # a string that was compared is no Literal to mypy
     if match := re.fullmatch(r"every:(\d+)", text):
         if int(match[1]) < 1:
             raise ConfigError(f"think: got {think!r}, every:n needs an n of at least 1")

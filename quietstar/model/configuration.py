@@ -39,6 +39,8 @@ class QuietStarConfig(PreTrainedConfig):
         backend: Kernel backend, see `quietstar_kernels`.
         thinking_gate: The model has a `ThinkingGate`, which predicts what a thought would gain, for
             `generate(think="learned")`. `python -m quietstar.gate` fits one and sets this.
+        thinking_threshold: Predicted gain in nats above which `generate(think="learned")` thinks; the fit sets it to
+            what keeps nearly all of the gain with the fewest thoughts.
 
     Raises:
         ConfigError: A value is out of range.
@@ -60,6 +62,7 @@ class QuietStarConfig(PreTrainedConfig):
     banned_token_ids: list[int] | None = None
     backend: str = "auto"
     thinking_gate: bool = False
+    thinking_threshold: float = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):

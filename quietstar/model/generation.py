@@ -48,7 +48,7 @@ class ThinkingGeneration(GenerationMixin):
             generation_config: transformers' own.
             think: Which tokens are thought about: `"always"`; `"never"` (the base's own `generate`); `"entropy>x"`,
                 where the base's prediction has more than x nats; `"every:n"`, every n-th new token; `"learned"` or
-                `"learned>x"`, where the model's gate predicts a gain of more than 0, or x, nats (`quietstar.gate`).
+                `"learned>x"`, where the model's gate predicts a gain of more than its threshold, or x nats.
             thoughts_per_token: K; of several thoughts the mean of their predictions is taken.
             thought_temperature: 0 for greedy thoughts. By default 0 for one thought, as in the paper's evaluation, and
                 that of the configuration for several.

@@ -33,7 +33,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sums.txt").write_text("".join(direct_line([rng.randrange(7) for _ in range(4)]) for _ in range(60)))
     monkeypatch.setattr(gate, "PROMPTS", 2)
     monkeypatch.setattr(gate, "NEW", 12)
-    monkeypatch.setattr(gate, "WAYS", ("never", "learned"))
+    monkeypatch.setattr(gate, "WAYS", ("never", "learned>0"))
     source = [str(tmp_path / "model"), str(tmp_path / "sums.txt"), "20"]
     arguments = [
         "--case",

@@ -144,6 +144,8 @@ def test_the_advice_is_few_thoughts_that_keep_nearly_all(gain: list[float], shar
     mean = float(np.mean(gain))
     report = GateReport(9, 9, 1, 4, ridge=1.0, r_squared=0.5, base_nll=3.0, talk_nll=3.0 - mean, choices=choices)
     assert report.advised.share == share
+    assert report.advised.think in ("never", "always", f"learned>{report.threshold:g}")
+    assert (report.threshold > 99) == (share == 0)
     assert ("nats |" in str(report)) == (mean <= 0) and f'think="{report.advised.think}"' in str(report)
 
 

@@ -79,6 +79,8 @@ def test_a_gate_decides_where_to_think() -> None:
     shares = [found[rule].thinking.share for rule in ("learned>99", "learned", "learned>-99")]
     assert shares[0] == 0 < shares[1] < 1 == shares[2]
     assert torch.equal(found["learned>-99"].sequences, generate(model, PROMPTS, 8).sequences)
+    model.config.thinking_threshold = 99.0
+    assert generate(model, PROMPTS, 8, think="learned").thinking.share == 0
     ids = found["learned"].sequences
     for row, prompt in enumerate(PROMPTS):
         for index, thoughts in enumerate(thoughts_of(found["learned"], row)):
