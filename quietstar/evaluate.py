@@ -16,10 +16,11 @@ from quietstar.evaluation.evaluation_run import Inputs, evaluate, prepare, repor
 from quietstar.evaluation.evaluation_table import evaluation_text
 from quietstar.evaluation.settings import METRICS, TASKS, Settings
 from quietstar.files import write_whole
-from quietstar.inference.loading import load_thinking
+from quietstar.inference.loading import checkpoint_directory, load_thinking
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.environment import environment
 from quietstar.reporting.viewer import write_view
+from quietstar.reporting.viewer.runs import model_name
 
 DTYPES = ("float32", "bfloat16", "float64")
 VIEWED_TOKENS = 2000
@@ -108,9 +109,9 @@ def _write_thoughts(
         inputs.text,
         settings.output_dir / "thoughts.html",
         tokens=min(VIEWED_TOKENS, settings.text_tokens),
-        window=settings.length,
+        training_length=settings.length,
         greedy=True,  # as they are evaluated
-        model_name=Path(checkpoint).name,
+        model_name=model_name(Path(checkpoint_directory(checkpoint))),
         text_name=settings.text.name,
     )
     return page.name
