@@ -54,7 +54,12 @@ BATCH_GROWTH = 16
 
 @dataclass(frozen=True)
 class Shape:
-    """A Mistral with random weights."""
+    """A Mistral with random weights.
+
+    Args:
+        initializer_range: Large enough for predictions to differ in how sure they are. Small where there are many
+            layers: random ones would add up bfloat16's rounding, and the base be taken for one that does not fit.
+    """
 
     hidden: int
     intermediate: int
@@ -63,6 +68,7 @@ class Shape:
     kv_heads: int
     vocabulary: int
     dtype: str = "float32"
+    initializer_range: float = 0.05
     contexts: tuple[int, ...] = (256,)
 
     def build(self, device: torch.device) -> QuietStarForCausalLM:
@@ -75,7 +81,7 @@ class Shape:
             num_key_value_heads=self.kv_heads,
             max_position_embeddings=4096,
             sliding_window=None,
-            initializer_range=0.05,  # so that predictions differ in how sure they are
+            initializer_range=self.initializer_range,
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=None,
@@ -89,7 +95,7 @@ class Shape:
 MODELS = {
     "tiny": Shape(64, 128, 4, 4, 2, 256),
     "small": Shape(512, 1376, 8, 8, 2, 32000, contexts=(256, 1024)),
-    "mistral-7b": Shape(4096, 14336, 32, 32, 8, 32000, "bfloat16", contexts=(256, 1024)),
+    "mistral-7b": Shape(4096, 14336, 32, 32, 8, 32000, "bfloat16", 0.005, contexts=(256, 1024)),
 }
 
 
