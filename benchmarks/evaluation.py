@@ -2,7 +2,7 @@
 
     QUIETSTAR_DATA=DATA python benchmarks/evaluation.py
 
-A model of three million parameters reads the training problems in the format of the evaluation, and some of WikiText-2,
+A model of a few million parameters reads the training problems in the format of the evaluation, and some of WikiText-2,
 as a plain language model; then Quiet-STaR trains it on the same text; then `quietstar.evaluate` measures it on problems
 and text that it has not read. A model of this size does not reason: its numbers show that the measures run and what
 they look like, and say nothing about the method. DATA holds the folders gsm8k, commonsenseqa and wikitext2.
@@ -156,6 +156,13 @@ def make_thinking(out: Path, data: Path, options: argparse.Namespace) -> tuple[P
     return out / "thinking", commands
 
 
+def parameters(run: Path) -> float:
+    """Millions of them in the model that a run has trained."""
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    return sum(one.numel() for one in QuietStarForCausalLM.from_pretrained(checkpoint).parameters()) / 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
@@ -187,8 +194,10 @@ def main() -> None:
     found = [json.loads((out / "evaluation.json").read_text(encoding="utf-8")) for out in (everything, chains)]
     results = [row for one in found for row in one["results"]]
     parts = [
-        "A model of 3 million parameters that has read the training problems in this format; what it gets right "
-        "measures the commands, not the method. 95 % bootstrap intervals; the difference is paired, on the same items.",
+        f"A model of {parameters(model):.1f} million parameters that has read the training problems in this format and "
+        "some of WikiText-2 for some minutes; what it gets right shows the measures at work and says nothing of the "
+        "method. It was trained to think at the quarter of the positions where it is least sure, and is asked to think "
+        "at all of them. 95 % bootstrap intervals; the difference is paired, on the same items.",
         markdown_table(HEAD, results_table(results), text_columns=2),
     ]
     for row in results:

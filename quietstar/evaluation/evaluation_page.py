@@ -12,11 +12,10 @@ from quietstar.reporting.text import visible
 
 Row = Mapping[str, Any]
 DIFFICULTY = (
-    "Tenths of the tokens by their NLL without thinking, the easiest first. Any change of the predictions, a useless "
-    "one too, seems to help the tokens that the base was worst at and to hurt those that it was best at: what counts "
-    "is the mean over all."
+    "Tenths of the tokens by their NLL without thinking, the easiest first. A change that is of no use, such as noise "
+    "or predictions that are only sharper, already moves easy and hard tokens in different ways: whether thinking "
+    "helps is a matter of the mean over all."
 )
-
 SHORT = {"continuation": "contin.", "punctuation": "punct."}
 """Names below the bars of a chart."""
 AXES = {"difficulty": "tenth of the tokens, the easiest first"}

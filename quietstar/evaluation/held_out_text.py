@@ -60,7 +60,7 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
     note = f"{count:,} tokens in {len(windows)} windows of {settings.length}{beginning}"
     statement = (
         f"Mean negative log-likelihood of the next token ({note}, each predicted from those before it in its window); "
-        "lower is better."
+        "thinking is a greedy thought before each; lower is better."
     )
     sizes = [_bytes(subject, window) for window in windows]
     base = replace(per_token, of=name, statement=statement)

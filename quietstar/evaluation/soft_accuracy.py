@@ -53,7 +53,7 @@ def soft_accuracy(subject: Subject, form: AnswerFormat, problems: Sequence[Probl
         form.task.name,
         "Mean probability of the gold answer without examples: the product over its tokens and the line end, "
         "renormalised over the tokens that spell a symbol of an answer, the text before each given (the paper's "
-        "accuracy; no answer is sampled).",
+        "accuracy; no answer is sampled); thinking is a greedy thought before each.",
         [float(row["off"]) for row in rows],
         [float(row["on"]) for row in rows],
         skipped=len(problems) - len(rows),
