@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from quietstar.evaluation.comparison import SIDES
 from quietstar.evaluation.evaluation_table import HEAD, INTERVALS, excludes_zero, group_table, name_of, results_table
 from quietstar.reporting.charts import bar_chart
 from quietstar.reporting.page import details, page, panel, panels, section, table
+from quietstar.reporting.scales import DASH
 from quietstar.reporting.text import visible
 
 Row = Mapping[str, Any]
@@ -45,7 +47,7 @@ def _parts(report: Row, viewer: str | None) -> Iterator[str]:
     if viewer is not None:
         link = f'<p><a href="{visible(viewer)}">What the model thinks at each token of the text</a></p>'
         yield section("Thoughts", [link])
-    yield section("What the measures are", [_statements(results)])
+    yield section("What the measures are", _statements(results))
     yield section("How this was measured", [_facts(report)])
 
 
@@ -78,21 +80,34 @@ def _note(kind: str) -> str:
     return DIFFICULTY if kind == "difficulty" else ""
 
 
-def _statements(results: Sequence[Row]) -> str:
-    rows = []
-    for row in results:
-        counted = f"{row['n']:,}" + (f", {row['skipped']:,} too long for the context" if row["skipped"] else "")
-        seconds = ", ".join(f"{side} {value:,.1f}" for side, value in row["seconds"].items())
-        texts = [name_of(row), str(row["of"]), str(row["statement"]), counted, str(row["resampled"]), seconds]
-        rows.append(list(map(visible, texts)))
-    return table(rows, ["measure", "of", "what it is", "n", "resampled", "seconds"])
+def _statements(results: Sequence[Row]) -> list[str]:
+    meanings = {(name_of(row), str(row["statement"])): None for row in results}
+    counted = [
+        [
+            name_of(row),
+            str(row["of"]),
+            f"{row['skipped']:,}",
+            f"{row['off']['problems']:,} {row['resampled']}",
+            *(f"{row['seconds'][side]:,.1f}" if side in row["seconds"] else "" for side in SIDES),
+        ]
+        for row in results
+    ]
+    head = ["measure", "of", "left out: too long", "resampled", "seconds off", "seconds on"]
+    return [
+        table([list(map(visible, pair)) for pair in meanings], ["measure", "what it is"]),
+        table([list(map(visible, row)) for row in counted], head, numbers=True),
+    ]
 
 
 def _facts(report: Row) -> str:
-    settings = [[visible(name), visible(str(value))] for name, value in report["settings"].items()]
+    settings = [[visible(name), visible(_setting(value))] for name, value in report["settings"].items()]
     tasks = [
         [visible(f"problems of {name}"), visible(f"{counts['asked']:,} of {counts['held_out']:,}")]
         for name, counts in report["tasks"].items()
     ]
     machine = [[visible(name), visible(str(value))] for name, value in report["environment"].items()]
     return table(tasks + settings) + details("Versions and hardware", table(machine))
+
+
+def _setting(value: object) -> str:
+    return (", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)) or DASH
