@@ -15,7 +15,8 @@ All sides continue the same random prompts greedily with the same weights, alter
 A clock among the stopping criteria reads the time when a token is there. The time of a step is that between the first
 new token and the last, divided by the steps; up to the first it is the prompt's, given apart. The two sides without a
 cache make fewer tokens (`--anew-tokens`, one where every position thinks). Time is CPU time of all threads on a CPU,
-and on a GPU the clock's, read when the device is done. The median of the repeats is given, and ratios of medians.
+and on a GPU the clock's, read when the device is done. Given are medians of the repeats; ratios are taken within each
+repeat, because a machine that others use is not always as fast.
 
 Memory is the peak above the model, of a short run of its own: the process's resident set on a CPU, PyTorch's allocator
 on a GPU.
@@ -30,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ class Shape:
     """A Mistral with random weights.
 
     Args:
+        repeats: Unless told otherwise.
         initializer_range: Large enough for predictions to differ in how sure they are. Small where there are many
             layers: random ones would add up bfloat16's rounding, and the base be taken for one that does not fit.
     """
@@ -69,6 +72,7 @@ class Shape:
     vocabulary: int
     dtype: str = "float32"
     initializer_range: float = 0.05
+    repeats: int = 3
     contexts: tuple[int, ...] = (256,)
 
     def build(self, device: torch.device) -> QuietStarForCausalLM:
@@ -93,7 +97,7 @@ class Shape:
 
 
 MODELS = {
-    "tiny": Shape(64, 128, 4, 4, 2, 256),
+    "tiny": Shape(64, 128, 4, 4, 2, 256, repeats=11),
     "small": Shape(512, 1376, 8, 8, 2, 32000, contexts=(256, 1024)),
     "mistral-7b": Shape(4096, 14336, 32, 32, 8, 32000, "bfloat16", 0.005, contexts=(256, 1024)),
 }
@@ -221,11 +225,11 @@ def compare(name: str, options: argparse.Namespace, device: torch.device) -> lis
                 few = 1 if side.name == EVERYWHERE else 2
                 call = partial(take, side, model, ids, few, Reading())
                 readings[side].peak_bytes = Meter(device).peak_bytes(call)  # it warms up, too
-            for repeat in range(options.repeats):
+            for repeat in range(options.repeats or shape.repeats):
                 for side in sides if repeat % 2 == 0 else sides[::-1]:
                     tokens = {NO_CACHE: options.anew_tokens, EVERYWHERE: 1}.get(side.name, options.tokens)
                     take(side, model, ids, tokens, readings[side])
-            base = statistics.median(readings[sides[0]].step)
+            base = readings[sides[0]].step
             for side, reading in readings.items():
                 step = statistics.median(reading.step)
                 rows.append(
@@ -236,7 +240,7 @@ def compare(name: str, options: argparse.Namespace, device: torch.device) -> lis
                         "prompt_seconds": statistics.median(reading.prompt) if reading.prompt else "",
                         "step_seconds": step,
                         "tokens_per_second": batch / step,
-                        "ratio_to_base": step / base,
+                        "ratio_to_base": statistics.median(map(truediv, reading.step, base)),
                         "peak_mib": reading.peak_bytes / MEBIBYTE,
                     }
                 )
@@ -293,9 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--thoughts", type=int, nargs="+", default=[4, 8, 16], metavar="T")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--context", type=int, help="tokens of the prompts; default: 256, and 1024 for one point")
-    parser.add_argument("--tokens", type=int, default=17, help="new tokens of a run, two at least")
+    parser.add_argument("--tokens", type=int, default=9, help="new tokens of a run, two at least")
     parser.add_argument("--anew-tokens", type=int, default=2, help="the same for the side without a cache")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, help="default: 3, of the tiny model 11")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "benchmarks/results")
     options = parser.parse_args(arguments)
     if options.tokens < 2:
@@ -311,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shapes.append(f"- {name}: {', '.join(f'{key} {value}' for key, value in shape.items())}")
     unit = "time until the GPU is done" if device.type == "cuda" else f"CPU time, {options.threads} thread(s)"
     body = (
-        f"Greedy; {unit}; medians of {options.repeats} alternating runs of {options.tokens} new tokens, "
+        f"Greedy; {unit}; medians of alternating runs of {options.tokens} new tokens, "
         f"{options.anew_tokens} without a cache and one where every position thinks. A step makes a token for every "
         f"text of the batch. What is measured is said at the top of `benchmarks/generation.py`. Models with random "
         f"weights:\n\n" + "\n".join(shapes) + "\n\n" + "\n".join(f"- {claim}" for claim in claims(rows))
