@@ -11,6 +11,8 @@ from quietstar.errors import (
     QuietStarError,
     UnsupportedBackboneError,
 )
+from quietstar.inference.gate import fit_gate
+from quietstar.inference.loading import load_thinking
 from quietstar.model import (
     Prediction,
     QuietStarConfig,
@@ -39,6 +41,8 @@ __all__ = [
     "Thoughts",
     "UnsupportedBackboneError",
     "Verifier",
+    "fit_gate",
     "load_authors_checkpoint",
     "load_finetuned",
+    "load_thinking",
 ]
