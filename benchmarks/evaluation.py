@@ -183,6 +183,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     common = {"data": options.data, "batch_size": 32, "device": options.device}
     everything = options.output / "everything"
+    begun = everything.is_dir()
     asked: dict[str, Any] = {"tasks": "gsm8k,commonsenseqa", "metrics": "soft,exact", "max_new_tokens": 32, **common}
     if options.problems is not None:
         asked["problems"] = options.problems
@@ -204,9 +205,12 @@ def main() -> None:
         for kind, groups in row["groups"].items():
             head = [f"{row['metric']} by {kind} ({row['unit']})", *HEAD[2:]]
             parts.append(markdown_table(head, group_table(groups, row["unit"])))
-    parts.append("\n".join(f"- {row['metric']}, {row['of']}: {row['statement']}" for row in results))
-    parts.append("The commands (DATA is the folder of the data):")
-    parts.append("\n".join(f"    {line.replace(str(options.data), 'DATA')}" for line in commands))
+    parts.append("\n".join(dict.fromkeys(f"- {row['metric']}: {row['statement']}" for row in results)))
+    if begun:
+        parts.append("Items that an interrupted run of this script had measured were not measured again.")
+    parts.append("The commands (DATA is the folder of the data, OUTPUT that of the runs):")
+    shown = [line.replace(str(options.data), "DATA").replace(str(options.output), "OUTPUT") for line in commands]
+    parts.append("\n".join(f"    {line}" for line in shown))
     body = "\n\n".join(parts)
     write_markdown(
         options.results / "evaluation.md", "The evaluation on real problems, with a small model", facts, body
