@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase
 
-from quietstar.evaluation.token_texts import decode
+from quietstar.inference.completing import continue_texts, pad_left
+from quietstar.inference.completion_options import CompletionOptions
+from quietstar.inference.record import ThinkingRecord
 from quietstar.model import QuietStarForCausalLM
 
 Item = TypeVar("Item")
@@ -52,7 +52,7 @@ class Writer:
         thinking: bool,
         max_new_tokens: int,
         is_complete: Callable[[str], bool],
-        temperature: float | None = None,
+        temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Continues prompts, padded on the left.
@@ -62,63 +62,14 @@ class Writer:
             thinking: Or the base model alone.
             max_new_tokens: At most.
             is_complete: Whether a text needs no more.
-            temperature: Sample, with `seeds`; None: the most probable tokens.
+            temperature: Sample, with `seeds`, from all tokens; 0: the most probable ones.
             seeds: Of the text and the thoughts, one for each prompt.
         """
-        start = time.perf_counter()
-        device = self.model.head.weight.device
-        ids, mask = pad_left(prompts)
-        length = ids.shape[1]
-        end = self.tokenizer.eos_token_id
-        done = _Complete(self.tokenizer, length, is_complete)
-        options: dict[str, Any] = {"do_sample": False}
-        if temperature is not None:  # the whole distribution, whatever the checkpoint's generation_config says
-            options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "seed": seeds}
-        generated: Any = self.model.generate(
-            ids.to(device),
-            attention_mask=mask.to(device),
-            think=self.think if thinking else "never",
-            max_new_tokens=max_new_tokens,
-            pad_token_id=0 if end is None else end,
-            stopping_criteria=StoppingCriteriaList([done]),
-            **options,
-        )
-        found = []
-        seconds = (time.perf_counter() - start) / len(prompts)
-        for row, stop in zip(generated[:, length:].tolist(), done.lengths(generated), strict=True):
-            kept = row[:stop]
-            if end in kept:
-                kept = kept[: kept.index(end)]
-            found.append(Completion(decode(self.tokenizer, kept), len(kept), seconds))
-        return found
-
-
-class _Complete(StoppingCriteria):
-    """Ends each row as soon as its text is complete."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int, is_complete: Callable[[str], bool]) -> None:
-        self._tokenizer, self._length, self._is_complete = tokenizer, length, is_complete
-        self._ended: dict[int, int] = {}
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        written = input_ids[:, self._length :].tolist()
-        for row, tokens in enumerate(written):
-            if row not in self._ended and self._is_complete(decode(self._tokenizer, tokens)):
-                self._ended[row] = len(tokens)
-        return torch.tensor([row in self._ended for row in range(len(written))], device=input_ids.device)
-
-    def lengths(self, generated: Tensor) -> list[int]:
-        """Tokens of each row up to where it was complete."""
-        most = generated.shape[1] - self._length
-        return [self._ended.get(row, most) for row in range(len(generated))]
-
-
-def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids as int64 [B, L] and their attention mask, 0 in the padding on the left."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+        options = CompletionOptions(max_new_tokens, self.think if thinking else "never", temperature=temperature)
+        record = ThinkingRecord()
+        seeds = [0] * len(prompts) if seeds is None else seeds
+        rows = continue_texts(self.model, self.tokenizer, prompts, options, seeds, record, is_complete=is_complete)
+        return [Completion(row.text, len(row.tokens), record.seconds / len(prompts)) for row in rows]
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

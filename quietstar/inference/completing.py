@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from quietstar.inference.completion_options import CompletionOptions
 from quietstar.inference.draw import substream
 from quietstar.inference.prompts import Prompt
 from quietstar.inference.record import ThinkingRecord, TokenThoughts
-from quietstar.inference.stopping import StopStrings
+from quietstar.inference.stopping import WhenComplete, stop_strings
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.passes import PAUSE
 
@@ -69,45 +68,69 @@ def complete(
     for prompt, tokens in zip(prompts, encoded, strict=True):
         _check_room(model, prompt, len(tokens), options)
     seen: Counter[tuple[int, ...]] = Counter()
-    seeds = []
-    for tokens in encoded:  # equal prompts differ, in one batch or in several
-        again = seen[tuple(tokens)]
-        seeds.append(substream(options.seed, again) if again else options.seed)
-        seen[tuple(tokens)] += 1
     for first in range(0, len(prompts), options.batch_size):
-        batch = slice(first, first + options.batch_size)
-        rows = iter(_generate(model, tokenizer, encoded[batch], options, seeds[batch], record, streamer))
-        for prompt, before in zip(prompts[batch], encoded[batch], strict=True):
-            for tokens, thoughts in islice(rows, options.samples):
-                yield Completion(prompt, tokens, _added(tokenizer, before, tokens), thoughts)
+        chosen = slice(first, first + options.batch_size)
+        seeds = []
+        for own in map(tuple, encoded[chosen]):  # equal prompts differ, in one batch or in several
+            seeds.append(substream(options.seed, seen[own]) if seen[own] else options.seed)
+            seen[own] += 1
+        rows = continue_texts(model, tokenizer, encoded[chosen], options, seeds, record, streamer=streamer)
+        for row, continued in enumerate(rows):
+            prompt = prompts[first + row // options.samples]
+            yield Completion(prompt, continued.tokens, continued.text, continued.thoughts)
 
 
-def _generate(
+@dataclass(frozen=True)
+class Continued:
+    """What was added to a text.
+
+    Args:
+        tokens: The new tokens, the end-of-sequence token included.
+        text: What they add to the prompt's text, without special tokens.
+        thoughts: One entry for each new token: its thoughts' tokens (empty for pauses) and mixing weights, or None.
+    """
+
+    tokens: list[int]
+    text: str
+    thoughts: list[list[tuple[list[int], float]] | None]
+
+
+def continue_texts(
     model: Any,
     tokenizer: Any,
-    prompts: list[list[int]],
+    prompts: Sequence[Sequence[int]],
     options: CompletionOptions,
-    seeds: list[int],
+    seeds: Sequence[int],
     record: ThinkingRecord,
-    streamer: BaseStreamer | None,
-) -> list[tuple[list[int], list[list[tuple[list[int], float]] | None]]]:
-    """New tokens and thoughts of every row."""
+    *,
+    is_complete: Callable[[str], bool] | None = None,
+    streamer: BaseStreamer | None = None,
+) -> list[Continued]:
+    """Continues one batch of token ids; `options.samples` texts of each stand side by side.
+
+    Args:
+        model: Thinks.
+        tokenizer: The model's.
+        prompts: Token ids of each, which need not have the same number.
+        options: How; `batch_size` and `seed` are the caller's.
+        seeds: Of each prompt.
+        record: Counts and seconds are added to it.
+        is_complete: Whether a new text needs no more; besides `options.stop`.
+        streamer: Takes the tokens of the only prompt.
+    """
     ending = model.generation_config.eos_token_id
     if ending is None:
         ending = tokenizer.eos_token_id
     ends = ending if isinstance(ending, list) else [ending]
     padding = next((token for token in (tokenizer.pad_token_id, ends[0]) if token is not None), 0)
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), padding)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(prompts):
-        ids[row, longest - len(tokens) :] = torch.tensor(tokens)
-        mask[row, longest - len(tokens) :] = 1
+    ids, mask = pad_left(prompts, padding)
+    longest = ids.shape[1]
     drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if options.temperature > 0:
         drawn = {"do_sample": True, "temperature": options.temperature}
         drawn |= {"top_k": options.top_k or 0, "top_p": options.top_p or 1.0}
-    stops = StopStrings(tokenizer, options.stop, longest)
+    complete = [] if is_complete is None else [WhenComplete(tokenizer, longest, is_complete)]
+    complete += [stop_strings(tokenizer, longest, options.stop)] if options.stop else []
     before = time.perf_counter()
     output = model.generate(
         ids.to(model.device),
@@ -115,7 +138,7 @@ def _generate(
         think=options.think,
         thoughts_per_token=options.thoughts_per_token,
         thought_temperature=options.thought_temperature,
-        seed=seeds if options.draws else None,
+        seed=list(seeds) if options.draws else None,
         output_thoughts=True,
         return_dict_in_generate=True,
         max_new_tokens=options.max_new_tokens,
@@ -123,17 +146,32 @@ def _generate(
         eos_token_id=ending,
         pad_token_id=padding,
         streamer=streamer,
-        stopping_criteria=StoppingCriteriaList([stops] if options.stop else []),
+        stopping_criteria=StoppingCriteriaList(complete),
         **drawn,
     )
     record.seconds += time.perf_counter() - before
-    new = [_until_end(row, ends, stops) for row in output.sequences[:, longest:].tolist()]
+    new = []
+    for row, tokens in enumerate(output.sequences[:, longest:].tolist()):  # behind a row's end others went on
+        counts = [count for criterion in complete if (count := criterion.end(row)) is not None]
+        counts += [place + 1 for place, token in enumerate(tokens) if token in ends][:1]
+        new.append(tokens[: min(counts, default=len(tokens))])
     thinking = getattr(output, "thinking", None)  # the base's own output has none
     steps = [None] * options.max_new_tokens if thinking is None else thinking.thoughts
-    rows = [(tokens, [_of_row(step, row) for step in steps[: len(tokens)]]) for row, tokens in enumerate(new)]
-    record.predictions += sum(len(tokens) for tokens, _ in rows)
-    record.thought_at += sum(own is not None for _, thoughts in rows for own in thoughts)
+    rows = []
+    for row, tokens in enumerate(new):
+        thoughts = [_of_row(step, row) for step in steps[: len(tokens)]]
+        rows.append(Continued(tokens, _added(tokenizer, list(prompts[row // options.samples]), tokens), thoughts))
+        record.predictions += len(tokens)
+        record.thought_at += sum(own is not None for own in thoughts)
     return rows
+
+
+def pad_left(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids as int64 [B, L] and their attention mask, 0 in the padding on the left."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[padding] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
 
 
 def _of_row(step: TokenThoughts | None, row: int) -> list[tuple[list[int], float]] | None:
@@ -143,12 +181,6 @@ def _of_row(step: TokenThoughts | None, row: int) -> list[tuple[list[int], float
     index = int(place[0])
     tokens, weights = step.tokens[index].tolist(), step.mixing_weight[index].tolist()
     return [([t for t in own if t != PAUSE], weight) for own, weight in zip(tokens, weights, strict=True)]
-
-
-def _until_end(tokens: list[int], ends: Sequence[int | None], stops: StopStrings) -> list[int]:
-    """A row up to its first end; behind it others of the batch went on."""
-    counts = range(1, len(tokens) + 1)
-    return tokens[: next((n for n in counts if tokens[n - 1] in ends or stops.end(tokens[:n])), len(tokens))]
 
 
 def _added(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
