@@ -11,11 +11,11 @@ from quietstar.evaluation.comparison import SIDES, Comparison, compare
 from quietstar.evaluation.completions import Completion, batches
 from quietstar.evaluation.item_store import Record, key_of
 from quietstar.evaluation.progress_lines import counted
-from quietstar.evaluation.subject import Subject, none_fits, seconds_of, think_of, written
+from quietstar.evaluation.subject import FORMAT, Subject, effort, none_fits, seconds_of, think_of
 from quietstar.evaluation.token_texts import encode
 from quietstar.evaluation.voting import maj_at_k
 from quietstar.tasks.checking import Checker
-from quietstar.tasks.task import Problem
+from quietstar.tasks.task import Problem, Verdict
 
 FINAL_TOKENS = 12
 """Generated after the conclusion of a chain of thought, as in the authors' script."""
@@ -37,9 +37,9 @@ def chain_of_thought(
     for side, vote in ((side, vote) for vote in range(settings.votes) for side in SIDES):
         thinking, waiting = side == "on", []
         for problem in fitting:
-            sampling = [settings.max_new_tokens, settings.temperature, settings.seed, vote]
-            asked_for = [problem.id, prompts[problem.id], problem.answer]
-            key = subject.key("cot", side, think_of(settings, thinking), *sampling, *asked_for)
+            sampling = [settings.max_new_tokens, FINAL_TOKENS, settings.temperature, settings.seed, vote]
+            asked = [form.task.name, problem.id, prompts[problem.id], form.conclusion]
+            key = subject.key("cot", FORMAT, side, think_of(settings, thinking), *sampling, *asked)
             record = subject.store.get(key)
             if record is None:
                 waiting.append((key, problem))
@@ -48,17 +48,15 @@ def chain_of_thought(
         name = f"chain of thought {vote + 1} of {settings.votes}, {form.task.name}, thinking {side}"
         with counted(name, len(waiting)) as count:
             for batch in batches(waiting, settings.batch_size, lambda item: len(prompts[item[1].id])):
-                asked = [problem for _, problem in batch]
-                chains, finals = _chains(subject, form, [prompts[p.id] for p in asked], asked, thinking, vote)
-                judged = checker.check([(p, form.concluded(f.text)) for p, f in zip(asked, finals, strict=True)])
-                for (key, problem), chain, final, verdict in zip(batch, chains, finals, judged, strict=True):
+                own = [problem for _, problem in batch]
+                chains, finals = _chains(subject, form, [prompts[p.id] for p in own], own, thinking, vote)
+                for (key, problem), chain, final in zip(batch, chains, finals, strict=True):
                     record = {"metric": "cot", "task": form.task.name, "id": problem.id, "thinking": side, "vote": vote}
-                    record |= {"correct": verdict.correct, "answer": verdict.answer, "final": final.text}
-                    record |= written(chain) | {"seconds": chain.seconds + final.seconds}
+                    record |= {"text": chain.text, "final": final.text, **effort(chain, final)}
                     subject.store.add(key, record)
                     found[side][problem.id].append(record)
                 count(len(batch))
-    return _votes(subject, form, fitting, found, len(problems) - len(fitting))
+    return _votes(subject, form, fitting, found, checker, len(problems) - len(fitting))
 
 
 def _chains(
@@ -89,11 +87,17 @@ def _chains(
     return chains, writer.write(ending, thinking, FINAL_TOKENS, form.is_concluded)
 
 
+def _judge(form: AnswerFormat, problem: Problem, rows: Sequence[Record], checker: Checker) -> list[Verdict]:
+    """On the answers of a problem's chains; read anew from their texts each time."""
+    return checker.check([(problem, form.concluded(row["final"])) for row in rows])
+
+
 def _votes(
     subject: Subject,
     form: AnswerFormat,
     problems: Sequence[Problem],
     found: dict[str, dict[str, list[Record]]],
+    checker: Checker,
     skipped: int,
 ) -> list[Comparison]:
     settings = subject.settings
@@ -104,8 +108,9 @@ def _votes(
     seconds: dict[str, float] = {}
     for side in SIDES:
         rows = [found[side][problem.id] for problem in problems]
-        answers = [[row["answer"] for row in own] for own in rows]
-        right = [[bool(row["correct"]) for row in own] for own in rows]
+        verdicts = [_judge(form, problem, own, checker) for problem, own in zip(problems, rows, strict=True)]
+        answers = [[verdict.answer for verdict in own] for own in verdicts]
+        right = [[verdict.correct for verdict in own] for own in verdicts]
         majority[side] = [maj_at_k(a, r, settings.votes) for a, r in zip(answers, right, strict=True)]
         single[side] = [sum(r) / len(r) for r in right]
         seconds[side] = sum(seconds_of(own) for own in rows)

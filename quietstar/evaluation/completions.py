@@ -24,11 +24,13 @@ class Completion:
     Args:
         text: Without the prompt and the end-of-sequence token.
         tokens: How many were generated.
+        thought_at: At how many of them the model thought.
         seconds: This one's share of its batch's time.
     """
 
     text: str
     tokens: int
+    thought_at: int
     seconds: float
 
 
@@ -69,7 +71,10 @@ class Writer:
         record = ThinkingRecord()
         seeds = [0] * len(prompts) if seeds is None else seeds
         rows = continue_texts(self.model, self.tokenizer, prompts, options, seeds, record, is_complete=is_complete)
-        return [Completion(row.text, len(row.tokens), record.seconds / len(prompts)) for row in rows]
+        each = record.seconds / len(prompts)
+        return [
+            Completion(row.text, len(row.tokens), sum(own is not None for own in row.thoughts), each) for row in rows
+        ]
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,9 @@ from quietstar.evaluation.settings import Settings
 from quietstar.evaluation.token_texts import Texts
 from quietstar.tasks.task import Problem
 
+FORMAT = 1
+"""Of generated texts, part of their records' keys: to be raised with any change after which others are written. Answers
+are read out of the texts again each time, so that a change of how that is done needs no new texts."""
 UNBOUNDED = 1 << 30
 """The context of a model that states none."""
 
@@ -60,9 +63,13 @@ def think_of(settings: Settings, thinking: bool) -> str:
     return settings.think if thinking else "never"
 
 
-def written(completion: Completion) -> Record:
-    """Fields of a record."""
-    return {"text": completion.text, "tokens": completion.tokens, "seconds": completion.seconds}
+def effort(*parts: Completion) -> Record:
+    """Fields of a record: what its completions took together."""
+    return {
+        "tokens": sum(part.tokens for part in parts),
+        "thought_at": sum(part.thought_at for part in parts),
+        "seconds": sum(part.seconds for part in parts),
+    }
 
 
 def seconds_of(rows: Sequence[Record]) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from quietstar.evaluation.answer_formats import load_format
+from quietstar.evaluation.answer_formats import AnswerFormat, load_format
 from tests.evaluation.evaluated import (
     SYMBOLS,
     constant_model,
@@ -87,7 +88,28 @@ def test_exact_match_by_hand(constant: Path, data: Path, tmp_path: Path) -> None
     assert (found["off"]["mean"], found["on"]["mean"]) == (pytest.approx(1 / 6), pytest.approx(1 / 6))
     rows = items(tmp_path)
     assert {row["text"] for row in rows} == {"777"}
-    assert [row["id"] for row in rows if row["correct"] and row["thinking"] == "off"] == ["4"]
+    assert {(row["tokens"], row["thought_at"]) for row in rows if row["thinking"] == "off"} == {(3, 0)}
+    assert {(row["tokens"], row["thought_at"]) for row in rows if row["thinking"] == "on"} == {(3, 3)}
+
+
+@pytest.mark.parametrize("metric", ["exact", "cot"])
+def test_another_way_to_read_answers_needs_no_new_texts(
+    metric: str, constant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_problems(tmp_path / "data", ["77", "17", "777"])
+    options = {"tasks": "gsm8k", "data": data, "metrics": metric, "max_new_tokens": 3, "votes": 1}
+    evaluate(constant, tmp_path / "out", **options)
+    before = items(tmp_path / "out")
+    for reader in ("for_checker", "concluded"):
+        monkeypatch.setattr(AnswerFormat, reader, lambda self, text: "#### 17")
+    report = evaluate(constant, tmp_path / "out", **options)
+    assert items(tmp_path / "out") == before
+    assert report["results"][0]["off"]["mean"] == pytest.approx(1 / 3)
+    file = data / "gsm8k" / "test.jsonl"
+    file.write_text(file.read_text().replace("#### 777", "#### 17"))
+    other_golds = evaluate(constant, tmp_path / "out", **options)
+    assert items(tmp_path / "out") == before
+    assert other_golds["results"][0]["off"]["mean"] == pytest.approx(2 / 3)
 
 
 def test_chain_of_thought_by_hand(constant: Path, tmp_path: Path) -> None:
@@ -110,14 +132,16 @@ def test_votes_are_counted_as_written_down(thinking: Path, tmp_path: Path) -> No
     golds = {str(n + 1): str(n) for n in range(8)}
     for side in ("off", "on"):
         own = [row for row in rows if row["thinking"] == side]
-        assert all(row["correct"] == (row["answer"] == golds[row["id"]]) for row in own)
+        for row in own:
+            number = re.search(r"\d+", row["final"])
+            row["answer"] = None if number is None else str(int(number[0]))
         shares = []
         for name, gold in golds.items():
             votes = Counter(row["answer"] for row in own if row["id"] == name and row["answer"] is not None)
             leaders = [answer for answer, count in votes.items() if count == max(votes.values())]
             shares.append((gold in leaders) / len(leaders) if leaders else 0.0)
         assert result(report, "chain of thought, maj@3", "gsm8k")[side]["mean"] == pytest.approx(sum(shares) / 8)
-        single = sum(row["correct"] for row in own) / 24
+        single = sum(row["answer"] == golds[row["id"]] for row in own) / 24
         assert result(report, "chain of thought, one sample", "gsm8k")[side]["mean"] == pytest.approx(single)
 
 
