@@ -41,6 +41,8 @@ def test_a_file_or_a_directory_of_one_task(data: Path) -> None:
         ("commonsenseqa", " (b).\n", "b"),
         ("commonsenseqa", " People like it. Therefore, the answer is bank (c).\n\nQ:", "c"),
         ("commonsenseqa", " Bank\n", None),
+        ("commonsenseqa", " (A) bank\n(B) river\n", "a"),
+        ("commonsenseqa", " a\n", None),
     ],
 )
 def test_final_answers(task: str, completion: str, answer: str | None, data: Path) -> None:
@@ -58,11 +60,36 @@ def test_final_answers(task: str, completion: str, answer: str | None, data: Pat
         ("commonsenseqa", " (D) because A", "d"),
         ("commonsenseqa", " E.", "e"),
         ("commonsenseqa", " Bank", None),
+        ("commonsenseqa", " the river (C).", "c"),  # not the e of `the`
+        ("commonsenseqa", " a bank", None),
+        ("commonsenseqa", " A river (c).", "c"),
+        ("commonsenseqa", " A river", None),
+        ("commonsenseqa", " A because it is near", "a"),
+        ("commonsenseqa", " the E.U., so D.", "d"),
+        ("commonsenseqa", ":\nB\n(A) is wrong", "b"),
     ],
 )
 def test_answers_after_the_conclusion(task: str, text: str, answer: str | None, data: Path) -> None:
     form = load_format(task, data)
     assert form.task.extract(form.concluded(text)) == answer
+
+
+@pytest.mark.parametrize(
+    ("task", "completion", "answer"),
+    [
+        ("gsm8k", " 3 + 4 is 7, so\nhe has 1,080, not more.\nQ: 5?", "1080"),
+        ("gsm8k", " 12\nand 5 more", "12"),  # as it is read strictly
+        ("gsm8k", " He has\n#### 12\n5", "12"),
+        ("gsm8k", " none", None),
+        ("commonsenseqa", " They say B is right\nand C", "b"),
+        ("commonsenseqa", " A man goes to the d1 shop.", "d"),
+        ("commonsenseqa", " a1 or b1", None),  # two choices are named
+        ("commonsenseqa", " a11", None),
+    ],
+)
+def test_answers_that_are_not_where_they_belong(task: str, completion: str, answer: str | None, data: Path) -> None:
+    form = load_format(task, data)
+    assert form.task.extract(form.lenient(form.task.problems("test")[1], completion)) == answer
 
 
 @pytest.mark.parametrize(
@@ -75,6 +102,9 @@ def test_answers_after_the_conclusion(task: str, text: str, answer: str | None, 
         ("gsm8k", " He has\n#### 12\n", True),
         ("gsm8k", " so\nQ:", True),
         ("commonsenseqa", " B\n", True),
+        ("commonsenseqa", " (A) bank", False),
+        ("commonsenseqa", " (A) bank\n", True),
+        ("commonsenseqa", " (A) or (B)\n", False),
         ("commonsenseqa", " They (a) run.\n", False),
         ("commonsenseqa", " Therefore, the answer is run (a).\n", True),
     ],
@@ -92,6 +122,8 @@ def test_when_an_answer_is_complete(task: str, text: str, complete: bool, data: 
         ("gsm8k", " no\nQ:", True),
         ("commonsenseqa", " (D", False),
         ("commonsenseqa", " (D)", True),
+        ("commonsenseqa", " B, or", False),  # one in parentheses may come
+        ("commonsenseqa", " B.\n", True),
     ],
 )
 def test_when_a_conclusion_is_complete(task: str, text: str, concluded: bool, data: Path) -> None:
