@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from quietstar.errors import DataError
@@ -108,6 +110,9 @@ def continue_texts(
 ) -> list[Continued]:
     """Continues one batch of token ids; `options.samples` texts of each stand side by side.
 
+    The options alone say how: what the checkpoint's `generation_config` advises (a repetition penalty, a temperature,
+    suppressed tokens) is left aside, but for the tokens that end a text.
+
     Args:
         model: Thinks.
         tokenizer: The model's.
@@ -125,30 +130,32 @@ def continue_texts(
     padding = next((token for token in (tokenizer.pad_token_id, ends[0]) if token is not None), 0)
     ids, mask = pad_left(prompts, padding)
     longest = ids.shape[1]
-    drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    if options.temperature > 0:
-        drawn = {"do_sample": True, "temperature": options.temperature}
-        drawn |= {"top_k": options.top_k or 0, "top_p": options.top_p or 1.0}
-    complete = [] if is_complete is None else [WhenComplete(tokenizer, longest, is_complete)]
-    complete += [stop_strings(tokenizer, longest, options.stop)] if options.stop else []
-    before = time.perf_counter()
-    output = model.generate(
-        ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        think=options.think,
-        thoughts_per_token=options.thoughts_per_token,
-        thought_temperature=options.thought_temperature,
-        seed=list(seeds) if options.draws else None,
-        output_thoughts=True,
-        return_dict_in_generate=True,
+    config = GenerationConfig(
         max_new_tokens=options.max_new_tokens,
         num_return_sequences=options.samples,
         eos_token_id=ending,
         pad_token_id=padding,
-        streamer=streamer,
-        stopping_criteria=StoppingCriteriaList(complete),
-        **drawn,
+        return_dict_in_generate=True,
+        do_sample=options.temperature > 0,
     )
+    if config.do_sample:
+        config.update(temperature=options.temperature, top_k=options.top_k or 0, top_p=options.top_p or 1.0)
+    complete = [] if is_complete is None else [WhenComplete(tokenizer, longest, is_complete)]
+    complete += [stop_strings(tokenizer, longest, options.stop)] if options.stop else []
+    before = time.perf_counter()
+    with _only(model, config):
+        output = model.generate(
+            ids.to(model.device),
+            config,
+            attention_mask=mask.to(model.device),
+            think=options.think,
+            thoughts_per_token=options.thoughts_per_token,
+            thought_temperature=options.thought_temperature,
+            seed=list(seeds) if options.draws else None,
+            output_thoughts=True,
+            streamer=streamer,
+            stopping_criteria=StoppingCriteriaList(complete),
+        )
     record.seconds += time.perf_counter() - before
     new = []
     for row, tokens in enumerate(output.sequences[:, longest:].tolist()):  # behind a row's end others went on
@@ -164,6 +171,20 @@ def continue_texts(
         record.predictions += len(tokens)
         record.thought_at += sum(own is not None for own in thoughts)
     return rows
+
+
+@contextmanager
+def _only(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Within it the checkpoint advises nothing; transformers would take from it whatever `config` leaves open."""
+    owners = (model, model.base)
+    advised = [owner.generation_config for owner in owners]
+    try:
+        for owner in owners:
+            owner.generation_config = deepcopy(config)
+        yield
+    finally:
+        for owner, own in zip(owners, advised, strict=True):
+            owner.generation_config = own
 
 
 def pad_left(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
