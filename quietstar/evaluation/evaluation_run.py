@@ -108,7 +108,7 @@ def _task(subject: Subject, form: AnswerFormat, problems: Sequence[Problem]) -> 
         if "soft" in metrics:
             found.append(soft_accuracy(subject, form, problems))
         if "exact" in metrics:
-            found.append(exact_match(subject, form, problems, checker))
+            found += exact_match(subject, form, problems, checker)
         if "cot" in metrics:
             found += chain_of_thought(subject, form, problems, checker)
     return found

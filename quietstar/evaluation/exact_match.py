@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from quietstar.evaluation.answer_formats import AnswerFormat
 from quietstar.evaluation.comparison import SIDES, Comparison, compare
@@ -12,26 +13,52 @@ from quietstar.evaluation.progress_lines import counted
 from quietstar.evaluation.subject import FORMAT, Subject, effort, in_order, seconds_of, think_of
 from quietstar.evaluation.token_texts import encode
 from quietstar.tasks.checking import Checker
-from quietstar.tasks.task import Problem
+from quietstar.tasks.task import Problem, Verdict
 
 
-def exact_match(subject: Subject, form: AnswerFormat, problems: Sequence[Problem], checker: Checker) -> Comparison:
-    """Greedy answers without examples, judged by the task."""
+def exact_match(
+    subject: Subject, form: AnswerFormat, problems: Sequence[Problem], checker: Checker
+) -> list[Comparison]:
+    """Greedy answers without examples, judged by the task: read strictly, leniently, and whether there is any.
+
+    Exact match is low where a model does not know how an answer is written, whatever else it knows. The other two
+    measures tell these apart.
+    """
     settings = subject.settings
     prompts = {problem.id: encode(subject.writer.tokenizer, form.prompt(problem)) for problem in problems}
     fitting = [p for p in problems if len(prompts[p.id]) + settings.max_new_tokens <= subject.context]
     rows = {side: in_order(fitting, _texts(subject, form, fitting, prompts, side), form) for side in SIDES}
-    right = {side: _right(form, fitting, rows[side], checker) for side in SIDES}
-    return compare(
-        "exact match",
-        form.task.name,
-        "Share of problems whose greedy completion without examples has the gold answer as its final answer.",
-        right["off"],
-        right["on"],
-        skipped=len(problems) - len(fitting),
-        seed=settings.seed,
-        seconds={side: seconds_of(rows[side]) for side in SIDES},
-    )
+    strict = {side: _judged(form, fitting, rows[side], checker) for side in SIDES}
+    lenient = {side: _judged(form, fitting, rows[side], checker, leniently=True) for side in SIDES}
+    common: dict[str, Any] = {
+        "skipped": len(problems) - len(fitting),
+        "seed": settings.seed,
+        "seconds": {side: seconds_of(rows[side]) for side in SIDES},
+    }
+    return [
+        compare(
+            "exact match",
+            form.task.name,
+            "Share of problems whose greedy completion without examples gives the gold answer, read strictly: "
+            f"{form.strictly}.",
+            *([float(one.correct) for one in strict[side]] for side in SIDES),
+            **common,
+        ),
+        compare(
+            "exact match, lenient",
+            form.task.name,
+            f"The same completions where, without an answer by the strict reading, {form.leniently} counts.",
+            *([float(one.correct) for one in lenient[side]] for side in SIDES),
+            **common,
+        ),
+        compare(
+            "has an answer",
+            form.task.name,
+            "Share of the same completions that have any answer by the strict reading, right or wrong.",
+            *([float(one.answer is not None) for one in strict[side]] for side in SIDES),
+            **common,
+        ),
+    ]
 
 
 def _texts(
@@ -63,7 +90,16 @@ def _texts(
     return found
 
 
-def _right(form: AnswerFormat, problems: Sequence[Problem], rows: Sequence[Record], checker: Checker) -> list[float]:
-    """Of each problem, 1.0 where its text has the right answer; read anew from the text each time."""
-    asked = [(problem, form.for_checker(row["text"])) for problem, row in zip(problems, rows, strict=True)]
-    return [float(verdict.correct) for verdict in checker.check(asked)]
+def _judged(
+    form: AnswerFormat,
+    problems: Sequence[Problem],
+    rows: Sequence[Record],
+    checker: Checker,
+    leniently: bool = False,
+) -> list[Verdict]:
+    """A verdict on each problem's text; read anew from the text each time."""
+    asked = [
+        (problem, form.lenient(problem, row["text"]) if leniently else form.for_checker(row["text"]))
+        for problem, row in zip(problems, rows, strict=True)
+    ]
+    return checker.check(asked)

@@ -112,6 +112,17 @@ def test_another_way_to_read_answers_needs_no_new_texts(
     assert other_golds["results"][0]["off"]["mean"] == pytest.approx(2 / 3)
 
 
+def test_answers_that_are_not_where_they_belong(constant: Path, tmp_path: Path) -> None:
+    """Three 7s are no choice of CommonsenseQA: no completion has an answer. As the text of a choice they name it."""
+    data = write_problems(tmp_path / "data", ["7", "7"])
+    file = data / "commonsenseqa" / "dev_rand_split.jsonl"
+    file.write_text(file.read_text().replace('"A0"', '"777"'))  # the first problem's gold choice
+    options = {"tasks": "commonsenseqa", "data": data, "metrics": "exact", "max_new_tokens": 3}
+    report = evaluate(constant, tmp_path / "out", **options)
+    names = ("exact match", "exact match, lenient", "has an answer")
+    assert [result(report, name, "commonsenseqa")["on"]["mean"] for name in names] == [0, 0.5, 0]
+
+
 def test_chain_of_thought_by_hand(constant: Path, tmp_path: Path) -> None:
     """After any chain the constant model says 777777777777, which is the answer of two problems in four."""
     data = write_problems(tmp_path / "data", ["7" * 12, "2", "7" * 12, "3"])
