@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -21,8 +22,17 @@ from quietstar.inference.when import NO_GATE, parse_think
 if TYPE_CHECKING:
     from quietstar.model.modeling import QuietStarForCausalLM
 
-UNSUPPORTED = ("assistant_model", "custom_generate", "inputs_embeds", "negative_prompt_ids")
-"""Arguments of `generate` that go around the text's cache."""
+UNSUPPORTED = (
+    "assistant_model",
+    "cache_implementation",
+    "custom_generate",
+    "inputs_embeds",
+    "negative_prompt_ids",
+    "output_attentions",
+    "output_hidden_states",
+    "position_ids",
+)
+"""Arguments of `generate` that go around the text's cache, or ask for what its passes do not keep."""
 
 
 @dataclass
@@ -57,18 +67,23 @@ def plan_thinking(
     temperature = thought_temperature
     if temperature is None:
         temperature = 0.0 if thoughts_per_token == 1 else model.config.temperature
-    if not temperature >= 0:
-        raise ConfigError(f"thought_temperature: got {temperature}, needs 0 (greedy) or more")
-    if temperature == 0 and thoughts_per_token > 1:
+    if isinstance(temperature, str) or not 0 <= temperature < float("inf"):
+        raise ConfigError(f"thought_temperature: got {temperature!r}, needs 0 (greedy) or more")
+    if thoughts_per_token > 1 and (temperature == 0 or model.config.thinking == "pause"):
+        name = "thinking: pauses" if temperature else "thought_temperature: got 0"
         raise ConfigError(
-            f"thought_temperature: got 0 with {thoughts_per_token} thoughts per token, which would all be the same "
-            "one; needs a value above 0"
+            f"{name} with {thoughts_per_token} thoughts per token, which would all be the same one; needs "
+            f"{'thoughts_per_token 1' if temperature else 'a value above 0'}"
         )
     if seed is None:  # thoughts then follow torch.manual_seed, as transformers' draws do
         seeds: tuple[int, ...] = (int(torch.randint(1 << 62, ())) if temperature > 0 else 0,)
     else:
-        seeds = tuple(seed) if isinstance(seed, (list, tuple, range)) else (seed,)  # type: ignore[assignment]  # checked
-        if not seeds or any(isinstance(one, bool) or not isinstance(one, int) for one in seeds):
+        given: Iterable[Any] = seed if isinstance(seed, (list, tuple, range)) else (seed,)
+        try:
+            seeds = tuple(operator.index(one) for one in given)
+        except TypeError:
+            seeds = ()
+        if not seeds or any(isinstance(one, bool) for one in given):
             raise ConfigError(f"seed: got {seed!r}, needs a whole number, one for each prompt, or None")
     return Thinking(
         when,
@@ -89,6 +104,9 @@ def check_prompt(
         ConfigError: The number of seeds is not that of prompts.
         DataError: Naming row and position.
     """
+    prompts = 1 if input_ids is None else len(input_ids)
+    if len(thinking.seeds) not in (1, prompts):
+        raise ConfigError(f"seed: got {len(thinking.seeds)} seeds for {prompts} prompts; needs one for each")
     if input_ids is None:
         if model.generation_config is None or model.generation_config.bos_token_id is None:
             raise DataError("input_ids: missing, and the model has no beginning-of-sequence token to start from")
@@ -100,11 +118,16 @@ def check_prompt(
             f"input_ids: got shape {list(input_ids.shape)}, an empty prompt; needs a token at least, for example the "
             f"beginning-of-sequence token ({model.config.bos_token_id})"
         )
-    if len(thinking.seeds) not in (1, len(input_ids)):
-        raise ConfigError(f"seed: got {len(thinking.seeds)} seeds for {len(input_ids)} prompts; needs one for each")
-    text = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    if text.shape != input_ids.shape:
-        return  # transformers says so itself
+    text = torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask is not None:
+        if attention_mask.shape != input_ids.shape:
+            raise DataError(
+                f"attention_mask: got shape {list(attention_mask.shape)}, needs that of input_ids, "
+                f"{list(input_ids.shape)}"
+            )
+        text = attention_mask.bool()
+        if bool((attention_mask != text).any()):
+            raise DataError("attention_mask: has other values than 0 and 1; a text that is continued is one document")
     empty = (~text.any(1)).nonzero()
     if len(empty):
         raise DataError(f"attention_mask: masks every token of row {int(empty[0])}; needs a token at least")
@@ -125,6 +148,7 @@ def finish_processors(
     config: GenerationConfig,
     prompt_length: int,
     processors: LogitsProcessorList,
+    device: torch.device | str,
 ) -> LogitsProcessorList:
     """Check the settled options of a call, and put the last processors behind transformers' own.
 
@@ -134,7 +158,10 @@ def finish_processors(
     """
     options: Any = config
     if (options.num_beams or 1) > 1:
-        raise ConfigError(f"num_beams: got {options.num_beams}; a thinking model samples or decodes greedily, needs 1")
+        raise ConfigError(
+            f"num_beams: got {options.num_beams}, from the call or generation_config; a thinking model samples or "
+            "decodes greedily, needs num_beams=1"
+        )
     if options.guidance_scale not in (None, 1):
         raise ConfigError(f"guidance_scale: got {options.guidance_scale}; not supported with thoughts")
     if options.prefill_chunk_size is not None:
@@ -142,12 +169,11 @@ def finish_processors(
     if options.prompt_lookup_num_tokens is not None:
         raise ConfigError("prompt_lookup_num_tokens: not supported with thoughts; leave it out")
     _check_context(model, cache.thinking, prompt_length, int(options.max_length))
-    ending = options.eos_token_id
-    cache.thinking.ending = () if ending is None else (ending,) if isinstance(ending, int) else tuple(ending)
     if model.banned:
-        processors.append(SuppressTokensLogitsProcessor(list(model.banned), device=str(model.device)))
+        processors.append(SuppressTokensLogitsProcessor(list(model.banned), device=str(device)))
     if options.do_sample and cache.thinking.draw_text:
-        processors.append(OwnStreams(cache))
+        scores = cache.thinking.scores if options.output_scores else None
+        processors.append(OwnStreams(cache, scores))
     return processors
 
 
@@ -156,17 +182,49 @@ class OwnStreams(LogitsProcessor):
 
     Args:
         cache: Knows the streams and which token is next.
+        scores: Takes the scores that were drawn from, [B, V] for each token; None: they are not kept.
     """
 
-    def __init__(self, cache: ThinkingCache) -> None:
+    def __init__(self, cache: ThinkingCache, scores: list[Tensor] | None) -> None:
         self._cache = cache
+        self._scores = scores
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores [B, V]: 0 for the drawn token, minus infinity for all others."""
+        if self._scores is not None:
+            self._scores.append(scores)
         uniform = self._cache.draws(1)[:, 0].to(scores.device)
         token, _ = draw(scores, uniform, temperature=1.0)
         chosen = torch.full_like(scores, float("-inf"))
         return chosen.scatter_(1, token[:, None], 0.0)  # type: ignore[return-value]  # a Tensor of transformers' kind
+
+
+class RowEnds(StoppingCriteriaList):
+    """Stopping criteria that also tell the cache which rows have ended, so that nothing is thought there any more.
+
+    Args:
+        criteria: The criteria.
+        cache: Of the call.
+    """
+
+    def __init__(self, criteria: Iterable[Any], cache: ThinkingCache) -> None:
+        super().__init__(criteria)
+        self.cache = cache
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **options: Any) -> Any:
+        """Which rows are at their end, bool [B]."""
+        ended = super().__call__(input_ids, scores, **options)
+        self.cache.end(ended)
+        return ended
+
+
+def count_new(sequences: Tensor, prompt_length: int, ending: int | Sequence[int] | None) -> int:
+    """New tokens of all rows, [B, L + new], each up to its first end."""
+    new = sequences[:, prompt_length:]
+    if ending is None:
+        return new.numel()
+    ends = torch.isin(new, torch.as_tensor(ending, device=new.device))
+    return int((ends.cumsum(1) - ends.int() == 0).sum())
 
 
 def _check_context(model: QuietStarForCausalLM, thinking: Thinking, prompt_length: int, max_length: int) -> None:

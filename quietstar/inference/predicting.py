@@ -64,7 +64,7 @@ def predict_next(model: QuietStarForCausalLM, tokens: Tensor, cache: ThinkingCac
         mixed, weight = _mix(model, hidden_base[rows], hidden_thought)
         thoughts = TokenThoughts(rows, chosen, weight)
     if thinking.keep_thoughts:
-        thinking.record.thoughts.append(thoughts)
+        thinking.record.thoughts.append(None if thoughts is None else thoughts.cpu())
     cache.drop_thoughts()
     if thoughts is not None and len(rows) == batch:
         return mixed

@@ -78,7 +78,9 @@ class RoomyLayer(DynamicLayer):
             self._memory[index : index + 1] = [new]
 
     def _room(self, like: Tensor, rows: int) -> Tensor:
-        return like.new_empty(rows, like.shape[1], self.capacity, like.shape[-1])
+        with torch.inference_mode(False):  # so that a text can be gone on with outside of inference mode
+            shape = (rows, like.shape[1], self.capacity, like.shape[-1])
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
 
     def _fill(self, length: int) -> tuple[Tensor, Tensor]:
         keys, values = (memory[:, :, :length] for memory in self._memory)

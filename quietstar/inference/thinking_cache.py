@@ -29,7 +29,7 @@ class Thinking:
         seeds: Of thoughts, and of the text where `draw_text`: of each prompt, or one for all of them.
         draw_text: Draw the text from the rows' own streams.
         keep_thoughts: In `record`.
-        ending: Tokens that end a row.
+        scores: [B, V] that each token was drawn from, where they are asked for.
         record: What was done.
     """
 
@@ -39,7 +39,7 @@ class Thinking:
     seeds: tuple[int, ...] = (0,)
     draw_text: bool = False
     keep_thoughts: bool = False
-    ending: tuple[int, ...] = ()
+    scores: list[Tensor] = field(default_factory=list)
     record: ThinkingRecord = field(default_factory=ThinkingRecord)
 
 
@@ -55,6 +55,8 @@ class ThinkingCache(Cache):
     Attributes:
         text_length: Tokens stored for each row, left padding included.
         start: int64 [B], the first token of each text, or None where no row is padded.
+        ids: int64 [B, text_length], what is stored.
+        finished: bool [B], rows that have ended in this call.
     """
 
     def __init__(self, thinking: Thinking) -> None:
@@ -62,6 +64,7 @@ class ThinkingCache(Cache):
         self.thinking = thinking
         self.text_length = 0
         self.start: Tensor | None = None
+        self.ids: Tensor | None = None
         self.finished: Tensor | None = None
         self._prompt_length = 0
         self._seeds: list[int] = []
@@ -88,14 +91,10 @@ class ThinkingCache(Cache):
             attention_mask: [B, L] or None.
 
         Raises:
-            DataError: A text is padded on the right, has a gap, or is shorter than what is stored of it.
+            DataError: A text is padded on the right, has a gap, or does not go on with what is stored.
         """
         batch, length = prompt.shape
-        if length <= self.text_length:
-            raise DataError(
-                f"input_ids: got {length} tokens, but past_key_values holds {self.text_length}; give the whole text, "
-                "with what was generated before"
-            )
+        self._check_continues(prompt)
         if self.text_length == 0 and attention_mask is not None:
             padding = read_padding(prompt, attention_mask)
             right = (~padding.token_mask[:, -1]).nonzero()
@@ -115,13 +114,14 @@ class ThinkingCache(Cache):
         return bool(self._seeds)
 
     def read(self, tokens: Tensor) -> None:
-        """Counts tokens, int64 [B, n], that are about to be stored."""
-        assert self.finished is not None
+        """Takes in tokens, int64 [B, n], that are about to be stored."""
         self.text_length += tokens.shape[1]
-        ending = self.thinking.ending
-        if self.index > 0 and ending and len(tokens) > 1:  # alone, a row that has ended ends the call
-            ended = torch.isin(tokens[:, -1], torch.tensor(ending, device=tokens.device))
-            self.finished = self.finished | ended
+        self.ids = tokens if self.ids is None else torch.cat([self.ids, tokens], dim=1)
+
+    def end(self, rows: Tensor) -> None:
+        """Nothing is thought any more in these rows, bool [B]."""
+        assert self.finished is not None
+        self.finished = self.finished | rows
 
     def draws(self, count: int) -> Tensor:
         """float64 [B, count] in [0, 1) for the next token of each row: the first for the token, the rest for thoughts.
@@ -144,6 +144,29 @@ class ThinkingCache(Cache):
             seen[seed, text] += 1
         return seeds
 
+    def _check_continues(self, prompt: Tensor) -> None:
+        if self.ids is None:
+            return
+        if prompt.shape[0] != self.ids.shape[0]:
+            raise DataError(
+                f"input_ids: got {prompt.shape[0]} rows (num_return_sequences counted), but past_key_values holds "
+                f"{self.ids.shape[0]}; see its batch_repeat_interleave and batch_select_indices"
+            )
+        if prompt.shape[1] <= self.text_length:
+            raise DataError(
+                f"input_ids: got {prompt.shape[1]} tokens, but past_key_values holds {self.text_length}; give the "
+                "whole text, with what was generated before"
+            )
+        other = prompt[:, : self.text_length] != self.ids
+        if self.start is not None:
+            other &= torch.arange(self.text_length, device=other.device) >= self.start[:, None]
+        if bool(other.any()):
+            row, position = other.nonzero()[0].tolist()
+            raise DataError(
+                f"input_ids: row {row} has token {int(prompt[row, position])} at position {position}, where "
+                f"past_key_values holds {int(self.ids[row, position])}; it was made from another text"
+            )
+
     def layer(self, index: int) -> RoomyLayer:
         """The memory of a layer."""
         while len(self.layers) <= index:
@@ -154,6 +177,39 @@ class ThinkingCache(Cache):
 
     def drop_thoughts(self) -> None:
         """Forgets everything but the text."""
-        for layer in self.layers:
-            assert isinstance(layer, RoomyLayer)
-            layer.truncate(self.text_length)
+        for index in range(len(self.layers)):
+            self.layer(index).truncate(self.text_length)
+
+    # -- what transformers lets users do with a cache ------------------------------------------------------------------
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Makes these rows, int64, its rows; one may come several times."""
+        for index in range(len(self.layers)):
+            self.layer(index).reorder_cache(beam_idx)
+        self.ids = None if self.ids is None else self.ids[beam_idx]
+        self.start = None if self.start is None else self.start[beam_idx]
+        self.begin(self.thinking)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows, int64."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Makes several rows of each, side by side."""
+        if self.ids is not None:
+            rows = torch.arange(len(self.ids), device=self.ids.device)
+            self.reorder_cache(rows.repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last -`tokens_to_remove` tokens, a number below 0 as in transformers."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove: got {tokens_to_remove}, needs 0 or less: minus the tokens to forget")
+        self.text_length = max(0, self.text_length + tokens_to_remove)
+        self.ids = None if self.ids is None or not self.text_length else self.ids[:, : self.text_length]
+        self.drop_thoughts()
+        self.begin(self.thinking)
+
+    def reset(self) -> None:
+        """Forgets everything, the number of rows too."""
+        self.layers, self.text_length, self.ids, self.start = [], 0, None, None
+        self.begin(self.thinking)

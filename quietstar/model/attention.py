@@ -229,7 +229,8 @@ def softcapped_attention(
     if mask is None:
         count, length = scores.shape[-2:]
         mask = torch.ones(1, 1, count, length, dtype=torch.bool, device=query.device).tril(length - count)
-    scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    # the least number and not minus infinity: padding that sees nothing would be NaN, and would spread
+    scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(value.dtype)
     return torch.einsum("bkgnl,bkld->bnkgd", weights, value).flatten(2, 3)
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from quietstar.errors import ConfigError
-from quietstar.inference.generating import (
-    UNSUPPORTED,
-    ThinkingOutput,
-    check_prompt,
-    finish_processors,
-    plan_thinking,
-)
-from quietstar.inference.thinking_cache import ThinkingCache
+
+if TYPE_CHECKING:
+    from quietstar.inference.record import ThinkingRecord
+    from quietstar.inference.thinking_cache import ThinkingCache
+
+# quietstar.inference builds on the model, so it is imported where it is used.
 
 
 class ThinkingGeneration(GenerationMixin):
@@ -54,7 +53,8 @@ class ThinkingGeneration(GenerationMixin):
                 that of the configuration for several.
             seed: Thoughts, and with `do_sample` the text, are drawn from random streams of each row's own, made from
                 the seed, the prompt, and which of several equal prompts the row is: a text does not depend on the rest
-                of the batch. One seed, or one for each prompt. Without a seed transformers draws the text from
+                of the batch, up to the rounding of matrix products, which in bfloat16 does. One seed, or one for each
+                prompt. Without a seed transformers draws the text from
                 PyTorch's global generator.
             output_thoughts: Keep the thoughts of every token; needs `return_dict_in_generate=True`.
             options: transformers' own: `max_new_tokens`, `do_sample`, `num_return_sequences`, `streamer`,
@@ -70,38 +70,70 @@ class ThinkingGeneration(GenerationMixin):
             DataError: A prompt is empty, padded on the right, too long for the base's context, or holds a token that
                 is kept for thoughts.
         """
+        from quietstar.inference.generating import UNSUPPORTED, RowEnds, ThinkingOutput, check_prompt, plan_thinking
+        from quietstar.inference.thinking_cache import ThinkingCache
+
         thinking = plan_thinking(self, think, thoughts_per_token, thought_temperature, seed, output_thoughts)
-        input_ids = options.get("input_ids") if inputs is None else inputs
-        check_prompt(self, thinking, input_ids, options.get("attention_mask"))
-        for name in UNSUPPORTED:
-            if options.get(name) is not None:
-                raise ConfigError(f"{name}: not supported with thoughts; leave it out, or use model.base.generate")
+        check_prompt(
+            self, thinking, options.get("input_ids") if inputs is None else inputs, options.get("attention_mask")
+        )
+        settled = self.generation_config if generation_config is None else generation_config
+        if output_thoughts and not options.get("return_dict_in_generate", settled.return_dict_in_generate):
+            raise ConfigError("output_thoughts: got True without return_dict_in_generate=True, which returns them")
+        self._prepare()
         past = options.pop("past_key_values", None)
-        if thinking.when.rule == "never" and seed is None and past is None:
-            return self._generate_without_thoughts(inputs, generation_config, options)
+        own_draws = seed is not None and options.get("do_sample", settled.do_sample)
+        if thinking.when.rule == "never" and past is None and not own_draws:
+            return self._generate_without_thoughts(inputs, generation_config, thinking.record, options)
+        for name in UNSUPPORTED:
+            if options.get(name) or (generation_config is not None and getattr(generation_config, name, None)):
+                raise ConfigError(f"{name}: not supported with thoughts; leave it out, or use model.base.generate")
         if options.pop("use_cache", True) is False:
             raise ConfigError("use_cache: got False; thoughts are made from the text's keys and values, needs True")
+        self.generation_config.cache_implementation = None  # the base may have brought one
         if past is None:
             past = ThinkingCache(thinking)
         else:
             thinking_cache(past).begin(thinking)
+        ends = RowEnds(options.pop("stopping_criteria", None) or [], past)
         before = time.perf_counter()
-        output = super().generate(inputs, generation_config, past_key_values=past, **options)  # type: ignore[misc]  # their type of self
+        output = super().generate(  # type: ignore[misc]  # transformers' type of self
+            inputs, generation_config, past_key_values=past, stopping_criteria=ends, **options
+        )
         thinking.record.seconds = time.perf_counter() - before
-        return output if isinstance(output, Tensor) else ThinkingOutput(**output, thinking=thinking.record)
+        if isinstance(output, Tensor):
+            return output
+        fields = {**output, "scores": tuple(thinking.scores)} if thinking.scores else output
+        return ThinkingOutput(**fields, thinking=thinking.record)
 
     def _generate_without_thoughts(
-        self: Any, inputs: Tensor | None, generation_config: GenerationConfig | None, options: dict[str, Any]
+        self: Any,
+        inputs: Tensor | None,
+        generation_config: GenerationConfig | None,
+        record: ThinkingRecord,
+        options: dict[str, Any],
     ) -> Any:
-        processors = LogitsProcessorList(options.pop("logits_processor", None) or [])
+        """The base's own `generate`, with what a user has set on this model's `generation_config`."""
+        from quietstar.inference.generating import ThinkingOutput, count_new
+
+        given = generation_config or GenerationConfig()
+        ours, theirs = self.generation_config.to_dict(), self.base.generation_config.to_dict()
+        for name, value in ours.items():
+            if value != theirs.get(name) and getattr(given, name, None) is None:
+                options.setdefault(name, value)
         if self.banned:
-            processors.append(SuppressTokensLogitsProcessor(list(self.banned), device=str(self.device)))
-        before = self.base.generation_config
-        self.base.generation_config = self.generation_config  # what a user sets on the model counts here too
-        try:
-            return self.base.generate(inputs, generation_config, logits_processor=processors, **options)
-        finally:
-            self.base.generation_config = before
+            kept = SuppressTokensLogitsProcessor(list(self.banned), device=str(self.device))
+            options["logits_processor"] = LogitsProcessorList([*(options.get("logits_processor") or []), kept])
+        before = time.perf_counter()
+        output = self.base.generate(inputs, generation_config, **options)
+        record.seconds = time.perf_counter() - before
+        if type(output) is not GenerateDecoderOnlyOutput:
+            return output
+        prompt = options.get("input_ids") if inputs is None else inputs
+        ending = given.eos_token_id if given.eos_token_id is not None else self.generation_config.eos_token_id
+        ending = options.get("eos_token_id", ending)
+        record.predictions = count_new(output.sequences, 1 if prompt is None else prompt.shape[1], ending)
+        return ThinkingOutput(**output, thinking=record)
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # the other arguments serve other caches
         self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: Any = None, **_: Any
@@ -115,9 +147,23 @@ class ThinkingGeneration(GenerationMixin):
     def _get_logits_processor(  # transformers knows the settled options only here
         self: Any, generation_config: GenerationConfig, *arguments: Any, **options: Any
     ) -> LogitsProcessorList:
-        processors = super()._get_logits_processor(generation_config, *arguments, **options)  # type: ignore[misc]  # their type of self
+        from quietstar.inference.generating import finish_processors
+
+        processors = super()._get_logits_processor(  # type: ignore[misc]  # transformers' type of self
+            generation_config, *arguments, **options
+        )
         cache = thinking_cache((options.get("model_kwargs") or {}).get("past_key_values"))
-        return finish_processors(self, cache, generation_config, int(options["input_ids_seq_length"]), processors)
+        prompt_length, device = int(options["input_ids_seq_length"]), options.get("device") or self.device
+        return finish_processors(self, cache, generation_config, prompt_length, processors, device)
+
+    def _get_stopping_criteria(  # its result as a whole says which rows have ended
+        self: Any, generation_config: GenerationConfig, stopping_criteria: Any, tokenizer: Any = None, **options: Any
+    ) -> StoppingCriteriaList:
+        criteria = super()._get_stopping_criteria(  # type: ignore[misc]  # transformers' type of self
+            generation_config, stopping_criteria, tokenizer=tokenizer, **options
+        )
+        cache = getattr(stopping_criteria, "cache", None)
+        return criteria if cache is None else type(stopping_criteria)(criteria, cache)
 
 
 def thinking_cache(past_key_values: Any) -> ThinkingCache:
@@ -126,6 +172,8 @@ def thinking_cache(past_key_values: Any) -> ThinkingCache:
     Raises:
         ConfigError: It is another kind of cache.
     """
+    from quietstar.inference.thinking_cache import ThinkingCache
+
     if not isinstance(past_key_values, ThinkingCache):
         raise ConfigError(
             f"past_key_values: got a {type(past_key_values).__name__}, needs the ThinkingCache of an earlier call of "

@@ -23,7 +23,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
-from quietstar.inference.predicting import predict_next
 from quietstar.model.anchors import base_entropy, expand_anchors
 from quietstar.model.attention import IMPLEMENTATION, AttentionPass
 from quietstar.model.backbone import OutputHead, check_configuration, disable_dropout, output_head, probe_backbone
@@ -74,7 +73,11 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
         super().__init__(config)
         text_config = config.text_config
         if not isinstance(text_config, PreTrainedConfig):
-            raise ConfigError("text_config: missing; it holds the configuration of the base model")
+            raise ConfigError(
+                "text_config: missing; it holds the configuration of the base model. A plain model's checkpoint has "
+                "none: from_base(path) puts a model that learns to think around it, and transformers' "
+                "AutoModelForCausalLM.from_pretrained(path).generate(...) continues texts with it as it is"
+            )
         check_configuration(text_config)
         _check_options(config, text_config)
         if base is None:
@@ -633,6 +636,8 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
             ConfigError: `logits_to_keep` together with labels, or a cache of another kind.
         """
         if past_key_values is not None:
+            from quietstar.inference.predicting import predict_next  # which builds on this module
+
             cache = thinking_cache(past_key_values)
             if not cache.is_open:
                 cache.open(input_ids, attention_mask)

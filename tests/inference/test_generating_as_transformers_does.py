@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from quietstar.inference.roomy_cache import RoomyLayer
 from quietstar.inference.thinking_cache import ThinkingCache
 from tests.inference.generated import PROMPTS, generate, new_tokens_of, pad_left, thinking_model, thoughts_of
 
+IDS = torch.tensor([PROMPTS[0]])
 OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
 
 
@@ -59,6 +62,36 @@ def test_the_model_s_own_generation_config_counts_without_thoughts(model: QuietS
         assert model.generate(**pad_left(PROMPTS), pad_token_id=0).shape[1] == 7 + 3
     finally:
         model.generation_config.max_new_tokens = None
+
+
+def test_without_thoughts_there_is_a_record_too(model: QuietStarForCausalLM) -> None:
+    ending = new_tokens_of(generate(model, PROMPTS, 8, think="never"), 8)[1][3]
+    output = generate(model, PROMPTS, 8, think="never", eos_token_id=ending)
+    new = output.sequences[:, 7:].tolist()
+    counts = [text.index(ending) + 1 if ending in text else len(text) for text in new]
+    assert output.thinking.predictions == sum(counts) < 32 and output.thinking.share == 0
+    assert output.thinking.seconds > 0
+
+
+def test_nothing_is_dropped_out_without_thoughts() -> None:
+    """Adapters bring dropout of their own, which a model in training mode would use."""
+    model = thinking_model()
+    options = peft.LoraConfig(lora_dropout=0.9, target_modules=["q_proj", "v_proj"])
+    peft.inject_adapter_in_model(options, model.base)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.train()
+    texts = {tuple(model.generate(IDS, **OPTIONS, think="never")[0].tolist()) for _ in range(3)}
+    assert len(texts) == 1
+
+
+def test_a_kind_of_cache_that_the_base_asks_for() -> None:
+    """The texts have a cache of their own, whatever a base's generation_config says."""
+    model = thinking_model()
+    wanted = model.generate(IDS, **OPTIONS)
+    model.generation_config.cache_implementation = "static"
+    assert torch.equal(model.generate(IDS, **OPTIONS), wanted)
 
 
 # -- the cache ---------------------------------------------------------------------------------------------------------
@@ -126,6 +159,46 @@ def test_more_can_follow_from_a_cache(model: QuietStarForCausalLM) -> None:
     hook.remove()
     assert torch.equal(found, wanted)
     assert read[0] == (4, 1)
+
+
+def test_rows_of_a_cache_can_be_repeated_chosen_and_cut(model: QuietStarForCausalLM) -> None:
+    """One pass over a shared beginning, then several texts from it."""
+    first = generate(model, PROMPTS, 5)
+    mask = torch.cat([pad_left(PROMPTS)["attention_mask"], torch.ones(4, 5, dtype=torch.int64)], dim=1)
+    cache, rows = first.past_key_values, torch.tensor([3, 1])
+    cache.batch_select_indices(rows)
+    cache.batch_repeat_interleave(2)
+    cache.crop(-2)
+    assert cache.get_seq_length() == 9
+    options = {**OPTIONS, "do_sample": True, "seed": 4, "num_return_sequences": 2}
+    wanted = model.generate(first.sequences[rows], attention_mask=mask[rows], **options)
+    found = model.generate(first.sequences[rows], attention_mask=mask[rows], **options, past_key_values=cache)
+    assert torch.equal(found, wanted)
+    with pytest.raises(ValueError, match="tokens_to_remove: got 3"):
+        cache.crop(3)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert torch.equal(model.generate(IDS, **OPTIONS, past_key_values=cache), model.generate(IDS, **OPTIONS))
+
+
+def test_a_cache_of_another_text_is_refused(model: QuietStarForCausalLM) -> None:
+    first = generate(model, PROMPTS, 3)
+    other = first.sequences.clone()
+    other[1, 8] += 1
+    mask = torch.cat([pad_left(PROMPTS)["attention_mask"], torch.ones(4, 3, dtype=torch.int64)], dim=1)
+    options = {**OPTIONS, "past_key_values": first.past_key_values}
+    with pytest.raises(DataError, match=r"input_ids: row 1 has token \d+ at position 8, where past_key_values holds"):
+        model.generate(other, attention_mask=mask, **options)
+    with pytest.raises(DataError, match=r"input_ids: got 2 rows .* past_key_values holds 4"):
+        model.generate(first.sequences[:2], attention_mask=mask[:2], **options)
+
+
+def test_a_cache_outlives_inference_mode(model: QuietStarForCausalLM) -> None:
+    with torch.inference_mode():
+        first = model.generate(IDS, **OPTIONS, return_dict_in_generate=True)
+    text = first.sequences.clone()
+    found = model.generate(text, **OPTIONS, past_key_values=first.past_key_values)
+    assert torch.equal(found, model.generate(text, **OPTIONS))
 
 
 def test_memory_grows_where_a_text_outgrows_it() -> None:
@@ -215,6 +288,22 @@ def test_stopping_criteria_stop(model: QuietStarForCausalLM) -> None:
     assert stopped[0].tolist() == whole[: whole.index(token, 5) + 1]
 
 
+def test_a_row_that_a_criterion_ends_is_not_thought_about(model: QuietStarForCausalLM) -> None:
+    free = new_tokens_of(generate(model, PROMPTS, 12), 12)
+    token = free[1][2]
+    stop = StoppingCriteriaList([AfterToken(token)])
+    output = generate(model, PROMPTS, 12, stopping_criteria=stop)
+    kept = [text.index(token) + 1 if token in text else 12 for text in free]
+    assert min(kept) < 12 and output.thinking.predictions == output.thinking.thought_at == sum(kept)
+
+
+def test_scores_are_those_that_were_drawn_from(model: QuietStarForCausalLM) -> None:
+    options = {"do_sample": True, "temperature": 0.7, "top_k": 0, "seed": 1}
+    output = generate(model, PROMPTS, 4, **options, output_scores=True, output_logits=True)
+    for scores, raw in zip(output.scores, output.logits, strict=True):
+        torch.testing.assert_close(scores, raw / 0.7)
+
+
 def test_a_row_that_has_ended_is_not_thought_about(model: QuietStarForCausalLM) -> None:
     free = generate(model, PROMPTS, 12)
     ending = new_tokens_of(free, 12)[1][2]
@@ -241,8 +330,10 @@ def test_kept_tokens_come_out_of_nothing(model: QuietStarForCausalLM) -> None:
 
 
 def test_bfloat16() -> None:
+    """The same call gives the same text; that of other batches may differ, as matrix products round otherwise."""
     model = thinking_model(dtype=torch.bfloat16)
     output = generate(model, PROMPTS, 6, output_logits=True)
+    assert torch.equal(generate(model, PROMPTS, 6).sequences, output.sequences)
     assert output.logits[0].dtype == torch.float32 and bool(torch.stack(output.logits).isfinite().all())
     assert output.past_key_values.layers[0].keys.dtype == torch.bfloat16
 
@@ -266,11 +357,17 @@ def test_bfloat16() -> None:
         ({"thought_temperature": 0, "thoughts_per_token": 2}, r"got 0 with 2 thoughts per token, which would all be"),
         ({"seed": 1.5}, r"seed: got 1.5, needs a whole number, one for each prompt, or None"),
         ({"seed": [1, 2]}, r"seed: got 2 seeds for 1 prompts; needs one for each"),
-        ({"num_beams": 2}, r"num_beams: got 2; a thinking model samples or decodes greedily"),
+        ({"num_beams": 2}, r"num_beams: got 2, from the call or generation_config; a thinking model samples"),
         ({"guidance_scale": 2.0}, r"guidance_scale: got 2.0"),
         ({"use_cache": False}, r"use_cache: got False; thoughts are made from the text's keys and values"),
         ({"prompt_lookup_num_tokens": 2}, r"prompt_lookup_num_tokens: "),
         ({"prefill_chunk_size": 2}, r"prefill_chunk_size: "),
+        ({"cache_implementation": "static"}, r"cache_implementation: not supported with thoughts"),
+        ({"output_hidden_states": True}, r"output_hidden_states: not supported with thoughts"),
+        ({"position_ids": True}, r"position_ids: not supported with thoughts"),
+        ({"output_thoughts": True}, r"output_thoughts: got True without return_dict_in_generate=True"),
+        ({"thought_temperature": "0"}, r"thought_temperature: got '0', needs 0"),
+        ({"thought_temperature": float("inf")}, r"thought_temperature: got inf"),
         ({"custom_generate": "somebody/something"}, r"custom_generate: not supported with thoughts"),
         ({"past_key_values": object()}, r"past_key_values: got a object, needs the ThinkingCache"),
     ],
@@ -287,6 +384,8 @@ def test_options_that_are_refused(model: QuietStarForCausalLM, options: dict[str
         ([3, 4], None, {}, r"input_ids: got shape \[2\], needs \[batch, length\]"),
         ([[3, 4], [5, 6]], [[1, 1], [0, 0]], {}, r"attention_mask: masks every token of row 1"),
         ([[3, 4], [5, 6]], [[1, 1], [1, 0]], {}, r"attention_mask: row 1 is padded on the right; .* on the left"),
+        ([[3, 4, 7]], [[1]], {}, r"attention_mask: got shape \[1, 1\], needs that of input_ids, \[1, 3\]"),
+        ([[3, 4, 7]], [[1, 2, 2]], {}, r"attention_mask: has other values than 0 and 1"),
         ([[3, 4, 7]], [[1, 0, 1]], {}, r"attention_mask: row 0 has a gap"),
         (
             [[3] * 60],
@@ -325,3 +424,14 @@ def test_a_cache_that_is_longer_than_the_text(model: QuietStarForCausalLM) -> No
     first = generate(model, [PROMPTS[0]], 5)
     with pytest.raises(DataError, match="input_ids: got 5 tokens, but past_key_values holds 9; give the whole text"):
         model.generate(torch.tensor([PROMPTS[0]]), **OPTIONS, past_key_values=first.past_key_values)
+
+
+def test_several_pauses_are_one() -> None:
+    with pytest.raises(ConfigError, match="thinking: pauses with 2 thoughts per token, which would all be the same"):
+        thinking_model(thinking="pause").generate(IDS, **OPTIONS, thoughts_per_token=2)
+
+
+def test_a_plain_checkpoint_says_what_to_do(tmp_path: Path, model: QuietStarForCausalLM) -> None:
+    model.base.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"text_config: missing.*from_base\(path\).*AutoModelForCausalLM"):
+        QuietStarForCausalLM.from_pretrained(tmp_path)
