@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
@@ -28,12 +29,14 @@ from benchmarks.environment import describe, markdown_table, write_csv, write_ma
 from quietstar.data.packing import pack
 from quietstar.data.sources import read_documents
 from quietstar.inference.gate import fit_gate
-from quietstar.inference.gate_report import SHARES, THRESHOLDS, Choice, GateReport
+from quietstar.inference.gate_choices import SHARES, THRESHOLDS, Choice
+from quietstar.inference.gate_report import GateReport
 from quietstar.inference.loading import load_thinking
+from quietstar.model import QuietStarForCausalLM
 from quietstar.textbook.corpus import MODULUS
 
 WAYS = ("never", "always", "learned>0", "learned>0.1", "entropy>1", "entropy>1.97")
-PROMPTS, NEW = 64, 40
+PROMPTS, FEW, NEW = 64, 8, 40
 COLUMNS = ("think", "tokens thought at", "NLL", "gain kept", "entropy, as many", "random", "best possible")
 SMALL = 0.01
 """Nats per token; shares of a smaller gain would say little, and the table has the gains themselves."""
@@ -42,8 +45,17 @@ NOTE = """
 Gain kept is the share of what a thought at every token gains; where that is less than 0.01 nats per token, the columns
 are nats per token. `entropy` thinks at as many tokens, those whose prediction without thought is least sure; `random`
 at as many drawn at random; `best possible` at those that gain most, which only their next token tells. All of it is of
-held-out texts, which no gate was fitted to; a number behind +- is the standard deviation over the fits.
+held-out texts, which no gate was fitted to; a number behind +- is the standard deviation over the fits. The thresholds
+at a share are such for the fitted texts. What `generate(think="learned")` means is chosen by cross-validation on the
+fitted texts, and is never unless the 95% bootstrap interval of its gain, over the held-out texts, lies above 0.
 """
+BATCHES = """
+In a batch of 64 some row nearly always thinks, so that a pass for thoughts is made for nearly every token as with
+`always`, and choosing takes a pass of the text before it: a way that thinks at half of the tokens is then no faster
+than `always`, or slower, and only one that thinks at few of them saves time. One prompt at a time, each token that is
+not thought at saves its thought.
+"""
+"""What the generation tables show."""
 
 
 def fits(cases: Sequence[Sequence[str]], splits: int, max_tokens: int) -> dict[str, list[GateReport]]:
@@ -105,38 +117,66 @@ def summary(name: str, reports: Sequence[GateReport]) -> str:
     return (
         f"## {name}\n\n{len(reports)} fits to {fitted:.0f} tokens each, judged on {tokens:.0f}. A thought at every "
         f"token gains {spread([report.mean_gain for report in reports], '.4f')} nats per token; R^2 of the gate "
-        f"{spread([report.r_squared for report in reports], '.3f')}; ridge {ridges}."
+        f"{spread([report.r_squared for report in reports], '.3f')}; ridge {ridges}. {advice(reports)}"
     )
 
 
-def write_sums(checkpoint: str, text: str, length: int, repeats: int = 5) -> str:
+def advice(reports: Sequence[GateReport]) -> str:
+    """What `learned` means after each fit."""
+    thinking = [report.advised for report in reports if report.advised.think != "never"]
+    found = f'`think="learned"` means never in {len(reports) - len(thinking)} of {len(reports)} fits'
+    if not thinking:
+        chosen = [report.choices for report in reports if report.chosen != "never"]
+        return f"{found}; in {len(chosen)} of them a choice gained on the fitted texts, not surely on the others."
+    gains, lows = [choice.gain for choice in thinking], [choice.low for choice in thinking if choice.low is not None]
+    return (
+        f"{found}; in the others it thinks at {spread([choice.share for choice in thinking], '.1%')} of the tokens and "
+        f"gains {spread(gains, '.4f')} nats, the lower ends of the intervals from {min(lows):.4f}."
+    )
+
+
+def write_sums(checkpoint: str, text: str, length: int) -> str:
     """Sums that `generate` draws: how many are right, how many tokens it thought at, and how fast it was."""
     model, tokenizer = load_thinking(checkpoint, device="cpu")
     lines = Path(text).read_text(encoding="utf-8").splitlines()[:PROMPTS]
     texts = pack(read_documents(text), tokenizer, length, tokenizer.eos_token_id is not None, separate=True)
     fit_gate(model, texts.tokens, texts.attention_mask)
     prompts = torch.tensor([tokenizer(f"{line}\n", add_special_tokens=False)["input_ids"] for line in lines])
+    together = speeds(model, tokenizer, prompts, PROMPTS, repeats=5)
+    alone = speeds(model, tokenizer, prompts[:FEW], 1, repeats=3)
+    return (
+        f"## Sums that `generate` writes\n\n{PROMPTS} prompts of one sum, {NEW} drawn tokens each; chance is 14.3%. "
+        f"Median time of 5.\n{BATCHES}\n{together}\n\nThe first {FEW} prompts, one at a time, median time of 3:"
+        f"\n\n{alone}"
+    )
+
+
+def speeds(
+    model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: torch.Tensor, batch: int, repeats: int
+) -> str:
+    """One row for each way to think, of prompts [n, length] of which `batch` are continued at once."""
     settings = {"max_new_tokens": NEW, "do_sample": True, "seed": 0, "return_dict_in_generate": True}
-    settings["attention_mask"] = torch.ones_like(prompts)
     seconds: dict[str, list[float]] = {think: [] for think in WAYS}
     rows: dict[str, list[str]] = {}
     for _ in range(repeats):  # the ways in turn, so that what else the machine does falls on all of them
         for think in WAYS:
             begin = time.perf_counter()
-            made = model.generate(prompts, think=think, **settings)
+            made = [
+                model.generate(some, attention_mask=torch.ones_like(some), think=think, **settings)
+                for some in prompts.split(batch)
+            ]
             seconds[think].append(time.perf_counter() - begin)
-            written = [tokenizer.decode(row).replace(" ", "").split("\n")[1:-1] for row in made.sequences]
+            written = [
+                tokenizer.decode(row).replace(" ", "").split("\n")[1:-1] for part in made for row in part.sequences
+            ]
             sums = [re.fullmatch(r"([0-6](?:\+[0-6])+)=([0-6])", line) for lines in written for line in lines]
             right = [sum(map(int, one[1].split("+"))) % MODULUS == int(one[2]) for one in sums if one]
-            share = 0.0 if made.thinking is None else made.thinking.share
+            share = statistics.mean(0.0 if part.thinking is None else part.thinking.share for part in made)
             rows[think] = [f"{share:.1%}", f"{sum(right) / max(1, len(right)):.1%}", f"{len(right)} of {len(sums)}"]
-    speeds = {think: PROMPTS * NEW / statistics.median(seconds[think]) for think in WAYS}
-    cells = [[think, *rows[think], f"{speeds[think]:,.0f}", f"{speeds[think] / speeds['never']:.2f}"] for think in WAYS]
+    rates = {think: len(prompts) * NEW / statistics.median(seconds[think]) for think in WAYS}
+    cells = [[think, *rows[think], f"{rates[think]:,.0f}", f"{rates[think] / rates['never']:.2f}"] for think in WAYS]
     columns = ("think", "tokens thought at", "sums right", "lines that are sums", "tokens/s", "of the base's")
-    return (
-        f"## Sums that `generate` writes\n\n{PROMPTS} prompts of one sum, {NEW} drawn tokens each; chance is 14.3%. "
-        f"Median time of {repeats}.\n\n{markdown_table(columns, cells)}"
-    )
+    return markdown_table(columns, cells)
 
 
 def main() -> None:
@@ -163,7 +203,8 @@ def main() -> None:
         parts.append(write_sums(checkpoint, text, int(length)))
     write_markdown(options.results / "gate.md", "The thinking gate", facts, "\n\n".join([NOTE.strip(), *parts]))
     lines = [
-        {"case": name, "fit": number, "r_squared": report.r_squared, "mean_gain": report.mean_gain, **vars(choice)}
+        {"case": name, "fit": number, "r_squared": report.r_squared, "mean_gain": report.mean_gain}
+        | {"is_advised": choice is report.advised, **vars(choice)}
         for name, reports in found.items()
         for number, report in enumerate(reports)
         for choice in report.choices

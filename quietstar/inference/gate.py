@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quietstar.errors import ConfigError, DataError
-from quietstar.inference.gains import Gains, read_gains
-from quietstar.inference.gate_report import Array, GateReport, measure_choices
-from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge
+from quietstar.inference.gains import Gains, read_gains, read_states
+from quietstar.inference.gate_choices import Array, choose_way, measure_choices, ways_to_think
+from quietstar.inference.gate_report import GateReport
+from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge, fit_to_others
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.padding import read_padding
 from quietstar.model.thinking_gate import ThinkingGate
@@ -37,8 +40,11 @@ def fit_gate(
     """Give a model a gate that predicts, before each thought, what it will gain.
 
     The target is log p(next token) with a greedy thought minus without, at every position: ridge regression on the
-    text's hidden state, in closed form in float64, from one pass over the texts. The strength is chosen by
-    cross-validation on the texts that are not held out; the report is of the held-out ones, which nothing is fitted to.
+    text's hidden state, in closed form in float64, from one pass with thoughts over the texts, and one without over
+    those that are not held out. Cross-validation on these chooses the strength, and the predicted gain from which on to
+    think; a token takes two numbers of memory. The report is of the held-out texts, which nothing is fitted to. They
+    decide one thing: thinking is advised only where it surely gains there (`GateReport.advised`); otherwise
+    `think="learned"` means never.
 
     Args:
         model: Gets the gate, `config.thinking_gate`, and the advised `config.thinking_threshold`; nothing else of it
@@ -47,8 +53,8 @@ def fit_gate(
         attention_mask: As in `QuietStarForCausalLM.think`.
         positions: Where to look at gains: `all`, `every:N` or `entropy:K`.
         ridge: Strength of the shrinking, relative to standardised features; of several the best is taken.
-        held_out: Share of the texts, at least one.
-        seed: Of the split, and of the random choices in the report.
+        held_out: Share of the texts, at least one; of fewer than 6 thinking is never advised.
+        seed: Of the split, and of the random choices and resampled texts in the report.
         batch_size: Texts at once.
         progress: Called with the texts that are done, and all of them.
 
@@ -62,35 +68,54 @@ def fit_gate(
     folds, held = _split(input_ids, held_out, seed)
     done = 0
 
-    def read(texts: Tensor) -> Iterator[Gains]:
-        nonlocal done
+    def batches(texts: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         for batch in texts.split(batch_size):
-            mask = None if attention_mask is None else attention_mask[batch]
-            yield from read_gains(model, input_ids[batch], mask, positions=positions)
-            done += len(batch)
+            yield input_ids[batch], None if attention_mask is None else attention_mask[batch]
+
+    def think(texts: Tensor) -> Iterator[tuple[int, Gains]]:
+        """With the number of texts before the batch."""
+        nonlocal done
+        first = 0
+        for ids, mask in batches(texts):
+            for gains in read_gains(model, ids, mask, positions=positions):
+                yield first, gains
+            first, done = first + len(ids), done + len(ids)
             if progress is not None:
                 progress(done, input_ids.shape[0])
+
+    def predict(gate: ThinkingGate, texts: Tensor) -> Iterator[Tensor]:
+        for ids, mask in batches(texts):
+            for hidden in read_states(model, ids, mask, positions=positions):
+                yield gate(hidden).double().cpu()
 
     was_training = model.training
     model.train(False)
     try:
-        moments = [total for texts in folds if (total := _moments(read(texts))) is not None]
-        gate, strength = _fit(moments, strengths, model.head.weight.device)
-        predicted, gain, entropy, base_nll = _held_out(gate, read(held))
+        read = [fold for texts in folds if (fold := _Fold.of(texts, think(texts))) is not None]
+        moments = [fold.moments for fold in read]
+        strength = _strength(moments, strengths)
+        device = model.head.weight.device
+        gate = _gate(fit_ridge(add(moments), strength), device)
+        others = [_gate(fit, device) for fit in fit_to_others(moments, strength)]
+        unseen = [part for other, fold in zip(others, read, strict=True) for part in predict(other, fold.texts)]
+        out_of_fold, fitted_gain = torch.cat(unseen).numpy(), torch.cat([fold.gain for fold in read]).numpy()
+        (predicted, gain, entropy, base_nll), text = _held_out(gate, think(held))
     finally:
         model.train(was_training)
+    ways = ways_to_think(out_of_fold)
     model.thinking_gate = gate
     model.config.thinking_gate = True
     report = GateReport(
         fitted_texts=sum(map(len, folds)),
-        fitted_tokens=round(sum(float(fold.count) for fold in moments)),
+        fitted_tokens=len(fitted_gain),
         texts=len(held),
         tokens=len(gain),
         ridge=strength,
         r_squared=1 - float(((predicted - gain) ** 2).mean() / gain.var()),
         base_nll=float(base_nll.mean()),
         talk_nll=float((base_nll - gain).mean()),
-        choices=measure_choices(predicted, gain, entropy, base_nll, seed),
+        choices=measure_choices(predicted, gain, entropy, base_nll, text, ways, seed),
+        chosen=choose_way(out_of_fold, fitted_gain, ways),
     )
     model.config.thinking_threshold = report.threshold
     return report
@@ -119,38 +144,55 @@ def _split(input_ids: Tensor, held_out: float, seed: int) -> tuple[list[Tensor],
     return [fitted[first::FOLDS] for first in range(min(FOLDS, len(fitted)))], order[:count]
 
 
-def _moments(parts: Iterator[Gains]) -> Moments | None:
-    total: Moments | None = None
-    for gains in parts:
-        moments = Moments.of(gains.hidden, gains.gain)
-        total = moments if total is None else total + moments
-    return None if total is None else total.cpu()
+@dataclass(frozen=True)
+class _Fold:
+    """Places of some texts, and of their tokens the moments and the gain, float64 [n]."""
+
+    texts: Tensor
+    moments: Moments
+    gain: Tensor
+
+    @classmethod
+    def of(cls, texts: Tensor, parts: Iterator[tuple[int, Gains]]) -> _Fold | None:
+        """None where no token has a next one."""
+        total: Moments | None = None
+        gain: list[Tensor] = []
+        for _, part in parts:
+            moments = Moments.of(part.hidden, part.gain)
+            total = moments if total is None else total + moments
+            gain.append(part.gain.double().cpu())
+        return None if total is None else cls(texts, total.cpu(), torch.cat(gain))
 
 
-def _fit(folds: list[Moments], strengths: list[float], device: torch.device) -> tuple[ThinkingGate, float]:
+def _strength(folds: list[Moments], strengths: list[float]) -> float:
     if len(folds) < 2:
         raise DataError("input_ids: fewer than 2 of the texts to fit to have a next token to predict; give more text")
     if not any(float(fold.yy) for fold in folds):
         raise DataError(
             "input_ids: no thought changes any prediction, so there is nothing to learn; was it trained to think?"
         )
-    strength = choose_strength(folds, strengths)
-    weight, bias = fit_ridge(add(folds), strength)
+    return choose_strength(folds, strengths)
+
+
+def _gate(fit: tuple[Tensor, Tensor], device: torch.device) -> ThinkingGate:
+    weight, bias = fit
     gate = ThinkingGate(len(weight)).to(device)
     gate.weight.copy_(weight)
     gate.bias.copy_(bias)
-    return gate, strength
+    return gate
 
 
-def _held_out(gate: ThinkingGate, parts: Iterator[Gains]) -> Array:
-    """Predicted gain, true gain, entropy and NLL without thought, [4, tokens]."""
-    columns = [
-        torch.stack([row.double().cpu() for row in (gate(gains.hidden), gains.gain, gains.entropy, gains.base_nll)])
-        for gains in parts
-    ]
-    rows: Array = torch.cat(columns, dim=1).numpy() if columns else np.zeros((4, 0))
-    if rows.shape[1] < 2 or not rows[1].var() > 0:
+def _held_out(gate: ThinkingGate, parts: Iterator[tuple[int, Gains]]) -> tuple[Array, NDArray[np.int64]]:
+    """Predicted gain, true gain, entropy and NLL without thought, [4, tokens], and the text of each token."""
+    columns, texts = [], []
+    for first, gains in parts:
+        rows = (gate(gains.hidden), gains.gain, gains.entropy, gains.base_nll)
+        columns.append(torch.stack([row.double().cpu() for row in rows]))
+        texts.append(first + gains.text.cpu())
+    numbers: Array = torch.cat(columns, dim=1).numpy() if columns else np.zeros((4, 0))
+    if numbers.shape[1] < 2 or not numbers[1].var() > 0:
         raise DataError(
-            f"input_ids: the {rows.shape[1]} tokens of the held-out texts are too few to measure a gate; give more text"
+            f"input_ids: the {numbers.shape[1]} tokens of the held-out texts are too few to measure a gate; give more "
+            "text"
         )
-    return rows
+    return numbers, torch.cat(texts).numpy()

@@ -1,53 +1,12 @@
-"""What a thinking gate is worth on held-out texts, against other ways to choose where to think."""
+"""What a thinking gate is worth on held-out texts, and how to think with it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
-
-SHARES = (0.05, 0.1, 0.2, 0.5)
-"""Of the tokens: the report has a threshold for about each of these,"""
-THRESHOLDS = (0.0, 0.01, 0.1)
-"""and these, in nats."""
-NEARLY_ALL = 0.95
-"""Of the largest gain of any choice: what the advised one keeps at least."""
-BEYOND = 1e9
-"""Nats that no prediction comes to."""
-DRAWS = 20
-"""Random choices of positions that the control is the mean of."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Thinking at some of the held-out tokens, and what others gain that choose as many. Gains are means over all
-    held-out tokens, in nats, of log p(token) against never thinking.
-
-    Args:
-        think: As `generate` takes it.
-        share: Of the tokens, thought at.
-        nll: Mean NLL of all tokens.
-        gain: Of this choice.
-        entropy_gain: Of as many tokens where the prediction without thought is least sure.
-        entropy_threshold: The entropy in nats above which these are; None where that is all of them.
-        random_gain: Of as many tokens drawn at random, the mean of several draws.
-        best_gain: Of the tokens that gain most, which nobody knows before their next token.
-    """
-
-    think: str
-    share: float
-    nll: float
-    gain: float
-    entropy_gain: float
-    entropy_threshold: float | None
-    random_gain: float
-    best_gain: float
+from quietstar.inference.gate_choices import BEYOND, FEWEST_TEXTS, Choice
 
 
 @dataclass(frozen=True)
@@ -64,6 +23,8 @@ class GateReport:
         base_nll: Mean NLL without thoughts, nats.
         talk_nll: Mean NLL with a thought at every token.
         choices: never, always, and the gate's at falling thresholds.
+        chosen: That of `choices` which cross-validation on the fitted texts chose: the fewest thoughts of those that
+            keep nearly all of what can be gained.
     """
 
     fitted_texts: int
@@ -75,6 +36,7 @@ class GateReport:
     base_nll: float
     talk_nll: float
     choices: tuple[Choice, ...]
+    chosen: str
 
     @property
     def mean_gain(self) -> float:
@@ -83,9 +45,10 @@ class GateReport:
 
     @property
     def advised(self) -> Choice:
-        """The choice that thinks least of those that keep nearly all that can be kept; never, where nothing can."""
-        most = max(choice.gain for choice in self.choices)
-        return min((one for one in self.choices if one.gain >= NEARLY_ALL * most), key=lambda one: one.share)
+        """The chosen one if it surely gains: if the 95 % bootstrap interval of its gain, over the held-out texts, lies
+        above 0. Otherwise never: the best of several choices gains a little on the fitted texts by chance alone."""
+        never, chosen = self._choice("never"), self._choice(self.chosen)
+        return chosen if chosen.surely_gains else never
 
     @property
     def threshold(self) -> float:
@@ -119,51 +82,26 @@ class GateReport:
                 self.kept(choice.best_gain),
             )
             lines.append(f"| {' | '.join(cells)} |")
-        advice = (
-            f'\nWith the fewest thoughts near the most that can be gained: think="{self.advised.think}", '
-            f'which think="learned" then means, at {self.advised.share:.1%} of the tokens.'
-        )
-        return "\n".join([head, *lines, advice])
+        return "\n".join([head, *lines, f"\n{self._advice()}"])
 
     def kept(self, gain: float) -> str:
         """A gain as a share of that of thinking everywhere; in nats where that gains nothing."""
         return f"{gain / self.mean_gain:.1%}" if self.mean_gain > 0 else f"{gain:+.4f} nats"
 
+    def _advice(self) -> str:
+        chosen, advised = self._choice(self.chosen), self.advised
+        if self.chosen == "never":
+            reason = "In cross-validation on the fitted texts no choice gains anything."
+        else:
+            found = f'Cross-validation on the fitted texts chose think="{self.chosen}", which gains {chosen.gain:+.4f}'
+            between = (
+                f"and fewer than {FEWEST_TEXTS} texts do not tell how surely"
+                if chosen.low is None
+                else f"95% interval {chosen.low:+.4f} to {chosen.high:+.4f}"
+            )
+            verdict = "" if chosen.surely_gains else ", which may be chance"
+            reason = f"{found} nats per held-out token, {between}{verdict}."
+        return f'{reason} So think="learned" means think="{advised.think}", at {advised.share:.1%} of the tokens.'
 
-def measure_choices(predicted: Array, gain: Array, entropy: Array, base_nll: Array, seed: int) -> tuple[Choice, ...]:
-    """The rows of the report.
-
-    Args:
-        predicted: [n] gains in nats that the gate predicts, as are the others of the same tokens.
-        gain: The true ones.
-        entropy: Of the prediction without thought.
-        base_nll: Without thought.
-        seed: Of the random choices.
-    """
-    count, rng = len(gain), np.random.default_rng(seed)
-    shuffles = [rng.permutation(count) for _ in range(DRAWS)]
-    by_entropy, by_gain = (np.argsort(-scores, kind="stable") for scores in (entropy, gain))
-
-    def choice(think: str, chosen: NDArray[np.bool_]) -> Choice:
-        number = int(chosen.sum())
-        gained = float(gain[chosen].sum()) / count
-        return Choice(
-            think=think,
-            share=number / count,
-            nll=float(base_nll.mean()) - gained,
-            gain=gained,
-            entropy_gain=float(gain[by_entropy[:number]].sum()) / count,
-            entropy_threshold=float(entropy[by_entropy[number]]) if 0 < number < count else None,
-            random_gain=float(np.mean([gain[order[:number]].sum() for order in shuffles])) / count,
-            best_gain=float(gain[by_gain[:number]].sum()) / count,
-        )
-
-    choices = [choice("never", np.zeros(count, bool)), choice("always", np.ones(count, bool))]
-    for threshold in sorted({*_thresholds(predicted, SHARES), *THRESHOLDS}, reverse=True):
-        choices.append(choice(f"learned>{threshold:g}", predicted > threshold))
-    return tuple(choices)
-
-
-def _thresholds(predicted: Array, shares: Sequence[float]) -> list[float]:
-    """Such that about these shares lie above, to three digits: what a user would write."""
-    return [float(f"{np.quantile(predicted, 1 - share):.3g}") for share in shares]
+    def _choice(self, think: str) -> Choice:
+        return next(choice for choice in self.choices if choice.think == think)

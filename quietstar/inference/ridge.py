@@ -91,6 +91,17 @@ def fit_ridge(moments: Moments, strength: float) -> tuple[Tensor, Tensor]:
     return weight, mean_y - weight @ mean_x
 
 
+def fit_to_others(folds: Sequence[Moments], strength: float) -> list[tuple[Tensor, Tensor]]:
+    """For each fold the w [E] and b of a fit to all others, float64: what predicts its rows as if they were new.
+
+    Args:
+        folds: At least two.
+        strength: As for `fit_ridge`.
+    """
+    together = add(folds)
+    return [fit_ridge(together - fold, strength) for fold in folds]
+
+
 def choose_strength(folds: Sequence[Moments], strengths: Sequence[float]) -> float:
     """The strength with the smallest error in cross-validation: each fold is predicted by a fit to the others.
 
@@ -98,11 +109,10 @@ def choose_strength(folds: Sequence[Moments], strengths: Sequence[float]) -> flo
         folds: At least two.
         strengths: At least one; the first of equals is taken.
     """
-    together = add(folds)
 
     def error(strength: float) -> float:
-        fits = [(fold, *fit_ridge(together - fold, strength)) for fold in folds]
-        return sum(fold.squared_error(weight, bias) * float(fold.count) for fold, weight, bias in fits)
+        fits = zip(folds, fit_to_others(folds, strength), strict=True)
+        return sum(fold.squared_error(*fit) * float(fold.count) for fold, fit in fits)
 
     return min(strengths, key=error)
 

@@ -32,6 +32,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     (tmp_path / "sums.txt").write_text("".join(direct_line([rng.randrange(7) for _ in range(4)]) for _ in range(60)))
     monkeypatch.setattr(gate, "PROMPTS", 2)
+    monkeypatch.setattr(gate, "FEW", 1)
     monkeypatch.setattr(gate, "NEW", 12)
     monkeypatch.setattr(gate, "WAYS", ("never", "learned>0"))
     source = [str(tmp_path / "model"), str(tmp_path / "sums.txt"), "20"]
@@ -55,5 +56,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "## tiny" in written and "2 fits to 418 tokens each, judged on 152." in written
     assert "\n\nOf no use.\n\n| think" in written
     assert "learned, about 50%" in written and "## Sums that" in written
+    assert '`think="learned"` means never in' in written
+    assert "The first 1 prompts, one at a time" in written and written.count("tokens/s") == 2
     lines = [line for line in (tmp_path / "gate.csv").read_text().splitlines() if not line.startswith("#")]
     assert {row["case"] for row in csv.DictReader(lines)} == {"tiny"}

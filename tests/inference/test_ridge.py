@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge
+from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge, fit_to_others
 
 ROWS, SIZE = 60, 5
 
@@ -53,6 +53,14 @@ def test_parts_add_up_and_can_be_taken_out() -> None:
         torch.testing.assert_close(fit_ridge(actual, 0.1), fit_ridge(expected, 0.1))
     weight, bias = torch.ones(SIZE, dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64)
     assert whole.squared_error(weight, bias) == pytest.approx(float(((x @ weight + bias - y) ** 2).mean()))
+
+
+def test_each_fold_is_predicted_by_a_fit_to_the_others() -> None:
+    x, y = data()
+    rows = torch.arange(ROWS) % 3
+    folds = [Moments.of(x[rows == fold], y[rows == fold]) for fold in range(3)]
+    for fold, actual in enumerate(fit_to_others(folds, 0.1)):
+        torch.testing.assert_close(actual, fit_ridge(Moments.of(x[rows != fold], y[rows != fold]), 0.1))
 
 
 def test_features_that_say_nothing_do_no_harm() -> None:

@@ -1,0 +1,142 @@
+"""Ways to think with a gate: which one to take, and what each is worth against other ways to think as often."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quietstar.evaluation.bootstrap import bootstrap_intervals
+
+Array = NDArray[np.float64]
+
+SHARES = (0.05, 0.1, 0.2, 0.5)
+"""Of the tokens: there is a threshold for about each of these,"""
+THRESHOLDS = (0.0, 0.01, 0.1)
+"""and these, in nats."""
+NEARLY_ALL = 0.95
+"""Of the largest gain of any choice: what the one that is taken keeps at least."""
+BEYOND = 1e9
+"""Nats that no prediction comes to."""
+DRAWS = 20
+"""Random choices of positions that the control is the mean of."""
+FEWEST_TEXTS = 6
+"""For an interval: where all of n texts gain, so does every resample of them, and noise does that once in 2^n."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Thinking at some of the held-out tokens, and what others gain that choose as many. Gains are means over all
+    held-out tokens, in nats, of log p(token) against never thinking.
+
+    Args:
+        think: As `generate` takes it.
+        share: Of the tokens, thought at.
+        nll: Mean NLL of all tokens.
+        gain: Of this choice.
+        low: Where the 95 % bootstrap interval of `gain` over texts begins; None with too few texts.
+        high: Where it ends.
+        entropy_gain: Of as many tokens where the prediction without thought is least sure.
+        entropy_threshold: The entropy in nats above which these are; None where that is all of them.
+        random_gain: Of as many tokens drawn at random, the mean of several draws.
+        best_gain: Of the tokens that gain most, which nobody knows before their next token.
+    """
+
+    think: str
+    share: float
+    nll: float
+    gain: float
+    low: float | None
+    high: float | None
+    entropy_gain: float
+    entropy_threshold: float | None
+    random_gain: float
+    best_gain: float
+
+    @property
+    def surely_gains(self) -> bool:
+        """Whether there is an interval and all of it is above 0."""
+        return self.low is not None and self.low > 0
+
+
+def ways_to_think(predicted: Array) -> dict[str, float]:
+    """never, always, and the gate at falling thresholds: what `generate` takes, and the threshold in nats.
+
+    Args:
+        predicted: [n] gains in nats, of which about each of `SHARES` is above a threshold of three digits.
+    """
+    at_shares = [float(f"{np.quantile(predicted, 1 - share):.3g}") for share in SHARES]
+    falling = sorted({*at_shares, *THRESHOLDS}, reverse=True)
+    return {"never": BEYOND, "always": -BEYOND, **{f"learned>{threshold:g}": threshold for threshold in falling}}
+
+
+def choose_way(predicted: Array, gain: Array, ways: Mapping[str, float]) -> str:
+    """The way that thinks least of those that keep nearly all that can be kept; never, where nothing can.
+
+    It is the best of several, so what it gains here is no measure of it: that takes other texts.
+
+    Args:
+        predicted: [n] gains in nats, by fits that did not see these tokens.
+        gain: [n] true ones.
+        ways: Of `ways_to_think`.
+    """
+    gains = {think: float(gain[predicted > threshold].sum()) for think, threshold in ways.items()}
+    most = max(gains.values())
+    keeping = [think for think in ways if gains[think] >= NEARLY_ALL * most]
+    return min(keeping, key=lambda think: int((predicted > ways[think]).sum()))
+
+
+def measure_choices(
+    predicted: Array,
+    gain: Array,
+    entropy: Array,
+    base_nll: Array,
+    text: NDArray[np.int64],
+    ways: Mapping[str, float],
+    seed: int,
+) -> tuple[Choice, ...]:
+    """What each way is worth.
+
+    Args:
+        predicted: [n] gains in nats that the gate predicts, as are the others of the same tokens.
+        gain: The true ones.
+        entropy: Of the prediction without thought.
+        base_nll: Without thought.
+        text: The text of each token, any numbers.
+        ways: Of `ways_to_think`.
+        seed: Of the random choices and the resampled texts.
+    """
+    count, rng = len(gain), np.random.default_rng(seed)
+    shuffles = [rng.permutation(count) for _ in range(DRAWS)]
+    by_entropy, by_gain = (np.argsort(-scores, kind="stable") for scores in (entropy, gain))
+    chosen = {think: predicted > threshold for think, threshold in ways.items()}
+    intervals = _intervals(np.stack([np.where(mask, gain, 0.0) for mask in chosen.values()]), text, seed)
+
+    def choice(think: str, mask: NDArray[np.bool_], low: float | None, high: float | None) -> Choice:
+        number = int(mask.sum())
+        gained = float(gain[mask].sum()) / count
+        return Choice(
+            think=think,
+            share=number / count,
+            nll=float(base_nll.mean()) - gained,
+            gain=gained,
+            low=low,
+            high=high,
+            entropy_gain=float(gain[by_entropy[:number]].sum()) / count,
+            entropy_threshold=float(entropy[by_entropy[number]]) if 0 < number < count else None,
+            random_gain=float(np.mean([gain[order[:number]].sum() for order in shuffles])) / count,
+            best_gain=float(gain[by_gain[:number]].sum()) / count,
+        )
+
+    return tuple(choice(think, mask, *ends) for (think, mask), ends in zip(chosen.items(), intervals, strict=True))
+
+
+def _intervals(gains: Array, text: NDArray[np.int64], seed: int) -> list[tuple[float | None, float | None]]:
+    """Of the means of [choices, tokens], drawn by text: the tokens of one are not independent."""
+    names, place = np.unique(text, return_inverse=True)
+    if len(names) < FEWEST_TEXTS:
+        return [(None, None)] * len(gains)
+    sums: Array = np.stack([np.bincount(place, row, len(names)) for row in gains], axis=1).astype(np.float64)
+    return [(one.low, one.high) for one in bootstrap_intervals(sums * (len(names) / len(text)), seed=seed)]
