@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from quietstar.errors import ConfigError, DataError
 from quietstar.tasks.numbers import canonical_number
 from quietstar.tasks.options import ProblemOptions
 from quietstar.tasks.registry import load_task
@@ -226,21 +225,3 @@ def load_format(name: str, data: Path | None) -> AnswerFormat:
             options.test_path = str(place)
     task = load_task(name, options)
     return FORMATS[name](task)
-
-
-def read_text(path: Path) -> str:
-    """A held-out text.
-
-    Raises:
-        ConfigError: There is no such file.
-        DataError: It is not UTF-8, or empty.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"text: cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text: byte {error.start}") from None
-    if not text.strip():
-        raise DataError(f"{path}: has no text in it")
-    return text

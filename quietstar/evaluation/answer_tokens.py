@@ -79,8 +79,9 @@ class Allowed:
 
         Raises:
             ConfigError: A token joins the answer with something else.
+            DataError: The tokenizer cannot encode it.
         """
-        ids = encode(tokenizer, f"{prompt} {answer}{LINE_END}")
+        ids = encode(tokenizer, f"{prompt} {answer}{LINE_END}", place)
         remaining, positions, groups = answer + LINE_END, [], []
         for position in range(len(ids) - 1, -1, -1):
             spelling = self._texts.get(ids[position], "").lstrip(" ")

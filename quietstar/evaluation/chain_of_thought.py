@@ -30,8 +30,9 @@ def chain_of_thought(
     (arXiv 2205.11916, 2.2).
     """
     settings = subject.settings
-    prompts = {p.id: encode(subject.writer.tokenizer, form.prompt(p) + STEP_BY_STEP) for p in problems}
-    room = settings.max_new_tokens + len(encode(subject.writer.tokenizer, form.conclusion)) + FINAL_TOKENS
+    tokenizer = subject.writer.tokenizer
+    prompts = {p.id: encode(tokenizer, form.prompt(p) + STEP_BY_STEP, p.place or p.id) for p in problems}
+    room = settings.max_new_tokens + len(encode(tokenizer, form.conclusion)) + FINAL_TOKENS
     fitting = [problem for problem in problems if len(prompts[problem.id]) + room <= subject.context]
     found: dict[str, dict[str, list[Record]]] = {side: {p.id: [] for p in fitting} for side in SIDES}
     for side, vote in ((side, vote) for vote in range(settings.votes) for side in SIDES):

@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.data.text_file import read_text
 from quietstar.errors import ConfigError, DataError
-from quietstar.evaluation.answer_formats import AnswerFormat, load_format, read_text
+from quietstar.evaluation.answer_formats import AnswerFormat, load_format
 from quietstar.evaluation.chain_of_thought import chain_of_thought
 from quietstar.evaluation.comparison import Comparison
 from quietstar.evaluation.completions import Writer

@@ -25,7 +25,8 @@ def exact_match(
     measures tell these apart.
     """
     settings = subject.settings
-    prompts = {problem.id: encode(subject.writer.tokenizer, form.prompt(problem)) for problem in problems}
+    tokenizer = subject.writer.tokenizer
+    prompts = {p.id: encode(tokenizer, form.prompt(p), p.place or p.id) for p in problems}
     fitting = [p for p in problems if len(prompts[p.id]) + settings.max_new_tokens <= subject.context]
     rows = {side: in_order(fitting, _texts(subject, form, fitting, prompts, side), form) for side in SIDES}
     strict = {side: _judged(form, fitting, rows[side], checker) for side in SIDES}

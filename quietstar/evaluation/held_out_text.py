@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from quietstar.data.text_file import encode
 from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.arguments import Array
 from quietstar.evaluation.comparison import Comparison
@@ -18,6 +19,8 @@ from quietstar.evaluation.subject import Subject
 from quietstar.evaluation.token_classes import token_classes
 from quietstar.evaluation.token_texts import decode, first_tokens
 
+SOME = 100
+"""Characters of the text that show what the tokenizer puts in front."""
 MOST_LOGITS = 1 << 28
 """Numbers in the logits of a batch, 1 GiB in float32, of which there are two."""
 
@@ -45,18 +48,19 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
 
     Raises:
         ConfigError: A window does not fit into the context.
-        DataError: The text has fewer than two tokens.
+        DataError: The text has fewer than two tokens, or the tokenizer cannot encode it.
     """
     settings = subject.settings
     if settings.length > subject.context:
         raise ConfigError(f"length: got {settings.length}, the model's context leaves room for {subject.context}")
-    ids = list(subject.writer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    windows = list(text_windows(ids[: settings.text_tokens], first_tokens(subject.writer.tokenizer), settings.length))
+    tokenizer = subject.writer.tokenizer
+    ids, cut = encode(text, tokenizer, settings.text_tokens, name)
+    windows = list(text_windows(ids, first_tokens(tokenizer, text[:SOME]), settings.length))
     found = _nlls(subject, windows)
     classes = [token_classes(window.ids, subject.texts)[window.given - 1 :] for window in windows]
     per_token = nll_comparison(found, classes, settings.seed)
     count = sum(len(off) for off, _ in found)
-    beginning = ", from the beginning of the file" if len(ids) > settings.text_tokens else ""
+    beginning = ", from the beginning of the file" if cut else ""
     note = f"{count:,} tokens in {len(windows)} windows of {settings.length}{beginning}"
     statement = (
         f"Mean negative log-likelihood of the next token ({note}, each predicted from those before it in its window); "

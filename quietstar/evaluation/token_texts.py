@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from string import ascii_letters
 
 from transformers import PreTrainedTokenizerBase
+
+from quietstar.errors import DataError
 
 Texts = dict[int, str]
 """By token id; special tokens spell nothing."""
@@ -13,8 +16,8 @@ Texts = dict[int, str]
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> Texts:
     """The text that each token adds to what stands before it, its leading space included.
 
-    A tokenizer that decodes a token alone may drop its space, so each is decoded behind a letter. Tokens that are a
-    part of a character spell the replacement character.
+    A tokenizer that decodes a token alone may drop its space, so each is decoded behind another, usually a letter.
+    Tokens that are a part of a character spell the replacement character.
     """
     special = set(tokenizer.all_special_ids)
     ids = sorted(set(tokenizer.get_vocab().values()))
@@ -37,18 +40,35 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return text
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A text as the tokenizer begins one, with its special tokens in front and none behind."""
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, name: str | None = None) -> list[int]:
+    """A text as the tokenizer begins one, with its special tokens in front and none behind.
+
+    Args:
+        tokenizer: The model's.
+        text: Anything.
+        name: Of the text, or its place; by default its beginning.
+
+    Raises:
+        DataError: The tokenizer cannot encode it.
+    """
+    try:
+        ids = list(tokenizer(text, verbose=False)["input_ids"])
+    except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
+        raise DataError(f"{name or repr(text[:40])}: the model's tokenizer can't encode it: {error}") from error
     special = set(tokenizer.all_special_ids)
     while ids and ids[-1] in special:
         ids.pop()
     return ids
 
 
-def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts in front of every text, such as `<s>`; often nothing."""
-    ids, bare = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (True, False))
+def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """What the tokenizer puts in front of a text, such as `<s>`; often nothing.
+
+    Args:
+        tokenizer: The model's.
+        text: Some text that it can encode; what stands in front is the same of any.
+    """
+    ids, bare = (list(tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (True, False))
     special = set(tokenizer.all_special_ids)
     found: list[int] = []
     for token in ids:
@@ -59,10 +79,11 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _letter(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int | None:
-    """A token that is one visible character and nothing else."""
-    found = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    candidates = [*found[-1:], *ids]
-    return next((token for token in candidates if token in set(ids) and _visible(decode(tokenizer, [token]))), None)
+    """A token that is one visible character and nothing else, a letter where there is one."""
+    names = tokenizer.get_vocab()
+    letters = [names[letter] for letter in ascii_letters if letter in names]
+    usual = [token for token in letters if token in set(ids)]
+    return next((token for token in [*usual, *ids] if _visible(decode(tokenizer, [token]))), None)
 
 
 def _visible(text: str) -> bool:

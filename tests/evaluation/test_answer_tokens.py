@@ -119,6 +119,6 @@ def test_spaces_are_seen_where_decoding_drops_them(mistral: PreTrainedTokenizerB
 
 def test_a_text_begins_as_the_tokenizer_begins_one(mistral: PreTrainedTokenizerBase) -> None:
     mistral_ids = encode(mistral, "a")
-    assert mistral_ids[: len(first_tokens(mistral))] == first_tokens(mistral)
-    assert len(mistral_ids) == len(first_tokens(mistral)) + 1
-    assert first_tokens(tokenizer()) == []
+    assert mistral_ids[: len(first_tokens(mistral, "a"))] == first_tokens(mistral, "a")
+    assert len(mistral_ids) == len(first_tokens(mistral, "a")) + 1
+    assert first_tokens(tokenizer(), "a") == []

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
+from quietstar.data.text_file import encode
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.thoughts import Thoughts
 from quietstar.objective import resolve_objective
 from quietstar.reporting.viewer import ViewOptions, measure, read_text, thoughts_of, write_view
 from quietstar.reporting.viewer.pieces import pieces, vocabulary
-from quietstar.reporting.viewer.reading import encode
 from quietstar.reporting.viewer.windows import overlap, window_size, windows
 from tests.reporting.view_models import HOSTILE, WORDS, of_characters, of_words
 

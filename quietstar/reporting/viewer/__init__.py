@@ -29,7 +29,7 @@ position before it.
 The gain at a token is the mean over its thoughts of talk[0] - base[0].
 """
 
+from quietstar.data.text_file import read_text
 from quietstar.reporting.viewer.document import VERSION, ViewOptions, thoughts_of, write_page, write_view
-from quietstar.reporting.viewer.reading import read_text
 
 __all__ = ["VERSION", "ViewOptions", "read_text", "thoughts_of", "write_page", "write_view"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.data.text_file import encode
 from quietstar.errors import ConfigError, DataError
 from quietstar.files import write_whole
 from quietstar.model import QuietStarForCausalLM
@@ -18,7 +19,6 @@ from quietstar.reporting.environment import environment
 from quietstar.reporting.viewer.measure import Progress, measure
 from quietstar.reporting.viewer.page import page
 from quietstar.reporting.viewer.pieces import pieces, vocabulary
-from quietstar.reporting.viewer.reading import encode
 from quietstar.reporting.viewer.windows import overlap, window_size
 
 VERSION = 1

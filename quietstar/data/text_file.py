@@ -1,4 +1,4 @@
-"""Reading the text that a page is made of."""
+"""A text file as it is, and the first of its tokens: what is evaluated, and what a page of thoughts is made of."""
 
 from __future__ import annotations
 
