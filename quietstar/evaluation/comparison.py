@@ -21,11 +21,12 @@ class Comparison:
         statement: One sentence on what it is.
         unit: `share` (0 to 1), or what the numbers are counted in.
         n: Items.
-        skipped: Items that do not fit into the model's context, and are counted nowhere.
+        skipped: Items that are counted nowhere.
         off: Without thinking, with its 95 % interval.
         on: With thinking.
         difference: on - off of the same items, paired.
-        higher_is_better: Or lower.
+        higher_is_better: Or lower; None: neither is known to be.
+        skipped_because: What is wrong with those that are skipped.
         resampled: What the bootstrap draws with replacement.
         seconds: Of each side, where they are measured apart.
         groups: The same difference within parts of the items, by kind of group.
@@ -40,7 +41,8 @@ class Comparison:
     off: Interval
     on: Interval
     difference: Interval
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
+    skipped_because: str = "too long for the model's context"
     resampled: str = "problems"
     seconds: Mapping[str, float] = field(default_factory=dict)
     groups: Mapping[str, Sequence[Group]] = field(default_factory=dict)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +13,14 @@ from typing import Any
 
 import yaml
 
-from quietstar.errors import ConfigError
-from quietstar.evaluation.comparison import SIDES, Comparison, compare
+from quietstar.errors import ConfigError, DataError
+from quietstar.evaluation.comparison import SIDES, Comparison
 from quietstar.evaluation.item_store import Record
-from quietstar.evaluation.subject import Subject
+from quietstar.evaluation.lm_measures import comparisons, measured
+from quietstar.evaluation.subject import Subject, think_of
+
+FORMAT = 2
+"""Of the records."""
 
 
 def check_lm_eval(names: Sequence[str]) -> None:
@@ -34,7 +37,7 @@ def check_lm_eval(names: Sequence[str]) -> None:
 
 
 def lm_eval_tasks(subject: Subject, names: Sequence[str]) -> list[Comparison]:
-    """Every number that lm-eval gives for each document of its tasks, on the same documents.
+    """Every number that lm-eval gives for its tasks, on the same documents.
 
     The side that thinks is the model itself, which thinks at every position that lm-eval asks about; the other is its
     base. A task and side that has been evaluated before is not run again.
@@ -45,12 +48,16 @@ def lm_eval_tasks(subject: Subject, names: Sequence[str]) -> list[Comparison]:
 
     Raises:
         ConfigError: lm-eval does not know a task, or cannot run it.
+        DataError: It gives no number for a task.
     """
     found: list[Comparison] = []
     manager = _Tasks(names)
     for name in names:
         sides = {side: _side(subject, name, side, manager) for side in SIDES}
-        found += _comparisons(sides["off"], sides["on"], subject.settings.seed)
+        own = comparisons(sides["off"], sides["on"], subject.settings.think, subject.settings.seed)
+        if not own:
+            raise DataError(f"lm_eval: the task {name} has no metric with a finite number on both sides")
+        found += own
     return found
 
 
@@ -72,7 +79,8 @@ def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
     evaluator: Any = importlib.import_module("lm_eval.evaluator")
     adapter: Any = importlib.import_module("lm_eval.models.huggingface")
     version: str = importlib.import_module("lm_eval").__version__
-    key = subject.key("lm_eval", version, task, settings.problems, settings.seed, side, settings.think)
+    think = think_of(settings, side == "on")
+    key = subject.key("lm_eval", FORMAT, version, task, settings.problems, settings.seed, side, think)
     record = subject.store.get(key)
     if record is not None:
         return record
@@ -93,53 +101,13 @@ def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
             torch_random_seed=settings.seed,
             fewshot_random_seed=settings.seed,
         )
-    except (KeyError, ValueError, OSError, ImportError) as error:
+    except (KeyError, TypeError, ValueError, OSError, ImportError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(f"lm_eval: the task {name} cannot be run: {reason}") from error
     record = {"metric": "lm_eval", "task": name, "thinking": side, "seconds": time.perf_counter() - start}
-    record["samples"] = {one: _numbers(samples) for one, samples in results["samples"].items()}
-    record["fewshot"] = {one: int(count) for one, count in results.get("n-shot", {}).items()}
+    record |= measured(results)
     subject.store.add(key, record)
     return record
-
-
-def _numbers(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By metric (and filter, where there are several), then by document; what is no finite number is left out."""
-    filters = {sample["filter"] for sample in samples}
-    found: dict[str, dict[str, float]] = {}
-    for sample in samples:
-        for metric in sample["metrics"]:
-            value = sample[metric]
-            if isinstance(value, (bool, int, float)) and math.isfinite(value):
-                name = metric if len(filters) == 1 else f"{metric} ({sample['filter']})"
-                found.setdefault(name, {})[str(sample["doc_id"])] = float(value)
-    return found
-
-
-def _comparisons(off: Record, on: Record, seed: int) -> list[Comparison]:
-    found = []
-    for task, metrics in off["samples"].items():
-        for metric, values in metrics.items():
-            other = on["samples"].get(task, {}).get(metric, {})
-            shared = [place for place in values if place in other]
-            if not shared:
-                continue
-            pair = [[one[place] for place in shared] for one in (values, other)]
-            shares = all(0 <= value <= 1 for side in pair for value in side)
-            examples = off["fewshot"].get(task, 0)
-            found.append(
-                compare(
-                    metric,
-                    task,
-                    f"lm-eval's {metric} of the task {task} with {examples} examples, mean over documents.",
-                    *pair,
-                    skipped=len(values.keys() | other.keys()) - len(shared),
-                    seed=seed,
-                    unit="share" if shares else "lm-eval's",
-                    seconds={"off": off["seconds"], "on": on["seconds"]},
-                )
-            )
-    return found
 
 
 def _is_file(name: str) -> bool:
