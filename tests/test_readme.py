@@ -8,9 +8,11 @@ import shlex
 import string
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from quietstar.model import QuietStarForCausalLM
 from quietstar.model.from_scratch import character_tokenizer as letters
 from quietstar.model.from_scratch import small_llama
 from quietstar.textbook.character_model import character_model, character_tokenizer
@@ -80,6 +82,28 @@ def test_the_tables_of_the_loops_are_those_of_committed_results() -> None:
         assert len(cells) > 20 and all(cell in result for cell in cells)
 
 
+def test_the_table_of_generating_is_that_of_the_committed_result() -> None:
+    result = (ROOT / "benchmarks/results/generation_cpu.md").read_text(encoding="utf-8")
+    table = README[README.index("| tokens of a thought |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 3
+    for row in table:
+        length, limit, tiny, small, sixteen = (cell.strip() for cell in row.strip("|").split("|"))
+        assert int(limit) == int(length) + 3
+        for name, times in (("tiny", tiny), ("small", small)):
+            claim = (
+                f"{name}, context 256, T = {length}: {times} times the base's time for a token, at most {limit}: holds"
+            )
+            assert claim in result
+        assert f"small, context 256, T = {length}: a step of 16 texts takes {sixteen} times that of one" in result
+
+
+def test_what_is_said_of_the_gate_is_in_the_committed_result() -> None:
+    gate = (ROOT / "benchmarks/results/gate.md").read_text(encoding="utf-8")
+    kept = re.search(r"keeps ([\d.]+) % of the gain\s+with thoughts at ([\d.]+) % of the tokens", README)
+    row = next(cells for cells in rows(gate) if cells[0] == "learned>0.1")
+    assert kept and row[1].startswith(f"{kept[2]}%") and row[3].startswith(f"{kept[1]}%")
+
+
 def shell_commands() -> list[str]:
     """Every line of the shell blocks, without its comment."""
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
@@ -114,6 +138,19 @@ def write_loop_inputs() -> None:
     Path("my-candidates.jsonl").write_text(json.dumps(candidates) + "\n")
 
 
+TRAINED = "runs/textbook/seed-0/quietstar"
+
+
+def write_trained_model() -> None:
+    """A thinking model where the README's first command leaves one."""
+    base, tokenizer = character_model(0), character_tokenizer()
+    QuietStarForCausalLM.from_base(base, tokenizer, start_text="[", end_text="]", thought_length=2).save_pretrained(
+        TRAINED
+    )
+    tokenizer.save_pretrained(TRAINED)
+    (Path(TRAINED).parent / "held_out.txt").write_text("2+6+4+3=1\n0+0+0+1=1\n1+2+3+4=3\n" * 40)
+
+
 def test_the_readme_begins_with_its_two_commands() -> None:
     first, second = shell_commands()[:2]
     assert first.endswith("python -m quietstar.train") and second.endswith("pytest -n auto")
@@ -127,7 +164,10 @@ def test_every_command_runs(
     monkeypatch.chdir(tmp_path)
     character_model(0).save_pretrained("model")
     character_tokenizer().save_pretrained("model")
+    if TRAINED in command:
+        write_trained_model()
     lines = ["2+6+4+3=1", "0+0+0+1=1", "1+2+3+4=3"] * 40
+    Path("my-prompts.txt").write_text("2+6+4+3=\n0+0+0\n")
     Path("my-text.txt").write_text("\n".join(lines))
     Path("my-text.jsonl").write_text("".join(json.dumps({"body": line * 9}) + "\n" for line in lines))
     own_model = "model"
@@ -179,3 +219,17 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(code, names)
     assert tuple(names["logits"].shape) == (1, 8, 13)
     assert (tmp_path / "plain" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_example_of_a_trained_model_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    write_trained_model()
+    names: dict[str, Any] = {}
+    exec(next(block for block in blocks if "load_thinking" in block), names)
+    assert names["output"].sequences.shape == (1, 16)
+    printed = capsys.readouterr().out
+    assert printed.startswith("2+6+4+3=") and "8 tokens in" in printed and "thought at" in printed
