@@ -30,6 +30,7 @@ class Comparison:
         resampled: What the bootstrap draws with replacement.
         seconds: Of each side, where they are measured apart.
         groups: The same difference within parts of the items, by kind of group.
+        caveats: Of kinds of groups whose single differences say nothing by themselves: why.
     """
 
     metric: str
@@ -46,6 +47,7 @@ class Comparison:
     resampled: str = "problems"
     seconds: Mapping[str, float] = field(default_factory=dict)
     groups: Mapping[str, Sequence[Group]] = field(default_factory=dict)
+    caveats: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings, numbers and None."""

@@ -8,11 +8,12 @@ from typing import Any
 from quietstar.reporting.scales import MINUS
 
 Row = Mapping[str, Any]
-HEAD = ("measure", "of", "n", "thinking off", "thinking on", "on - off")
+HEAD = ("measure", "of", "n", "thinking off", "thinking on", "on - off", "thinking is")
 
 INTERVALS = (
-    "95 % bootstrap intervals; on - off is paired, on the same items. Where all items have the same value, an interval "
-    "has no width: it says nothing of what other items would give."
+    "95 % bootstrap intervals; on - off is paired, on the same items, and below 0 where thinking lowers a number. "
+    "Thinking is called better or worse where the interval of on - off excludes 0. Where all items have the same "
+    "value, an interval has no width: it says nothing of what other items would give."
 )
 
 
@@ -26,13 +27,14 @@ def results_table(results: Sequence[Row]) -> list[list[str]]:
             interval(row["off"], row["unit"]),
             interval(row["on"], row["unit"]),
             interval(row["difference"], row["unit"], signed=True),
+            verdict(row["difference"], row["higher_is_better"]),
         ]
         for row in results
     ]
 
 
-def group_table(groups: Sequence[Row], unit: str) -> list[list[str]]:
-    """The same of the parts of one result: name, n, and the three intervals."""
+def group_table(groups: Sequence[Row], unit: str, higher_is_better: bool | None = None) -> list[list[str]]:
+    """The same of the parts of one result: name, n, the three intervals, and a verdict where a direction is given."""
     return [
         [
             group["name"],
@@ -40,15 +42,22 @@ def group_table(groups: Sequence[Row], unit: str) -> list[list[str]]:
             interval(group["off"], unit),
             interval(group["on"], unit),
             interval(group["difference"], unit, signed=True),
+            verdict(group["difference"], higher_is_better),
         ]
         for group in groups
     ]
 
 
+def direction(row: Row, kind: str) -> bool | None:
+    """Whether higher is better within parts of a result; None where single parts say nothing by themselves."""
+    better: bool | None = row["higher_is_better"]
+    return None if kind in row["caveats"] else better
+
+
 def name_of(row: Row) -> str:
     """What a result measures, with its unit."""
     unit = {"share": "%"}.get(row["unit"], row["unit"])
-    return f"{row['metric']} ({unit})"
+    return f"{row['metric']} ({unit})" if unit else str(row["metric"])
 
 
 def interval(value: Row, unit: str, signed: bool = False) -> str:
@@ -59,10 +68,12 @@ def interval(value: Row, unit: str, signed: bool = False) -> str:
     return shown[0] + (f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else "")
 
 
-def excludes_zero(value: Row) -> bool:
-    """Whether a difference has an interval that 0 is not in."""
-    low, high = value["low"], value["high"]
-    return low is not None and (low > 0 or high < 0)
+def verdict(difference: Row, higher_is_better: bool | None) -> str:
+    """`better` or `worse` where a difference has an interval that 0 is not in, and a direction; else nothing."""
+    low, high = difference["low"], difference["high"]
+    if higher_is_better is None or low is None or low <= 0 <= high:
+        return ""
+    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -85,17 +96,19 @@ def evaluation_text(report: Row) -> str:
     parts = [text_table(HEAD, results_table(results), left=2)]
     for row in results:
         for kind, groups in row["groups"].items():
-            head = [f"{row['metric']} by {kind} ({row['unit']})", "n", "thinking off", "thinking on", "on - off"]
-            parts.append(text_table(head, group_table(groups, row["unit"])))
+            head = [f"{row['metric']} by {kind} ({row['unit']})", *HEAD[2:]]
+            cells = group_table(groups, row["unit"], direction(row, kind))
+            parts.append("\n".join(filter(None, [text_table(head, cells), row["caveats"].get(kind)])))
     statements: dict[tuple[str, str], list[str]] = {}
     for row in results:
-        of = f"{row['of']} ({row['skipped']:,} left out, too long)" if row["skipped"] else str(row["of"])
-        statements.setdefault((row["metric"], row["statement"]), []).append(of)
+        skipped = f" ({row['skipped']:,} left out: {row['skipped_because']})" if row["skipped"] else ""
+        statements.setdefault((row["metric"], row["statement"]), []).append(f"{row['of']}{skipped}")
     parts.append("\n".join(f"{metric}, {', '.join(of)}: {what}" for (metric, what), of in statements.items()))
     parts.append(INTERVALS)
     return "\n\n".join(parts)
 
 
 def _number(value: float, digits: int, signed: bool) -> str:
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    shape = f".{digits}f" if abs(value) < 1e6 else ".4g"
+    text = f"{value:+{shape}}" if signed else f"{value:{shape}}"
     return text.replace("-", MINUS)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quietstar.evaluation.arguments import Array
 from quietstar.evaluation.blocks import block_intervals
@@ -13,72 +14,82 @@ from quietstar.evaluation.bootstrap import Interval
 from quietstar.evaluation.comparison import Comparison, Group
 from quietstar.evaluation.token_classes import CLASSES
 
+Mask = NDArray[np.bool_]
 DECILES = 10
+DIFFICULTY, UNCERTAINTY, KIND = "difficulty", "uncertainty", "kind of token"
+CAVEAT = (
+    "Tenths of the tokens by their NLL without thinking, the easiest first: they look at the outcome. A change that is "
+    "of no use, such as noise or predictions that are only sharper, already moves easy and hard tokens in opposite "
+    "ways (regression to the mean), so that no tenth by itself says that thinking helps or hurts there; the mean over "
+    "all does, and so do the tenths by uncertainty."
+)
 
 
-def nll_comparison(found: Sequence[tuple[Array, Array]], classes: Sequence[Sequence[str]], seed: int) -> Comparison:
-    """Per token, and by tenths of the NLL without thought and by kind of token; windows are resampled whole.
+def nll_comparison(
+    found: Sequence[tuple[Array, Array]],
+    classes: Sequence[Sequence[str]],
+    seed: int,
+    entropies: Sequence[Array] | None = None,
+) -> Comparison:
+    """Per token, and by parts of the tokens; windows are resampled whole.
+
+    The parts are tenths of the NLL without thought, tenths of that prediction's entropy, which does not look at the
+    token that came, and kinds of token.
 
     Args:
         found: Of each window the NLLs without and with thought.
         classes: Of each window the class of each of these tokens.
         seed: Of the bootstrap.
+        entropies: Of each window the entropies of the predictions without thought.
 
     Returns:
         Without `of` and `statement`, which are the caller's.
     """
-    ranked = deciles(np.concatenate([off for off, _ in found]))
-    edges = np.cumsum([len(off) for off, _ in found])[:-1]
-    by_decile = np.split(ranked, edges)
-    names = [f"tenth {place + 1}" for place in range(DECILES)]
-    kinds = list(CLASSES)
-    # one column for all tokens, one for each decile, one for each class
-    masks = [
-        np.stack(
-            [
-                np.ones(len(own), dtype=bool),
-                *(tenth == place for place in range(DECILES)),
-                *(np.array(own) == kind for kind in kinds),
-            ]
-        )
-        for tenth, own in zip(by_decile, classes, strict=True)
-    ]
+    parts = [(DIFFICULTY, *part) for part in _tenths([off for off, _ in found])]
+    parts += [(UNCERTAINTY, *part) for part in _tenths(entropies or [])]
+    parts += [(KIND, kind, [np.array(own) == kind for own in classes]) for kind in CLASSES]
+    everything = [np.ones(len(off), dtype=bool) for off, _ in found]
+    masks = [np.stack(window) for window in zip(everything, *(mask for _, _, mask in parts), strict=True)]
     counts = np.stack([mask.sum(1) for mask in masks]).astype(np.float64)
     off = np.stack([mask @ side for mask, (side, _) in zip(masks, found, strict=True)])
     on = np.stack([mask @ side for mask, (_, side) in zip(masks, found, strict=True)])
     columns = [block_intervals(values, counts, seed=seed) for values in (off, on, on - off)]
-    groups: list[Group] = []
-    for place, name in enumerate(["all", *names, *kinds]):
+    groups: dict[str, list[Group]] = {}
+    for place, (kind, name, _) in enumerate(parts, start=1):
         three = [column[place] for column in columns]
         if all(three):
-            groups.append(Group(name, int(counts[:, place].sum()), *_intervals(three)))
-    every = groups[0]
+            groups.setdefault(kind, []).append(Group(name, int(counts[:, place].sum()), *_intervals(three)))
     return Comparison(
         "NLL",
         "",
         "",
         "nats",
-        every.n,
+        int(counts[:, 0].sum()),
         0,
-        every.off,
-        every.on,
-        every.difference,
+        *_intervals([column[0] for column in columns]),
         higher_is_better=False,
         resampled="windows",
-        groups={
-            "difficulty": [group for group in groups if group.name in names],
-            "kind of token": [group for group in groups if group.name in kinds],
-        },
+        groups=groups,
+        caveats={DIFFICULTY: CAVEAT},
     )
 
 
-def deciles(base_nll: Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Which tenth of the tokens each is in, 0 for the easiest: by its NLL without thought, ties by place.
+def _tenths(values: Sequence[Array]) -> list[tuple[str, list[Mask]]]:
+    """The name of each tenth, and of each window which tokens are in it."""
+    if not values:
+        return []
+    edges = np.cumsum([len(own) for own in values])[:-1]
+    ranked = np.split(deciles(np.concatenate(values)), edges)
+    return [(f"tenth {place + 1}", [own == place for own in ranked]) for place in range(DECILES)]
+
+
+def deciles(values: Array) -> NDArray[np.int64]:
+    """Which tenth each number is in, 0 for the smallest; ties by place.
 
     Args:
-        base_nll: [n].
+        values: [n].
     """
-    order = np.argsort(base_nll, kind="stable")
+    order = np.argsort(values, kind="stable")
     tenth = np.empty(len(order), dtype=np.int64)
     tenth[order] = np.arange(len(order)) * DECILES // len(order)
     return tenth

@@ -52,13 +52,21 @@ def soft_accuracy(subject: Subject, form: AnswerFormat, problems: Sequence[Probl
         "soft accuracy",
         form.task.name,
         "Mean probability of the gold answer without examples: the product over its tokens and the line end, "
-        "renormalised over the tokens that spell a symbol of an answer, the text before each given (the paper's "
-        "accuracy; no answer is sampled); thinking is a greedy thought before each.",
+        f"renormalised over the tokens that spell a symbol of an answer ({symbols_of(allowed)}) or a line end, "
+        "the text before each given (the paper's accuracy; no answer is sampled); thinking is a greedy thought before "
+        "each.",
         [float(row["off"]) for row in rows],
         [float(row["on"]) for row in rows],
         skipped=len(problems) - len(rows),
         seed=subject.settings.seed,
     )
+
+
+def symbols_of(allowed: Allowed) -> str:
+    """How many symbols an answer's token may spell, and whether these are those of other tokenizers."""
+    several = any(len(spelling) > 1 for spelling in allowed.group)
+    note = ", some of several digits: not comparable with a tokenizer of single digits" if several else ""
+    return f"{len(allowed.group) - 1:,} symbols{note}"
 
 
 @torch.no_grad()

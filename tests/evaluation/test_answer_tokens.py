@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from quietstar.errors import ConfigError
 from quietstar.evaluation.answer_formats import load_format
 from quietstar.evaluation.answer_tokens import Allowed
+from quietstar.evaluation.soft_accuracy import symbols_of
 from quietstar.evaluation.token_texts import encode, first_tokens, token_texts
 from tests.evaluation.evaluated import tokenizer
 
@@ -97,6 +98,8 @@ def test_a_number_that_is_one_token_is_one_symbol() -> None:
     found = allowed.find(own, "A:", "12", "here")
     assert [texts[found.ids[position]] for position in found.positions] == [" 12", "\n"]
     assert set(allowed.group) == {*"0123456789", "12", "\n"}
+    assert symbols_of(allowed) == "11 symbols, some of several digits: not comparable with a tokenizer of single digits"
+    assert symbols_of(Allowed(DIGITS, token_texts(tokenizer()))) == "10 symbols"
 
 
 def test_an_answer_that_is_joined_with_something_else_is_refused() -> None:

@@ -124,7 +124,13 @@ def test_the_page_escapes_what_it_shows() -> None:
     row = {
         **{"metric": evil, "of": evil, "statement": evil, "unit": "share", "n": 3, "skipped": 1},
         **{"off": interval, "on": interval, "difference": interval, "higher_is_better": True},
-        **{"resampled": "problems", "seconds": {"off": 1.0, "on": 2.0}, "groups": {}},
+        **{
+            "resampled": "problems",
+            "skipped_because": evil,
+            "seconds": {"off": 1.0, "on": 2.0},
+            "groups": {},
+            "caveats": {},
+        },
     }
     report = {"checkpoint": evil, "results": [row], "settings": {"text": evil}, "tasks": {}, "environment": {}}
     html = evaluation_page(report, "thoughts.html")

@@ -59,7 +59,13 @@ def test_difficulty_and_kinds_by_hand() -> None:
     base = np.arange(20.0)
     talk = base + np.where(np.arange(20) % 2 == 1, -0.5, 0.1)
     kinds = ["digit" if place % 2 else "word" for place in range(20)]
-    found = nll_comparison([(base[:12], talk[:12]), (base[12:], talk[12:])], [kinds[:12], kinds[12:]], seed=0)
+    entropies = 20 - base  # the hardest tokens are those that the base is surest of
+    found = nll_comparison(
+        [(base[:12], talk[:12]), (base[12:], talk[12:])],
+        [kinds[:12], kinds[12:]],
+        seed=0,
+        entropies=[entropies[:12], entropies[12:]],
+    )
     assert found.off.mean == pytest.approx(9.5)
     assert found.difference.mean == pytest.approx(-0.2)
     difficulty, by_kind = found.groups["difficulty"], found.groups["kind of token"]
@@ -67,6 +73,8 @@ def test_difficulty_and_kinds_by_hand() -> None:
     assert [group.difference.mean for group in difficulty] == pytest.approx([-0.2] * 10)
     assert [group.off.mean for group in difficulty] == pytest.approx([2 * place + 0.5 for place in range(10)])
     assert {group.name: group.difference.mean for group in by_kind} == pytest.approx({"digit": -0.5, "word": 0.1})
+    assert [group.off.mean for group in found.groups["uncertainty"]] == pytest.approx([18.5 - 2 * n for n in range(10)])
+    assert list(found.caveats) == ["difficulty"]
     assert difficulty[0].difference.low is None  # all of its tokens are in one window
     bits = bits_comparison([(base[:12], talk[:12]), (base[12:], talk[12:])], [24, 16], seed=0)
     assert bits.off.mean == pytest.approx(190 / math.log(2) / 40)
