@@ -6,6 +6,9 @@ import torch
 
 from quietstar.errors import ConfigError
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""Of weights, as commands offer them."""
+
 
 def resolve_device(name: str, option: str = "training.device") -> torch.device:
     """The device that an option names.

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from quietstar.command_line import run_command
+from quietstar.devices import DTYPES
 from quietstar.evaluation.evaluation_page import evaluation_page
-from quietstar.evaluation.evaluation_run import Inputs, evaluate, prepare, report
+from quietstar.evaluation.evaluation_run import evaluate, prepare, report
 from quietstar.evaluation.evaluation_table import evaluation_text
-from quietstar.evaluation.settings import METRICS, TASKS, Settings
+from quietstar.evaluation.progress_lines import so_far
+from quietstar.evaluation.settings import METRICS, TASKS, USUAL_LENGTH, Settings
+from quietstar.evaluation.subject import UNBOUNDED, context_of
 from quietstar.files import write_whole
 from quietstar.inference.loading import checkpoint_directory, load_thinking
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.environment import environment
+from quietstar.reporting.train_report import THOUGHTS
 from quietstar.reporting.viewer import write_view
-from quietstar.reporting.viewer.runs import model_name
+from quietstar.reporting.viewer.runs import model_name, training_length
 
-DTYPES = ("float32", "bfloat16", "float64")
 VIEWED_TOKENS = 2000
 """Of the text, on the page of thoughts."""
 
@@ -42,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "evaluation that was killed.",
     )
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="model directory, directory of a training run, or hub name")
-    p.add_argument("--output_dir", metavar="DIR", type=Path, default=default.output_dir, help="default: evaluation")
+    p.add_argument("--output_dir", metavar="DIR", type=Path, default=default.output_dir, help="default: %(default)s")
     p.add_argument("--tasks", metavar="NAMES", default="", help=f"some of {','.join(TASKS)}")
     p.add_argument("--data", metavar="DIR", type=Path, help="with a folder for each task; default: their public homes")
     p.add_argument(
@@ -50,19 +54,30 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         default=",".join(default.metrics),
         help=f"of the tasks, some of {','.join(METRICS)}: the paper's accuracy, greedy answers, votes over chains of "
-        f"thought; default: {','.join(default.metrics)}",
+        f"thought; default: %(default)s",
     )
     p.add_argument("--problems", metavar="N", type=int, help="of each task, drawn by --seed; default: all")
-    p.add_argument("--think", default=default.think, help="when to think while generating; default: always")
+    p.add_argument("--think", default=default.think, help="when to think while generating; default: %(default)s")
     p.add_argument("--text", metavar="FILE", type=Path, help="held-out text, for the NLL and the page of thoughts")
-    p.add_argument("--text_tokens", metavar="N", type=int, default=default.text_tokens, help="of it; default: 16384")
-    p.add_argument("--length", metavar="N", type=int, default=default.length, help="tokens of a window; default: 256")
+    p.add_argument(
+        "--text_tokens", metavar="N", type=int, default=default.text_tokens, help="of it; default: %(default)s"
+    )
+    p.add_argument(
+        "--length",
+        metavar="N",
+        type=int,
+        help=f"tokens of a window; default: as in training, or {USUAL_LENGTH} where that is unknown",
+    )
     p.add_argument("--lm_eval", metavar="NAMES", default="", help="lm-eval tasks, or YAML files of such")
-    p.add_argument("--votes", metavar="N", type=int, default=default.votes, help="chains of thought; default: 8")
-    p.add_argument("--temperature", type=float, default=default.temperature, help="of these; default: 0.9")
-    p.add_argument("--max_new_tokens", metavar="N", type=int, default=default.max_new_tokens, help="default: 384")
-    p.add_argument("--batch_size", metavar="N", type=int, default=default.batch_size, help="default: 16")
-    p.add_argument("--seed", type=int, default=default.seed, help="default: 0")
+    p.add_argument(
+        "--votes", metavar="N", type=int, default=default.votes, help="chains of thought; default: %(default)s"
+    )
+    p.add_argument("--temperature", type=float, default=default.temperature, help="of these; default: %(default)s")
+    p.add_argument(
+        "--max_new_tokens", metavar="N", type=int, default=default.max_new_tokens, help="default: %(default)s"
+    )
+    p.add_argument("--batch_size", metavar="N", type=int, default=default.batch_size, help="default: %(default)s")
+    p.add_argument("--seed", type=int, default=default.seed, help="default: %(default)s")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
     p.add_argument("--tokenizer", metavar="DIR", help="where the checkpoint has none")
@@ -81,40 +96,43 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     inputs = prepare(settings)
     facts = environment()
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
-    model, tokenizer = load_thinking(
-        arguments.checkpoint, device=arguments.device, dtype=dtype, tokenizer=arguments.tokenizer
-    )
+    checkpoint = Path(checkpoint_directory(arguments.checkpoint))
+    model, tokenizer = load_thinking(checkpoint, device=arguments.device, dtype=dtype, tokenizer=arguments.tokenizer)
+    trained = training_length(checkpoint)
+    settings = settings.with_length(trained, context_of(model))
     found = evaluate(model, tokenizer, settings, inputs)
-    content = report(arguments.checkpoint, settings, inputs, found, facts)
+    content = report(model_name(checkpoint), settings, inputs, found, facts)
     write_whole(settings.output_dir / "evaluation.json", json.dumps(content, indent=1) + "\n")
-    viewer = _write_thoughts(model, tokenizer, settings, inputs, arguments.checkpoint)
-    write_whole(settings.output_dir / "evaluation.html", evaluation_page(content, viewer))
+    page = settings.output_dir / "evaluation.html"
+    write_whole(page, evaluation_page(content))
     print(evaluation_text(content))
-    print(f"\nwrote {settings.output_dir / 'evaluation.json'} and evaluation.html")
+    if settings.text is not None and inputs.text is not None:
+        options = _view_options(model, settings, trained) | {
+            "model_name": model_name(checkpoint),
+            "text_name": settings.text.name,
+        }
+        try:
+            with so_far("page of thoughts") as progress:
+                viewer = write_view(
+                    model, tokenizer, inputs.text, settings.output_dir / THOUGHTS, progress=progress, **options
+                )
+            write_whole(page, evaluation_page(content, viewer.name))
+        except Exception as error:  # whatever it is, the evaluation itself is done
+            print(f"{THOUGHTS}: could not be made: {error}", file=sys.stderr)
+    print(f"\nwrote {settings.output_dir / 'evaluation.json'} and {page.name}")
 
 
-def _write_thoughts(
-    model: QuietStarForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Settings,
-    inputs: Inputs,
-    checkpoint: str,
-) -> str | None:
-    """Writes the page of thoughts about the text beside the evaluation; its name, or None without a text."""
-    if inputs.text is None or settings.text is None:
-        return None
-    page = write_view(
-        model,
-        tokenizer,
-        inputs.text,
-        settings.output_dir / "thoughts.html",
-        tokens=min(VIEWED_TOKENS, settings.text_tokens),
-        training_length=settings.length,
-        greedy=True,  # as they are evaluated
-        model_name=model_name(Path(checkpoint_directory(checkpoint))),
-        text_name=settings.text.name,
-    )
-    return page.name
+def _view_options(model: QuietStarForCausalLM, settings: Settings, trained: int | None) -> dict[str, Any]:
+    """Of the page of thoughts: as they are evaluated, in windows as long as there is room for."""
+    config = model.config
+    context = getattr(model.base.config, "max_position_embeddings", None) or UNBOUNDED
+    window = min(max(settings.length or USUAL_LENGTH, 2 * config.lookahead + 2), context - config.stream_length)
+    return {
+        "tokens": min(VIEWED_TOKENS, settings.text_tokens),
+        "window": window,
+        "training_length": trained,
+        "greedy": True,
+    }
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:

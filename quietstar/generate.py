@@ -14,6 +14,7 @@ import torch
 from transformers import TextStreamer
 
 from quietstar.command_line import run_command
+from quietstar.devices import DTYPES
 from quietstar.errors import ConfigError
 from quietstar.inference.completing import Completion, complete
 from quietstar.inference.completion_options import CompletionOptions
@@ -21,8 +22,6 @@ from quietstar.inference.loading import load_thinking
 from quietstar.inference.prompts import read_prompts
 from quietstar.inference.record import ThinkingRecord
 from quietstar.inference.when import FORMS
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

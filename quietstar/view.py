@@ -13,14 +13,13 @@ from tqdm import tqdm
 
 from quietstar.command_line import run_command
 from quietstar.data.text_file import STANDARD_INPUT
+from quietstar.devices import DTYPES
 from quietstar.errors import ConfigError
 from quietstar.inference.loading import checkpoint_directory, load_thinking
 from quietstar.report import write_any_report
 from quietstar.reporting.train_report import THOUGHTS
 from quietstar.reporting.viewer import ViewOptions, read_text, thoughts_of, write_page
 from quietstar.reporting.viewer.runs import model_name, run_of, training_length
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

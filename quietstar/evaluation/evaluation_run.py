@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from quietstar.evaluation.item_store import ItemStore, fingerprint
 from quietstar.evaluation.lm_tasks import check_lm_eval, lm_eval_tasks
 from quietstar.evaluation.settings import Settings, make_output_dir
 from quietstar.evaluation.soft_accuracy import soft_accuracy
-from quietstar.evaluation.subject import Subject, drawn
+from quietstar.evaluation.subject import Subject, context_of, drawn
 from quietstar.evaluation.token_texts import token_texts
 from quietstar.inference.when import NO_GATE, parse_think
 from quietstar.model import QuietStarForCausalLM
@@ -85,6 +86,7 @@ def evaluate(
     """
     if parse_think(settings.think).rule == "learned" and model.thinking_gate is None:
         raise ConfigError(NO_GATE.format(think=settings.think))
+    settings = settings.with_length(None, context_of(model))
     store = ItemStore(settings.output_dir / ITEMS)
     writer = Writer(model, tokenizer, settings.think)
     subject = Subject(writer, token_texts(tokenizer), store, settings, fingerprint(model))
@@ -118,19 +120,16 @@ def _task(subject: Subject, form: AnswerFormat, problems: Sequence[Problem]) -> 
 def report(
     checkpoint: str, settings: Settings, inputs: Inputs, found: Sequence[Comparison], environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `evaluation.json` holds.
+    """What `evaluation.json` holds: of files and directories the names, as their places are of no use elsewhere.
 
     Args:
-        checkpoint: As it was given.
+        checkpoint: What the model is called.
         settings: Of the evaluation.
         inputs: Of `prepare`.
         found: By `evaluate`.
         environment: Versions, hardware and the command.
     """
-    shown = {
-        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(settings).items()
-    }
+    shown = {name: _shown(value) for name, value in asdict(settings).items()}
     tasks = {
         form.task.name: {"asked": len(problems), "held_out": total}
         for (form, problems), total in zip(inputs.problems, inputs.total, strict=True)
@@ -141,5 +140,20 @@ def report(
         "settings": shown,
         "tasks": tasks,
         "results": [one.to_json() for one in found],
-        "environment": environment,
+        "environment": environment | {"command": _nameable(environment["command"])},
     }
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.resolve().name
+    return [Path(one).name for one in value] if isinstance(value, tuple) else value
+
+
+def _nameable(command: str) -> str:
+    """A command line with the names of what lies at absolute paths."""
+    words = []
+    for word in shlex.split(command):
+        option, equals, value = word.rpartition("=")
+        words.append(option + equals + (Path(value).name if value.startswith(("/", "~")) else value))
+    return shlex.join(words)

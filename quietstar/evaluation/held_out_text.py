@@ -51,17 +51,18 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
         DataError: The text has fewer than two tokens, or the tokenizer cannot encode it.
     """
     settings = subject.settings
-    if settings.length > subject.context:
-        raise ConfigError(f"length: got {settings.length}, the model's context leaves room for {subject.context}")
+    length = settings.length
+    if length is None or length > subject.context:
+        raise ConfigError(f"length: got {length}, the model's context leaves room for {subject.context}")
     tokenizer = subject.writer.tokenizer
     ids, cut = encode(text, tokenizer, settings.text_tokens, name)
-    windows = list(text_windows(ids, first_tokens(tokenizer, text[:SOME]), settings.length))
+    windows = list(text_windows(ids, first_tokens(tokenizer, text[:SOME]), length))
     found = _nlls(subject, windows)
     classes = [token_classes(window.ids, subject.texts)[window.given - 1 :] for window in windows]
     per_token = nll_comparison(found, classes, settings.seed)
     count = sum(len(off) for off, _ in found)
     beginning = ", from the beginning of the file" if cut else ""
-    note = f"{count:,} tokens in {len(windows)} windows of {settings.length}{beginning}"
+    note = f"{count:,} tokens in {len(windows)} windows of {length}, {settings.length_from}{beginning}"
     statement = (
         f"Mean negative log-likelihood of the next token ({note}, each predicted from those before it in its window); "
         "thinking is a greedy thought before each; lower is better."
@@ -98,7 +99,8 @@ def text_windows(ids: Sequence[int], front: Sequence[int], length: int) -> Itera
 def _nlls(subject: Subject, windows: Sequence[Window]) -> list[tuple[Array, Array]]:
     """NLLs of each window's predicted tokens, without and with thought."""
     vocabulary = subject.writer.model.head.weight.shape[0]
-    size = max(1, min(subject.settings.batch_size, MOST_LOGITS // (vocabulary * subject.settings.length)))
+    longest = max(len(window.ids) for window in windows)
+    size = max(1, min(subject.settings.batch_size, MOST_LOGITS // (vocabulary * longest)))
     found: dict[int, tuple[Array, Array]] = {}
     waiting: list[tuple[int, str]] = []
     for place, window in enumerate(windows):

@@ -14,6 +14,8 @@ from quietstar.errors import ConfigError
 from quietstar.model import QuietStarForCausalLM
 
 Record = dict[str, Any]
+NAMES = ("_name_or_path", "transformers_version", "_from_model_config")
+"""Of a configuration's fields, those that change nothing of what a model does."""
 
 
 class ItemStore:
@@ -69,19 +71,27 @@ def key_of(*parts: object) -> str:
 
 @torch.no_grad()
 def fingerprint(model: QuietStarForCausalLM, entries: int = 64) -> str:
-    """A name for a model: from some entries of each tensor, all shapes and types, and what its thoughts depend on.
+    """A name for a model: from some entries of each tensor, all shapes and types, and its configurations.
 
     Args:
         model: With its weights.
         entries: Evenly spread, of each tensor.
     """
-    options = ("thought_length", "thinking", "interpolation", "embedding_scale", "temperature", "banned_token_ids")
-    digest = hashlib.sha256(repr([getattr(model.config, name) for name in options]).encode())
+    advice = model.generation_config
+    configurations = [model.config.to_dict(), {} if advice is None else advice.to_dict()]
+    digest = hashlib.sha256(json.dumps(_nameless(configurations), sort_keys=True, default=str).encode())
     for name, value in sorted(model.state_dict().items()):
         tensor: Tensor = value.detach().flatten()
         some = tensor[:: max(1, tensor.numel() // entries)][:entries].double().cpu()
         digest.update(f"{name} {list(value.shape)} {value.dtype} {some.tolist()}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def _nameless(configuration: Any) -> Any:
+    """A configuration without what changes where a model is moved, or saved by another version."""
+    if isinstance(configuration, dict):
+        return {str(name): _nameless(value) for name, value in configuration.items() if name not in NAMES}
+    return [_nameless(one) for one in configuration] if isinstance(configuration, list) else configuration
 
 
 def _read(line: bytes) -> Record | None:

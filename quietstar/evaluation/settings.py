@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quietstar.errors import ConfigError
@@ -13,6 +13,8 @@ from quietstar.inference.when import parse_think
 
 METRICS = ("soft", "exact", "cot")
 TASKS = ("gsm8k", "commonsenseqa")
+
+USUAL_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class Settings:
         think: When the model thinks while it generates, as in `generate(think=...)`; the other side never thinks.
         text: Held-out text whose NLL is measured.
         text_tokens: At most so many of its tokens, from the beginning.
-        length: Tokens of a window of the text, within which each is predicted from those before it.
+        length: Tokens of a window of the text, within which each is predicted from those before it. None: as many as
+            the texts that the model was trained on, or where that is unknown `USUAL_LENGTH`, and at most what the
+            context holds.
+        length_from: Where `length` comes from, in words.
         lm_eval: Names of lm-eval tasks, or YAML files that define one.
         batch_size: Texts at once.
         seed: Of the drawn problems, the sampled chains of thought and the bootstrap.
@@ -46,13 +51,29 @@ class Settings:
     think: str = "always"
     text: Path | None = None
     text_tokens: int = 16_384
-    length: int = 256
+    length: int | None = None
+    length_from: str = "as asked for"
     lm_eval: tuple[str, ...] = ()
     batch_size: int = 16
     seed: int = 0
     votes: int = 8
     temperature: float = 0.9
     max_new_tokens: int = 384
+
+    def with_length(self, trained: int | None, context: int) -> Settings:
+        """The same with a length.
+
+        Args:
+            trained: Tokens of the model's training texts, where they are known.
+            context: Tokens that a text may have.
+        """
+        if self.length is not None:
+            return self
+        words = "by default" if trained is None else "as in training"
+        wanted = USUAL_LENGTH if trained is None else trained
+        if wanted > context:
+            words = f"all that the context holds, {wanted} {words}"
+        return replace(self, length=min(wanted, context), length_from=words)
 
     def check(self) -> None:
         """Refuses what cannot be done.

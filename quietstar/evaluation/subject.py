@@ -12,6 +12,7 @@ from quietstar.evaluation.completions import Completion, Writer
 from quietstar.evaluation.item_store import ItemStore, Record, key_of
 from quietstar.evaluation.settings import Settings
 from quietstar.evaluation.token_texts import Texts
+from quietstar.model import QuietStarForCausalLM
 from quietstar.tasks.task import Problem
 
 FORMAT = 1
@@ -41,14 +42,18 @@ class Subject:
 
     @property
     def context(self) -> int:
-        """Tokens that a text may have, so that the thought after its last one still has a place."""
-        config = self.writer.model.config
-        length: int = getattr(config.text_config, "max_position_embeddings", None) or UNBOUNDED
-        return length - config.thought_length - 2
+        """As `context_of` the model."""
+        return context_of(self.writer.model)
 
     def key(self, metric: str, *parts: object) -> str:
         """A record's name: what it was made from."""
         return key_of(self.model_key, metric, *parts)
+
+
+def context_of(model: QuietStarForCausalLM) -> int:
+    """Tokens that a text may have, so that the thought after its last one still has a place."""
+    length: int = getattr(model.config.text_config, "max_position_embeddings", None) or UNBOUNDED
+    return length - model.config.thought_length - 2
 
 
 def drawn(problems: Sequence[Problem], count: int | None, seed: int) -> Iterator[Problem]:
