@@ -13,6 +13,7 @@ from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.arguments import Array
 from quietstar.evaluation.comparison import Comparison
 from quietstar.evaluation.completions import Writer
+from quietstar.evaluation.item_store import Record
 from quietstar.evaluation.nll_summary import bits_comparison, nll_comparison
 from quietstar.evaluation.progress_lines import counted
 from quietstar.evaluation.subject import Subject
@@ -21,6 +22,8 @@ from quietstar.evaluation.token_texts import decode, first_tokens
 
 SOME = 100
 """Characters of the text that show what the tokenizer puts in front."""
+FIELDS = ("off", "on", "entropy")
+"""Of a window's record."""
 MOST_LOGITS = 1 << 28
 """Numbers in the logits of a batch, 1 GiB in float32, of which there are two."""
 
@@ -57,9 +60,10 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
     tokenizer = subject.writer.tokenizer
     ids, cut = encode(text, tokenizer, settings.text_tokens, name)
     windows = list(text_windows(ids, first_tokens(tokenizer, text[:SOME]), length))
-    found = _nlls(subject, windows)
+    measured = _nlls(subject, windows)
+    found, entropies = [(off, on) for off, on, _ in measured], [entropy for _, _, entropy in measured]
     classes = [token_classes(window.ids, subject.texts)[window.given - 1 :] for window in windows]
-    per_token = nll_comparison(found, classes, settings.seed)
+    per_token = nll_comparison(found, classes, settings.seed, entropies)
     count = sum(len(off) for off, _ in found)
     beginning = ", from the beginning of the file" if cut else ""
     note = f"{count:,} tokens in {len(windows)} windows of {length}, {settings.length_from}{beginning}"
@@ -96,38 +100,47 @@ def text_windows(ids: Sequence[int], front: Sequence[int], length: int) -> Itera
 
 
 @torch.no_grad()
-def _nlls(subject: Subject, windows: Sequence[Window]) -> list[tuple[Array, Array]]:
-    """NLLs of each window's predicted tokens, without and with thought."""
+def _nlls(subject: Subject, windows: Sequence[Window]) -> list[tuple[Array, Array, Array]]:
+    """Of each window what `window_nlls` gives."""
     vocabulary = subject.writer.model.head.weight.shape[0]
     longest = max(len(window.ids) for window in windows)
     size = max(1, min(subject.settings.batch_size, MOST_LOGITS // (vocabulary * longest)))
-    found: dict[int, tuple[Array, Array]] = {}
+    found: dict[int, tuple[Array, Array, Array]] = {}
     waiting: list[tuple[int, str]] = []
     for place, window in enumerate(windows):
-        key = subject.key("nll", window.ids, window.given)
+        key = subject.key("nll", FIELDS, window.ids, window.given)
         record = subject.store.get(key)
         if record is None:
             waiting.append((place, key))
         else:
-            found[place] = (np.array(record["off"]), np.array(record["on"]))
+            found[place] = _read(record)
     with counted("held-out text, windows", len(waiting)) as count:
         while waiting:
             length = len(windows[waiting[0][0]].ids)
             batch = [one for one in waiting[:size] if len(windows[one[0]].ids) == length]
             del waiting[: len(batch)]
-            off, on = window_nlls(subject.writer, [windows[place] for place, _ in batch])
-            for (place, key), *sides in zip(batch, off, on, strict=True):
-                shown = [[round(value, 5) for value in side.tolist()] for side in sides]
-                subject.store.add(key, {"metric": "nll", "id": str(place), "off": shown[0], "on": shown[1]})
-                found[place] = (np.array(shown[0]), np.array(shown[1]))
+            three = window_nlls(subject.writer, [windows[place] for place, _ in batch])
+            for (place, key), *own in zip(batch, *three, strict=True):
+                values = [[round(value, 5) for value in one.tolist()] for one in own]
+                record = {"metric": "nll", "id": str(place), **dict(zip(FIELDS, values, strict=True))}
+                subject.store.add(key, record)
+                found[place] = _read(record)
             count(len(batch))
     return [found[place] for place in range(len(windows))]
 
 
-def window_nlls(writer: Writer, windows: Sequence[Window]) -> tuple[Array, Array]:
-    """NLLs in nats of windows of one length, float64 [windows, predicted tokens], without and with thought.
+def _read(record: Record) -> tuple[Array, Array, Array]:
+    off, on, entropy = (np.array(record[name]) for name in FIELDS)
+    return off, on, entropy
 
-    Both are of distributions that sum to one, also where the paper's mixture of log-probabilities does not.
+
+def window_nlls(writer: Writer, windows: Sequence[Window]) -> tuple[Array, Array, Array]:
+    """NLLs of windows of one length without and with thought, and the entropies of the predictions without.
+
+    Both NLLs are of distributions that sum to one, also where the paper's mixture of log-probabilities does not.
+
+    Returns:
+        In nats, each float64 [windows, predicted tokens].
     """
     device = writer.model.head.weight.device
     ids = torch.tensor([window.ids for window in windows], device=device)
@@ -139,7 +152,11 @@ def window_nlls(writer: Writer, windows: Sequence[Window]) -> tuple[Array, Array
         target = ids[:, given:].flatten()
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), target, reduction="none")
         sides.append(nll.view(len(windows), -1).double().cpu().numpy())
-    return sides[0], sides[1]
+    # one window after the other: probabilities of all would take as much memory as the logits
+    entropies = torch.stack(
+        [torch.special.entr(logits.float().softmax(-1)).sum(-1) for logits in prediction.base_logits]
+    )
+    return sides[0], sides[1], entropies.double().cpu().numpy()
 
 
 def _bytes(subject: Subject, window: Window) -> int:

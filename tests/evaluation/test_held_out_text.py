@@ -14,7 +14,7 @@ from quietstar.evaluation.blocks import block_intervals
 from quietstar.evaluation.held_out_text import text_windows
 from quietstar.evaluation.nll_summary import bits_comparison, deciles, nll_comparison
 from quietstar.evaluation.token_classes import token_class, token_classes
-from tests.evaluation.evaluated import constant_model, evaluate, random_model, result, save, tokenizer
+from tests.evaluation.evaluated import constant_model, evaluate, items, random_model, result, save, tokenizer
 
 
 def test_nll_and_bits_by_hand(tmp_path: Path) -> None:
@@ -27,6 +27,10 @@ def test_nll_and_bits_by_hand(tmp_path: Path) -> None:
     assert (nll["n"], bits["n"], nll["off"]["problems"]) == (32, 32, 4)
     assert nll["off"]["mean"] == pytest.approx(1.5 * math.log(2), abs=1e-4)
     assert bits["on"]["mean"] == pytest.approx(1.5, abs=1e-4)
+    entropies = [group["n"] for group in nll["groups"]["uncertainty"]]
+    assert sum(entropies) == 32 and len(entropies) == 10
+    (window, *_) = items(tmp_path / "out")
+    assert window["entropy"] == pytest.approx([1.5 * math.log(2)] * 8, abs=1e-4)  # of a half and two quarters
     (kind,) = nll["groups"]["kind of token"]
     assert (kind["name"], kind["n"]) == ("continuation", 32)
     assert "thoughts.html" in (tmp_path / "out" / "evaluation.html").read_text()
