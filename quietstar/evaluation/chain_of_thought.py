@@ -11,7 +11,7 @@ from quietstar.evaluation.comparison import SIDES, Comparison, compare
 from quietstar.evaluation.completions import Completion, batches
 from quietstar.evaluation.item_store import Record, key_of
 from quietstar.evaluation.progress_lines import counted
-from quietstar.evaluation.subject import FORMAT, Subject, effort, none_fits, seconds_of, think_of
+from quietstar.evaluation.subject import FORMAT, Subject, effort, generated_by, none_fits, seconds_of, think_of
 from quietstar.evaluation.token_texts import encode
 from quietstar.evaluation.voting import maj_at_k
 from quietstar.tasks.checking import Checker
@@ -106,7 +106,7 @@ def _votes(
         raise DataError(none_fits(form))
     majority: dict[str, list[float]] = {}
     single: dict[str, list[float]] = {}
-    seconds: dict[str, float] = {}
+    all_rows = {side: [row for problem in problems for row in found[side][problem.id]] for side in SIDES}
     for side in SIDES:
         rows = [found[side][problem.id] for problem in problems]
         verdicts = [_judge(form, problem, own, checker) for problem, own in zip(problems, rows, strict=True)]
@@ -114,8 +114,12 @@ def _votes(
         right = [[verdict.correct for verdict in own] for own in verdicts]
         majority[side] = [maj_at_k(a, r, settings.votes) for a, r in zip(answers, right, strict=True)]
         single[side] = [sum(r) / len(r) for r in right]
-        seconds[side] = sum(seconds_of(own) for own in rows)
-    common: dict[str, Any] = {"skipped": skipped, "seed": settings.seed, "seconds": seconds}
+    common: dict[str, Any] = {
+        "skipped": skipped,
+        "seed": settings.seed,
+        "seconds": {side: seconds_of(all_rows[side]) for side in SIDES},
+        "generated": {side: generated_by(all_rows[side]) for side in SIDES},
+    }
     how = f'sampled at temperature {settings.temperature:g} after "Let\'s think step by step."'
     return [
         compare(

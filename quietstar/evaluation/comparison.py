@@ -29,6 +29,8 @@ class Comparison:
         skipped_because: What is wrong with those that are skipped.
         resampled: What the bootstrap draws with replacement.
         seconds: Of each side, where they are measured apart.
+        generated: Of each side, where texts are generated: their `tokens`, `tokens_per_second`, and `thought_at`, the
+            share of the tokens that the model thought at.
         groups: The same difference within parts of the items, by kind of group.
         caveats: Of kinds of groups whose single differences say nothing by themselves: why.
     """
@@ -46,6 +48,7 @@ class Comparison:
     skipped_because: str = "too long for the model's context"
     resampled: str = "problems"
     seconds: Mapping[str, float] = field(default_factory=dict)
+    generated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     groups: Mapping[str, Sequence[Group]] = field(default_factory=dict)
     caveats: Mapping[str, str] = field(default_factory=dict)
 
@@ -84,11 +87,12 @@ def compare(
     seed: int,
     unit: str = "share",
     seconds: Mapping[str, float] | None = None,
+    generated: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Comparison:
     """A comparison of one number per item and side, resampled by items.
 
     Args:
-        metric, of, statement, unit, skipped, seconds: As in `Comparison`.
+        metric, of, statement, unit, skipped, seconds, generated: As in `Comparison`.
         off: [n].
         on: [n], of the same items.
         seed: Of the bootstrap.
@@ -104,4 +108,5 @@ def compare(
         bootstrap_interval(on, seed=seed),
         paired_difference(on, off, seed=seed),
         seconds=seconds or {},
+        generated=generated or {},
     )

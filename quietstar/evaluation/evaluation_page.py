@@ -6,7 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from quietstar.evaluation.comparison import SIDES
-from quietstar.evaluation.evaluation_table import HEAD, INTERVALS, direction, group_table, name_of, results_table
+from quietstar.evaluation.evaluation_table import (
+    HEAD,
+    INTERVALS,
+    direction,
+    generated,
+    group_table,
+    name_of,
+    results_table,
+)
 from quietstar.reporting.charts import bar_chart
 from quietstar.reporting.page import details, page, panel, panels, section, table
 from quietstar.reporting.scales import DASH
@@ -74,7 +82,7 @@ def _groups(row: Row, kind: str, groups: Sequence[Row]) -> list[str]:
         label=f"Change by thinking, by {kind}",
         x_label=AXES.get(kind, kind),
     )
-    helps = {True: "; above 0 thinking helps", False: "; below 0 thinking helps", None: ""}[row["higher_is_better"]]
+    helps = {True: "; above 0 thinking helps", False: "; below 0 thinking helps", None: ""}[direction(row, kind)]
     note = f"{row['metric']} with thinking minus without, in {row['unit']}{helps}."
     return [panels([panel("On - off", note, chart)]), table(cells, [kind, *HEAD[2:]], numbers=True)]
 
@@ -88,10 +96,11 @@ def _statements(results: Sequence[Row]) -> list[str]:
             f"{row['skipped']:,}" + (f" ({row['skipped_because']})" if row["skipped"] else ""),
             f"{row['off']['problems']:,} {row['resampled']}",
             *(f"{row['seconds'][side]:,.1f}" if side in row["seconds"] else "" for side in SIDES),
+            *(generated(row, side) for side in SIDES),
         ]
         for row in results
     ]
-    head = ["measure", "of", "left out", "resampled", "seconds off", "seconds on"]
+    head = ["measure", "of", "left out", "resampled", "seconds off", "seconds on", "generated off", "generated on"]
     return [
         table([list(map(visible, pair)) for pair in meanings], ["measure", "what it is"]),
         table([list(map(visible, row)) for row in counted], head, numbers=True),

@@ -104,8 +104,24 @@ def evaluation_text(report: Row) -> str:
         skipped = f" ({row['skipped']:,} left out: {row['skipped_because']})" if row["skipped"] else ""
         statements.setdefault((row["metric"], row["statement"]), []).append(f"{row['of']}{skipped}")
     parts.append("\n".join(f"{metric}, {', '.join(of)}: {what}" for (metric, what), of in statements.items()))
+    speeds = {(row["of"], str(row["generated"])): _speed(row) for row in reversed(results) if row["generated"]}
+    parts += ["\n".join(reversed(speeds.values()))] if speeds else []  # several measures are of the same texts
     parts.append(INTERVALS)
     return "\n\n".join(parts)
+
+
+def generated(row: Row, side: str) -> str:
+    """How much one side generated and how fast, and how much of it was thought at; nothing where nothing was."""
+    if side not in row["generated"]:
+        return ""
+    found = row["generated"][side]
+    share = f"thought at {100 * found['thought_at']:.0f} %"
+    return f"{found['tokens']:,} tokens, {found['tokens_per_second']:,.1f} a second, {share}"
+
+
+def _speed(row: Row) -> str:
+    sides = "; ".join(f"thinking {side}: {generated(row, side)}" for side in row["generated"])
+    return f"generated for {row['metric'].partition(',')[0]}, {row['of']}: {sides}"
 
 
 def _number(value: float, digits: int, signed: bool) -> str:

@@ -10,7 +10,7 @@ from quietstar.evaluation.comparison import SIDES, Comparison, compare
 from quietstar.evaluation.completions import batches
 from quietstar.evaluation.item_store import Record
 from quietstar.evaluation.progress_lines import counted
-from quietstar.evaluation.subject import FORMAT, Subject, effort, in_order, seconds_of, think_of
+from quietstar.evaluation.subject import FORMAT, Subject, effort, generated_by, in_order, seconds_of, think_of
 from quietstar.evaluation.token_texts import encode
 from quietstar.tasks.checking import Checker
 from quietstar.tasks.task import Problem, Verdict
@@ -35,6 +35,7 @@ def exact_match(
         "skipped": len(problems) - len(fitting),
         "seed": settings.seed,
         "seconds": {side: seconds_of(rows[side]) for side in SIDES},
+        "generated": {side: generated_by(rows[side]) for side in SIDES},
     }
     return [
         compare(

@@ -12,6 +12,7 @@ from quietstar.evaluation.completions import Completion, Writer
 from quietstar.evaluation.item_store import ItemStore, Record, key_of
 from quietstar.evaluation.settings import Settings
 from quietstar.evaluation.token_texts import Texts
+from quietstar.inference.record import ThinkingRecord
 from quietstar.model import QuietStarForCausalLM
 from quietstar.tasks.task import Problem
 
@@ -80,6 +81,13 @@ def effort(*parts: Completion) -> Record:
 def seconds_of(rows: Sequence[Record]) -> float:
     """Time that the records took."""
     return sum(float(row["seconds"]) for row in rows)
+
+
+def generated_by(rows: Sequence[Record]) -> dict[str, float]:
+    """`Comparison.generated` of the records of one side."""
+    tokens, thought_at = (sum(int(row[name]) for row in rows) for name in ("tokens", "thought_at"))
+    record = ThinkingRecord(tokens, thought_at, seconds_of(rows))
+    return {"tokens": tokens, "tokens_per_second": record.tokens_per_second, "thought_at": record.share}
 
 
 def in_order(problems: Sequence[Problem], found: dict[str, Record], form: AnswerFormat) -> list[Record]:

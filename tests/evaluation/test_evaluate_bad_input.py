@@ -128,6 +128,7 @@ def test_the_page_escapes_what_it_shows() -> None:
             "resampled": "problems",
             "skipped_because": evil,
             "seconds": {"off": 1.0, "on": 2.0},
+            "generated": {"on": {"tokens": 9, "tokens_per_second": 4.5, "thought_at": 0.5}},
             "groups": {},
             "caveats": {},
         },

@@ -86,6 +86,8 @@ def test_exact_match_by_hand(constant: Path, data: Path, tmp_path: Path) -> None
     report = evaluate(constant, tmp_path, tasks="gsm8k", data=data, metrics="exact", max_new_tokens=3)
     found = result(report, "exact match", "gsm8k")
     assert (found["off"]["mean"], found["on"]["mean"]) == (pytest.approx(1 / 6), pytest.approx(1 / 6))
+    counts = {side: (own["tokens"], own["thought_at"]) for side, own in found["generated"].items()}
+    assert counts == {"off": (18, 0), "on": (18, 1)}
     rows = items(tmp_path)
     assert {row["text"] for row in rows} == {"777"}
     assert {(row["tokens"], row["thought_at"]) for row in rows if row["thinking"] == "off"} == {(3, 0)}
@@ -183,6 +185,8 @@ def test_a_killed_evaluation_goes_on(thinking: Path, data: Path, tmp_path: Path)
     keys = [json.loads(line)["key"] for line in read[:kept] + read[kept + 1 :]]
     assert sorted(keys) == sorted(json.loads(line)["key"] for line in lines)
     for before, after in zip(whole["results"], again["results"], strict=True):
+        for sides in (before["generated"], after["generated"]):
+            assert all(own.pop("tokens_per_second") > 0 for own in sides.values())
         assert {**before, "seconds": {}} == {**after, "seconds": {}}
 
 
