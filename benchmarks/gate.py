@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -50,10 +51,11 @@ at a share are such for the fitted texts. What `generate(think="learned")` means
 fitted texts, and is never unless the 95% bootstrap interval of its gain, over the held-out texts, lies above 0.
 """
 BATCHES = """
-In a batch of 64 some row nearly always thinks, so that a pass for thoughts is made for nearly every token as with
-`always`, and choosing takes a pass of the text before it: a way that thinks at half of the tokens is then no faster
-than `always`, or slower, and only one that thinks at few of them saves time. One prompt at a time, each token that is
-not thought at saves its thought.
+A token is drawn for all rows of a batch at once, which wait where any of them thinks. Where `learned>0` thinks is
+scattered, so that of 64 rows one nearly always does: the thoughts are made anyway, and before them the choice takes a
+pass of the text that `always` does without, so that it is about as slow as `always`, or slower. Choosing saves time
+where few tokens are thought at, where the rows think at the same places (these lines have one length, so that operands
+and answers stand in step), or in a small batch: one prompt at a time, each token without a thought is fast.
 """
 """What the generation tables show."""
 
@@ -156,15 +158,13 @@ def speeds(
 ) -> str:
     """One row for each way to think, of prompts [n, length] of which `batch` are continued at once."""
     settings = {"max_new_tokens": NEW, "do_sample": True, "seed": 0, "return_dict_in_generate": True}
+    steps = {think: thinking_steps(model, prompts, batch, think, settings) for think in WAYS}
     seconds: dict[str, list[float]] = {think: [] for think in WAYS}
     rows: dict[str, list[str]] = {}
     for _ in range(repeats):  # the ways in turn, so that what else the machine does falls on all of them
         for think in WAYS:
             begin = time.perf_counter()
-            made = [
-                model.generate(some, attention_mask=torch.ones_like(some), think=think, **settings)
-                for some in prompts.split(batch)
-            ]
+            made = write(model, prompts, batch, think, settings)
             seconds[think].append(time.perf_counter() - begin)
             written = [
                 tokenizer.decode(row).replace(" ", "").split("\n")[1:-1] for part in made for row in part.sequences
@@ -172,11 +172,41 @@ def speeds(
             sums = [re.fullmatch(r"([0-6](?:\+[0-6])+)=([0-6])", line) for lines in written for line in lines]
             right = [sum(map(int, one[1].split("+"))) % MODULUS == int(one[2]) for one in sums if one]
             share = statistics.mean(0.0 if part.thinking is None else part.thinking.share for part in made)
-            rows[think] = [f"{share:.1%}", f"{sum(right) / max(1, len(right)):.1%}", f"{len(right)} of {len(sums)}"]
+            rows[think] = [
+                f"{share:.1%}",
+                f"{steps[think]:.1%}",
+                f"{sum(right) / max(1, len(right)):.1%}",
+                f"{len(right)} of {len(sums)}",
+            ]
     rates = {think: len(prompts) * NEW / statistics.median(seconds[think]) for think in WAYS}
     cells = [[think, *rows[think], f"{rates[think]:,.0f}", f"{rates[think] / rates['never']:.2f}"] for think in WAYS]
-    columns = ("think", "tokens thought at", "sums right", "lines that are sums", "tokens/s", "of the base's")
+    columns = (
+        "think",
+        "tokens thought at",
+        "steps with a thought",
+        "sums right",
+        "lines that are sums",
+        "tokens/s",
+        "of the base's",
+    )
     return markdown_table(columns, cells)
+
+
+def write(
+    model: QuietStarForCausalLM, prompts: torch.Tensor, batch: int, think: str, settings: dict[str, Any]
+) -> list[Any]:
+    """What `generate` returns for each batch."""
+    parts = prompts.split(batch)
+    return [model.generate(part, attention_mask=torch.ones_like(part), think=think, **settings) for part in parts]
+
+
+def thinking_steps(
+    model: QuietStarForCausalLM, prompts: torch.Tensor, batch: int, think: str, settings: dict[str, Any]
+) -> float:
+    """Share of the steps, each a token of all rows of a batch, at which any row thinks."""
+    made = write(model, prompts, batch, think, {**settings, "output_thoughts": think != "never"})
+    thought = [one is not None for part in made if part.thinking is not None for one in part.thinking.thoughts]
+    return statistics.mean(thought) if thought else 0.0
 
 
 def main() -> None:

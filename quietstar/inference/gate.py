@@ -44,7 +44,8 @@ def fit_gate(
     those that are not held out. Cross-validation on these chooses the strength, and the predicted gain from which on to
     think; a token takes two numbers of memory. The report is of the held-out texts, which nothing is fitted to. They
     decide one thing: thinking is advised only where it surely gains there (`GateReport.advised`); otherwise
-    `think="learned"` means never.
+    `think="learned"` means never. That a gain is sure does not say that it is large: the report has its size. Texts cut
+    from one document are alike, and make it look surer than it is for another document.
 
     Args:
         model: Gets the gate, `config.thinking_gate`, and the advised `config.thinking_threshold`; nothing else of it
