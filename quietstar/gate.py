@@ -19,8 +19,9 @@ from quietstar.data.sources import read_documents
 from quietstar.errors import ConfigError
 from quietstar.inference.gate import fit_gate
 from quietstar.inference.gate_report import GateReport
-from quietstar.inference.loading import load_thinking
+from quietstar.inference.loading import checkpoint_directory, load_thinking
 from quietstar.model import QuietStarForCausalLM
+from quietstar.reporting.viewer.runs import training_length
 
 LENGTH = 256
 REPORT = "gate.json"
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--text", metavar="FILE", required=True, help="text like that to come: .txt, .jsonl, or a directory")
     p.add_argument("--out", metavar="DIRECTORY", required=True, help="where the model goes; must not exist yet")
     p.add_argument("--field", default="text", help="field of a JSONL line that holds the text; default: text")
-    p.add_argument("--length", type=int, help=f"tokens per text; default: {LENGTH}, or the model's context if shorter")
+    p.add_argument("--length", type=int, help=f"tokens per text; default: as in its training run, or else {LENGTH}")
     p.add_argument("--max_tokens", type=int, default=100_000, help="of the beginning of the text; default: 100000")
     p.add_argument("--positions", default="all", help="where to look at gains: all (default), every:N or entropy:K")
     p.add_argument("--held_out", type=float, default=0.25, help="share of the texts for the table; default: 0.25")
@@ -88,8 +89,9 @@ def _read(
 ) -> PackedTexts:
     length = arguments.length
     if length is None:
-        context = getattr(model.base.config, "max_position_embeddings", None) or LENGTH + model.config.stream_length
-        length = min(LENGTH, context - model.config.stream_length)
+        usual = training_length(Path(checkpoint_directory(arguments.checkpoint))) or LENGTH
+        context = getattr(model.base.config, "max_position_embeddings", None) or usual + model.config.stream_length
+        length = min(usual, context - model.config.stream_length)
     if length < 2:
         raise ConfigError(f"length: is {length}, needs at least 2 tokens, the second of which is predicted")
     if arguments.max_tokens < length:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, get_args
 
 from quietstar.command_line import run_command
+from quietstar.devices import DTYPES
 from quietstar.errors import ConfigError, DataError
 from quietstar.outer_loop.options import ProblemOptions
 from quietstar.outer_loop.verifiers.candidates import Candidates, read_candidates
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--reference", metavar="DIR", help="where the reference of --score ratio lies now")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), help="of the weights; default: as saved")
+    p.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
     return p
 
 

@@ -24,6 +24,7 @@ from quietstar.data import (
     tokenizer_fingerprint,
 )
 from quietstar.errors import ConfigError
+from quietstar.files import make_output_dir
 from quietstar.model import QuietStarConfig, QuietStarForCausalLM
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.reporting.environment import environment
@@ -33,7 +34,6 @@ from quietstar.training import Trainer, TrainingResult
 from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.loggers import make_loggers
 from quietstar.training.methods import EVALUATION_SEED, Evaluate, compute_step, evaluate_on
-from quietstar.training.output_dir import make_output_dir
 
 SAMPLED_TEXTS, SAMPLED_THOUGHTS = 8, 24
 """How many held-out texts, and places in them, show their thoughts in the report."""

@@ -15,6 +15,7 @@ from quietstar.command_line import run_command
 from quietstar.data.text_file import STANDARD_INPUT
 from quietstar.devices import DTYPES
 from quietstar.errors import ConfigError
+from quietstar.files import make_output_dir
 from quietstar.inference.loading import checkpoint_directory, load_thinking
 from quietstar.report import write_any_report
 from quietstar.reporting.train_report import THOUGHTS
@@ -77,8 +78,10 @@ def view(arguments: argparse.Namespace) -> None:
     directory = Path(checkpoint_directory(arguments.checkpoint))
     run = run_of(directory)
     out = Path(arguments.out) if arguments.out else (run or Path()) / THOUGHTS
-    if out.is_dir():
-        raise ConfigError(f"out: {out} is a directory, needs the name of a file, e.g. {out / THOUGHTS}")
+    if out.is_dir() or out.suffix == ".json":
+        kind = "a directory" if out.is_dir() else "the name of the data"
+        raise ConfigError(f"out: {out} is {kind}, needs the name of a page, e.g. {out.with_name(THOUGHTS)}")
+    make_output_dir(out.parent, "out")
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     model, tokenizer = load_thinking(directory, device=arguments.device, dtype=dtype, tokenizer=arguments.tokenizer)
     options = replace(options, training_length=training_length(directory), model_name=model_name(directory))

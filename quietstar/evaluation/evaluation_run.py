@@ -20,10 +20,11 @@ from quietstar.evaluation.exact_match import exact_match
 from quietstar.evaluation.held_out_text import held_out_nll
 from quietstar.evaluation.item_store import ItemStore, fingerprint
 from quietstar.evaluation.lm_tasks import check_lm_eval, lm_eval_tasks
-from quietstar.evaluation.settings import Settings, make_output_dir
+from quietstar.evaluation.settings import Settings
 from quietstar.evaluation.soft_accuracy import soft_accuracy
 from quietstar.evaluation.subject import Subject, context_of, drawn
 from quietstar.evaluation.token_texts import token_texts
+from quietstar.files import make_output_dir
 from quietstar.inference.when import NO_GATE, parse_think
 from quietstar.model import QuietStarForCausalLM
 from quietstar.tasks.checking import Checker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,22 +105,6 @@ class Settings:
             raise ConfigError("think: got never, which is what thinking is compared with; needs another value")
         if self.data is not None and self.data.is_file() and len(self.tasks) != 1:
             raise ConfigError(f"data: {self.data} is one file, needs a directory for {len(self.tasks)} tasks")
-
-
-def make_output_dir(directory: Path) -> None:
-    """Makes a directory where there is none, and tries to write into it.
-
-    Raises:
-        ConfigError: It cannot be made or written to.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"output_dir: cannot write to {directory} ({error.strerror}); needs a directory that you may write to"
-        ) from None
 
 
 def _known(option: str, names: Sequence[str], known: Sequence[str]) -> None:

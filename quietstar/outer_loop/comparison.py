@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quietstar.errors import ConfigError
+from quietstar.files import make_output_dir
 from quietstar.outer_loop.config import OuterLoopConfig
 from quietstar.outer_loop.make_base import make_base
 from quietstar.outer_loop.phases import Phases
@@ -15,7 +16,6 @@ from quietstar.outer_loop.run import run_outer_loop, tell
 from quietstar.outer_loop.schedule import fine_tuning_steps
 from quietstar.tasks.registry import load_task
 from quietstar.training.events import EventLog
-from quietstar.training.output_dir import make_output_dir
 from quietstar.training.run_lock import RunLock
 
 

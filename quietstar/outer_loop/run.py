@@ -14,7 +14,7 @@ from typing import Any
 
 from quietstar.command_line import to_yaml
 from quietstar.errors import ConfigError, Interrupted
-from quietstar.files import write_whole
+from quietstar.files import make_output_dir, write_whole
 from quietstar.outer_loop.config import EMBEDDED, OuterLoopConfig
 from quietstar.outer_loop.make_base import make_base
 from quietstar.outer_loop.phases import Phases
@@ -27,7 +27,7 @@ from quietstar.reporting.environment import environment
 from quietstar.tasks.registry import load_task
 from quietstar.tasks.task import Split
 from quietstar.training.events import EventLog
-from quietstar.training.output_dir import append_json, make_output_dir, write_json
+from quietstar.training.output_dir import append_json, write_json
 from quietstar.training.run_lock import RunLock
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quietstar.config import ModelOptions, TrainConfig
 from quietstar.data import load_texts
+from quietstar.files import make_output_dir
 from quietstar.model import QuietStarForCausalLM
 from quietstar.textbook.character_model import character_tokenizer
 from quietstar.textbook.corpus import direct_text, parse_operands
@@ -26,7 +27,6 @@ from quietstar.textbook.reading import BASE, READING, has_read, read_textbook
 from quietstar.textbook.report import ARMS, write_report
 from quietstar.train import load_model, train
 from quietstar.training.methods import Evaluate
-from quietstar.training.output_dir import make_output_dir
 
 HELD_OUT_TEXTS = 256
 CURVE_TEXTS = 32

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.config import TrainConfig
+from quietstar.files import make_output_dir
 from quietstar.textbook.experiment import (
     delete_finished,
     finished_measures,
@@ -23,7 +24,6 @@ from quietstar.textbook.finished import base_options
 from quietstar.textbook.reading import BASE, has_read, read_textbook
 from quietstar.textbook.sweep_report import write_sweep_report
 from quietstar.textbook.variations import Arm, Sweep
-from quietstar.training.output_dir import make_output_dir
 from quietstar.training.run_lock import RunLock
 
 

@@ -1,31 +1,13 @@
-"""The directory that a run writes to: that it can, and that what is there already comes from the same options."""
+"""What a run writes beside its checkpoints, and whether what is there already comes from the same options."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quietstar.errors import ConfigError
 from quietstar.files import write_whole
-
-
-def make_output_dir(directory: Path) -> None:
-    """Make a directory where there is none, and try to write into it.
-
-    Raises:
-        ConfigError: It cannot be made or written to.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"output_dir: cannot write to {directory} ({error.strerror}); needs a directory that you may write to"
-        ) from None
 
 
 def write_json(file: Path, value: Any) -> None:

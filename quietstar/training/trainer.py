@@ -20,7 +20,7 @@ from quietstar.config import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.devices import resolve_device
 from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
-from quietstar.files import write_whole
+from quietstar.files import make_output_dir, write_whole
 from quietstar.training.checkpoint import (
     SavesPretrained,
     latest_checkpoint,
@@ -33,7 +33,7 @@ from quietstar.training.metrics import MetricsWriter
 from quietstar.training.non_finite import write_batch
 from quietstar.training.optimizer import MasterAdamW
 from quietstar.training.out_of_memory import is_out_of_memory
-from quietstar.training.output_dir import append_json, make_output_dir
+from quietstar.training.output_dir import append_json
 from quietstar.training.progress import Progress
 from quietstar.training.record import Record
 from quietstar.training.run_checkpoints import NO_BEST, RunCheckpoints
