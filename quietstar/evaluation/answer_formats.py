@@ -36,6 +36,7 @@ class AnswerFormat(ABC):
         finished: Text after which a written-out answer is complete.
         strictly: Where an answer is looked for in a completion, for people to read.
         leniently: Where else `lenient` looks.
+        concluding: Where an answer is looked for after the conclusion of a chain of thought.
     """
 
     task: Task
@@ -45,6 +46,7 @@ class AnswerFormat(ABC):
     finished: ClassVar[re.Pattern[str]]
     strictly: ClassVar[str]
     leniently: ClassVar[str]
+    concluding: ClassVar[str]
 
     @abstractmethod
     def prompt(self, problem: Problem) -> str:
@@ -120,6 +122,7 @@ class NumberFormat(AnswerFormat):
     finished = re.compile(r"####[^\n]*\S[^\n]*\n")
     strictly = "a first line that is one number and nothing else but its unit, or the number after the first ####"
     leniently = "the last number"
+    concluding = "the first number after the sentence that asks for it"
 
     def prompt(self, problem: Problem) -> str:
         return f"Q: {problem.question}\nA:"
@@ -160,6 +163,10 @@ class LetterFormat(AnswerFormat):
     leniently = (
         "the first letter in parentheses, else the first capital A to E that stands alone and is no article, else the "
         "only choice whose text is there"
+    )
+    concluding = (
+        "after the sentence that asks for it, on the first line with one, the first letter in parentheses, else the "
+        "first capital A to E that stands alone and is no article"
     )
 
     def prompt(self, problem: Problem) -> str:

@@ -106,6 +106,7 @@ def _votes(
         raise DataError(none_fits(form))
     majority: dict[str, list[float]] = {}
     single: dict[str, list[float]] = {}
+    answered: dict[str, list[float]] = {}
     all_rows = {side: [row for problem in problems for row in found[side][problem.id]] for side in SIDES}
     for side in SIDES:
         rows = [found[side][problem.id] for problem in problems]
@@ -114,6 +115,7 @@ def _votes(
         right = [[verdict.correct for verdict in own] for own in verdicts]
         majority[side] = [maj_at_k(a, r, settings.votes) for a, r in zip(answers, right, strict=True)]
         single[side] = [sum(r) / len(r) for r in right]
+        answered[side] = [sum(one is not None for one in a) / len(a) for a in answers]
     common: dict[str, Any] = {
         "skipped": skipped,
         "seed": settings.seed,
@@ -137,6 +139,14 @@ def _votes(
             f"Share of the chains of thought {how} that end in the right answer.",
             single["off"],
             single["on"],
+            **common,
+        ),
+        compare(
+            "chain of thought, has an answer",
+            form.task.name,
+            f"Share of the same chains of thought that end in any answer, right or wrong: {form.concluding}.",
+            answered["off"],
+            answered["on"],
             **common,
         ),
     ]

@@ -12,8 +12,9 @@ HEAD = ("measure", "of", "n", "thinking off", "thinking on", "on - off", "thinki
 
 INTERVALS = (
     "95 % bootstrap intervals; on - off is paired, on the same items, and below 0 where thinking lowers a number. "
-    "Thinking is called better or worse where the interval of on - off excludes 0. Where all items have the same "
-    "value, an interval has no width: it says nothing of what other items would give."
+    "Thinking is called better or worse where the interval of on - off excludes 0; where thinking changes nothing, one "
+    "interval in twenty does so by chance. Where all items have the same value, an interval has no width: it says "
+    "nothing of what other items would give."
 )
 
 

@@ -49,7 +49,7 @@ def exact_match(
         compare(
             "exact match, lenient",
             form.task.name,
-            f"The same completions where, without an answer by the strict reading, {form.leniently} counts.",
+            f"The same, where a completion without an answer by the strict reading gives {form.leniently}.",
             *([float(one.correct) for one in lenient[side]] for side in SIDES),
             **common,
         ),

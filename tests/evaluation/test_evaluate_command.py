@@ -132,6 +132,7 @@ def test_chain_of_thought_by_hand(constant: Path, tmp_path: Path) -> None:
     report = evaluate(constant, tmp_path / "out", **options)
     assert result(report, "chain of thought, maj@2", "gsm8k")["off"]["mean"] == 0.5
     assert result(report, "chain of thought, one sample", "gsm8k")["on"]["mean"] == 0.5
+    assert result(report, "chain of thought, has an answer", "gsm8k")["on"]["mean"] == 1
     chains = {(row["id"], row["vote"], row["thinking"]): row["text"] for row in items(tmp_path / "out")}
     assert len(chains) == 4 * 2 * 2
     assert len(set(chains.values())) > 3  # sampled, with a seed of its own for each
