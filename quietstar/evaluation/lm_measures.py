@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from quietstar.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Interval
+from quietstar.evaluation.bootstrap import Interval
 from quietstar.evaluation.comparison import Comparison, compare
 from quietstar.evaluation.item_store import Record
+from quietstar.evaluation.lm_aggregations import MEAN, aggregation_of, is_finite, resampled
 
-Aggregation = Callable[[Sequence[Any]], float]
-MEAN = "mean"
-CORPUS = ("bleu", "chrf", "chrf++", "ter")
-CORPUS_RESAMPLES = 100
-"""Of a corpus metric, each of which reads all texts again; lm-eval's own number."""
 NOT_FINITE = "no finite number on both sides"
 
 
@@ -39,7 +33,9 @@ def measured(results: Mapping[str, Any]) -> Record:
         "sizes": sizes,
         "items": items,
         "aggregation": {
-            name: {place: _aggregation(results["configs"][name], place, own, scores[name]) for place, own in by.items()}
+            name: {
+                place: aggregation_of(results["configs"][name], place, own, scores[name]) for place, own in by.items()
+            }
             for name, by in items.items()
         },
         "higher_is_better": {name: dict(own) for name, own in results.get("higher_is_better", {}).items()},
@@ -100,7 +96,7 @@ def _compared(
     by_document = [side["items"].get(name, {}).get(place, {}) for side in (off, on)]
     aggregation = off["aggregation"].get(name, {}).get(place)
     if aggregation == MEAN and all(by_document):
-        shared = [one for one in by_document[0] if all(_is_finite(side.get(one)) for side in by_document)]
+        shared = [one for one in by_document[0] if all(is_finite(side.get(one)) for side in by_document)]
         if not shared:
             return None
         pair = [[float(side[one]) for one in shared] for side in by_document]
@@ -109,12 +105,12 @@ def _compared(
         unit = "share" if shares else ""
         return (one.off, one.on, one.difference), "mean over documents", unit, len(by_document[0]) - len(shared)
     values = [side["scores"].get(name, {}).get(place) for side in (off, on)]
-    if not all(_is_finite(value) for value in values):
+    if not all(is_finite(value) for value in values):
         return None
     three = None
     if aggregation is not None and by_document[0].keys() == by_document[1].keys():
         items = [[side[one] for one in by_document[0]] for side in by_document]
-        three = _resampled(aggregation, items[0], items[1], seed)
+        three = resampled(aggregation, items[0], items[1], seed)
     if three is None:
         size = off["sizes"][name]
         ends = [Interval(value, None, None, size) for value in (*values, values[1] - values[0])]
@@ -123,74 +119,6 @@ def _compared(
     else:
         aggregation = f"aggregated over documents by lm-eval's {aggregation}"
     return three, aggregation, "", 0
-
-
-def _resampled(
-    name: str, off: Sequence[Any], on: Sequence[Any], seed: int
-) -> tuple[Interval, Interval, Interval] | None:
-    """An aggregation of the documents and of draws of as many of them, the same ones on both sides."""
-    function, count = _registered(name), len(off)
-    if function is None or count < 2:
-        return None
-    random = np.random.default_rng(seed)
-    found = []
-    try:
-        means = function(off), function(on)
-        for _ in range(CORPUS_RESAMPLES if name in CORPUS else RESAMPLES):
-            drawn = random.integers(count, size=count).tolist()
-            found.append([function([side[one] for one in drawn]) for side in (off, on)])
-    except (ArithmeticError, ValueError):  # such as a perplexity that is too large for a number
-        return None
-    draws = np.array(found, dtype=np.float64)
-    columns = [draws[:, 0], draws[:, 1], draws[:, 1] - draws[:, 0]]
-    if not np.isfinite(draws).all():
-        return None
-    points = (float(means[0]), float(means[1]), float(means[1] - means[0]))
-    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    ends = [np.quantile(column, tails).tolist() for column in columns]
-    off_mean, on_mean, change = (
-        Interval(point, low, high, count) for point, (low, high) in zip(points, ends, strict=True)
-    )
-    return off_mean, on_mean, change
-
-
-def _aggregation(
-    config: Mapping[str, Any], place: str, items: Mapping[str, Any], scores: Mapping[str, float]
-) -> str | None:
-    """The name of lm-eval's function that makes the number of a metric out of its documents; None for one of the task's
-    own, known by that none of the functions that it may be gives lm-eval's number."""
-    metric = place.partition(",")[0]
-    given = [one.get("aggregation") for one in config.get("metric_list") or [] if one.get("metric") == metric]
-    registry: Any = importlib.import_module("lm_eval.api.registry")
-    default = registry.get_metric_aggregation(metric)
-    names = [one for one in given if isinstance(one, str)]
-    names += [name for name, one in _registry().items() if one is default]
-    for name in [*names, MEAN]:
-        function, score = _registered(name), scores.get(place)
-        if name == MEAN and not any(map(_is_finite, items.values())):
-            continue
-        if score is None or not math.isfinite(score):
-            if name == MEAN:
-                return name  # of those documents that have a number
-            continue
-        try:
-            if function is not None and math.isclose(function(list(items.values())), score, rel_tol=1e-6, abs_tol=1e-9):
-                return name
-        except (ArithmeticError, ValueError, TypeError, IndexError):
-            continue
-    return None
-
-
-def _registry() -> Mapping[str, Aggregation]:
-    metrics: Any = importlib.import_module("lm_eval.api.metrics")  # registers them
-    assert metrics is not None
-    registry: Any = importlib.import_module("lm_eval.api.registry")
-    names: Mapping[str, Aggregation] = registry.AGGREGATION_REGISTRY
-    return {name: names[name] for name in names}
-
-
-def _registered(name: str) -> Aggregation | None:
-    return _registry().get(name)
 
 
 def _items(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -222,10 +150,6 @@ def _is_score(place: str, value: Any) -> bool:
     if metric == "bypass":  # lm-eval's stand-in for no metric
         return False
     return bool(found) and not metric.endswith("_stderr") and isinstance(value, (bool, int, float, np.number))
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (bool, int, float)) and math.isfinite(value)
 
 
 def _generates(name: str, results: Mapping[str, Any]) -> bool:

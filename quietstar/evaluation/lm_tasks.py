@@ -101,7 +101,7 @@ def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
             torch_random_seed=settings.seed,
             fewshot_random_seed=settings.seed,
         )
-    except (KeyError, TypeError, ValueError, OSError, ImportError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(f"lm_eval: the task {name} cannot be run: {reason}") from error
     record = {"metric": "lm_eval", "task": name, "thinking": side, "seconds": time.perf_counter() - start}

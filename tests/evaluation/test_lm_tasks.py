@@ -89,12 +89,18 @@ def test_groups_own_aggregations_and_numbers_that_are_none(capsys: pytest.Captur
     a number on a side are left out."""
 
     def side(values: list[float], largest: float, of_group: float) -> dict[str, Any]:
-        metrics = {"acc": values, "largest": values, "none": [math.nan] * 4}
+        metrics = {"acc": values, "largest": values, "none": [math.nan] * 4, "perplexity": [-1e4] * 4}
         samples = [
             {"doc_id": n, "filter": "none", "metrics": list(metrics), **{name: own[n] for name, own in metrics.items()}}
             for n in range(4)
         ]
-        scores = {"acc,none": math.nan, "largest,none": largest, "none,none": math.nan, "acc_stderr,none": "N/A"}
+        scores = {
+            "acc,none": math.nan,
+            "largest,none": largest,
+            "none,none": math.nan,
+            "perplexity,none": math.inf,
+            "acc_stderr,none": "N/A",
+        }
         results = {
             "results": {"part": {"sample_len": 4, **scores}, "all": {"acc,none": of_group}},
             "samples": {"part": samples},
@@ -108,7 +114,8 @@ def test_groups_own_aggregations_and_numbers_that_are_none(capsys: pytest.Captur
 
     off, on = side([1.0, 0.0, math.nan, 0.5], 0.9, 0.5), side([1.0, 1.0, 1.0, 0.0], 0.7, 0.75)
     found = {(one.metric, one.of): one for one in comparisons(off, on, "always", 0)}
-    assert "none of part is left out" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "none of part is left out" in told and "perplexity of part is left out" in told
     assert list(found) == [("acc", "part"), ("largest", "part"), ("acc", "all")]
     acc, largest, group = found.values()
     assert (acc.n, acc.skipped, acc.off.mean, acc.on.mean) == (3, 1, 0.5, pytest.approx(2 / 3))
