@@ -48,7 +48,8 @@ are nats per token. `entropy` thinks at as many tokens, those whose prediction w
 at as many drawn at random; `best possible` at those that gain most, which only their next token tells. All of it is of
 held-out texts, which no gate was fitted to; a number behind +- is the standard deviation over the fits. The thresholds
 at a share are such for the fitted texts. What `generate(think="learned")` means is chosen by cross-validation on the
-fitted texts, and is never unless the 95% bootstrap interval of its gain, over the held-out texts, lies above 0.
+fitted texts, and is never unless the 95% bootstrap interval of its gain, over the held-out texts, lies above 0.001
+nats a token.
 """
 BATCHES = """
 A token is drawn for all rows of a batch at once, which wait where any of them thinks. Where `learned>0` thinks is

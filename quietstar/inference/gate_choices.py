@@ -26,6 +26,11 @@ FEWEST_TEXTS = 6
 """For an interval: where all of n texts gain, so does every resample of them, and noise does that once in 2^n."""
 
 
+LEAST_GAIN = 1e-3
+"""Nats per token. Neighbouring texts are alike, so an interval over them is a little too narrow; and less than this is
+not worth a thought."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Thinking at some of the held-out tokens, and what others gain that choose as many. Gains are means over all
@@ -57,8 +62,8 @@ class Choice:
 
     @property
     def surely_gains(self) -> bool:
-        """Whether there is an interval and all of it is above 0."""
-        return self.low is not None and self.low > 0
+        """Whether there is an interval and all of it is above `LEAST_GAIN`."""
+        return self.low is not None and self.low > LEAST_GAIN
 
 
 def ways_to_think(predicted: Array) -> dict[str, float]:

@@ -46,7 +46,7 @@ class GateReport:
     @property
     def advised(self) -> Choice:
         """The chosen one if it surely gains: if the 95 % bootstrap interval of its gain, over the held-out texts, lies
-        above 0. Otherwise never: the best of several choices gains a little on the fitted texts by chance alone."""
+        above `LEAST_GAIN`. Otherwise never: the best of several choices gains a little by chance alone."""
         never, chosen = self._choice("never"), self._choice(self.chosen)
         return chosen if chosen.surely_gains else never
 

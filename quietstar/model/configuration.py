@@ -40,7 +40,8 @@ class QuietStarConfig(PreTrainedConfig):
         thinking_gate: The model has a `ThinkingGate`, which predicts what a thought would gain, for
             `generate(think="learned")`. `python -m quietstar.gate` fits one and sets this.
         thinking_threshold: Predicted gain in nats above which `generate(think="learned")` thinks; the fit sets it to
-            what keeps nearly all of the gain with the fewest thoughts.
+            what keeps nearly all of the gain with the fewest thoughts, or beyond all predictions (never) where held-out
+            texts do not surely gain.
 
     Raises:
         ConfigError: A value is out of range.
