@@ -33,7 +33,7 @@ from benchmarks.environment import describe, markdown_table, write_markdown
 from quietstar import QuietStarForCausalLM
 from quietstar.evaluate import main as evaluate
 from quietstar.evaluation.answer_formats import STEP_BY_STEP, AnswerFormat, load_format
-from quietstar.evaluation.evaluation_table import HEAD, group_table, results_table
+from quietstar.evaluation.evaluation_table import HEAD, direction, group_table, results_table
 from quietstar.model.from_scratch import small_llama
 from quietstar.train import main as train
 from quietstar.training import latest_checkpoint
@@ -204,7 +204,9 @@ def main() -> None:
     for row in results:
         for kind, groups in row["groups"].items():
             head = [f"{row['metric']} by {kind} ({row['unit']})", *HEAD[2:]]
-            parts.append(markdown_table(head, group_table(groups, row["unit"])))
+            parts.append(markdown_table(head, group_table(groups, row["unit"], direction(row, kind))))
+            if kind in row["caveats"]:
+                parts.append(row["caveats"][kind])
     parts.append("\n".join(dict.fromkeys(f"- {row['metric']}: {row['statement']}" for row in results)))
     if begun:
         parts.append("Items that an interrupted run of this script had measured were not measured again.")
