@@ -162,8 +162,7 @@ def continue_texts(
         counts = [count for criterion in complete if (count := criterion.end(row)) is not None]
         counts += [place + 1 for place, token in enumerate(tokens) if token in ends][:1]
         new.append(tokens[: min(counts, default=len(tokens))])
-    thinking = getattr(output, "thinking", None)  # the base's own output has none
-    steps = [None] * options.max_new_tokens if thinking is None else thinking.thoughts
+    steps = output.thinking.thoughts or [None] * options.max_new_tokens
     rows = []
     for row, tokens in enumerate(new):
         thoughts = [_of_row(step, row) for step in steps[: len(tokens)]]
