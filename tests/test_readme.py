@@ -102,6 +102,12 @@ def test_what_is_said_of_the_gate_is_in_the_committed_result() -> None:
     kept = re.search(r"keeps ([\d.]+) % of the gain\s+with thoughts at ([\d.]+) % of the tokens", README)
     row = next(cells for cells in rows(gate) if cells[0] == "learned>0.1")
     assert kept and row[1].startswith(f"{kept[2]}%") and row[3].startswith(f"{kept[1]}%")
+    alone = {cells[0]: cells for cells in rows(gate[gate.index("one at a time") :])}
+    said = re.search(
+        r"\(([\d.]+) %; without, ([\d.]+) %\), at ([\d.]+) of the base's\s+speed instead of ([\d.]+)", README
+    )
+    few, always, never = (alone[way] for way in ("learned>0.1", "always", "never"))
+    assert said and said.groups() == (few[3][:-1], never[3][:-1], few[6], always[6]) and few[3] == always[3]
 
 
 def shell_commands() -> list[str]:
