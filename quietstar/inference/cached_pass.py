@@ -67,7 +67,7 @@ class CachedTokens:
     ) -> Tensor:
         """One layer's attention; see `quietstar_attention` for the arguments. [B, N, H, D]."""
         layer = self.cache.layer(int(module.layer_idx))  # type: ignore[arg-type]  # an attribute of attention layers
-        batch = len(query) if self.rows is None else self._batch
+        batch = self.cache.batch
         keys, values = layer.append(key, value, self.rows, batch)
         if self.rows is not None:
             # rows that do not think ask too, with zeros: cheaper than copying the others' texts together
@@ -83,11 +83,6 @@ class CachedTokens:
             attended = _few_queries(query, keys, values, mask, scaling)
         shown: Tensor = attended if self.rows is None else attended[self.rows]
         return shown
-
-    @property
-    def _batch(self) -> int:
-        assert self.cache.finished is not None
-        return len(self.cache.finished)
 
     def _mask(self, window: int | None, device: torch.device) -> Tensor | None:
         """Boolean [B or 1, N, columns], or None where every token sees all before it."""

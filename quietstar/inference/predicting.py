@@ -95,8 +95,7 @@ def _think(
         """Puts [R, s, K, E] behind the streams; the hidden states [R, K, E] of the last of them."""
         nonlocal stored
         count = embeds.shape[1]
-        every = len(rows) == len(cache.finished)  # type: ignore[arg-type]  # set when the cache was opened
-        tokens = CachedTokens(cache, 0, count, stored, streams, None if every else rows)
+        tokens = CachedTokens(cache, 0, count, stored, streams, None if len(rows) == cache.batch else rows)
         hidden = model.run_decoder(embeds.flatten(1, 2), tokens.position_ids(embeds.device), tokens)
         stored += count
         return hidden[:, -streams:]

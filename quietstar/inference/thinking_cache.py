@@ -109,6 +109,11 @@ class ThinkingCache(Cache):
         self.finished = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
 
     @property
+    def batch(self) -> int:
+        """Rows of the present call."""
+        return len(self._seeds)
+
+    @property
     def is_open(self) -> bool:
         """Whether the rows of the present call are known."""
         return bool(self._seeds)
