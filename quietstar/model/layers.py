@@ -5,8 +5,7 @@ are recorded, and the differentiable forward of a layer returns the recorded out
 recomputes the layer once, on text and streams together. That is the price of ordinary gradient checkpointing, with the
 sampling pass free.
 
-Both hang on the checkpointing hook that transformers' decoder layers have (`GradientCheckpointingLayer`), so no model
-file is changed.
+Both hang on the layers' own `forward` for the time of a pass, so no model file is changed.
 """
 
 from __future__ import annotations
@@ -43,30 +42,63 @@ def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[None]:
-    """Within this context every decoder layer's forward goes through `interceptor`."""
-    layers = decoder_layers(decoder)
-    names = ("gradient_checkpointing", "training", "_gradient_checkpointing_func")
-    before = [{name: layer.__dict__.get(name) for name in names if name in layer.__dict__} for layer in layers]
+    """Within this context every decoder layer's forward goes through `interceptor`.
 
-    def hook(index: int, layer: nn.Module) -> Callable[..., Tensor]:
-        def call(run: Callable[..., Tensor], hidden: Tensor, *arguments: Any) -> Tensor:
-            return interceptor(index, layer, lambda states: run(states, *arguments), hidden)
+    It hangs on the layer's own `forward`, which `nn.Module.__call__` finds in the instance before the class. So hooks
+    of the module run around it, once a pass, and no inner mechanism of transformers takes part.
+
+    Args:
+        decoder: The base without its output head.
+        interceptor: What runs in place of each layer. The function of the hidden states that it gets may be called in
+            the backward pass too, when this context has ended.
+
+    Raises:
+        UnsupportedBackboneError: The decoder has no layers, or calls them without their input in the first place.
+    """
+    layers = decoder_layers(decoder)
+    before = [layer.__dict__.get("forward") for layer in layers]
+
+    def intercepted(index: int, layer: nn.Module) -> Callable[..., Tensor]:
+        forward = layer.forward
+
+        def call(*arguments: Any, **options: Any) -> Tensor:
+            if not arguments:
+                raise UnsupportedBackboneError(
+                    f"{type(layer).__name__} gets its hidden states by keyword; recording thoughts needs them in the "
+                    "first place"
+                )
+
+            def run(states: Tensor) -> Tensor:
+                with _not_checkpointed(layer):
+                    output: Tensor = forward(states, *arguments[1:], **options)
+                return output
+
+            return interceptor(index, layer, run, arguments[0])
 
         return call
 
     try:
         for index, layer in enumerate(layers):
-            # transformers calls the hook of a layer in training mode; only the layer's own flag is set, not its
-            # children's.
-            layer.__dict__.update(
-                gradient_checkpointing=True, training=True, _gradient_checkpointing_func=hook(index, layer)
-            )
+            layer.__dict__["forward"] = intercepted(index, layer)
         yield
     finally:
-        for layer, values in zip(layers, before, strict=True):
-            for name in names:
-                layer.__dict__.pop(name, None)
-            layer.__dict__.update(values)
+        for layer, own in zip(layers, before, strict=True):
+            if own is None:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.__dict__["forward"] = own
+
+
+@contextmanager
+def _not_checkpointed(layer: nn.Module) -> Iterator[None]:
+    """The layer runs once: a base on which checkpointing is on would checkpoint what is recomputed already."""
+    before = {name: layer.__dict__[name] for name in ("gradient_checkpointing",) if name in layer.__dict__}
+    layer.__dict__["gradient_checkpointing"] = False
+    try:
+        yield
+    finally:
+        del layer.__dict__["gradient_checkpointing"]
+        layer.__dict__.update(before)
 
 
 class LayerRecord:
