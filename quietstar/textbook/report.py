@@ -20,6 +20,11 @@ ARMS = {
     "language_modeling": "control: plain language modelling",
 }
 
+ROUNDING = (
+    "Another machine, another number of threads or another version of a library rounds differently and acts like "
+    "another seed, so an interval from the seeds of one machine is too narrow."
+)
+
 Measures = Mapping[str, Any]
 Results = Mapping[int, Mapping[str, Measures]]
 """Measures of each arm, by seed."""
@@ -75,6 +80,9 @@ def markdown(config: TrainConfig, results: Results) -> str:
         lines.append(f"| {ARMS[arm]} | " + " | ".join(cells) + " |")
     fixed = first["before"]["fixed_weights"]
     best = min(fixed, key=lambda w: sum(results[s]["before"]["fixed_weights"][w] for s in seeds))
+    if len(seeds) > 1:
+        reached = ", ".join(f"{COLUMNS['answer NLL, with thought'](results[seed]['quietstar']):.3f}" for seed in seeds)
+        lines += ["", f"Answer NLL with thought after Quiet-STaR, seed by seed: {reached}. {ROUNDING}"]
     lines += [
         "",
         f"Before Quiet-STaR at the best fixed weight ({best} of {', '.join(fixed)}): answer NLL with thought "
