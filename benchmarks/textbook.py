@@ -4,7 +4,7 @@
 
 Every row is `python -m quietstar.train` with the options shown, over the same seeds; rows whose textbook is the same
 start from the same character models. The first row runs the controls too and is the table and figure of the README.
-Writes textbook.md and textbook.png to `--results`, and with rows besides the first textbook_options.md; what is finished
+Writes textbook.md and textbook.png to `--results`, and textbook_options.md where there are other rows; what is finished
 is kept in `--output`, and the same command goes on.
 """
 
