@@ -123,9 +123,7 @@ def specialize(launch: Launch, architecture: str) -> tuple[Any, Any]:
     # What JITFunction.run does between the call and the compiler. It asks the driver for the device and so cannot be
     # called without one; its parts can.
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, options = bind(
-        **launch.arguments, **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages
-    )
+    bound, specialization, options = bind(**launch.arguments, **launch.constants, **launch.options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
     return ASTSource(kernel, signature, constants, attributes), parsed
 

@@ -45,6 +45,29 @@ def test_every_kernel_compiles_within_its_limits_and_no_worse_than_committed() -
     assert "within the limits" in done.stdout
 
 
+FUSION = """
+import os, torch
+os.environ["TRITON_DEFAULT_FP_FUSION"] = "0"
+from benchmarks import kernel_cases
+from benchmarks.ahead_of_time import specialize
+from quietstar_kernels.configurations import table
+
+for kernel, cases in table()["sm_90"].items():
+    case, configuration = next(iter(cases.items()))
+    launch = kernel_cases.launch(kernel, case, "plain", configuration, torch.device("meta"))
+    print(kernel, specialize(launch, "sm_90")[1].enable_fp_fusion)
+"""
+
+
+@needs_triton
+def test_multiplications_and_additions_are_fused_whatever_triton_s_default_is() -> None:
+    """Triton announces another default; its own variable for the default stands for that here."""
+    done = python("-c", FUSION)
+    assert done.returncode == 0, done.stderr[-5000:]
+    fused = dict(line.split() for line in done.stdout.splitlines())
+    assert len(fused) > 5 and set(fused.values()) == {"True"}
+
+
 SAME_KERNEL = """
 import json, torch
 from benchmarks import kernel_cases

@@ -97,7 +97,8 @@ class Recorded:
 def test_launch_runs_its_kernel_with_everything_by_name() -> None:
     kernel, out = Recorded(), torch.zeros(3)
     Launch(kernel, (2, 3), {"out": out, "rows": 5}, {"BLOCK": 16}, num_warps=8, num_stages=3).run()
-    assert kernel.calls == [((2, 3), {"out": out, "rows": 5, "BLOCK": 16, "num_warps": 8, "num_stages": 3})]
+    compiled = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
+    assert kernel.calls == [((2, 3), {"out": out, "rows": 5, "BLOCK": 16, **compiled})]
 
 
 @pytest.mark.parametrize("grid", [(0,), (4, 0), (0, 4)])
