@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from quietstar.inference.thinking_cache import ThinkingCache
 from quietstar.model.attention import softcapped_attention
+from quietstar.model.upstream import sdpa_attention_forward
 
 
 @dataclass(frozen=True)

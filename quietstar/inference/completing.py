@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from quietstar.errors import DataError
 from quietstar.inference.completion_options import CompletionOptions
@@ -23,6 +22,7 @@ from quietstar.inference.record import ThinkingRecord, TokenThoughts
 from quietstar.inference.stopping import WhenComplete, stop_strings
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.passes import PAUSE
+from quietstar.model.upstream import BaseStreamer
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.logits_process import SuppressTokensLogitsProcessor
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from quietstar.errors import ConfigError, DataError
 from quietstar.inference.draw import draw
 from quietstar.inference.record import ThinkingRecord
 from quietstar.inference.thinking_cache import Thinking, ThinkingCache
 from quietstar.inference.when import NO_GATE, parse_think
+from quietstar.model.upstream import GenerateDecoderOnlyOutput, SuppressTokensLogitsProcessor
 
 if TYPE_CHECKING:
     from quietstar.model.modeling import QuietStarForCausalLM

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from quietstar.model.upstream import DynamicLayer, DynamicSlidingWindowLayer
 
 GROWTH = 256
 """Tokens of room that are added at least where a text outgrows its memory; a quarter of the text where that is more."""

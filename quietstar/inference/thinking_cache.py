@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from quietstar.errors import DataError
 from quietstar.inference.draw import substream, uniforms
@@ -16,6 +15,7 @@ from quietstar.inference.record import ThinkingRecord
 from quietstar.inference.roomy_cache import RoomyLayer
 from quietstar.inference.when import When
 from quietstar.model.padding import read_padding
+from quietstar.model.upstream import Cache
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Thinking:
 
 
 class ThinkingCache(Cache):
-    """Keys and values of the texts alone, and what their thoughts need: `past_key_values` of a thinking model.
+    """Keys and values of the texts alone, and what their thoughts need: the cache of a thinking model.
 
     Thoughts are put behind the text and dropped again, so that between two calls it holds nothing but the text. Layers
     keep every token, those that see a window too: the masks are the passes' own.
@@ -154,12 +154,12 @@ class ThinkingCache(Cache):
             return
         if prompt.shape[0] != self.ids.shape[0]:
             raise DataError(
-                f"input_ids: got {prompt.shape[0]} rows (num_return_sequences counted), but past_key_values holds "
+                f"input_ids: got {prompt.shape[0]} rows (num_return_sequences counted), but the cache holds "
                 f"{self.ids.shape[0]}; see its batch_repeat_interleave and batch_select_indices"
             )
         if prompt.shape[1] <= self.text_length:
             raise DataError(
-                f"input_ids: got {prompt.shape[1]} tokens, but past_key_values holds {self.text_length}; give the "
+                f"input_ids: got {prompt.shape[1]} tokens, but the cache holds {self.text_length}; give the "
                 "whole text, with what was generated before"
             )
         other = prompt[:, : self.text_length] != self.ids
@@ -169,7 +169,7 @@ class ThinkingCache(Cache):
             row, position = other.nonzero()[0].tolist()
             raise DataError(
                 f"input_ids: row {row} has token {int(prompt[row, position])} at position {position}, where "
-                f"past_key_values holds {int(self.ids[row, position])}; it was made from another text"
+                f"the cache holds {int(self.ids[row, position])}; it was made from another text"
             )
 
     def layer(self, index: int) -> RoomyLayer:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 from typing_extensions import TypeIs
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.layers import decoder_layers
+from quietstar.model.upstream import Conv1D
 from quietstar.quiet_imports import without_bitsandbytes_warnings
 
 if TYPE_CHECKING:

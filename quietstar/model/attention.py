@@ -14,11 +14,9 @@ from typing import Any, Protocol
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from quietstar.errors import UnsupportedBackboneError
+from quietstar.model.upstream import register_attention, sdpa_attention_forward
 from quietstar_kernels import thought_attention
 
 IMPLEMENTATION = "quietstar"
@@ -249,5 +247,4 @@ def _append(thought_pass: ThoughtPass, stored: LayerKeysValues, key: Tensor, val
 
 # The mask function serves plain calls of the base model; a thought pass brings a 4-D mask of its own and never reaches
 # it.
-AttentionInterface.register(IMPLEMENTATION, quietstar_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+register_attention(IMPLEMENTATION, quietstar_attention)

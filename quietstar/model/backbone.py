@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from quietstar.errors import UnsupportedBackboneError
+from quietstar.model.upstream import attention_implementation
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import LogitOptions, operand_dtype, raw_logits
 
@@ -146,7 +147,7 @@ def probe_backbone(model: QuietStarForCausalLM) -> None:
     seen: list[tuple[int, int | None]] = []
     thought_pass = ThoughtPass(PROBE_TEXT, PROBE_STREAM, anchor, None, model.config.backend, seen=seen)
     positions = torch.tensor([[*range(PROBE_TEXT), 2, 3]], device=device)
-    implementation = config._attn_implementation
+    implementation = attention_implementation(config)
     try:
         hidden = model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
         _check_layers(config, seen)

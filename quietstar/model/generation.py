@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.logits_process import SuppressTokensLogitsProcessor
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from quietstar.errors import ConfigError
+from quietstar.model.upstream import CACHE, GenerateDecoderOnlyOutput, SuppressTokensLogitsProcessor
 
 if TYPE_CHECKING:
     from quietstar.inference.record import ThinkingRecord
@@ -25,7 +24,7 @@ class ThinkingGeneration(GenerationMixin):
     """The part of `QuietStarForCausalLM` that generates; the checks and draws are in `quietstar.inference`."""
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]  # transformers' positional arguments are options here
+    def generate(
         self: Any,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -58,8 +57,9 @@ class ThinkingGeneration(GenerationMixin):
                 PyTorch's global generator.
             output_thoughts: Keep the thoughts of every token; needs `return_dict_in_generate=True`.
             options: transformers' own: `max_new_tokens`, `do_sample`, `num_return_sequences`, `streamer`,
-                `stopping_criteria`, ... With `past_key_values` of an earlier call, and the whole text as `inputs`, what
-                was read then is not read again.
+                `stopping_criteria`, ... With the `cache` of an earlier call's output (`past_key_values` before
+                transformers 5.24; both names are taken), and the whole text as `inputs`, what was read then is not
+                read again.
 
         Returns:
             int64 [B, L + new]; with `return_dict_in_generate=True` a `ThinkingOutput`, whose `thinking` has the share
@@ -81,7 +81,7 @@ class ThinkingGeneration(GenerationMixin):
         if output_thoughts and not options.get("return_dict_in_generate", settled.return_dict_in_generate):
             raise ConfigError("output_thoughts: got True without return_dict_in_generate=True, which returns them")
         self._prepare()
-        past = options.pop("past_key_values", None)
+        past = one_cache(options.pop("past_key_values", None), options.pop("cache", None))
         own_draws = seed is not None and options.get("do_sample", settled.do_sample)
         if thinking.when.rule == "never" and past is None and not own_draws:
             return self._generate_without_thoughts(inputs, generation_config, thinking.record, options)
@@ -97,9 +97,7 @@ class ThinkingGeneration(GenerationMixin):
             thinking_cache(past).begin(thinking)
         ends = RowEnds(options.pop("stopping_criteria", None) or [], past)
         before = time.perf_counter()
-        output = super().generate(  # type: ignore[misc]  # transformers' type of self
-            inputs, generation_config, past_key_values=past, stopping_criteria=ends, **options
-        )
+        output = super().generate(inputs, generation_config, stopping_criteria=ends, **options, **{CACHE: past})
         thinking.record.seconds = time.perf_counter() - before
         if isinstance(output, Tensor):
             return output
@@ -135,14 +133,19 @@ class ThinkingGeneration(GenerationMixin):
         record.predictions = count_new(output.sequences, 1 if prompt is None else prompt.shape[1], ending)
         return ThinkingOutput(**output, thinking=record)
 
-    def prepare_inputs_for_generation(  # type: ignore[override]  # the other arguments serve other caches
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: Any = None, **_: Any
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        cache: Any = None,
+        **_: Any,
     ) -> dict[str, Any]:
         """What the cache has not seen yet."""
-        cache = thinking_cache(past_key_values)
-        if not cache.is_open:
-            cache.open(input_ids, attention_mask)
-        return {"input_ids": input_ids[:, cache.get_seq_length() :], "past_key_values": cache}
+        past = thinking_cache(one_cache(past_key_values, cache))
+        if not past.is_open:
+            past.open(input_ids, attention_mask)
+        return {"input_ids": input_ids[:, past.get_seq_length() :], CACHE: past}
 
     def _get_logits_processor(  # transformers knows the settled options only here
         self: Any, generation_config: GenerationConfig, *arguments: Any, **options: Any
@@ -152,7 +155,7 @@ class ThinkingGeneration(GenerationMixin):
         processors = super()._get_logits_processor(  # type: ignore[misc]  # transformers' type of self
             generation_config, *arguments, **options
         )
-        cache = thinking_cache((options.get("model_kwargs") or {}).get("past_key_values"))
+        cache = thinking_cache((options.get("model_kwargs") or {}).get(CACHE))
         prompt_length, device = int(options["input_ids_seq_length"]), options.get("device") or self.device
         return finish_processors(self, cache, generation_config, prompt_length, processors, device)
 
@@ -166,17 +169,28 @@ class ThinkingGeneration(GenerationMixin):
         return criteria if cache is None else type(stopping_criteria)(criteria, cache)
 
 
-def thinking_cache(past_key_values: Any) -> ThinkingCache:
-    """`past_key_values` as the cache that thoughts can be made from.
+def one_cache(past_key_values: Any, cache: Any) -> Any:
+    """What was given under either of transformers' two names for a cache, or None.
+
+    Raises:
+        ConfigError: Both were given.
+    """
+    if past_key_values is not None and cache is not None:
+        raise ConfigError("cache: got past_key_values too, transformers' older name for it; give one of them")
+    return past_key_values if cache is None else cache
+
+
+def thinking_cache(cache: Any) -> ThinkingCache:
+    """`cache` as one that thoughts can be made from.
 
     Raises:
         ConfigError: It is another kind of cache.
     """
     from quietstar.inference.thinking_cache import ThinkingCache
 
-    if not isinstance(past_key_values, ThinkingCache):
+    if not isinstance(cache, ThinkingCache):
         raise ConfigError(
-            f"past_key_values: got a {type(past_key_values).__name__}, needs the ThinkingCache of an earlier call of "
+            f"{CACHE}: got a {type(cache).__name__}, needs the ThinkingCache of an earlier call of "
             "generate (return_dict_in_generate=True gives it)"
         )
-    return past_key_values
+    return cache

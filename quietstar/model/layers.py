@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from quietstar.errors import UnsupportedBackboneError
+from quietstar.model.upstream import GradientCheckpointingLayer, without_checkpointing
 
 RunLayer = Callable[[Tensor], Tensor]
 """One decoder layer as a function of its input [B, N, E] alone."""
@@ -69,7 +69,7 @@ def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[N
                 )
 
             def run(states: Tensor) -> Tensor:
-                with _not_checkpointed(layer):
+                with without_checkpointing(layer):
                     output: Tensor = forward(states, *arguments[1:], **options)
                 return output
 
@@ -87,18 +87,6 @@ def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[N
                 layer.__dict__.pop("forward", None)
             else:
                 layer.__dict__["forward"] = own
-
-
-@contextmanager
-def _not_checkpointed(layer: nn.Module) -> Iterator[None]:
-    """The layer runs once: a base on which checkpointing is on would checkpoint what is recomputed already."""
-    before = {name: layer.__dict__[name] for name in ("gradient_checkpointing",) if name in layer.__dict__}
-    layer.__dict__["gradient_checkpointing"] = False
-    try:
-        yield
-    finally:
-        del layer.__dict__["gradient_checkpointing"]
-        layer.__dict__.update(before)
 
 
 class LayerRecord:

@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    Cache,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
@@ -27,13 +25,14 @@ from quietstar.model.anchors import base_entropy, expand_anchors
 from quietstar.model.attention import IMPLEMENTATION, AttentionPass
 from quietstar.model.backbone import OutputHead, check_configuration, disable_dropout, output_head, probe_backbone
 from quietstar.model.configuration import QuietStarConfig
-from quietstar.model.generation import ThinkingGeneration, thinking_cache
+from quietstar.model.generation import ThinkingGeneration, one_cache, thinking_cache
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.model.mixing_head import MixingHead, initial_output_bias
 from quietstar.model.padding import Padding, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.thinking_gate import ThinkingGate
 from quietstar.model.thoughts import Prediction, Recording, Thoughts
+from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast, attention_implementation
 from quietstar_kernels import linear_cross_entropy, sample_tokens
 from quietstar_kernels.dispatch import check_backend
 
@@ -242,9 +241,10 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
             DataError: A position lies behind the base's learned ones.
         """
         config = self.base.config
-        if config._attn_implementation != IMPLEMENTATION:
+        implementation = attention_implementation(config)
+        if implementation != IMPLEMENTATION:
             raise UnsupportedBackboneError(
-                f"{config.model_type}: its attention is now {config._attn_implementation!r}, under which streams would "
+                f"{config.model_type}: its attention is now {implementation!r}, under which streams would "
                 f"see everything; set it back with base.set_attn_implementation({IMPLEMENTATION!r})"
             )
         limit = getattr(config, "max_position_embeddings", None)
@@ -612,6 +612,7 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits with thoughts mixed in, so that any evaluator that calls the model measures the thinking model.
@@ -626,25 +627,27 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
             logits_to_keep: Only the last so many positions, all by default.
             past_key_values: The `ThinkingCache` of a call of `generate`, whose text `input_ids` go on with; only the
                 last position is predicted then, and thinks as that call was asked to.
+            cache: The same; transformers' name for it since 5.24.
             kwargs: What else transformers passes around (positions) is not used.
 
         Returns:
-            `logits` float32 [B, L or logits_to_keep, V] and `loss`; with a cache [B, 1, V] and `past_key_values`.
+            `logits` float32 [B, L or logits_to_keep, V] and `loss`; with a cache [B, 1, V] and the cache.
 
         Raises:
             DataError: A tensor has a wrong shape.
             ConfigError: `logits_to_keep` together with labels, or a cache of another kind.
         """
-        if past_key_values is not None:
+        given = one_cache(past_key_values, cache)
+        if given is not None:
             from quietstar.inference.predicting import predict_next  # which builds on this module
 
-            cache = thinking_cache(past_key_values)
-            if not cache.is_open:
-                cache.open(input_ids, attention_mask)
-            if cache.index <= 0:  # once a call: it goes through all modules
+            past = thinking_cache(given)
+            if not past.is_open:
+                past.open(input_ids, attention_mask)
+            if past.index <= 0:  # once a call: it goes through all modules
                 self._prepare()
-            next_logits = predict_next(self, input_ids, cache)[:, None]
-            return CausalLMOutputWithPast(logits=next_logits, past_key_values=cache)
+            output: dict[str, Any] = {"logits": predict_next(self, input_ids, past)[:, None], CACHE: past}
+            return CausalLMOutputWithPast(**output)
         read_padding(input_ids, attention_mask)
         length = input_ids.shape[1]
         kept = min(logits_to_keep, length) if logits_to_keep else length
@@ -683,7 +686,7 @@ def _use_thought_attention(base: PreTrainedModel) -> None:
         base.set_attn_implementation(IMPLEMENTATION)
     except (KeyError, ValueError) as error:
         raise UnsupportedBackboneError(f"{base.config.model_type}: {reason} ({error})") from error
-    if base.config._attn_implementation != IMPLEMENTATION:
+    if attention_implementation(base.config) != IMPLEMENTATION:
         raise UnsupportedBackboneError(f"{base.config.model_type}: {reason}")
 
 

@@ -22,6 +22,7 @@ from quietstar.config import TrainConfig
 from quietstar.data.batches import Batch
 from quietstar.model import QuietStarForCausalLM, attention
 from quietstar.model.layers import LayerRecord, RunLayer, decoder_layers
+from quietstar.model.upstream import checkpointing, set_checkpointing
 from quietstar.planning import kernels
 from quietstar.planning.hollow import HollowTensors, replaced
 from quietstar.planning.ledger import Ledger, Work
@@ -194,9 +195,9 @@ class _Watch:
         for index, layer in enumerate(layers):
             layer.register_forward_pre_hook(self._enter_layer(self._places[index]))
             layer.register_forward_hook(self._leave_layer(index))
-            checkpoint = vars(layer).get("_gradient_checkpointing_func")
+            checkpoint, on = checkpointing(layer)
             if checkpoint is not None:
-                vars(layer)["_gradient_checkpointing_func"] = self._checkpointing(index, checkpoint)
+                set_checkpointing(layer, on, self._checkpointing(index, checkpoint))
         vars(model)["think"] = self._during(model.think, OTHER, THINK)
         vars(model)["talk"] = self._during(model.talk, OTHER, TALK)
 

@@ -13,6 +13,7 @@ from quietstar.errors import ConfigError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.adapters import THOUGHT_PARTS, adapter_options, adapter_targets, add_adapters, has_adapters
 from quietstar.model.layers import decoder_layers
+from quietstar.model.upstream import set_checkpointing
 
 
 def apply_finetuning(
@@ -101,7 +102,7 @@ def set_gradient_checkpointing(model: QuietStarForCausalLM, on: bool) -> None:
     # for those of every frozen layer. Nothing in a layer is random: no generator's state is kept for its second run.
     function = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     for layer in decoder_layers(model.decoder):
-        layer.__dict__.update(gradient_checkpointing=on, _gradient_checkpointing_func=function)
+        set_checkpointing(layer, on, function)
 
 
 def _alpha(options: FinetuningOptions) -> float:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from quietstar import ConfigError, DataError, QuietStarForCausalLM
 from quietstar.inference.generating import plan_thinking
 from quietstar.inference.roomy_cache import RoomyLayer
 from quietstar.inference.thinking_cache import ThinkingCache
+from quietstar.model.upstream import CACHE, BaseStreamer
 from tests.inference.generated import PROMPTS, generate, new_tokens_of, pad_left, thinking_model, thoughts_of
 
 IDS = torch.tensor([PROMPTS[0]])
@@ -107,7 +107,7 @@ def test_the_cache_is_that_of_a_pass_over_the_text(family: str, rule: str) -> No
     text = output.sequences[:, :-1]  # the last token was never read
     mask = torch.cat([pad_left(PROMPTS)["attention_mask"], torch.ones(4, 9, dtype=torch.int64)], dim=1)
     model(text, mask, past_key_values=fresh)
-    cache = output.past_key_values
+    cache = getattr(output, CACHE)
     assert cache.get_seq_length() == fresh.get_seq_length() == text.shape[1]
     for layer, wanted in zip(cache.layers, fresh.layers, strict=True):
         for found, expected in ((layer.keys, wanted.keys), (layer.values, wanted.values)):
@@ -155,7 +155,7 @@ def test_more_can_follow_from_a_cache(model: QuietStarForCausalLM) -> None:
     wanted = model.generate(first.sequences, **options)
     read = []
     hook = model.base.get_input_embeddings().register_forward_hook(lambda _, ids, __: read.append(ids[0].shape))
-    found = model.generate(first.sequences, **options, past_key_values=first.past_key_values)
+    found = model.generate(first.sequences, **options, **{CACHE: getattr(first, CACHE)})
     hook.remove()
     assert torch.equal(found, wanted)
     assert read[0] == (4, 1)
@@ -165,7 +165,7 @@ def test_rows_of_a_cache_can_be_repeated_chosen_and_cut(model: QuietStarForCausa
     """One pass over a shared beginning, then several texts from it."""
     first = generate(model, PROMPTS, 5)
     mask = torch.cat([pad_left(PROMPTS)["attention_mask"], torch.ones(4, 5, dtype=torch.int64)], dim=1)
-    cache, rows = first.past_key_values, torch.tensor([3, 1])
+    cache, rows = getattr(first, CACHE), torch.tensor([3, 1])
     cache.batch_select_indices(rows)
     cache.batch_repeat_interleave(2)
     cache.crop(-2)
@@ -186,10 +186,10 @@ def test_a_cache_of_another_text_is_refused(model: QuietStarForCausalLM) -> None
     other = first.sequences.clone()
     other[1, 8] += 1
     mask = torch.cat([pad_left(PROMPTS)["attention_mask"], torch.ones(4, 3, dtype=torch.int64)], dim=1)
-    options = {**OPTIONS, "past_key_values": first.past_key_values}
-    with pytest.raises(DataError, match=r"input_ids: row 1 has token \d+ at position 8, where past_key_values holds"):
+    options = {**OPTIONS, CACHE: getattr(first, CACHE)}
+    with pytest.raises(DataError, match=r"input_ids: row 1 has token \d+ at position 8, where the cache holds"):
         model.generate(other, attention_mask=mask, **options)
-    with pytest.raises(DataError, match=r"input_ids: got 2 rows .* past_key_values holds 4"):
+    with pytest.raises(DataError, match=r"input_ids: got 2 rows .* the cache holds 4"):
         model.generate(first.sequences[:2], attention_mask=mask[:2], **options)
 
 
@@ -197,7 +197,7 @@ def test_a_cache_outlives_inference_mode(model: QuietStarForCausalLM) -> None:
     with torch.inference_mode():
         first = model.generate(IDS, **OPTIONS, return_dict_in_generate=True)
     text = first.sequences.clone()
-    found = model.generate(text, **OPTIONS, past_key_values=first.past_key_values)
+    found = model.generate(text, **OPTIONS, **{CACHE: getattr(first, CACHE)})
     assert torch.equal(found, model.generate(text, **OPTIONS))
 
 
@@ -335,7 +335,7 @@ def test_bfloat16() -> None:
     output = generate(model, PROMPTS, 6, output_logits=True)
     assert torch.equal(generate(model, PROMPTS, 6).sequences, output.sequences)
     assert output.logits[0].dtype == torch.float32 and bool(torch.stack(output.logits).isfinite().all())
-    assert output.past_key_values.layers[0].keys.dtype == torch.bfloat16
+    assert getattr(output, CACHE).layers[0].keys.dtype == torch.bfloat16
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def test_bfloat16() -> None:
         ({"thought_temperature": "0"}, r"thought_temperature: got '0', needs 0"),
         ({"thought_temperature": float("inf")}, r"thought_temperature: got inf"),
         ({"custom_generate": "somebody/something"}, r"custom_generate: not supported with thoughts"),
-        ({"past_key_values": object()}, r"past_key_values: got a object, needs the ThinkingCache"),
+        ({"past_key_values": object()}, f"{CACHE}: got a object, needs the ThinkingCache"),
     ],
 )
 def test_options_that_are_refused(model: QuietStarForCausalLM, options: dict[str, Any], message: str) -> None:
@@ -422,8 +422,8 @@ def test_a_prompt_with_a_token_that_is_kept_for_thoughts() -> None:
 
 def test_a_cache_that_is_longer_than_the_text(model: QuietStarForCausalLM) -> None:
     first = generate(model, [PROMPTS[0]], 5)
-    with pytest.raises(DataError, match="input_ids: got 5 tokens, but past_key_values holds 9; give the whole text"):
-        model.generate(torch.tensor([PROMPTS[0]]), **OPTIONS, past_key_values=first.past_key_values)
+    with pytest.raises(DataError, match="input_ids: got 5 tokens, but the cache holds 9; give the whole text"):
+        model.generate(torch.tensor([PROMPTS[0]]), **OPTIONS, **{CACHE: getattr(first, CACHE)})
 
 
 def test_several_pauses_are_one() -> None:

@@ -13,6 +13,7 @@ from quietstar.devices import resolve_device
 from quietstar.errors import ConfigError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.loading import load_causal_lm
+from quietstar.model.upstream import supports_sdpa
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.sampling.requests import Generation, Request, Sampler, sample_seed
 from quietstar.outer_loop.sampling.transformers_sampler import TransformersSampler
@@ -52,6 +53,6 @@ def make_sampler(
             "save its base alone (model.base.save_pretrained) and give that"
         )
     check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
-    if model._supports_sdpa:
+    if supports_sdpa(model):
         model.set_attn_implementation("sdpa")
     return TransformersSampler(model.to(place).eval(), tokenizer, options, stop)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from quietstar.errors import ConfigError
 from quietstar.inference.roomy_cache import roomy_cache, sees_all
+from quietstar.model.upstream import cache_argument
 
 LEAST_PREFIX = 16
 """Tokens that all prompts must begin with before they get a pass of their own."""
@@ -41,12 +42,14 @@ class Decoding:
     ) -> None:
         self.model = model
         accepted = inspect.signature(model.forward).parameters
-        if "past_key_values" not in accepted:
+        name = cache_argument(model.forward)
+        if name is None:
             kind = model.config.model_type
             raise ConfigError(f"model.path: {kind} has no KV cache of the usual kind; set sampling.engine to vllm")
         self._takes_positions = "position_ids" in accepted
         self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
+        self._cache_argument = name
         longest = max(map(len, prompts))
         self.cache = roomy_cache(model.config, longest + room)
         self._mask: Tensor | None = None
@@ -79,10 +82,10 @@ class Decoding:
         self.logits, self._position = self.logits[index], self._position[index]
 
     def _forward(self, tokens: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
-        options = dict(self._last_only)
+        options = {**self._last_only, self._cache_argument: self.cache}
         if self._takes_positions:
             options["position_ids"] = positions.to(tokens.device)
-        output = self.model(tokens, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
+        output = self.model(tokens, attention_mask=mask, use_cache=True, **options)
         logits: Tensor = output.logits[:, -1]
         return logits
 
