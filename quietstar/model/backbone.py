@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from quietstar.errors import UnsupportedBackboneError
-from quietstar.model.upstream import attention_implementation
+from quietstar.model.attention import ThoughtPass
+from quietstar.model.layers import Interceptor, LayerRecord, RunLayer, decoder_layers, intercept_layers
+from quietstar.model.upstream import attention_implementation, untested_versions
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import LogitOptions, operand_dtype, raw_logits
 
@@ -124,29 +128,49 @@ def disable_dropout(base: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-@torch.no_grad()
 def probe_backbone(model: QuietStarForCausalLM) -> None:
     """Run a few tokens and compare with the plain base model.
 
     A text of five tokens and a stream of two at its second position must give the hidden states that the base gives
-    with its own attention when the stream simply follows the first two tokens, and the head must give its logits.
+    with its own attention when the stream simply follows the first two tokens, and the head must give its logits. A
+    recorded pass over them must have the gradient of a plain one.
 
     Raises:
-        UnsupportedBackboneError: Naming the family and what differs.
+        UnsupportedBackboneError: Naming the family and what differs, and the releases that are newer than tested.
     """
-    from quietstar.model.attention import ThoughtPass
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            _probe_states(model)
+            _probe_recording(model)
+    except UnsupportedBackboneError as error:
+        newer = untested_versions()
+        if not newer:
+            raise
+        raise UnsupportedBackboneError(
+            f"{error}. Perhaps a library has changed: {'; '.join(newer)}. 'pip install -c constraints.txt .' in a "
+            "checkout installs the tested releases"
+        ) from error
 
-    base: Any = model.base
-    config, embed = base.config, base.get_input_embeddings()
-    family, device = config.model_type, embed.weight.device
+
+def _probe_inputs(model: QuietStarForCausalLM, **options: Any) -> tuple[Tensor, Tensor, Tensor, ThoughtPass]:
+    """Embeddings of the text [1, 5, E] and of the stream [1, 2, E], the positions of both, and the pass over them."""
+    embed: Any = model.base.get_input_embeddings()
+    device = embed.weight.device
     ids = (torch.arange(PROBE_TEXT, device=device) * 7 + 3)[None] % embed.weight.shape[0]
     embeds = embed(ids)
     anchor = torch.tensor([[1]], dtype=torch.int32, device=device)
-    stream = embeds.flip(1)[:, :PROBE_STREAM]
-    tolerance = PROBE_TOLERANCE.get(embeds.dtype, LOW_PRECISION_TOLERANCE)
-    seen: list[tuple[int, int | None]] = []
-    thought_pass = ThoughtPass(PROBE_TEXT, PROBE_STREAM, anchor, None, model.config.backend, seen=seen)
     positions = torch.tensor([[*range(PROBE_TEXT), 2, 3]], device=device)
+    thought_pass = ThoughtPass(PROBE_TEXT, PROBE_STREAM, anchor, None, model.config.backend, **options)
+    return embeds, embeds.flip(1)[:, :PROBE_STREAM], positions, thought_pass
+
+
+def _probe_states(model: QuietStarForCausalLM) -> None:
+    base: Any = model.base
+    config = base.config
+    family = config.model_type
+    seen: list[tuple[int, int | None]] = []
+    embeds, stream, positions, thought_pass = _probe_inputs(model, seen=seen)
+    tolerance = PROBE_TOLERANCE.get(embeds.dtype, LOW_PRECISION_TOLERANCE)
     implementation = attention_implementation(config)
     try:
         hidden = model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
@@ -156,9 +180,9 @@ def probe_backbone(model: QuietStarForCausalLM) -> None:
         plain = model.decoder(inputs_embeds=followed, use_cache=False).last_hidden_state
         text = model.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         logits = base(inputs_embeds=embeds, use_cache=False).logits.float()
-    except UnsupportedBackboneError:
+    except (UnsupportedBackboneError, torch.OutOfMemoryError):
         raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the family's code, or a compiler, makes of it
         raise UnsupportedBackboneError(f"{family}: text and thoughts can't be run in one pass ({error})") from error
     finally:
         base.set_attn_implementation(implementation)
@@ -176,6 +200,63 @@ def probe_backbone(model: QuietStarForCausalLM) -> None:
         raise UnsupportedBackboneError(
             f"{family}: lm_head applied to the final states gives other logits than the model ({difference:.1e})"
         )
+
+
+def _probe_recording(model: QuietStarForCausalLM) -> None:
+    family = model.base.config.model_type
+    embeds, stream, positions, thought_pass = _probe_inputs(model)
+    inputs = torch.cat([embeds, stream], dim=1).requires_grad_()
+    record, kinds = LayerRecord(), []
+
+    def run_plainly(index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
+        output = run(hidden)
+        kinds.append(type(output))
+        return output
+
+    def gradient(interceptor: Interceptor) -> Tensor:
+        with torch.enable_grad(), intercept_layers(model.decoder, interceptor):
+            hidden = model.run_decoder(inputs, positions, thought_pass)
+        direction = torch.arange(hidden.numel(), device=hidden.device).cos().view_as(hidden).to(hidden.dtype)
+        return torch.autograd.grad(hidden, inputs, direction)[0]
+
+    with _frozen(model.base):  # only the gradient of the inputs is wanted; those of a large base may not fit
+        try:
+            plain = gradient(run_plainly)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return  # weights without a gradient, such as some quantised ones: they can think, not learn
+        if any(not issubclass(kind, Tensor) for kind in kinds):
+            return  # recording refuses such layers by name, and training can go without
+        try:
+            with intercept_layers(model.decoder, record.write_text):
+                model.run_decoder(inputs.detach(), positions, thought_pass)
+            replayed = gradient(record.replay)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise UnsupportedBackboneError(f"{family}: a recorded pass can't be replayed ({error})") from error
+    if len(record.outputs) != len(kinds) or not kinds:
+        raise UnsupportedBackboneError(
+            f"{family}: {len(record.outputs)} of {len(decoder_layers(model.decoder))} layers were recorded"
+        )
+    difference = _relative(replayed, plain)
+    if not difference <= PROBE_TOLERANCE.get(inputs.dtype, LOW_PRECISION_TOLERANCE):
+        raise UnsupportedBackboneError(
+            f"{family}: the gradient of a recorded pass differs from the plain one by {difference:.1e} of its size"
+        )
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

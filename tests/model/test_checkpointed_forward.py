@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quietstar import QuietStarForCausalLM
-from tests.model.tiny import assert_same_gradients, gradients, make_ids, make_model
+from tests.model.tiny import assert_same_gradients, gradients, make_ids, make_model, switch_checkpointing_on
 
 EXACT = 1e-10
 IDS = make_ids(batch=2, length=7)
@@ -162,7 +162,7 @@ def test_with_transformers_gradient_checkpointing_switched_on(use_reentrant: boo
     model = make_model(dtype=torch.float64)
     thoughts = model.think(IDS, seed=1)
     _, wanted = backward(model, False, thoughts=thoughts)
-    model.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    switch_checkpointing_on(model.base, use_reentrant=use_reentrant)
     model.train()
     assert torch.equal(model.think(IDS, seed=1).tokens, thoughts.tokens)
     for reuse in (True, False):

@@ -150,3 +150,9 @@ def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor]
         error = float((actual[name] - wanted).abs().max())
         scale = float(wanted.abs().max())
         assert error <= tolerance * max(scale, 1e-3), f"{name}: {error:.2e} of {scale:.2e}"
+
+
+def switch_checkpointing_on(base: Any, **options: Any) -> None:
+    """By transformers' own method, which has another name since 5.24."""
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable(options)
