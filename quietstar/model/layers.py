@@ -11,7 +11,7 @@ Both hang on the layers' own `forward` for the time of a pass, so no model file 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[N
                 )
 
             def run(states: Tensor) -> Tensor:
-                with without_checkpointing(layer):
+                with without_checkpointing(layer):  # in the backward pass too
                     output: Tensor = forward(states, *arguments[1:], **options)
                 return output
 
@@ -77,16 +77,18 @@ def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[N
 
         return call
 
-    try:
-        for index, layer in enumerate(layers):
-            layer.__dict__["forward"] = intercepted(index, layer)
-        yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            if own is None:
-                layer.__dict__.pop("forward", None)
-            else:
-                layer.__dict__["forward"] = own
+    with ExitStack() as off:
+        try:
+            for index, layer in enumerate(layers):
+                off.enter_context(without_checkpointing(layer))  # which until 5.23 went around the forward, not inside
+                layer.__dict__["forward"] = intercepted(index, layer)
+            yield
+        finally:
+            for layer, own in zip(layers, before, strict=True):
+                if own is None:
+                    layer.__dict__.pop("forward", None)
+                else:
+                    layer.__dict__["forward"] = own
 
 
 class LayerRecord:
