@@ -15,6 +15,8 @@ from quietstar.inference.roomy_cache import roomy_cache, sees_all
 
 LEAST_PREFIX = 16
 """Tokens that all prompts must begin with before they get a pass of their own."""
+CACHE_NAMES = ("cache", "past_key_values")
+"""What models call their cache: transformers 5.24 has renamed it, the model code that others ship has not."""
 
 
 class Decoding:
@@ -41,9 +43,11 @@ class Decoding:
     ) -> None:
         self.model = model
         accepted = inspect.signature(model.forward).parameters
-        if "past_key_values" not in accepted:
+        taken = [name for name in CACHE_NAMES if name in accepted]
+        if not taken:
             kind = model.config.model_type
             raise ConfigError(f"model.path: {kind} has no KV cache of the usual kind; set sampling.engine to vllm")
+        self._cache_name = taken[0]
         self._takes_positions = "position_ids" in accepted
         self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
@@ -79,10 +83,10 @@ class Decoding:
         self.logits, self._position = self.logits[index], self._position[index]
 
     def _forward(self, tokens: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
-        options = dict(self._last_only)
+        options = {**self._last_only, self._cache_name: self.cache}
         if self._takes_positions:
             options["position_ids"] = positions.to(tokens.device)
-        output = self.model(tokens, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
+        output = self.model(tokens, attention_mask=mask, use_cache=True, **options)
         logits: Tensor = output.logits[:, -1]
         return logits
 
