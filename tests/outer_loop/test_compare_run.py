@@ -128,6 +128,7 @@ def test_the_command_prints_what_it_has_written(printed: str, out: Path) -> None
         assert cells[:2] == [name, "2"] and cells[2].startswith(f"{100 * right:.1f} ") and cells[3] == str(steps)
 
 
+@pytest.mark.slow
 def test_the_embedded_default_runs_its_controls_from_one_base(tmp_path: Path) -> None:
     """Rationalisation, none, and answers alone, trained on for as long as the last iteration is."""
     changes = {
