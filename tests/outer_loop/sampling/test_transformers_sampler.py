@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,33 @@ def test_one_completion_that_does_not_fit_says_what_to_lower(tokenizer: Any) -> 
 
 
 def test_a_model_without_a_cache_is_refused(tokenizer: Any) -> None:
-    config = AutoConfig.for_model("mamba", vocab_size=40, hidden_size=16, num_hidden_layers=1)
+    config = AutoConfig.for_model("rwkv", vocab_size=40, hidden_size=16, num_hidden_layers=2)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ConfigError, match="mamba has no KV cache"):
+    with pytest.raises(ConfigError, match="rwkv has no KV cache"):
         Decoding(model, [(1, 2)], [0], 4)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_under_either_name_is_taken(name: str, tokenizer: Any) -> None:
+    """transformers 5.24 renamed the argument of its models, and every llama was refused as one without a cache; model
+    code that comes with a checkpoint still has the old name.
+    """
+    model = make_base("llama", dtype=torch.float64)
+    inner, seen = model.forward, []
+    theirs = next(own for own in ("cache", "past_key_values") if own in inspect.signature(inner).parameters)
+
+    def forward(input_ids: Any, attention_mask: Any = None, position_ids: Any = None, **options: Any) -> Any:
+        seen.append(name in options)
+        return inner(input_ids, attention_mask, position_ids, **{theirs: options.pop(name, None)}, **options)
+
+    names = ("input_ids", "attention_mask", "position_ids", name)
+    forward.__signature__ = inspect.Signature(  # that of a model with this name
+        [inspect.Parameter(one, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for one in names]
+    )
+    model.forward = forward
+    found = TransformersSampler(model, tokenizer, OPTIONS, STOP).sample(requests())
+    assert seen and all(seen)
+    assert_same(found, [by_definition(model, tokenizer, request, OPTIONS) for request in requests()])
 
 
 def test_a_thinking_model_is_refused(tokenizer: Any, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +106,28 @@ def test_the_reference_is_the_initialisation(base: Path) -> None:
     result = dpo_step(beta=0.5)(model, batch, 0)
     assert float(result.loss.detach()) == pytest.approx(0.6931472, abs=1e-5)  # log 2: nothing has moved
     assert float(result.metrics["margin"]) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("beta", "nll_weight"), [(0.5, 0.0), (2.0, 0.0), (0.5, 3.0)])
+def test_the_loss_of_a_policy_that_has_moved(base: Path, beta: float, nll_weight: float) -> None:
+    """Eq. 2 of V-STaR, written out; at the start beta is not seen, since nothing differs from the reference."""
+    model, batch = batch_of(base, PAIRS)
+    policy = batch.values.double()
+    reference = policy + torch.linspace(-2, 3, policy.numel(), dtype=torch.float64).view(-1, 2).sin()
+    result = dpo_step(beta, nll_weight)(model, replace(batch, values=reference.float()), 0)
+    tokens = (batch.loss_mask & (batch.attention_mask == 1)).sum(1)
+    losses = []
+    for (right, wrong), (right_before, wrong_before), count in zip(policy, reference, tokens, strict=True):
+        margin = beta * ((right - right_before) - (wrong - wrong_before))
+        losses.append(math.log1p(math.exp(-margin)) - nll_weight * float(right) / int(count))
+    assert float(result.loss.detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_the_options_reach_the_loss(base: Path, tmp_path: Path) -> None:
+    """The first step's loss is log 2 and the NLL of the right completions times its weight."""
+    train(base, tmp_path / "small", steps=2, beta=0.1, nll_weight=3.0, batch_size=len(PAIRS))
+    first = metrics(tmp_path / "small")[0]
+    assert first["loss"] == pytest.approx(math.log(2) + 3.0 * first["right_nll"], rel=1e-4)
 
 
 def test_micro_batches_add_up_to_the_batch(base: Path, tmp_path: Path) -> None:
