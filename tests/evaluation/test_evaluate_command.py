@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,24 @@ def test_chain_of_thought_by_hand(constant: Path, tmp_path: Path) -> None:
     chains = {(row["id"], row["vote"], row["thinking"]): row["text"] for row in items(tmp_path / "out")}
     assert len(chains) == 4 * 2 * 2
     assert len(set(chains.values())) > 3  # sampled, with a seed of its own for each
+
+
+def test_the_chains_of_a_problem_are_drawn_independently(constant: Path, tmp_path: Path) -> None:
+    """Two of a problem's votes begin with the same character as often as two independent draws do. With one seed for
+    all votes they would be copies of one chain, and a vote of k no more than one sample."""
+    data = write_problems(tmp_path / "data", ["7", "2", "3", "4"])
+    options = {"tasks": "gsm8k", "data": data, "metrics": "cot", "votes": 12, "max_new_tokens": 1, "batch_size": 4}
+    evaluate(constant, tmp_path / "out", **options)
+    rows = items(tmp_path / "out")
+    for side in ("off", "on"):
+        agreeing, pairs = 0, 0
+        for name in "1234":
+            texts = [row["text"] for row in rows if (row["id"], row["thinking"]) == (name, side)]
+            same = [first == second for first, second in combinations(texts, 2)]
+            agreeing, pairs = agreeing + sum(same), pairs + len(same)
+        assert pairs == 4 * 66
+        by_chance = sum(probability**2 for probability in PROBABILITIES.values())
+        assert agreeing / pairs == pytest.approx(by_chance, abs=0.12)
 
 
 def test_votes_are_counted_as_written_down(thinking: Path, tmp_path: Path) -> None:
