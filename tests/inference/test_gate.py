@@ -18,7 +18,7 @@ from quietstar.gate import main
 from quietstar.inference import gains
 from quietstar.inference.gains import read_gains, read_states
 from quietstar.inference.gate import fit_gate
-from quietstar.inference.gate_choices import BEYOND, NEARLY_ALL, choose_way, measure_choices, ways_to_think
+from quietstar.inference.gate_choices import BEYOND, NEARLY_ALL, Array, choose_way, measure_choices, ways_to_think
 from quietstar.inference.gate_report import GateReport
 from quietstar.inference.loading import load_thinking
 from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge, fit_to_others
@@ -131,6 +131,50 @@ def test_the_way_to_think_is_of_the_fitted_texts() -> None:
     assert report.advised.share == pytest.approx(float((gain > ways[expected]).mean()), abs=1.01 / 12)
     assert report.advised.gain == pytest.approx(report.advised.best_gain, abs=1e-6)
     assert model.config.thinking_threshold == report.threshold < 99
+
+
+def ridge_by_least_squares(x: Array, y: Array, strength: float) -> tuple[Array, float]:
+    """Standardised features beside a column of ones; rows of sqrt(n * strength) shrink all but the ones."""
+    mean, spread = x.mean(0), x.std(0)
+    count, features = x.shape
+    left = np.zeros((count + features, features + 1))
+    left[:count, :features], left[:count, features] = (x - mean) / spread, 1
+    left[count:, :features] = np.sqrt(count * strength) * np.eye(features)
+    solution = np.linalg.lstsq(left, np.concatenate([y, np.zeros(features)]))[0]
+    weight = solution[:features] / spread
+    return weight, float(solution[features] - mean @ weight)
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1e-1])
+def test_thresholds_come_from_texts_that_a_fit_has_not_seen(strength: float) -> None:
+    """There are nearly as many features as tokens, so a prediction of tokens that were fitted to says nothing about
+    others: its thresholds, and the way chosen with them, would be those of fits that know the answers."""
+    model, texts = make_model(), TEXTS
+    report = fit_gate(model, texts, ridge=strength)
+    (measured,) = read_gains(model, texts)
+    x, y, text = measured.hidden.double().numpy(), measured.gain.double().numpy(), measured.text.numpy()
+    fitted = np.random.default_rng(0).permutation(8)[2:]
+    folds = [fitted[first::4] for first in range(4)]
+    unseen, seen, gain = [], [], []
+    for fold in folds:
+        own, others = np.isin(text, fold), np.isin(text, np.setdiff1d(fitted, fold))
+        gain.append(y[own])
+        for predicted, rows in ((unseen, others), (seen, own | others)):
+            weight, bias = ridge_by_least_squares(x[rows], y[rows], strength)
+            predicted.append(x[own] @ weight + bias)
+    out_of_fold, in_fold, gains = (np.concatenate(parts) for parts in (unseen, seen, gain))
+    thresholds = [float(choice.think[8:]) for choice in report.choices if choice.think.startswith("learned>")]
+    shares = (0.5, 0.8, 0.9, 0.95)
+    expected = sorted([0, 0.01, 0.1, *np.quantile(out_of_fold, shares)])
+    assert sorted(thresholds) == pytest.approx(expected, rel=0.006, abs=1e-4)
+    assert np.quantile(in_fold, shares) != pytest.approx(np.quantile(out_of_fold, shares), rel=0.1)
+    kept = {"never": 0.0, "always": float(gains.sum())}
+    thought_at = {"never": 0, "always": len(gains)}
+    for threshold in thresholds:
+        chosen = out_of_fold > threshold
+        kept[f"learned>{threshold:g}"], thought_at[f"learned>{threshold:g}"] = float(gains[chosen].sum()), chosen.sum()
+    enough = [think for think in kept if kept[think] >= 0.95 * max(kept.values())]
+    assert report.chosen == min(enough, key=lambda think: thought_at[think])
 
 
 def test_nothing_is_fitted_to_what_is_held_out(fitted: QuietStarForCausalLM) -> None:
