@@ -109,22 +109,24 @@ def test_plain_language_modelling_is_the_text_nll() -> None:
 @pytest.mark.parametrize("method", ["quietstar", "language_modeling"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_evaluation_is_repeatable_and_independent_of_the_micro_batch(method: str, masked: bool) -> None:
+    """Two batches of three texts, one or two at a time: a part of two counts twice as much as what is left over."""
     model, texts = make_model(), make_ids(9, 8)
     mask = None
     if masked:
         mask = torch.ones_like(texts)
         mask[0, 4:] = mask[3, :2] = 0
-    whole_steps = evaluate_on(texts, config(method=method), mask)(model)
-    assert evaluate_on(texts, config(method=method), mask)(model) == whole_steps
+
+    def measured(texts: Tensor, micro_batch_size: int | None = None) -> dict[str, float]:
+        options = config(method=method, batch_size=3, micro_batch_size=micro_batch_size)
+        return dict(evaluate_on(texts, options, mask)(model))
+
+    whole_steps = measured(texts)
+    assert measured(texts) == whole_steps
     unseen = texts.clone()
-    unseen[4:] = 3  # two batches of two are used
-    assert evaluate_on(unseen, config(method=method), mask)(model) == whole_steps
-    small = evaluate_on(texts, config(method=method, micro_batch_size=1), mask)(model)
-    if masked:  # texts of unequal length: how much each part of the loss counts depends on the cut
-        for metrics in (small, whole_steps):
-            for name in ("gradient_norm_lm", "gradient_norm_policy"):
-                metrics.pop(name, None)
-    assert small == pytest.approx(whole_steps, rel=1e-5, abs=1e-6)
+    unseen[6:] = 3
+    assert measured(unseen) == whole_steps
+    for micro_batch_size in (1, 2):
+        assert measured(texts, micro_batch_size) == pytest.approx(whole_steps, rel=1e-5, abs=1e-6)
 
 
 def test_padding_is_not_evaluated() -> None:
@@ -154,6 +156,13 @@ def test_documents_of_one_text_are_measured_as_texts_of_their_own(method: str) -
     assert found == pytest.approx((first * 4 + second * 6) / 10, rel=1e-5)
     step = compute_step(options)(model, whole(texts, mask), 0)
     assert step.weight == (10 if method == "language_modeling" else None)  # the other brings its own denominators
+
+
+def test_difficulty_is_that_without_thought() -> None:
+    """A thought that turns the order around: the tenth that was hardest gains most, though it is now the easiest."""
+    base = torch.arange(20.0)[torch.randperm(20, generator=torch.Generator().manual_seed(0))]
+    found = gain_by_difficulty(base, 19 - base)
+    assert found == {f"gain_decile_{tenth}": 4.0 * tenth - 18 for tenth in range(10)}
 
 
 def test_gain_by_difficulty_sorts_by_the_nll_without_thought() -> None:
