@@ -86,6 +86,22 @@ def test_the_entropy_of_thoughts_is_that_of_the_sampler() -> None:
     assert abs(found - entropy) < 4 * spread / 4000**0.5
 
 
+def test_thoughts_without_a_target_are_not_measured() -> None:
+    """In the padding of the first text streams think, too: their entropies are of nothing."""
+    model, ids = make_model(), make_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    output = model.learn(ids, mask, seed=1)
+    found = step_means(output, whole(ids, mask)).floats()
+    position = output.thoughts.anchor
+    counted = (position < 3) | (torch.arange(2)[:, None] == 1)  # the last token of a text has no next one
+    assert 0 < int(counted.sum()) < counted.numel()
+    assert found["thought_entropy"] == pytest.approx(float(-output.thoughts.logprob[counted].mean()), rel=1e-5)
+    assert found["thought_logprob"] == pytest.approx(float(output.thought_logprob[counted].mean()), rel=1e-5)
+    assert found["reward"] == pytest.approx(float(output.reward[counted].mean()), rel=1e-4, abs=1e-6)
+    assert found["advantage_size"] == pytest.approx(float(output.advantage[counted].abs().mean()), rel=1e-4)
+
+
 def test_micro_batches_add_up_to_the_step() -> None:
     model, ids = make_model(), make_ids(4, 9)
     _, wanted = measure(model, ids, anchors="all")
