@@ -322,7 +322,7 @@ class Trainer(Generic[ModelT]):
         kept = f"the batch is in {file}" if file else "the batch could not be written"
         record.failures += 1
         if options.on_non_finite == "stop" or record.failures >= options.max_non_finite:
-            reason = "" if record.failures == 1 else f"the {record.failures}th such step one after another; "
+            reason = "" if record.failures == 1 else f"{record.failures} such steps one after another; "
             self._events.write(step, "non_finite", str(error))
             raise NonFiniteError(
                 f"{error}; {reason}stopped before the optimizer step; {kept}; the newest checkpoint is "

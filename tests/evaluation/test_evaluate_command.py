@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,58 @@ def test_chain_of_thought_by_hand(constant: Path, tmp_path: Path) -> None:
     chains = {(row["id"], row["vote"], row["thinking"]): row["text"] for row in items(tmp_path / "out")}
     assert len(chains) == 4 * 2 * 2
     assert len(set(chains.values())) > 3  # sampled, with a seed of its own for each
+
+
+def test_the_chains_of_a_problem_are_drawn_independently(constant: Path, tmp_path: Path) -> None:
+    """Two of a problem's votes begin with the same character as often as two independent draws do, at the temperature
+    that was asked for. With one seed for all votes they would be copies of one chain, and a vote of k no more than one
+    sample."""
+    data = write_problems(tmp_path / "data", ["7", "2", "3", "4"])
+    options = {"tasks": "gsm8k", "data": data, "metrics": "cot", "votes": 16, "max_new_tokens": 1, "batch_size": 4}
+    evaluate(constant, tmp_path / "out", temperature=0.5, **options)
+    rows = items(tmp_path / "out")
+    squares = [probability**2 for probability in PROBABILITIES.values()]  # at a temperature of a half
+    by_chance = sum((square / sum(squares)) ** 2 for square in squares)
+    for side in ("off", "on"):
+        agreeing, pairs = 0, 0
+        for name in "1234":
+            texts = [row["text"] for row in rows if (row["id"], row["thinking"]) == (name, side)]
+            same = [first == second for first, second in combinations(texts, 2)]
+            agreeing, pairs = agreeing + sum(same), pairs + len(same)
+        assert pairs == 4 * 120
+        assert agreeing / pairs == pytest.approx(by_chance, abs=0.12)
+
+
+def test_the_answer_after_a_chain_is_greedy_and_has_read_the_chain(thinking: Path, tmp_path: Path) -> None:
+    """Each character against the model called anew on the prompt, the chain and the sentence that asks for the answer:
+    the thinking model on one side, its base on the other."""
+    data = write_problems(tmp_path / "data", ["7", "2"])
+    options = {"tasks": "gsm8k", "data": data, "metrics": "cot", "votes": 2, "max_new_tokens": 4}
+    evaluate(thinking, tmp_path / "out", **options)
+    model, own = random_model(), tokenizer()
+    form = load_format("gsm8k", data)
+    prompts = {problem.id: form.prompt(problem) for problem in form.task.problems("test")}
+    finals = {}
+    for row in items(tmp_path / "out"):
+        before = f"{prompts[row['id']]} Let's think step by step.{form.chain(row['text'])}{form.conclusion}"
+        called = model if row["thinking"] == "on" else model.base
+        assert row["final"]
+        for place, character in enumerate(row["final"]):
+            ids = own(before + row["final"][:place], return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                assert int(called(ids, logits_to_keep=1).logits[0, -1].argmax()) == SYMBOLS.index(character)
+        finals[row["id"], row["vote"], row["thinking"]] = row["final"]
+    assert any(finals[one, vote, "on"] != finals[one, vote, "off"] for one in "12" for vote in (0, 1))
+
+
+@pytest.mark.parametrize("metric", ["exact", "cot"])
+def test_it_thinks_where_it_was_asked_to(metric: str, constant: Path, tmp_path: Path) -> None:
+    """Before every second of three tokens: at two of them, and again at six of the twelve of a chain's answer."""
+    data = write_problems(tmp_path / "data", ["77", "7"])
+    options = {"tasks": "gsm8k", "data": data, "metrics": metric, "votes": 1, "max_new_tokens": 3, "think": "every:2"}
+    evaluate(constant, tmp_path / "out", **options)
+    counts = {row["thinking"]: (row["tokens"], row["thought_at"]) for row in items(tmp_path / "out")}
+    assert counts == ({"off": (3, 0), "on": (3, 2)} if metric == "exact" else {"off": (15, 0), "on": (15, 8)})
 
 
 def test_votes_are_counted_as_written_down(thinking: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quietstar.evaluation.bootstrap import Interval
-from quietstar.evaluation.comparison import Comparison
+from quietstar.evaluation.comparison import Comparison, compare
 from quietstar.evaluation.evaluation_page import evaluation_page
 from quietstar.evaluation.evaluation_table import evaluation_text, group_table, verdict
 from quietstar.evaluation.nll_summary import nll_comparison
@@ -35,6 +35,20 @@ def report(*results: Comparison) -> dict[str, Any]:
 )
 def test_verdicts(low: float | None, high: float | None, higher_is_better: bool | None, said: str) -> None:
     assert verdict({"low": low, "high": high}, higher_is_better) == said
+
+
+def test_a_difference_is_with_thinking_minus_without_on_the_same_items() -> None:
+    """Items differ much and what thinking adds differs little: each side's interval is wide and that of the difference
+    is narrow, as the normal approximation of its own spread says."""
+    rng = np.random.default_rng(0)
+    off, added = rng.normal(0.0, 1.0, 400), rng.normal(0.1, 0.05, 400)
+    found = compare("", "", "", off.tolist(), (off + added).tolist(), skipped=0, seed=0)
+    assert (found.off.mean, found.on.mean) == pytest.approx((off.mean(), (off + added).mean()))
+    assert found.difference.mean == pytest.approx(added.mean())
+    for interval, values in ((found.off, off), (found.on, off + added), (found.difference, added)):
+        reach = 1.96 * values.std() / np.sqrt(400)
+        ends = values.mean() - reach, values.mean() + reach
+        assert (interval.low, interval.high) == pytest.approx(ends, abs=0.2 * reach)
 
 
 def test_tenths_by_the_outcome_have_no_verdict() -> None:

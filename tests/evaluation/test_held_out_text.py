@@ -55,6 +55,11 @@ def test_nll_is_that_of_one_call_per_window(tmp_path: Path) -> None:
     assert found["n"] == count
     assert [found["off"]["mean"], found["on"]["mean"]] == pytest.approx([one / count for one in sums], rel=1e-4)
     assert abs(found["difference"]["mean"]) > 0.01
+    assert found["difference"]["mean"] == pytest.approx(found["on"]["mean"] - found["off"]["mean"])
+    with torch.no_grad():
+        probability = model.base(ids[None, :48]).logits[0, :-1].double().softmax(-1)
+    entropy = -(probability * probability.log()).sum(-1)  # of the prediction without thought
+    assert items(tmp_path / "out")[0]["entropy"] == pytest.approx(entropy.tolist(), abs=1e-4)
 
 
 def test_difficulty_and_kinds_by_hand() -> None:
@@ -84,6 +89,16 @@ def test_difficulty_and_kinds_by_hand() -> None:
     assert bits.off.mean == pytest.approx(190 / math.log(2) / 40)
 
 
+def test_tenths_are_of_the_predictions_without_thoughts() -> None:
+    """A thought turns the order around: the hardest token without it is the easiest with it."""
+    base = np.arange(20.0)
+    found = nll_comparison([(base[:12], 19 - base[:12]), (base[12:], 19 - base[12:])], [["word"] * 12, ["word"] * 8], 0)
+    difficulty = found.groups["difficulty"]
+    assert [group.off.mean for group in difficulty] == pytest.approx([2 * place + 0.5 for place in range(10)])
+    assert [group.on.mean for group in difficulty] == pytest.approx([18.5 - 2 * place for place in range(10)])
+    assert [group.difference.mean for group in difficulty] == pytest.approx([18 - 4 * place for place in range(10)])
+
+
 def test_tenths_of_any_number_of_tokens() -> None:
     assert deciles(np.array([3.0, 1.0, 2.0])).tolist() == [6, 0, 3]
     assert np.bincount(deciles(np.random.default_rng(0).random(25))).tolist() == [3, 2, 3, 2, 3, 2, 3, 2, 3, 2]
@@ -98,6 +113,20 @@ def test_windows_are_resampled_whole() -> None:
     assert interval is not None and interval.low is not None and interval.high is not None
     assert interval.mean == 0.5
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(40), rel=0.1)
+
+
+def test_a_draw_of_windows_has_its_own_number_of_tokens() -> None:
+    """A mean over the tokens of drawn windows: where all tokens are alike it has no spread, however unequal the windows
+    are. Else it is the mean of the drawn tokens, put together one by one here."""
+    rng = np.random.default_rng(0)
+    windows = [rng.normal(place % 3, 1.0, size) for place, size in enumerate([1, 2, 40, 5, 30, 3, 8, 60])]
+    counts = np.array([[len(own)] for own in windows], dtype=np.float64)
+    (alike,) = block_intervals(2 * counts, counts)
+    assert alike is not None and (alike.low, alike.mean, alike.high) == pytest.approx((2, 2, 2))
+    (interval,) = block_intervals(np.array([[own.sum()] for own in windows]), counts, resamples=4000)
+    assert interval is not None and interval.mean == pytest.approx(np.concatenate(windows).mean())
+    means = [np.concatenate([windows[one] for one in rng.integers(8, size=8)]).mean() for _ in range(4000)]
+    assert [interval.low, interval.high] == pytest.approx(list(np.quantile(means, [0.025, 0.975])), abs=0.06)
 
 
 def test_measures_without_things_have_no_interval() -> None:

@@ -69,7 +69,7 @@ def test_skipping_is_bounded_and_the_count_survives_a_kill(runs: Runs, tmp_path:
     runs.run(tmp_path, forever, ("send", 10, "SIGKILL"), expect=-9, **options)
     assert max(steps(tmp_path)) in (3, 4)  # the save of step 4 may not have ended
     text = runs.run(tmp_path, ("bad_gradient", 1, 99, "nan"), expect=2, **options)
-    assert "error: step 6: " in text and "the 4th such step one after another" in text
+    assert "error: step 6: " in text and "; 4 such steps one after another; stopped" in text
     assert max(steps(tmp_path)) == 5
 
 

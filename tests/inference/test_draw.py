@@ -58,6 +58,12 @@ def test_greedy_takes_the_likeliest() -> None:
     assert logprob.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.501, 2), (0.75, 2), (0.875, 3)])
+def test_a_share_that_is_reached_exactly_needs_no_more_tokens(top_p: float, kept: int) -> None:
+    filtered = likeliest(torch.tensor([[0.125, 0.5, 0.0625, 0.25, 0.0625]]), 0, top_p)
+    assert int((filtered > 0).sum()) == kept
+
+
 @pytest.mark.parametrize(
     ("top_k", "top_p", "kept"),
     [(0, 1.0, 5), (2, 1.0, 2), (9, 1.0, 5), (0, 0.5, 2), (0, 0.39, 1), (0, 1e-9, 1), (3, 0.7, 2), (0, 0.96, 5)],

@@ -26,6 +26,7 @@ from quietstar.model.adapters import add_adapters, has_adapters, trained_state
 from quietstar.model.from_scratch import character_tokenizer
 from quietstar.model.thinking_gate import ThinkingGate
 from quietstar.training import build_optimizer, load_weights, save_checkpoint, take_snapshot
+from tests.inference.dense_ridge import dense_ridge
 from tests.model.tiny import VOCABULARY, make_ids, make_model
 from tests.training.helpers import options
 
@@ -133,6 +134,44 @@ def test_the_way_to_think_is_of_the_fitted_texts() -> None:
     assert model.config.thinking_threshold == report.threshold < 99
 
 
+@pytest.mark.parametrize("strength", [1e-3, 1e-1])
+def test_thresholds_come_from_texts_that_a_fit_has_not_seen(strength: float) -> None:
+    """There are nearly as many features as tokens, so a prediction of tokens that were fitted to says nothing about
+    others: its thresholds, and the way chosen with them, would be those of fits that know the answers."""
+    model, texts = make_model(), TEXTS
+    report = fit_gate(model, texts, ridge=strength)
+    (measured,) = read_gains(model, texts)
+    x, y, text = measured.hidden.double().numpy(), measured.gain.double().numpy(), measured.text.numpy()
+    order = np.random.default_rng(0).permutation(8)
+    held, fitted = order[:2], order[2:]
+    folds = [fitted[first::4] for first in range(4)]
+    unseen, seen, gain = [], [], []
+    for fold in folds:
+        own, others = np.isin(text, fold), np.isin(text, np.setdiff1d(fitted, fold))
+        gain.append(y[own])
+        for predicted, rows in ((unseen, others), (seen, own | others)):
+            weight, bias = dense_ridge(x[rows], y[rows], strength)
+            predicted.append(x[own] @ weight + bias)
+    out_of_fold, in_fold, gains = (np.concatenate(parts) for parts in (unseen, seen, gain))
+    thresholds = [float(choice.think[8:]) for choice in report.choices if choice.think.startswith("learned>")]
+    shares = (0.5, 0.8, 0.9, 0.95)
+    expected = sorted([0, 0.01, 0.1, *np.quantile(out_of_fold, shares)])
+    assert sorted(thresholds) == pytest.approx(expected, rel=0.006, abs=1e-4)
+    assert np.quantile(in_fold, shares) != pytest.approx(np.quantile(out_of_fold, shares), rel=0.1)
+    kept = {"never": 0.0, "always": float(gains.sum())}
+    thought_at = {"never": 0, "always": len(gains)}
+    for threshold in thresholds:
+        chosen = out_of_fold > threshold
+        kept[f"learned>{threshold:g}"], thought_at[f"learned>{threshold:g}"] = float(gains[chosen].sum()), chosen.sum()
+    enough = [think for think in kept if kept[think] >= 0.95 * max(kept.values())]
+    assert report.chosen == min(enough, key=lambda think: thought_at[think])
+    rows = np.isin(text, held)
+    weight, bias = dense_ridge(x[~rows], y[~rows], strength)
+    error = ((x[rows] @ weight + bias - y[rows]) ** 2).mean()
+    assert report.r_squared == pytest.approx(1 - error / y[rows].var(), rel=1e-3)
+    assert gate_of(model).weight.numpy() == pytest.approx(weight, rel=1e-3, abs=1e-4)
+
+
 def test_nothing_is_fitted_to_what_is_held_out(fitted: QuietStarForCausalLM) -> None:
     model, texts = copy.deepcopy(fitted), TEXTS[:4, :6]
     fit_gate(model, texts)
@@ -169,6 +208,24 @@ def test_choices_by_hand() -> None:
     assert (above.share, above.gain, above.nll) == (0.5, 0.25, 2.75)
     assert (above.entropy_gain, above.entropy_threshold, above.best_gain) == (-0.125, 1.0, 0.625)
     assert rows["learned>0"].gain == 0.375 and rows["learned>0"].random_gain != above.random_gain
+
+
+def test_the_control_gains_what_tokens_gain_on_average() -> None:
+    """Positions drawn at random gain their share of the mean gain, however well the gate predicts. Of one draw of m of
+    n tokens the deviation from that is known; the mean of 20 draws has less by the root of 20."""
+    rng = np.random.default_rng(0)
+    count = 2000
+    gain = rng.normal(0.1, 1.0, count)
+    zeros, text = np.zeros(count), np.arange(count)
+    scaled = []
+    for seed in range(4):
+        for choice in measure_choices(gain, gain, zeros, zeros, text, ways_to_think(gain), seed):
+            deviation = gain.std() * np.sqrt(choice.share * (1 - choice.share) / (count - 1))
+            if deviation:
+                scaled.append((choice.random_gain - choice.share * gain.mean()) / deviation)
+            else:
+                assert choice.random_gain == pytest.approx(choice.share * gain.mean())
+    assert np.sqrt(np.mean(np.square(scaled))) == pytest.approx(20**-0.5, rel=0.5)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_every_token_is_that_of_the_definition(family: str) -> None:
 )
 def test_every_draw_is_that_of_the_definition(family: str, options: dict[str, Any]) -> None:
     """Text and thoughts are drawn from the rows' own streams; two equal prompts go their own ways."""
-    model = thinking_model(family)
+    model = thinking_model(family, temperature=0.6)
     output = generate(model, PROMPTS, 12, do_sample=True, temperature=0.8, top_k=0, seed=5, **options)
     found = new_tokens_of(output, 12)
     assert found[0] != found[2]

@@ -263,6 +263,12 @@ def test_ignored_rows_have_no_loss_and_no_gradient_whatever_they_hold(backend: s
         weight[2] = float("nan")
     loss, *grads = results([base, thought, weight, head], target, **options)
     assert_close(weighted_results([base, thought, weight, head], target, **options), [loss, *grads], 1e-12)
+    row_weight = upstream_for(loss)
+    row_weight[2], row_weight[4] = float("nan"), float("inf")
+    total, _ = mixed_cross_entropy(base, thought, weight, head, target, row_weight=row_weight, **options)
+    assert_close(list(torch.autograd.grad(total, (base, thought, weight, head))), grads, 1e-12)
+    counted = target != 7
+    torch.testing.assert_close(total.detach(), (upstream_for(loss) * loss.detach())[counted].sum())
     assert loss[2] == 0 and loss[4] == 0 and bool((loss[[0, 1, 3, 5]] > 0).all())
     assert all(not grad[[2, 4]].any() for grad in grads[:3])
     kept = [0, 1, 3, 5]

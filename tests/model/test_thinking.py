@@ -79,6 +79,25 @@ def test_frequencies_and_log_probabilities_are_those_of_the_temperature(temperat
     assert statistic < freedom + 4 * math.sqrt(2 * freedom)
 
 
+def test_the_tokens_of_a_thought_are_drawn_independently() -> None:
+    """With a head of zeros all tokens are equally likely at every step, and the distance between two tokens of a
+    thought, around the vocabulary, is uniform too: they are equal once in V times. With the same random numbers at
+    every step they would always be. So it is for thoughts of neighbouring seeds at any two steps."""
+    model = make_model(thought_length=3, lookahead=1)
+    with torch.no_grad():
+        model.base.get_output_embeddings().weight.zero_()
+    count, anchors = 4000, torch.tensor([1])
+    first, second = (
+        model.think(IDS[:1, :3], anchors=anchors, thoughts_per_position=count, seed=seed).tokens[0] for seed in (0, 1)
+    )
+    pairs = [(first[:, i], first[:, j]) for i, j in ((0, 1), (1, 2), (0, 2))]
+    pairs += [(first[:, i], second[:, j]) for i in range(3) for j in range(3)]
+    for one, other in pairs:
+        observed = ((other - one) % VOCABULARY).bincount(minlength=VOCABULARY).float()
+        statistic = float(((observed - count / VOCABULARY) ** 2).sum()) * VOCABULARY / count
+        assert statistic < 39 + 4 * math.sqrt(2 * 39)  # chi-squared with V - 1 degrees of freedom
+
+
 def test_banned_tokens_are_never_thought_and_their_probability_goes_to_the_others() -> None:
     model = make_model(thought_length=1)
     free = model.think(IDS, greedy=True, thoughts_per_position=1)

@@ -86,6 +86,22 @@ def test_the_entropy_of_thoughts_is_that_of_the_sampler() -> None:
     assert abs(found - entropy) < 4 * spread / 4000**0.5
 
 
+def test_thoughts_without_a_target_are_not_measured() -> None:
+    """In the padding of the first text streams think, too: their entropies are of nothing."""
+    model, ids = make_model(), make_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    output = model.learn(ids, mask, seed=1)
+    found = step_means(output, whole(ids, mask)).floats()
+    position = output.thoughts.anchor
+    counted = (position < 3) | (torch.arange(2)[:, None] == 1)  # the last token of a text has no next one
+    assert 0 < int(counted.sum()) < counted.numel()
+    assert found["thought_entropy"] == pytest.approx(float(-output.thoughts.logprob[counted].mean()), rel=1e-5)
+    assert found["thought_logprob"] == pytest.approx(float(output.thought_logprob[counted].mean()), rel=1e-5)
+    assert found["reward"] == pytest.approx(float(output.reward[counted].mean()), rel=1e-4, abs=1e-6)
+    assert found["advantage_size"] == pytest.approx(float(output.advantage[counted].abs().mean()), rel=1e-4)
+
+
 def test_micro_batches_add_up_to_the_step() -> None:
     model, ids = make_model(), make_ids(4, 9)
     _, wanted = measure(model, ids, anchors="all")
@@ -109,22 +125,24 @@ def test_plain_language_modelling_is_the_text_nll() -> None:
 @pytest.mark.parametrize("method", ["quietstar", "language_modeling"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_evaluation_is_repeatable_and_independent_of_the_micro_batch(method: str, masked: bool) -> None:
+    """Two batches of three texts, one or two at a time: a part of two counts twice as much as what is left over."""
     model, texts = make_model(), make_ids(9, 8)
     mask = None
     if masked:
         mask = torch.ones_like(texts)
         mask[0, 4:] = mask[3, :2] = 0
-    whole_steps = evaluate_on(texts, config(method=method), mask)(model)
-    assert evaluate_on(texts, config(method=method), mask)(model) == whole_steps
+
+    def measured(texts: Tensor, micro_batch_size: int | None = None) -> dict[str, float]:
+        options = config(method=method, batch_size=3, micro_batch_size=micro_batch_size)
+        return dict(evaluate_on(texts, options, mask)(model))
+
+    whole_steps = measured(texts)
+    assert measured(texts) == whole_steps
     unseen = texts.clone()
-    unseen[4:] = 3  # two batches of two are used
-    assert evaluate_on(unseen, config(method=method), mask)(model) == whole_steps
-    small = evaluate_on(texts, config(method=method, micro_batch_size=1), mask)(model)
-    if masked:  # texts of unequal length: how much each part of the loss counts depends on the cut
-        for metrics in (small, whole_steps):
-            for name in ("gradient_norm_lm", "gradient_norm_policy"):
-                metrics.pop(name, None)
-    assert small == pytest.approx(whole_steps, rel=1e-5, abs=1e-6)
+    unseen[6:] = 3
+    assert measured(unseen) == whole_steps
+    for micro_batch_size in (1, 2):
+        assert measured(texts, micro_batch_size) == pytest.approx(whole_steps, rel=1e-5, abs=1e-6)
 
 
 def test_padding_is_not_evaluated() -> None:
@@ -154,6 +172,13 @@ def test_documents_of_one_text_are_measured_as_texts_of_their_own(method: str) -
     assert found == pytest.approx((first * 4 + second * 6) / 10, rel=1e-5)
     step = compute_step(options)(model, whole(texts, mask), 0)
     assert step.weight == (10 if method == "language_modeling" else None)  # the other brings its own denominators
+
+
+def test_difficulty_is_that_without_thought() -> None:
+    """A thought that turns the order around: the tenth that was hardest gains most, though it is now the easiest."""
+    base = torch.arange(20.0)[torch.randperm(20, generator=torch.Generator().manual_seed(0))]
+    found = gain_by_difficulty(base, 19 - base)
+    assert found == {f"gain_decile_{tenth}": 4.0 * tenth - 18 for tenth in range(10)}
 
 
 def test_gain_by_difficulty_sorts_by_the_nll_without_thought() -> None:

@@ -51,9 +51,12 @@ def test_small_updates_move_bfloat16_weights_that_pure_bfloat16_adamw_leaves_whe
     assert bool((kept < start).all())
 
 
-def test_bfloat16_steps_are_those_of_float32_adamw_on_the_same_gradients() -> None:
+@pytest.mark.parametrize("settings", [(0.9, 0.999, 1e-8), (0.7, 0.9, 0.1)])
+def test_bfloat16_steps_are_those_of_float32_adamw_on_the_same_gradients(settings: tuple[float, float, float]) -> None:
+    """And after every step each weight is its master, rounded; norms too, which have one dimension."""
+    beta1, beta2, epsilon = settings
     low, high = tiny_llama(torch.bfloat16), tiny_llama(torch.bfloat16).float()
-    given = options(weight_decay=0.1, max_grad_norm=1e9)
+    given = options(weight_decay=0.1, max_grad_norm=1e9, adam_beta1=beta1, adam_beta2=beta2, adam_epsilon=epsilon)
     optimizer = build_optimizer(low, given)
     decayed = {id(p) for g in build_parameter_groups(high, given) if g.weight_decay for _, p in g.parameters}
     adamw = torch.optim.AdamW(
@@ -62,6 +65,8 @@ def test_bfloat16_steps_are_those_of_float32_adamw_on_the_same_gradients() -> No
             {"params": [p for p in high.parameters() if id(p) not in decayed], "weight_decay": 0.0},
         ],
         lr=1e-3,
+        betas=(beta1, beta2),
+        eps=epsilon,
     )
     for step in range(3):
         _give_gradients(low, scale=step + 1.0)
@@ -73,6 +78,7 @@ def test_bfloat16_steps_are_those_of_float32_adamw_on_the_same_gradients() -> No
     state = optimizer.state_tensors()
     for name, parameter in high.named_parameters():
         torch.testing.assert_close(state[f"master.{name}"], parameter.detach(), rtol=1e-6, atol=1e-7)
+        assert torch.equal(low.get_parameter(name), state[f"master.{name}"].bfloat16()), name
 
 
 def test_float32_and_float64_parameters_have_no_second_copy() -> None:
@@ -135,6 +141,12 @@ def test_groups_of_a_plain_model_hold_every_parameter_once() -> None:
         found = [id(parameter) for group in groups for _, parameter in group.parameters]
         assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
         assert all("norm" in name for name, _ in groups[1].parameters)
+
+
+def test_a_norm_over_several_dimensions_has_no_weight_decay() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm((4, 4)))
+    groups = {group.name: [name for name, _ in group.parameters] for group in build_parameter_groups(model, options())}
+    assert groups == {"backbone": ["0.weight"], "backbone_no_decay": ["0.bias", "1.weight", "1.bias"]}
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -161,6 +161,25 @@ def _bad_loss(at_call: int, value: float) -> Any:
     return step
 
 
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_failures_one_after_another_are_counted_across_a_rollback(tmp_path: Path, policy: str) -> None:
+    """Every loss from step 3 on is NaN, and three failures stop the run: at steps 3, 4 and 5 where each is skipped, at
+    3, 3 and 4 where a step is tried again from the checkpoint before, whose own count is 0."""
+    calls = 0
+
+    def step(model: nn.Module, batch: Batch, seed: int) -> StepResult:
+        nonlocal calls
+        calls += 1
+        result = language_modeling_step(model, batch, seed)
+        return StepResult(result.loss * math.nan if calls > 2 else result.loss)
+
+    given = options(steps=9, save_every=1, on_non_finite=policy, max_non_finite=3)
+    last = 5 if policy == "skip" else 4
+    with pytest.raises(NonFiniteError, match=rf"^step {last}: .*; 3 such steps one after another; stopped"):
+        trainer(tmp_path, compute_step=step, options_=given).run()
+    assert calls == 2 + 3
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_bad_loss_stops_before_the_optimizer_step(tmp_path: Path, value: float) -> None:
     """Fourth step, second micro-batch: the weights stay those of step 3, and so does all that was saved."""
