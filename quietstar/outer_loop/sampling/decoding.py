@@ -46,10 +46,10 @@ class Decoding:
         if name is None:
             kind = model.config.model_type
             raise ConfigError(f"model.path: {kind} has no KV cache of the usual kind; set sampling.engine to vllm")
+        self._cache_argument = name
         self._takes_positions = "position_ids" in accepted
         self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
-        self._cache_argument = name
         longest = max(map(len, prompts))
         self.cache = roomy_cache(model.config, longest + room)
         self._mask: Tensor | None = None
