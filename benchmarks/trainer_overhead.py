@@ -39,7 +39,7 @@ LENGTH = 40
 OUTSIDE_LIMIT, STARTUP_LIMIT = 0.05, 1.5
 FORWARD_AND_BACKWARD, OPTIMIZER = "forward and backward", "optimizer"
 EVALUATION, REST = "evaluations", "everything else"
-STARTUP = "import sys, quietstar_command; sys.exit(quietstar_command.main(['--help']))"
+STARTUP = "import sys; from quietstar.__main__ import main; sys.exit(main(['--help']))"
 """What the installed script does for `quietstar --help`."""
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     Cache,
     GenerationMixin,
@@ -704,5 +703,4 @@ def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary:
     return ids
 
 
-AutoConfig.register("quietstar", QuietStarConfig)
 AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM)
