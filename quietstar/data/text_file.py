@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from quietstar.data.packing import token_ids
+from quietstar.data.encoding import token_ids
 from quietstar.data.rows import BYTE_ORDER_MARK
 from quietstar.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 STANDARD_INPUT = "-"
 

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.devices import resolve_device
-from quietstar.errors import CheckpointError, ConfigError
+from quietstar.errors import ConfigError
 from quietstar.model import QuietStarForCausalLM, load_authors_checkpoint
 from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned
 from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint
 from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.training.checkpoint import latest_checkpoint
+from quietstar.training.whole_checkpoints import checkpoint_directory
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 AUTHORS_TOKENS = ("<|startthought|>", "<|endthought|>")
@@ -107,21 +107,3 @@ def _authors_ids(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> li
     vocabulary = tokenizer.get_vocab()
     named = [vocabulary[name] for name in AUTHORS_TOKENS if name in vocabulary]
     return named or list(range(max(vocabulary.values()) + 1, vocabulary_size)) or None
-
-
-def checkpoint_directory(path: str | os.PathLike[str]) -> str:
-    """Where the model of `path` lies: the newest whole checkpoint of a training run, else `path` itself.
-
-    Raises:
-        ConfigError: A directory that holds neither a model nor a run.
-        CheckpointError: A run without a checkpoint, or with damaged ones alone.
-    """
-    directory = Path(path)
-    if not directory.is_dir() or (directory / "config.json").is_file():
-        return os.fspath(path)
-    if not (directory / "checkpoints").is_dir():
-        raise ConfigError(f"{path}: neither a model directory (it has no config.json) nor that of a training run")
-    newest = latest_checkpoint(directory / "checkpoints")
-    if newest is None:
-        raise CheckpointError(f"{path}: the run has no checkpoint yet")
-    return os.fspath(newest)

@@ -6,11 +6,9 @@ from quietstar.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from quietstar.training.checkpoint import (
-        latest_checkpoint,
         load_weights,
         save_checkpoint,
         take_snapshot,
-        verify_checkpoint,
     )
     from quietstar.training.metrics import MetricsWriter, read_metrics
     from quietstar.training.optimizer import MasterAdamW, ParameterGroup, build_optimizer, build_parameter_groups
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from quietstar.training.seeds import thought_seed
     from quietstar.training.step import StepResult
     from quietstar.training.trainer import Trainer, TrainingResult
+    from quietstar.training.whole_checkpoints import latest_checkpoint, verify_checkpoint
 
 __all__ = [
     "MasterAdamW",
