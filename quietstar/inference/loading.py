@@ -31,7 +31,7 @@ def load_thinking(
     path: str | os.PathLike[str],
     *,
     device: str = "auto",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerBase]:
     """A thinking model in evaluation mode, and its tokenizer.
@@ -40,7 +40,7 @@ def load_thinking(
         path: A model directory or hub name; the directory of a training run, whose newest whole checkpoint is taken; a
             checkpoint with adapters; or one that the paper's authors' code has written.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: Of the weights; by default as saved.
+        dtype: Of the weights, such as `torch.bfloat16` or its name; by default as saved.
         tokenizer: A directory or hub name where the model has no tokenizer beside it.
 
     Of the authors' model START and END are no tokens of texts or thoughts (`banned_token_ids`).
@@ -50,6 +50,7 @@ def load_thinking(
         CheckpointError: Its files are damaged.
     """
     place = resolve_device(device, "device")
+    weights: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     directory = _authors_snapshot(checkpoint_directory(path))
     loaded = None
     if is_adapter_checkpoint(directory):
@@ -59,7 +60,7 @@ def load_thinking(
         vocabulary_size = load_configuration(directory).get_text_config().vocab_size
         model = load_authors_checkpoint(directory, banned_token_ids=_authors_ids(loaded, vocabulary_size))
     else:
-        model = load_causal_lm(directory, dtype)
+        model = load_causal_lm(directory, weights)
     if not isinstance(model, QuietStarForCausalLM):
         raise ConfigError(
             f"{path}: a plain {model.config.model_type} model without START, END and a mixing head, so it can't think; "
@@ -69,9 +70,9 @@ def load_thinking(
     if loaded is None:
         loaded = _load_tokenizer(directory, tokenizer)
     check_vocabulary(loaded, model.head.weight.shape[0])
-    if dtype is not None:
+    if weights is not None:
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(weights)
     module: nn.Module = model
     module.to(place).eval()
     return model, loaded

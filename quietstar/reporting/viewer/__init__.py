@@ -35,7 +35,8 @@ from quietstar.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from quietstar.data.text_file import read_text
-    from quietstar.reporting.viewer.document import VERSION, ViewOptions, thoughts_of, write_page, write_view
+    from quietstar.reporting.viewer.document import VERSION, thoughts_of, write_page, write_view
+    from quietstar.reporting.viewer.options import ViewOptions
 
 __all__ = ["VERSION", "ViewOptions", "read_text", "thoughts_of", "write_page", "write_view"]
 
