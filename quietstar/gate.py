@@ -99,7 +99,7 @@ def _check(arguments: argparse.Namespace) -> None:
     parse_positions(arguments.positions)
     check_fit(arguments.held_out, arguments.batch_size)
     check_device(arguments.device, "device")
-    document_files(arguments.text)
+    document_files(arguments.text, "text")
 
 
 def _check_length(length: int, max_tokens: int) -> None:

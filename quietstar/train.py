@@ -50,11 +50,12 @@ def check_inputs(config: TrainConfig) -> None:
     assert config.model.path is not None  # checked with the configuration
     check_tokenizer(config.model.path)
     data = config.data
-    for path, shards in ((data.path, data.shards), (data.validation_path, None)):
+    for option, shards in (("path", data.shards), ("validation_path", None)):
+        path = getattr(data, option)
         if path is not None and data.source == "files":
-            document_files(path)
+            document_files(path, f"data.{option}")
         elif path is not None and is_local(path):
-            find_shards(path, shards, data.source if path == data.path else "stream")
+            find_shards(path, shards, data.source if option == "path" else "stream")
 
 
 if __name__ == "__main__":

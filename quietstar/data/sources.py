@@ -66,20 +66,25 @@ def read_documents(
             raise DataError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def document_files(path: str | os.PathLike[str]) -> list[Path]:
+def document_files(path: str | os.PathLike[str], option: str = "") -> list[Path]:
     """The files that `read_documents` reads, which may still be unreadable.
+
+    Args:
+        path: As there.
+        option: That names it, for the message.
 
     Raises:
         DataError: There is none.
     """
     place = Path(path)
+    named = f"{option}: {place}" if option else str(place)
     if place.is_dir():
         files = sorted(entry for entry in place.iterdir() if entry.suffix in (".txt", ".jsonl") and entry.is_file())
         if not files:
-            raise DataError(f"{place}: the directory has no .txt or .jsonl file")
+            raise DataError(f"{named}: the directory has no .txt or .jsonl file")
         return files
     if not place.exists():
-        raise DataError(f"{place}: no such file or directory")
+        raise DataError(f"{named}: no such file or directory")
     return [place]
 
 
