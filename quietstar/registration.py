@@ -3,7 +3,8 @@
 `AutoConfig.register` and `AutoModelForCausalLM.register` need our classes, and so torch and transformers. Each is
 called by the module of ours that defines the class, which is imported as soon as the module of transformers that
 defines the Auto class has been: now, or when somebody imports it. This relies on no more than the names of those two
-modules, and on their being files.
+modules, and on their being files. `quietstar.model` imports the later one before any module of its own, so that it is
+never imported, and ours with it, while one of ours is half imported.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ IMPORTS = {
     "transformers first": f"{AUTO}; import quietstar",
     "a lazy transformers first": f"import transformers, quietstar; {AUTO}",
     "quietstar first": f"import quietstar; {AUTO}",
-    "the model first": f"import quietstar.model.modeling; {AUTO}",
+    "a part of the model first": f"import quietstar.model.layers; {AUTO}",
     "quietstar twice": f"import importlib, quietstar as q; importlib.reload(q); {AUTO}; importlib.reload(q)",
     "in a thread": (
         "import threading, quietstar, transformers; "
