@@ -8,7 +8,6 @@ from setuptools import find_packages, setup
 
 setup(
     packages=[*find_packages(include=["quietstar", "quietstar.*"]), *find_packages("kernels")],
-    py_modules=["quietstar_command"],
     package_dir={"quietstar_kernels": "kernels/quietstar_kernels"},
     package_data={
         "quietstar": ["py.typed"],

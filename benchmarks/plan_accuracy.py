@@ -34,10 +34,10 @@ from benchmarks.environment import describe, markdown_table, write_csv, write_ma
 from quietstar.config import DataOptions, FinetuningOptions, ModelOptions, TrainConfig, TrainingOptions
 from quietstar.model import QuietStarForCausalLM
 from quietstar.planning.extrapolate import trace_model
-from quietstar.train import thinking_options
 from quietstar.training import Trainer
 from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.methods import compute_step
+from quietstar.training.run import thinking_options
 
 QUANTITIES = {
     "standing": "weights and optimizer",

@@ -31,15 +31,15 @@ from benchmarks.environment import describe, markdown_table, write_csv, write_ma
 from quietstar.config import DataOptions, ModelOptions, TrainConfig, TrainingOptions
 from quietstar.model import QuietStarForCausalLM
 from quietstar.textbook.character_model import character_model, character_tokenizer
-from quietstar.train import thinking_options
 from quietstar.training import Trainer
 from quietstar.training.methods import compute_step, evaluate_on
+from quietstar.training.run import thinking_options
 
 LENGTH = 40
 OUTSIDE_LIMIT, STARTUP_LIMIT = 0.05, 1.5
 FORWARD_AND_BACKWARD, OPTIMIZER = "forward and backward", "optimizer"
 EVALUATION, REST = "evaluations", "everything else"
-STARTUP = "import sys, quietstar_command; sys.exit(quietstar_command.main(['--help']))"
+STARTUP = "import sys; from quietstar.__main__ import main; sys.exit(main(['--help']))"
 """What the installed script does for `quietstar --help`."""
 
 

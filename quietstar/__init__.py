@@ -1,7 +1,10 @@
 """Quiet-STaR on any Hugging Face causal language model: models that think before they speak.
 
-Importing this package registers the model with transformers' Auto classes.
+Importing this package registers the model with transformers' Auto classes. It imports neither torch nor transformers
+until a name of it is used.
 """
+
+from typing import TYPE_CHECKING
 
 from quietstar.errors import (
     CheckpointError,
@@ -11,18 +14,22 @@ from quietstar.errors import (
     QuietStarError,
     UnsupportedBackboneError,
 )
-from quietstar.inference.gate import fit_gate
-from quietstar.inference.loading import load_thinking
-from quietstar.model import (
-    Prediction,
-    QuietStarConfig,
-    QuietStarForCausalLM,
-    Thoughts,
-    load_authors_checkpoint,
-)
-from quietstar.model.adapter_files import load_finetuned
-from quietstar.objective import PRESETS, LearnOutput, Objective
-from quietstar.outer_loop.verifiers.verifier import Verifier
+from quietstar.lazy_names import lazy_names
+from quietstar.registration import register
+
+if TYPE_CHECKING:
+    from quietstar.inference.gate import fit_gate
+    from quietstar.inference.loading import load_thinking
+    from quietstar.model import (
+        Prediction,
+        QuietStarConfig,
+        QuietStarForCausalLM,
+        Thoughts,
+        load_authors_checkpoint,
+    )
+    from quietstar.model.adapter_files import load_finetuned
+    from quietstar.objective import PRESETS, LearnOutput, Objective
+    from quietstar.outer_loop.verifiers.verifier import Verifier
 
 __version__ = "0.1.0"
 
@@ -46,3 +53,6 @@ __all__ = [
     "load_finetuned",
     "load_thinking",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)
+register()

@@ -1,6 +1,56 @@
-"""`python -m quietstar COMMAND` is `quietstar COMMAND`."""
+"""The `quietstar` command: `quietstar train ...` is the same as `python -m quietstar.train ...`."""
 
-from quietstar_command import main
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from quietstar import __version__
+
+COMMANDS = {
+    "train": "teach a language model to think, or run the embedded default",
+    "star": "improve a model from its own rationales (STaR), or run the embedded default",
+    "vstar": "the same with a verifier (V-STaR), or its embedded default",
+    "generate": "continue texts with a model that thinks before each token",
+    "evaluate": "measure a model with and without its thoughts, on tasks and on text",
+    "view": "a page that shows what a model thinks at each token of a text",
+    "gate": "teach a model to tell where thinking pays",
+    "rank": "rank candidate solutions with a verifier",
+    "compare": "several presets of star and vstar on one task, in one figure",
+    "plan": "what a training run would need: memory, operations, time",
+    "report": "write report.html for a run directory again",
+    "sweep": "try variations of the embedded default over seeds",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command with the arguments that follow its name; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        print(f"quietstar {__version__}")
+        return 0
+    if name not in COMMANDS:
+        closest = difflib.get_close_matches(name, COMMANDS, n=1)
+        problem = f"unknown command {name!r}" if name else "no command"
+        suggestion = f"did you mean {closest[0]}?" if closest else "--help lists the commands"
+        print(f"error: {problem}; {suggestion}", file=sys.stderr)
+        return 2
+    status: int = import_module(f"quietstar.{name}").main(arguments[1:])
+    return status
+
+
+def _usage() -> str:
+    lines = [f"  quietstar {name:10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: quietstar COMMAND [--KEY VALUE ...]", "", *lines, "", "quietstar COMMAND --help: its options"]
+    )
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

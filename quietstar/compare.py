@@ -6,13 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import transformers
-
 from quietstar.command_line import parse_config, run_command, take_options
+from quietstar.devices import set_up
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.comparison import Arm, at_budget, run_arms
-from quietstar.outer_loop.dry_run import describe
+from quietstar.outer_loop.arms import Arm, at_budget
+from quietstar.outer_loop.inputs import load_problems
 from quietstar.outer_loop.presets import STAR_PRESETS, VSTAR_PRESETS
 from quietstar.star import STAR
 from quietstar.vstar import VSTAR
@@ -40,15 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         arms, out, budget = read_arms(arguments)
+        for arm in arms.values():
+            load_problems(arm.config, arm.with_verifier)
         if next(iter(arms.values())).config.dry_run:
+            from quietstar.outer_loop.dry_run import describe
+
             for name, arm in arms.items():
                 print(f"== {name}")
                 describe(arm.config)
             return
-        threads = next(iter(arms.values())).config.training.threads
-        if threads is not None:
-            torch.set_num_threads(threads)
-        transformers.utils.logging.disable_progress_bar()  # of loading and saving; a run has its own
+        set_up(next(iter(arms.values())).config.training.threads)
+        from quietstar.outer_loop.comparison import run_arms
+
         run_arms(arms, out, budget)
         print(f"report: {out / 'report.html'}")
 

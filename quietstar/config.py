@@ -7,10 +7,10 @@ The `Args` of each docstring are its `--help`. Values are plain, so that what is
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from quietstar.devices import check_device
 from quietstar.errors import ConfigError
 from quietstar.positions import parse_positions
 from quietstar.presets import PRESETS
@@ -366,7 +366,7 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
             f"training.micro_batch_size: got {training.micro_batch_size}, "
             f"which does not divide training.batch_size ({training.batch_size})"
         )
-    _validate_device(training.device)
+    check_device(training.device)
     loggers = [name.strip() for name in training.log_to.split(",") if name.strip()]
     if unknown := sorted(set(loggers) - set(LOGGERS)):
         raise ConfigError(f"training.log_to: got {unknown[0]!r}, needs {' or '.join(LOGGERS)}, or both with a comma")
@@ -407,11 +407,6 @@ def _validate_preset(config: TrainConfig, require_inputs: bool) -> None:
         if config.preset != "textbook" and require_inputs and not path:
             wanted = "a causal language model" if key == "model.path" else "a text to train on"
             raise ConfigError(f"{key}: missing; preset {config.preset} needs {wanted}")
-
-
-def _validate_device(device: str) -> None:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"training.device: got {device!r}, needs auto, cpu, cuda or cuda:N")
 
 
 def _validate_thinking(config: TrainConfig) -> None:

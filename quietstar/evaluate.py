@@ -7,25 +7,23 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from quietstar.command_line import run_command
-from quietstar.devices import DTYPES
+from quietstar.devices import DTYPES, check_device
 from quietstar.evaluation.evaluation_page import evaluation_page
-from quietstar.evaluation.evaluation_run import evaluate, prepare, report
 from quietstar.evaluation.evaluation_table import evaluation_text
+from quietstar.evaluation.inputs import prepare
 from quietstar.evaluation.progress_lines import so_far
-from quietstar.evaluation.settings import METRICS, TASKS, USUAL_LENGTH, Settings
-from quietstar.evaluation.subject import UNBOUNDED, context_of
+from quietstar.evaluation.settings import METRICS, TASKS, UNBOUNDED, USUAL_LENGTH, Settings
 from quietstar.files import write_whole
-from quietstar.inference.loading import checkpoint_directory, load_thinking
-from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.environment import environment
 from quietstar.reporting.train_report import THOUGHTS
-from quietstar.reporting.viewer import write_view
 from quietstar.reporting.viewer.runs import model_name, training_length
+from quietstar.training.whole_checkpoints import checkpoint_directory
+
+if TYPE_CHECKING:
+    from quietstar.model import QuietStarForCausalLM
 
 VIEWED_TOKENS = 2000
 """Of the text, on the page of thoughts."""
@@ -93,11 +91,18 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         CheckpointError: The checkpoint is damaged.
     """
     settings = read_settings(arguments)
+    check_device(arguments.device, "device")
     inputs = prepare(settings)
-    facts = environment()
-    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     checkpoint = Path(checkpoint_directory(arguments.checkpoint))
-    model, tokenizer = load_thinking(checkpoint, device=arguments.device, dtype=dtype, tokenizer=arguments.tokenizer)
+    from quietstar.evaluation.evaluation_run import evaluate, report  # after all that can be refused before torch comes
+    from quietstar.evaluation.subject import context_of
+    from quietstar.inference.loading import load_thinking
+    from quietstar.reporting.viewer import write_view
+
+    facts = environment()
+    model, tokenizer = load_thinking(
+        checkpoint, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer
+    )
     trained = training_length(checkpoint)
     settings = settings.with_length(trained, context_of(model))
     found = evaluate(model, tokenizer, settings, inputs)

@@ -9,19 +9,23 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from quietstar.command_line import run_command
-from quietstar.data.packing import PackedTexts, pack
-from quietstar.data.sources import read_documents
+from quietstar.data.sources import document_files, read_documents
+from quietstar.devices import check_device
 from quietstar.errors import ConfigError
-from quietstar.inference.gate import fit_gate
-from quietstar.inference.gate_report import GateReport
-from quietstar.inference.loading import checkpoint_directory, load_thinking
-from quietstar.model import QuietStarForCausalLM
+from quietstar.inference.gate_choices import check_fit
+from quietstar.positions import parse_positions
 from quietstar.reporting.viewer.runs import training_length
+from quietstar.training.whole_checkpoints import checkpoint_directory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from quietstar.data.packing import PackedTexts
+    from quietstar.inference.gate_report import GateReport
+    from quietstar.model import QuietStarForCausalLM
 
 LENGTH = 256
 REPORT = "gate.json"
@@ -67,8 +71,13 @@ def write_gate(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"out: {out} exists already; choose another name, or remove it")
-    model, tokenizer = load_thinking(arguments.checkpoint, device=arguments.device, tokenizer=arguments.tokenizer)
-    texts = _read(arguments, model, tokenizer)
+    _check(arguments)
+    directory = checkpoint_directory(arguments.checkpoint)
+    from quietstar.inference.gate import fit_gate  # after all that can be refused before torch comes
+    from quietstar.inference.loading import load_thinking
+
+    model, tokenizer = load_thinking(directory, device=arguments.device, tokenizer=arguments.tokenizer)
+    texts = _read(arguments, Path(directory), model, tokenizer)
     report = fit_gate(
         model,
         texts.tokens,
@@ -84,18 +93,33 @@ def write_gate(arguments: argparse.Namespace) -> None:
     print(f"\nWritten to {out}")
 
 
-def _read(
-    arguments: argparse.Namespace, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase
-) -> PackedTexts:
-    length = arguments.length
-    if length is None:
-        usual = training_length(Path(checkpoint_directory(arguments.checkpoint))) or LENGTH
-        context = getattr(model.base.config, "max_position_embeddings", None) or usual + model.config.stream_length
-        length = min(usual, context - model.config.stream_length)
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.length is not None:
+        _check_length(arguments.length, arguments.max_tokens)
+    parse_positions(arguments.positions)
+    check_fit(arguments.held_out, arguments.batch_size)
+    check_device(arguments.device, "device")
+    document_files(arguments.text, "text")
+
+
+def _check_length(length: int, max_tokens: int) -> None:
     if length < 2:
         raise ConfigError(f"length: is {length}, needs at least 2 tokens, the second of which is predicted")
-    if arguments.max_tokens < length:
-        raise ConfigError(f"max_tokens: got {arguments.max_tokens}, needs at least one text of {length}")
+    if max_tokens < length:
+        raise ConfigError(f"max_tokens: got {max_tokens}, needs at least one text of {length}")
+
+
+def _read(
+    arguments: argparse.Namespace, directory: Path, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> PackedTexts:
+    from quietstar.data.packing import pack
+
+    length = arguments.length
+    if length is None:
+        usual = training_length(directory) or LENGTH
+        context = getattr(model.base.config, "max_position_embeddings", None) or usual + model.config.stream_length
+        length = min(usual, context - model.config.stream_length)
+    _check_length(length, arguments.max_tokens)
     documents = read_documents(arguments.text, arguments.field)
     texts = pack(documents, tokenizer, length, tokenizer.eos_token_id is not None, separate=True)
     return texts.part(slice(arguments.max_tokens // length))
@@ -115,6 +139,8 @@ def _show_tenths() -> Callable[[int, int], None]:
 
 def _save(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, report: GateReport, out: Path) -> None:
     """Under another name first, so that nobody takes half a model for a whole one."""
+    from safetensors import SafetensorError
+
     new = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
         new.mkdir(parents=True)

@@ -8,20 +8,18 @@ import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
-
-import torch
-from transformers import TextStreamer
+from typing import TYPE_CHECKING, Any
 
 from quietstar.command_line import run_command
-from quietstar.devices import DTYPES
+from quietstar.devices import DTYPES, check_device
 from quietstar.errors import ConfigError
-from quietstar.inference.completing import Completion, complete
 from quietstar.inference.completion_options import CompletionOptions
-from quietstar.inference.loading import load_thinking
 from quietstar.inference.prompts import read_prompts
-from quietstar.inference.record import ThinkingRecord
 from quietstar.inference.when import FORMS
+from quietstar.training.whole_checkpoints import checkpoint_directory
+
+if TYPE_CHECKING:
+    from quietstar.inference.completing import Completion
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,14 +74,21 @@ def generate(arguments: argparse.Namespace) -> None:
     chosen = {field.name: getattr(arguments, field.name) for field in fields(CompletionOptions)}
     chosen["seed"] = secrets.randbits(32) if arguments.seed is None else arguments.seed
     options = CompletionOptions(**{**chosen, "stop": tuple(arguments.stop or ())})
+    check_device(arguments.device, "device")
     prompts = read_prompts(arguments.prompt, arguments.prompts)
     alone = len(prompts) * options.samples == 1
     if arguments.stream and (arguments.json or not alone):
         got = "--json" if arguments.json else f"{len(prompts) * options.samples} completions"
         raise ConfigError(f"stream: got it with {got}; needs one prompt, one sample and plain text")
-    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    directory = checkpoint_directory(arguments.checkpoint)
+    from transformers import TextStreamer  # after all that can be refused before torch comes
+
+    from quietstar.inference.completing import complete
+    from quietstar.inference.loading import load_thinking
+    from quietstar.inference.record import ThinkingRecord
+
     model, tokenizer = load_thinking(
-        arguments.checkpoint, device=arguments.device, dtype=dtype, tokenizer=arguments.tokenizer
+        directory, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer
     )
     streamer = None
     if arguments.stream:

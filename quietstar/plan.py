@@ -9,10 +9,9 @@ from pathlib import Path
 
 from quietstar.command_line import parse_train_config, run_command, take_options
 from quietstar.config import TrainConfig
+from quietstar.data.tokenizer import check_model_path
 from quietstar.errors import ConfigError
 from quietstar.planning.gpus import GPUS, find_gpu, gpu_here
-from quietstar.planning.plan import make_plan
-from quietstar.planning.report import plan_text
 
 PROGRAM = "python -m quietstar.plan"
 OWN = {
@@ -31,7 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(["what a training run will take; besides the arguments of the training:", *lines, ""]))
         config = _read(rest)
         name = own.get("gpu")
-        gpu = gpu_here(config.training.device) if name is None else find_gpu(name)
+        gpu = None if name is None else find_gpu(name)
+        if config.model.path is not None:
+            check_model_path(config.model.path)
+        if name is None:
+            gpu = gpu_here(config.training.device)
+        from quietstar.planning.plan import make_plan  # after all that can be refused before torch comes
+        from quietstar.planning.report import plan_text
+
         plan = make_plan(config, gpu)
         print(plan_text(plan))
         if name is None and gpu is None:

@@ -9,17 +9,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from quietstar.command_line import run_command
-from quietstar.devices import DTYPES
+from quietstar.data.tokenizer import check_model_path
+from quietstar.devices import DTYPES, check_device
 from quietstar.errors import ConfigError, DataError
 from quietstar.outer_loop.options import ProblemOptions
 from quietstar.outer_loop.verifiers.candidates import Candidates, read_candidates
-from quietstar.outer_loop.verifiers.rankers import count_votes, rank, vote_weights
-from quietstar.outer_loop.verifiers.steps import Process, process_score
-from quietstar.outer_loop.verifiers.verifier import Verifier
+from quietstar.outer_loop.verifiers.rankers import Process, count_votes, process_score, rank, vote_weights
+from quietstar.tasks import load_task
 from quietstar.tasks.task import Problem, Task
+
+if TYPE_CHECKING:
+    from quietstar.outer_loop.verifiers.verifier import Verifier
 
 KEY = "key"
 """Field of a ranked line: hash of what it was made from."""
@@ -73,12 +76,16 @@ def rank_file(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"verifier: missing; --by {arguments.by} needs one, only --by majority does without")
     if arguments.how is not None and arguments.by != "process":
         raise ConfigError(f"how: got {arguments.how}, but --by {arguments.by} has no steps; needs --by process")
-    task = None if arguments.task is None else _task(arguments.task)
+    check_device(arguments.device)
+    task = None if arguments.task is None else load_task(arguments.task, ProblemOptions())
     problems = read_candidates(Path(arguments.candidates), _asking(task))
     if arguments.by in ("majority", "weighted"):
         _find_answers(problems, task)
     verifier = None
     if arguments.verifier is not None:
+        check_model_path(arguments.verifier, "verifier")
+        from quietstar.outer_loop.verifiers.verifier import Verifier  # after all that can be refused before torch comes
+
         verifier = Verifier(
             arguments.verifier, device=arguments.device, dtype=arguments.dtype, reference=arguments.reference
         )
@@ -132,12 +139,6 @@ def _ranked(
             entry |= {"answer": answer, "votes": 0.0 if answer is None else votes[answer]}
         ranked.append(entry | {"completion": problem.completions[place]})
     return {"id": problem.name, "prompt": problem.prompt, "ranked": ranked}
-
-
-def _task(name: str) -> Task:
-    from quietstar.tasks import load_task  # the others need no task
-
-    return load_task(name, ProblemOptions())
 
 
 def _asking(task: Task | None) -> Callable[[str], str]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import torch
-import transformers
-
 from quietstar.command_line import parse_train_config, run_command
+from quietstar.devices import set_up
 from quietstar.errors import ConfigError
-from quietstar.textbook.sweep import run_sweep
 from quietstar.textbook.variations import GRID, make_sweep, option_value
 
 PROGRAM = "python -m quietstar.sweep"
@@ -27,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_usage())
             parse_train_config(words, PROGRAM)
         sweep = make_sweep(_with_defaults(words), vary)
-        transformers.utils.logging.disable_progress_bar()  # of loading and saving; the training has its own
-        if sweep.default.config.training.threads is not None:
-            torch.set_num_threads(sweep.default.config.training.threads)
+        set_up(sweep.default.config.training.threads)
+        from quietstar.textbook.sweep import run_sweep
+
         run_sweep(sweep)
 
     try:

@@ -3,168 +3,15 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-from transformers import PreTrainedTokenizerBase
-
-from quietstar.command_line import parse_train_config, run_command, to_yaml
-from quietstar.config import ModelOptions, TrainConfig, run_options
-from quietstar.data import (
-    IndexedBatches,
-    PackedTexts,
-    check_vocabulary,
-    load_batches,
-    load_tokenizer,
-    tokenizer_fingerprint,
-)
-from quietstar.errors import ConfigError
-from quietstar.files import make_output_dir
-from quietstar.model import QuietStarConfig, QuietStarForCausalLM
-from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.reporting.environment import environment
-from quietstar.reporting.samples import sample_thoughts, write_samples
-from quietstar.reporting.train_report import write_report
-from quietstar.training import Trainer, TrainingResult
-from quietstar.training.finetuning import apply_finetuning
-from quietstar.training.loggers import make_loggers
-from quietstar.training.methods import EVALUATION_SEED, Evaluate, compute_step, evaluate_on
-
-SAMPLED_TEXTS, SAMPLED_THOUGHTS = 8, 24
-"""How many held-out texts, and places in them, show their thoughts in the report."""
-
-KEPT_OF_A_THINKING_MODEL = ("initial_mixing_weight", "mixing_activation", "embedding_scale", "start_text", "end_text")
-"""Options that only shape the weights of a model that does not think yet."""
-
-
-def thinking_options(options: ModelOptions) -> dict[str, Any]:
-    """The part of the options that `QuietStarForCausalLM.from_base` takes as they are."""
-    names = (
-        "thought_length lookahead thoughts_per_position interpolation mixing_activation initial_mixing_weight "
-        "start_text end_text embedding_scale thinking temperature backend"
-    )
-    return {name: getattr(options, name) for name in names.split()}
-
-
-def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "train") -> TrainingResult:
-    """Train `config.model.path` on `config.data.path`.
-
-    Writes `config.yaml`, `environment.json`, `metrics.jsonl`, `events.jsonl`, `samples/`, `checkpoints/` and
-    `report.html` to `config.output_dir`; the last checkpoint is a model directory that
-    `AutoModelForCausalLM.from_pretrained` loads once `quietstar` is imported.
-
-    Args:
-        config: A validated configuration that names a model and a text.
-        evaluate: Measures the model instead of `evaluate_on` the held-out text; lower `loss` is better.
-        label: Stands before the progress.
-
-    Raises:
-        ConfigError, DataError, UnsupportedBackboneError: For what is wrong with the model, the text or an option.
-        CheckpointError: `config.output_dir` holds a run of other options, or only damaged checkpoints.
-        NonFiniteError: A loss or gradient was not a number; the last checkpoint is intact.
-        Interrupted: A signal has stopped training; the last finished step is saved.
-    """
-    assert config.model.path is not None  # checked with the configuration
-    options = config.training
-    tokenizer = load_tokenizer(config.model.path)
-    batches, held_out = load_batches(
-        config.data,
-        tokenizer,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        held_out_texts=options.eval_batches * options.batch_size,
-    )
-    out = Path(config.output_dir)
-    make_output_dir(out)  # before the model, which may take minutes to load
-    model = apply_finetuning(load_model(config.model, tokenizer), config.finetuning, options.method)
-    if evaluate is None and held_out is not None:
-        evaluate = evaluate_on(held_out.tokens, config, held_out.attention_mask)
-    identity = {f"tokenizer.{name}": value for name, value in tokenizer_fingerprint(tokenizer).items()}
-    if held_out is not None:  # evaluations of other texts are not to be compared
-        identity["held_out_text.sha256"] = IndexedBatches(held_out.tokens, 1, 0).fingerprint()["sha256"]
-    trainer = Trainer(
-        model,
-        compute_step(config),
-        batches,
-        options,
-        out,
-        evaluate=evaluate,
-        evaluate_at_start=True,
-        after_evaluation=_reporter(config, tokenizer, held_out) if options.report else None,
-        tokenizer=tokenizer,
-        config_yaml=to_yaml(config),
-        run_options={**run_options(config), **identity},
-        environment=environment(),
-        make_loggers=lambda start: make_loggers(options.log_to, out, asdict(config), start),
-        progress_label=label,
-    )
-    result = trainer.run()
-    if options.report:
-        try:
-            write_report(out)
-        except Exception as error:  # a report is worth less than the training that it is about
-            warnings.warn(f"the last report failed: {type(error).__name__}: {error}", stacklevel=2)
-    return result
-
-
-def _reporter(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: PackedTexts | None
-) -> Callable[[QuietStarForCausalLM, int], None]:
-    """What is written after each evaluation: thoughts at the same places of the held-out text, and the page."""
-
-    def report(model: QuietStarForCausalLM, step: int) -> None:
-        try:
-            if held_out is not None and config.training.method == "quietstar":
-                # no more texts at once than a step has: they must fit as well
-                count = min(SAMPLED_TEXTS, config.training.micro_batch_size or config.training.batch_size)
-                mask = None if held_out.attention_mask is None else held_out.attention_mask[:count]
-                samples = sample_thoughts(
-                    model,
-                    tokenizer,
-                    held_out.tokens[:count],
-                    mask,
-                    config.model.positions,
-                    SAMPLED_THOUGHTS,
-                    EVALUATION_SEED,
-                )
-                write_samples(config.output_dir, step, samples)
-        finally:
-            write_report(config.output_dir)
-
-    return report
-
-
-def load_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
-    """The model named by the options: a base model made to think, or a thinking model as it was saved.
-
-    A saved thinking model keeps START, END and its mixing head; of the options those hold that change no weights, such
-    as `thought_length` and `lookahead`.
-
-    Raises:
-        ConfigError, UnsupportedBackboneError: It can't be used; the message says why.
-    """
-    assert options.path is not None
-    dtype = getattr(torch, options.dtype)
-    thinking = thinking_options(options)
-    if load_configuration(options.path).model_type == QuietStarConfig.model_type:
-        saved = load_causal_lm(options.path, dtype)
-        assert isinstance(saved, QuietStarForCausalLM)
-        if saved.dtype != dtype:  # the type of adapters is that of their training
-            raise ConfigError(f"model.dtype: got {options.dtype}, but the adapters in {options.path} are {saved.dtype}")
-        model = saved
-        for name, value in thinking.items():
-            if name not in KEPT_OF_A_THINKING_MODEL:
-                setattr(model.config, name, value)
-    else:
-        torch.manual_seed(0)  # the mixing head's first layers are random
-        model = QuietStarForCausalLM.from_base(options.path, tokenizer, dtype=dtype, **thinking)
-    check_vocabulary(tokenizer, model.head.weight.shape[0])
-    return model
+from quietstar.command_line import parse_train_config, run_command
+from quietstar.config import TrainConfig
+from quietstar.data.shards import find_shards, is_local
+from quietstar.data.sources import document_files
+from quietstar.data.tokenizer import check_tokenizer
+from quietstar.devices import set_up
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,14 +19,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         config = parse_train_config(argv)
-        transformers.utils.logging.disable_progress_bar()  # of loading and saving; the training has its own
-        if config.training.threads is not None:
-            torch.set_num_threads(config.training.threads)
+        if config.preset != "textbook":
+            check_inputs(config)
+        set_up(config.training.threads)
         if config.preset == "textbook":
             from quietstar.textbook.experiment import run_textbook
 
             run_textbook(config)
             return
+        from quietstar.training.run import train
+
         result = train(config)
         print(f"trained {result.steps} steps in {result.seconds:.0f} s: {Path(result.checkpoint)}")
         if result.eval_metrics:
@@ -190,6 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"report: {Path(config.output_dir) / 'report.html'}")
 
     return run_command(command)
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """What can be said about the model and the text before torch is imported, which takes seconds.
+
+    Raises:
+        ConfigError, DataError: One of them is not there.
+    """
+    assert config.model.path is not None  # checked with the configuration
+    check_tokenizer(config.model.path)
+    data = config.data
+    for option, shards in (("path", data.shards), ("validation_path", None)):
+        path = getattr(data, option)
+        if path is not None and data.source == "files":
+            document_files(path, f"data.{option}")
+        elif path is not None and is_local(path):
+            find_shards(path, shards, data.source if option == "path" else "stream")
 
 
 if __name__ == "__main__":

@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from quietstar.command_line import run_command
-from quietstar.data.text_file import STANDARD_INPUT
-from quietstar.devices import DTYPES
+from quietstar.data.text_file import STANDARD_INPUT, read_text
+from quietstar.devices import DTYPES, check_device
 from quietstar.errors import ConfigError
 from quietstar.files import make_output_dir
-from quietstar.inference.loading import checkpoint_directory, load_thinking
 from quietstar.report import write_any_report
 from quietstar.reporting.train_report import THOUGHTS
-from quietstar.reporting.viewer import ViewOptions, read_text, thoughts_of, write_page
+from quietstar.reporting.viewer.options import ViewOptions
 from quietstar.reporting.viewer.runs import model_name, run_of, training_length
+from quietstar.training.whole_checkpoints import checkpoint_directory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +73,7 @@ def view(arguments: argparse.Namespace) -> None:
         **{name: getattr(arguments, name) for name in names},
         text_name="standard input" if arguments.text == STANDARD_INPUT else Path(arguments.text).name,
     )
+    check_device(arguments.device, "device")
     text = read_text(arguments.text)
     directory = Path(checkpoint_directory(arguments.checkpoint))
     run = run_of(directory)
@@ -82,8 +82,12 @@ def view(arguments: argparse.Namespace) -> None:
         kind = "a directory" if out.is_dir() else "the name of the data"
         raise ConfigError(f"out: {out} is {kind}, needs the name of a page, e.g. {out.with_name(THOUGHTS)}")
     make_output_dir(out.parent, "out")
-    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
-    model, tokenizer = load_thinking(directory, device=arguments.device, dtype=dtype, tokenizer=arguments.tokenizer)
+    from quietstar.inference.loading import load_thinking  # torch comes with it, after all that can be refused before
+    from quietstar.reporting.viewer import thoughts_of, write_page
+
+    model, tokenizer = load_thinking(
+        directory, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer
+    )
     options = replace(options, training_length=training_length(directory), model_name=model_name(directory))
     with tqdm(desc="thinking", unit="token", disable=None) as bar:
 

@@ -13,11 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quietstar.__main__ import main
 from quietstar.command_line import load_config, parse_train_config, run_command, save_config, to_yaml
 from quietstar.config import TrainConfig
 from quietstar.errors import ConfigError, DataError
 from quietstar.presets import PRESETS
-from quietstar_command import main
 
 INPUT = ["--model.path", "some/model", "--data.path", "some.txt"]
 

@@ -3,14 +3,19 @@
 Nothing here knows of models or trainers.
 """
 
-from quietstar.data.bad_rows import BadRows
-from quietstar.data.batches import Batch, Batches, IndexedBatches
-from quietstar.data.loading import load_batches, load_texts
-from quietstar.data.order import BatchOrder
-from quietstar.data.packing import PackedTexts, pack, split
-from quietstar.data.sources import Document, read_documents
-from quietstar.data.streamed_batches import StreamedBatches
-from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
+from typing import TYPE_CHECKING
+
+from quietstar.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from quietstar.data.bad_rows import BadRows
+    from quietstar.data.batches import Batch, Batches, IndexedBatches
+    from quietstar.data.loading import load_batches, load_texts
+    from quietstar.data.order import BatchOrder
+    from quietstar.data.packing import PackedTexts, pack, split
+    from quietstar.data.sources import Document, read_documents
+    from quietstar.data.streamed_batches import StreamedBatches
+    from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
 
 __all__ = [
     "BadRows",
@@ -30,3 +35,5 @@ __all__ = [
     "split",
     "tokenizer_fingerprint",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.data.encoding import encode_prompt
 from quietstar.errors import ConfigError, DataError
 
 
@@ -48,21 +49,6 @@ class PackedExamples:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of a text that a model is to continue, with what the tokenizer puts before a text (such as BOS).
-
-    Raises:
-        DataError: The tokenizer cannot encode it: it has no token for a character.
-    """
-    try:
-        ids = list(tokenizer(prompt)["input_ids"])
-    except Exception as error:  # tokenizers raises plain Exception
-        raise DataError(f"the tokenizer cannot encode {prompt[:80]!r}: {error}") from None
-    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
-        ids.pop()
-    return ids
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, name: str = "") -> Example:

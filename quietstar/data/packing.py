@@ -12,14 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.data.bad_rows import BadRow, BadRows
+from quietstar.data.encoding import token_ids
 from quietstar.data.sources import Document
 from quietstar.errors import ConfigError, DataError
-
-PIECE = 50_000
-"""Characters that are tokenised at once: it bounds the memory, which is some hundred bytes per token."""
-
-CONTEXT = 1_000
-"""Characters of the neighbouring pieces that a piece is tokenised together with."""
 
 
 @dataclass(frozen=True)
@@ -157,36 +152,6 @@ def numbers_in_text(documents: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _named(sources: dict[str, None]) -> str:
     return ", ".join(list(sources)[:3]) + (" and more" if len(sources) > 3 else "") or "no document"
-
-
-def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Tokenises a long text piece by piece, with the ids that the whole text would have.
-
-    A piece ends at a line break where it can, and is tokenised together with the ends of its neighbours: what a
-    tokenizer does at the ends of a text (a space put in front, white space that waits for the next word) then happens
-    in the neighbours' characters, whose tokens are left out by their offsets. Tokenizers without offsets (those written
-    in Python) get the whole text at once.
-    """
-    if not tokenizer.is_fast:
-        yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return
-    start = 0
-    while start < len(text):
-        limit = start + PIECE
-        end = len(text)
-        if limit < end:
-            end = text.rfind("\n", start + PIECE // 2, limit) + 1 or limit
-        origin = max(0, start - CONTEXT)
-        encoded = tokenizer(
-            text[origin : end + CONTEXT], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        first, beyond = (start - origin if start else -1), (end - origin if end < len(text) else len(text) + 1)
-        yield [
-            token
-            for token, (place, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            if first <= place < beyond
-        ]
-        start = end
 
 
 def split(texts: PackedTexts, fraction: float) -> tuple[PackedTexts, PackedTexts | None]:

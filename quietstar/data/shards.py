@@ -105,7 +105,7 @@ def find_shards(path: str, pattern: str | None, source: str = "stream") -> list[
         found = _local_shards(place, wanted)
         if not found and pattern is None:  # a copy of some shards rather than of the dataset
             found = _local_shards(place, wanted.rpartition("/")[2])
-    elif path.startswith((".", "~", os.sep)):
+    elif is_local(path):
         raise DataError(f"data.path: {path}: no such file or directory")
     else:
         found = _hub_shards(path, wanted)
@@ -115,6 +115,11 @@ def find_shards(path: str, pattern: str | None, source: str = "stream") -> list[
     if wanted == PATTERNS["stream"]:
         _check_one_split(path, found)
     return found
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is not looked for on the hub."""
+    return path.startswith((".", "~", os.sep)) or Path(path).exists()
 
 
 def _check_one_split(path: str, shards: list[Shard]) -> None:

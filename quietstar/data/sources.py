@@ -56,16 +56,7 @@ def read_documents(
             names file, line and reason.
     """
     bad_rows = bad_rows or BadRows()
-    place = Path(path)
-    if place.is_dir():
-        files = sorted(entry for entry in place.iterdir() if entry.suffix in (".txt", ".jsonl") and entry.is_file())
-        if not files:
-            raise DataError(f"{place}: the directory has no .txt or .jsonl file")
-    elif place.exists():
-        files = [place]
-    else:
-        raise DataError(f"{place}: no such file or directory")
-    for file in files:
+    for file in document_files(path):
         try:
             if file.suffix == ".jsonl":
                 yield from _read_jsonl(file, field, bad_rows, max_row_bytes)
@@ -73,6 +64,28 @@ def read_documents(
                 yield from _read_text(file, bad_rows)
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def document_files(path: str | os.PathLike[str], option: str = "") -> list[Path]:
+    """The files that `read_documents` reads, which may still be unreadable.
+
+    Args:
+        path: As there.
+        option: That names it, for the message.
+
+    Raises:
+        DataError: There is none.
+    """
+    place = Path(path)
+    named = f"{option}: {place}" if option else str(place)
+    if place.is_dir():
+        files = sorted(entry for entry in place.iterdir() if entry.suffix in (".txt", ".jsonl") and entry.is_file())
+        if not files:
+            raise DataError(f"{named}: the directory has no .txt or .jsonl file")
+        return files
+    if not place.exists():
+        raise DataError(f"{named}: no such file or directory")
+    return [place]
 
 
 def _read_text(file: Path, bad_rows: BadRows) -> Iterator[Document]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from quietstar.data.packing import token_ids
+from quietstar.data.encoding import token_ids
 from quietstar.data.rows import BYTE_ORDER_MARK
 from quietstar.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 STANDARD_INPUT = "-"
 
@@ -29,7 +31,7 @@ def read_text(path: str | Path) -> str:
     try:
         content = sys.stdin.buffer.read() if str(path) == STANDARD_INPUT else Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}") from error
+        raise DataError(f"text: {name}: cannot be read: {error.strerror}") from error
     if (zero := content.find(b"\0")) >= 0:
         raise DataError(f"{name}: byte {zero} is zero; it is binary, or text in another encoding; needs UTF-8 text")
     mark = len(BYTE_ORDER_MARK) if content.startswith(BYTE_ORDER_MARK) else 0

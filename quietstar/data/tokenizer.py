@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Without any of these transformers makes an empty tokenizer, silently, from a model's config.json alone.
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab*", "*.model", "*.tiktoken")
@@ -22,29 +23,50 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: where there is no tokenizer, or it cannot be loaded.
     """
+    check_tokenizer(path)
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase  # what can be said without them has been
+
     name = os.fspath(path)
-    directory = Path(name)
-    if directory.is_dir():
-        if not any(any(directory.glob(pattern)) for pattern in _VOCABULARY_FILES):
-            raise ConfigError(
-                f"model.path: {name} has no tokenizer (none of {', '.join(_VOCABULARY_FILES)}); "
-                "put the files of the model's own tokenizer there"
-            )
-    elif directory.exists() or not _could_be_hub_name(name):
-        raise ConfigError(f"model.path: {name} is not a directory; a model is a directory or a hub name")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many kinds, plain Exception among them
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        kind = "" if directory.is_dir() else " (no directory of that name; taken as a hub name)"
+        kind = "" if Path(name).is_dir() else " (no directory of that name; taken as a hub name)"
         raise ConfigError(f"model.path: the tokenizer of {name}{kind} cannot be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError(f"model.path: {name} has a {type(tokenizer).__name__} where a tokenizer is needed")
     return tokenizer
 
 
-def _could_be_hub_name(name: str) -> bool:
-    return not name.startswith((".", "~", os.sep)) and name.count("/") <= 1
+def check_tokenizer(path: str | os.PathLike[str]) -> None:
+    """Whether there could be a tokenizer at a path; a hub is not asked.
+
+    Raises:
+        ConfigError: It is no directory and cannot be a hub name, or a directory without the files of a tokenizer.
+    """
+    check_model_path(path)
+    directory = Path(path)
+    if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in _VOCABULARY_FILES):
+        raise ConfigError(
+            f"model.path: {os.fspath(path)} has no tokenizer (none of {', '.join(_VOCABULARY_FILES)}); "
+            "put the files of the model's own tokenizer there"
+        )
+
+
+def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:
+    """Whether there could be a model at a path; a hub is not asked.
+
+    Args:
+        path: What should be a directory or a hub name.
+        option: For the message.
+
+    Raises:
+        ConfigError: It is no directory and cannot be a hub name.
+    """
+    name = os.fspath(path)
+    local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if not Path(name).is_dir() and (local or Path(name).exists()):
+        raise ConfigError(f"{option}: {name} is not a directory; a model is a directory or a hub name")
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:

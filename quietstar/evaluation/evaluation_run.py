@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.data.text_file import read_text
 from quietstar.errors import ConfigError, DataError
-from quietstar.evaluation.answer_formats import AnswerFormat, load_format
+from quietstar.evaluation.answer_formats import AnswerFormat
 from quietstar.evaluation.chain_of_thought import chain_of_thought
 from quietstar.evaluation.comparison import Comparison
 from quietstar.evaluation.completions import Writer
 from quietstar.evaluation.exact_match import exact_match
 from quietstar.evaluation.held_out_text import held_out_nll
+from quietstar.evaluation.inputs import Inputs
 from quietstar.evaluation.item_store import ItemStore, fingerprint
-from quietstar.evaluation.lm_tasks import check_lm_eval, lm_eval_tasks
+from quietstar.evaluation.lm_tasks import lm_eval_tasks
 from quietstar.evaluation.settings import Settings
 from quietstar.evaluation.soft_accuracy import soft_accuracy
-from quietstar.evaluation.subject import Subject, context_of, drawn
+from quietstar.evaluation.subject import Subject, context_of
 from quietstar.evaluation.token_texts import token_texts
-from quietstar.files import make_output_dir
 from quietstar.inference.when import NO_GATE, parse_think
 from quietstar.model import QuietStarForCausalLM
 from quietstar.tasks.checking import Checker
@@ -33,41 +32,6 @@ from quietstar.tasks.task import Problem
 VERSION = 1
 """Of `evaluation.json`."""
 ITEMS = "evaluation_items.jsonl"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What is read before a model is loaded.
-
-    Args:
-        problems: Of each task, those that are asked.
-        total: Of each task, how many held-out problems there are.
-        text: Of `--text`.
-    """
-
-    problems: Sequence[tuple[AnswerFormat, list[Problem]]]
-    total: Sequence[int]
-    text: str | None
-
-
-def prepare(settings: Settings) -> Inputs:
-    """Checks all that can be checked without a model, and reads the data.
-
-    Raises:
-        ConfigError: An option cannot be used, or a package is missing.
-        DataError: A line of the data is wrong.
-    """
-    settings.check()
-    make_output_dir(settings.output_dir)
-    if settings.lm_eval:
-        check_lm_eval(settings.lm_eval)
-    problems, total = [], []
-    for name in settings.tasks:
-        form = load_format(name, settings.data)
-        every = form.task.problems("test")
-        problems.append((form, list(drawn(every, settings.problems, settings.seed))))
-        total.append(len(every))
-    return Inputs(problems, total, None if settings.text is None else read_text(settings.text))
 
 
 def evaluate(

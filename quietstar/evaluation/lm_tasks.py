@@ -7,33 +7,17 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.comparison import SIDES, Comparison
+from quietstar.evaluation.inputs import is_task_file, read_task
 from quietstar.evaluation.item_store import Record
 from quietstar.evaluation.lm_measures import comparisons, measured
 from quietstar.evaluation.subject import Subject, think_of
 
 FORMAT = 2
 """Of the records."""
-
-
-def check_lm_eval(names: Sequence[str]) -> None:
-    """Refuses tasks that cannot be run.
-
-    Raises:
-        ConfigError: lm-eval is not installed, or a file of a task cannot be read.
-    """
-    if find_spec("lm_eval") is None:
-        raise ConfigError("lm_eval: lm-eval is not installed; pip install 'quietstar[eval]'")
-    for name in names:
-        if _is_file(name):
-            _read_task(name)
 
 
 def lm_eval_tasks(subject: Subject, names: Sequence[str]) -> list[Comparison]:
@@ -65,7 +49,7 @@ class _Tasks:
     """lm-eval's index of its own tasks, thousands of files, which is made once, and only where it is needed."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._own = not all(map(_is_file, names))
+        self._own = not all(map(is_task_file, names))
 
     @cached_property
     def manager(self) -> Any:
@@ -75,7 +59,7 @@ class _Tasks:
 
 def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
     settings = subject.settings
-    task: Any = _read_task(name) if _is_file(name) else name
+    task: Any = read_task(name) if is_task_file(name) else name
     evaluator: Any = importlib.import_module("lm_eval.evaluator")
     adapter: Any = importlib.import_module("lm_eval.models.huggingface")
     version: str = importlib.import_module("lm_eval").__version__
@@ -108,19 +92,3 @@ def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
     record |= measured(results)
     subject.store.add(key, record)
     return record
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
-def _read_task(name: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"lm_eval: cannot read {name}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"lm_eval: {name} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict) or "task" not in content:
-        raise ConfigError(f"lm_eval: {name} has no field 'task'; needs the definition of an lm-eval task")
-    return content

@@ -14,6 +14,8 @@ METRICS = ("soft", "exact", "cot")
 TASKS = ("gsm8k", "commonsenseqa")
 
 USUAL_LENGTH = 256
+UNBOUNDED = 1 << 30
+"""The context of a model that states none."""
 
 
 @dataclass(frozen=True)

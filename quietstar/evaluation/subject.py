@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quietstar.errors import DataError
 from quietstar.evaluation.answer_formats import AnswerFormat
 from quietstar.evaluation.completions import Completion, Writer
 from quietstar.evaluation.item_store import ItemStore, Record, key_of
-from quietstar.evaluation.settings import Settings
+from quietstar.evaluation.settings import UNBOUNDED, Settings
 from quietstar.evaluation.token_texts import Texts
 from quietstar.inference.record import ThinkingRecord
 from quietstar.model import QuietStarForCausalLM
@@ -19,8 +18,6 @@ from quietstar.tasks.task import Problem
 FORMAT = 1
 """Of generated texts, part of their records' keys: to be raised with any change after which others are written. Answers
 are read out of the texts again each time, so that a change of how that is done needs no new texts."""
-UNBOUNDED = 1 << 30
-"""The context of a model that states none."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,6 @@ def context_of(model: QuietStarForCausalLM) -> int:
     """Tokens that a text may have, so that the thought after its last one still has a place."""
     length: int = getattr(model.config.text_config, "max_position_embeddings", None) or UNBOUNDED
     return length - model.config.thought_length - 2
-
-
-def drawn(problems: Sequence[Problem], count: int | None, seed: int) -> Iterator[Problem]:
-    """So many problems by `seed`, in the order of the data; a smaller number draws some of the same ones."""
-    order = list(range(len(problems)))
-    random.Random(seed).shuffle(order)
-    yield from (problems[place] for place in sorted(order[:count]))
 
 
 def think_of(settings: Settings, thinking: bool) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quietstar.errors import ConfigError, DataError
 from quietstar.inference.gains import Gains, read_gains, read_states
-from quietstar.inference.gate_choices import Array, choose_way, measure_choices, ways_to_think
+from quietstar.inference.gate_choices import Array, check_fit, choose_way, measure_choices, ways_to_think
 from quietstar.inference.gate_report import GateReport
 from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge, fit_to_others
 from quietstar.model import QuietStarForCausalLM
@@ -64,7 +64,9 @@ def fit_gate(
         DataError: Too little text, a tensor of a wrong shape, or thoughts that change nothing.
     """
     strengths = [ridge] if isinstance(ridge, (int, float)) else list(ridge)
-    _check(strengths, held_out, batch_size)
+    if not strengths or not all(0 < strength < float("inf") for strength in strengths):
+        raise ConfigError(f"ridge: got {strengths}, needs one or more numbers above 0")
+    check_fit(held_out, batch_size)
     read_padding(input_ids, attention_mask)  # refuses wrong shapes before any work is done
     folds, held = _split(input_ids, held_out, seed)
     done = 0
@@ -120,15 +122,6 @@ def fit_gate(
     )
     model.config.thinking_threshold = report.threshold
     return report
-
-
-def _check(strengths: list[float], held_out: float, batch_size: int) -> None:
-    if not strengths or not all(0 < strength < float("inf") for strength in strengths):
-        raise ConfigError(f"ridge: got {strengths}, needs one or more numbers above 0")
-    if not 0 < held_out < 1:
-        raise ConfigError(f"held_out: got {held_out}, needs a share between 0 and 1")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: got {batch_size}, needs at least 1")
 
 
 def _split(input_ids: Tensor, held_out: float, seed: int) -> tuple[list[Tensor], Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quietstar.errors import ConfigError
 from quietstar.evaluation.bootstrap import bootstrap_intervals
 
 Array = NDArray[np.float64]
@@ -145,3 +146,19 @@ def _intervals(gains: Array, text: NDArray[np.int64], seed: int) -> list[tuple[f
         return [(None, None)] * len(gains)
     sums: Array = np.stack([np.bincount(place, row, len(names)) for row in gains], axis=1).astype(np.float64)
     return [(one.low, one.high) for one in bootstrap_intervals(sums * (len(names) / len(text)), seed=seed)]
+
+
+def check_fit(held_out: float, batch_size: int) -> None:
+    """Refuses what `fit_gate` cannot do.
+
+    Args:
+        held_out: Share of the texts.
+        batch_size: Texts at once.
+
+    Raises:
+        ConfigError: One of them is out of range.
+    """
+    if not 0 < held_out < 1:
+        raise ConfigError(f"held_out: got {held_out}, needs a share between 0 and 1")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: got {batch_size}, needs at least 1")

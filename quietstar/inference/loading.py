@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.devices import resolve_device
-from quietstar.errors import CheckpointError, ConfigError
+from quietstar.errors import ConfigError
 from quietstar.model import QuietStarForCausalLM, load_authors_checkpoint
 from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned
 from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint
 from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.training.checkpoint import latest_checkpoint
+from quietstar.training.whole_checkpoints import checkpoint_directory
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 AUTHORS_TOKENS = ("<|startthought|>", "<|endthought|>")
@@ -31,7 +31,7 @@ def load_thinking(
     path: str | os.PathLike[str],
     *,
     device: str = "auto",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerBase]:
     """A thinking model in evaluation mode, and its tokenizer.
@@ -40,7 +40,7 @@ def load_thinking(
         path: A model directory or hub name; the directory of a training run, whose newest whole checkpoint is taken; a
             checkpoint with adapters; or one that the paper's authors' code has written.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: Of the weights; by default as saved.
+        dtype: Of the weights, such as `torch.bfloat16` or its name; by default as saved.
         tokenizer: A directory or hub name where the model has no tokenizer beside it.
 
     Of the authors' model START and END are no tokens of texts or thoughts (`banned_token_ids`).
@@ -50,6 +50,7 @@ def load_thinking(
         CheckpointError: Its files are damaged.
     """
     place = resolve_device(device, "device")
+    weights: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     directory = _authors_snapshot(checkpoint_directory(path))
     loaded = None
     if is_adapter_checkpoint(directory):
@@ -59,7 +60,7 @@ def load_thinking(
         vocabulary_size = load_configuration(directory).get_text_config().vocab_size
         model = load_authors_checkpoint(directory, banned_token_ids=_authors_ids(loaded, vocabulary_size))
     else:
-        model = load_causal_lm(directory, dtype)
+        model = load_causal_lm(directory, weights)
     if not isinstance(model, QuietStarForCausalLM):
         raise ConfigError(
             f"{path}: a plain {model.config.model_type} model without START, END and a mixing head, so it can't think; "
@@ -69,9 +70,9 @@ def load_thinking(
     if loaded is None:
         loaded = _load_tokenizer(directory, tokenizer)
     check_vocabulary(loaded, model.head.weight.shape[0])
-    if dtype is not None:
+    if weights is not None:
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(weights)
     module: nn.Module = model
     module.to(place).eval()
     return model, loaded
@@ -107,21 +108,3 @@ def _authors_ids(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> li
     vocabulary = tokenizer.get_vocab()
     named = [vocabulary[name] for name in AUTHORS_TOKENS if name in vocabulary]
     return named or list(range(max(vocabulary.values()) + 1, vocabulary_size)) or None
-
-
-def checkpoint_directory(path: str | os.PathLike[str]) -> str:
-    """Where the model of `path` lies: the newest whole checkpoint of a training run, else `path` itself.
-
-    Raises:
-        ConfigError: A directory that holds neither a model nor a run.
-        CheckpointError: A run without a checkpoint, or with damaged ones alone.
-    """
-    directory = Path(path)
-    if not directory.is_dir() or (directory / "config.json").is_file():
-        return os.fspath(path)
-    if not (directory / "checkpoints").is_dir():
-        raise ConfigError(f"{path}: neither a model directory (it has no config.json) nor that of a training run")
-    newest = latest_checkpoint(directory / "checkpoints")
-    if newest is None:
-        raise CheckpointError(f"{path}: the run has no checkpoint yet")
-    return os.fspath(newest)

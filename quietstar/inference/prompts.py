@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from quietstar.data.bad_rows import BadRow
-from quietstar.data.examples import encode_prompt
+from quietstar.data.encoding import encode_prompt
 from quietstar.data.rows import BYTE_ORDER_MARK, decode
 from quietstar.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FIELD = "prompt"
 """Of a JSONL line."""

@@ -8,12 +8,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
 from quietstar.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from quietstar.model.modeling import QuietStarForCausalLM
 
 FORMS = "always, never, entropy>x (x in nats), every:n, learned or learned>x (x in nats)"
@@ -63,7 +62,7 @@ class When:
             assert model.thinking_gate is not None  # checked before anything is generated
             predicted: Tensor = model.thinking_gate(hidden_base)
             return predicted > self.value
-        return torch.ones(len(hidden_base), dtype=torch.bool, device=hidden_base.device)
+        return hidden_base.new_ones(len(hidden_base)).bool()
 
 
 def parse_think(think: object, threshold: float = 0.0) -> When:

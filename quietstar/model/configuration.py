@@ -100,3 +100,6 @@ class QuietStarConfig(PreTrainedConfig):
     def stream_length(self) -> int:
         """S: START + thought tokens + END + lookahead - 1 teacher-forced tokens."""
         return self.thought_length + 2 + self.lookahead - 1
+
+
+AutoConfig.register(QuietStarConfig.model_type, QuietStarConfig)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GenerationMixin,
     PreTrainedConfig,
@@ -707,5 +706,4 @@ def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary:
     return ids
 
 
-AutoConfig.register("quietstar", QuietStarConfig)
 AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quietstar.config import ObjectiveOptions
 
 BASELINES = ("leave_one_out", "mean", "none")
 REDUCTIONS = ("sum", "mean")
@@ -110,3 +113,9 @@ def resolve_objective(objective: str | Objective, **overrides: Any) -> Objective
         if name not in known:
             raise ConfigError(f"objective.{name}: unknown, the options are {', '.join(known)}")
     return replace(objective, **overrides)
+
+
+def objective_of(options: ObjectiveOptions) -> Objective:
+    """The preset with the overrides that are not None."""
+    overrides = {name: value for name, value in asdict(options).items() if value is not None}
+    return resolve_objective(overrides.pop("preset"), **overrides)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
-import transformers
-
-from quietstar.outer_loop.comparison import run_arms, shared_base, star_arms
+from quietstar.devices import set_up
+from quietstar.outer_loop.arms import star_arms
 from quietstar.outer_loop.config import EMBEDDED, OuterLoopConfig
-from quietstar.outer_loop.dry_run import describe
+from quietstar.outer_loop.inputs import load_problems
 from quietstar.outer_loop.report import print_table
-from quietstar.outer_loop.run import run_outer_loop
 
 
 def run(config: OuterLoopConfig, with_verifier: bool) -> None:
@@ -22,13 +19,17 @@ def run(config: OuterLoopConfig, with_verifier: bool) -> None:
         config: A validated configuration.
         with_verifier: V-STaR.
     """
-    transformers.utils.logging.disable_progress_bar()  # of loading and saving; a run has its own
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
     started = time.monotonic()
+    load_problems(config, with_verifier)
+    set_up(config.training.threads)  # torch comes here, after all that can be refused before
     if config.dry_run:
+        from quietstar.outer_loop.dry_run import describe
+
         describe(config)
         return
+    from quietstar.outer_loop.comparison import run_arms, shared_base
+    from quietstar.outer_loop.run import run_outer_loop
+
     if config.preset in EMBEDDED and config.controls and not with_verifier:
         run_arms(star_arms(shared_base(config)), Path(config.output_dir))
     else:

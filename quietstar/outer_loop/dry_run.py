@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from quietstar.data import load_tokenizer
-from quietstar.data.examples import encode_prompt
+from quietstar.data.encoding import encode_prompt
 from quietstar.outer_loop.config import OuterLoopConfig
 from quietstar.outer_loop.schedule import fine_tuning_steps
 from quietstar.tasks.registry import load_task

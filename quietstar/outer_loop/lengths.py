@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from quietstar.data.examples import encode_prompt
+from quietstar.data.encoding import encode_prompt
 from quietstar.errors import ConfigError
 from quietstar.outer_loop.config import OuterLoopConfig
 from quietstar.outer_loop.sampling.requests import Request, check_lengths
 from quietstar.tasks.task import Problem, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LONGEST = 64
 """Of many prompts so many with the most characters are encoded: one of them has the most tokens, or nearly so. Whatever

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.errors import DataError
-from quietstar.outer_loop.star import KEPT
 from quietstar.outer_loop.store import STORE
 from quietstar.outer_loop.summary import SUMMARY
+from quietstar.outer_loop.training_set import KEPT
 from quietstar.reporting.run_directory import RunDirectory, read_run
 
 OF_A_KIND = 3

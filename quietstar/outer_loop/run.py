@@ -16,6 +16,7 @@ from quietstar.command_line import to_yaml
 from quietstar.errors import ConfigError, Interrupted
 from quietstar.files import make_output_dir, write_whole
 from quietstar.outer_loop.config import EMBEDDED, OuterLoopConfig
+from quietstar.outer_loop.inputs import load_problems
 from quietstar.outer_loop.make_base import make_base
 from quietstar.outer_loop.phases import Phases
 from quietstar.outer_loop.report import write_loop_report
@@ -24,8 +25,6 @@ from quietstar.outer_loop.store import SampleStore
 from quietstar.outer_loop.summary import SUMMARY, summarise_run
 from quietstar.outer_loop.vstar import measure, train_verifiers
 from quietstar.reporting.environment import environment
-from quietstar.tasks.registry import load_task
-from quietstar.tasks.task import Split
 from quietstar.training.events import EventLog
 from quietstar.training.output_dir import append_json, write_json
 from quietstar.training.run_lock import RunLock
@@ -49,14 +48,7 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         CheckpointError: The directory holds a run of other options, or something damaged.
         Interrupted: A signal has stopped it; the same command goes on.
     """
-    task = load_task(config.task, config.problems)
-    for split in SPLITS:
-        task.problems(split)  # what is wrong with the data is said before a model is loaded
-    if with_verifier and config.loop.few_shot_in_training:
-        raise ConfigError(
-            "loop.few_shot_in_training: a verifier reads the problem alone, and would start from a generator that has "
-            "learned to see solved examples first; turn it off"
-        )
+    task = load_problems(config, with_verifier)
     out = Path(config.output_dir)
     make_output_dir(out)
     started = time.monotonic()
@@ -98,7 +90,6 @@ def _describe(out: Path, config: OuterLoopConfig) -> None:
 
 
 CONFIG = "config.yaml"
-SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 def tell(text: str) -> None:

@@ -12,7 +12,7 @@ from quietstar.errors import CheckpointError
 from quietstar.outer_loop.config import sampling_inputs
 from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.phases import Phases, key_of
-from quietstar.outer_loop.sampling import Request, Sampler, sample_seed
+from quietstar.outer_loop.sampling.requests import Request, Sampler, sample_seed
 from quietstar.outer_loop.store import Place, Sample, SampleStore
 from quietstar.tasks.checking import Checker
 from quietstar.tasks.task import Problem, Task, Verdict

@@ -36,6 +36,7 @@ from quietstar.outer_loop.sampling.vllm_sampler import has_vllm
 from quietstar.outer_loop.schedule import fine_tuning_steps
 from quietstar.outer_loop.store import STORE, Sample, SampleStore
 from quietstar.outer_loop.training_set import (
+    KEPT,
     Kept,
     demonstrations,
     describe,
@@ -47,8 +48,6 @@ from quietstar.outer_loop.training_set import (
 from quietstar.outer_loop.weights import weights_sha256
 from quietstar.tasks.task import Problem, Task
 from quietstar.training.same_run import MAY_CHANGE
-
-KEPT = "kept.jsonl"
 
 
 @dataclass(frozen=True)

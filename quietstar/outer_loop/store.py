@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from quietstar.errors import CheckpointError, ConfigError
-from quietstar.outer_loop.sampling import Generation
+from quietstar.outer_loop.sampling.requests import Generation
 from quietstar.tasks.task import Verdict
 
 STORE = "samples.jsonl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quietstar.evaluation import (
     bootstrap_interval,
@@ -15,9 +15,11 @@ from quietstar.evaluation import (
     held_out_falls,
 )
 from quietstar.outer_loop.sampled import verdict_of
-from quietstar.outer_loop.star import KEPT, OuterLoop
 from quietstar.outer_loop.store import Sample
-from quietstar.outer_loop.training_set import Kept, read_kept
+from quietstar.outer_loop.training_set import KEPT, Kept, read_kept
+
+if TYPE_CHECKING:
+    from quietstar.outer_loop.star import OuterLoop
 
 SUMMARY = "summary.json"
 

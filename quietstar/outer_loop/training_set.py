@@ -16,6 +16,8 @@ from quietstar.outer_loop.options import LoopOptions
 from quietstar.outer_loop.store import Sample
 from quietstar.tasks.task import Problem, Task
 
+KEPT = "kept.jsonl"
+
 
 @dataclass(frozen=True)
 class Kept:

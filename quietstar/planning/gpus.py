@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from quietstar.errors import ConfigError
 
 MEBIBYTE = 2**20
@@ -70,6 +68,8 @@ def find_gpu(name: str) -> Gpu | None:
 
 def gpu_here(device: str) -> Gpu | None:
     """The GPU that `training.device` means on this machine, if there is one."""
+    import torch  # not at the top: a GPU that has a name is found without it
+
     if device == "cpu" or not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(torch.device(device if device != "auto" else "cuda"))

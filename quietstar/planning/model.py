@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from quietstar.config import TrainConfig, TrainingOptions
 from quietstar.model import QuietStarConfig, QuietStarForCausalLM
 from quietstar.planning.hollow import replaced
-from quietstar.train import KEPT_OF_A_THINKING_MODEL, thinking_options
 from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.optimizer import (
     THOUGHT_EMBEDDING_GRADIENT_NORM,
@@ -25,6 +24,7 @@ from quietstar.training.optimizer import (
     build_optimizer,
     build_parameter_groups,
 )
+from quietstar.training.run import KEPT_OF_A_THINKING_MODEL, thinking_options
 
 
 @dataclass(frozen=True)

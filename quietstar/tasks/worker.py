@@ -1,6 +1,6 @@
 """The process that runs a task's checks for `quietstar.tasks.checking`: one JSON object per line in, one out.
 
-It is started by its file name and imports nothing of the package but tasks: torch and transformers take seconds.
+It is started by its file name, and imports the package where its starter found it.
 """
 
 from __future__ import annotations
@@ -10,35 +10,10 @@ import os
 import resource
 import signal
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from quietstar.tasks.task import Task
-
-PACKAGE = Path(__file__).resolve().parents[1]
-
-
-class _BarePackage(ModuleType):
-    """`quietstar` without what its `__init__` imports, which is run when somebody asks for it after all."""
-
-    def __init__(self) -> None:
-        super().__init__("quietstar")
-        self.__path__ = [str(PACKAGE)]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        specification = spec_from_file_location("quietstar", PACKAGE / "__init__.py")
-        assert specification is not None and specification.loader is not None
-        whole = module_from_spec(specification)
-        specification.loader.exec_module(whole)
-        self.__dict__.update({key: value for key, value in vars(whole).items() if key not in self.__dict__})
-        if name not in self.__dict__:
-            raise AttributeError(f"module 'quietstar' has no attribute {name!r}")
-        return self.__dict__[name]
 
 
 def main() -> None:
@@ -46,7 +21,6 @@ def main() -> None:
     requests, replies = _take_streams()
     start = json.loads(requests.readline())
     sys.path[:] = start["path"]
-    sys.modules.setdefault("quietstar", _BarePackage())
     try:
         task = _load(start["name"], start["options"])
     except BaseException as error:  # whatever the user's module does while it is imported

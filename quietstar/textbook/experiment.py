@@ -21,12 +21,12 @@ from quietstar.files import make_output_dir
 from quietstar.model import QuietStarForCausalLM
 from quietstar.textbook.character_model import character_tokenizer
 from quietstar.textbook.corpus import direct_text, parse_operands
-from quietstar.textbook.finished import arm_options, read_finished, write_finished
+from quietstar.textbook.finished import arm_options, of_seed, read_finished, write_finished
 from quietstar.textbook.measure import find_answers, measure_answers, measure_characters, sample_thoughts
 from quietstar.textbook.reading import BASE, READING, has_read, read_textbook
 from quietstar.textbook.report import ARMS, write_report
-from quietstar.train import load_model, train
 from quietstar.training.methods import Evaluate
+from quietstar.training.run import load_model, train
 
 HELD_OUT_TEXTS = 256
 CURVE_TEXTS = 32
@@ -66,26 +66,6 @@ def run_textbook(config: TrainConfig) -> None:
 def seed_directory(out: Path, seed: int) -> Path:
     """Where everything of one seed lies, below the output directory."""
     return out / f"seed-{seed}"
-
-
-def of_seed(config: TrainConfig, seed: int, out: Path, base: Path) -> TrainConfig:
-    """The options of one seed.
-
-    Args:
-        config: Of all seeds.
-        seed: Which.
-        out: Its output directory, where its texts lie too.
-        base: Where its character model lies.
-    """
-    return replace(
-        config,
-        output_dir=str(out),
-        training=replace(config.training, seed=seed),
-        model=replace(config.model, path=str(base)),
-        data=replace(
-            config.data, path=str(out / "direct.txt"), validation_path=str(out / "held_out.txt"), append_eos=False
-        ),
-    )
 
 
 def _arms(config: TrainConfig) -> dict[str, TrainConfig]:

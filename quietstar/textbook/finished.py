@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,26 @@ from quietstar.training.output_dir import changed_options, write_json
 from quietstar.training.same_run import MAY_CHANGE
 
 OPTIONS = "options"
+
+
+def of_seed(config: TrainConfig, seed: int, out: Path, base: Path) -> TrainConfig:
+    """The options of one seed.
+
+    Args:
+        config: Of all seeds.
+        seed: Which.
+        out: Its output directory, where its texts lie too.
+        base: Where its character model lies.
+    """
+    return replace(
+        config,
+        output_dir=str(out),
+        training=replace(config.training, seed=seed),
+        model=replace(config.model, path=str(base)),
+        data=replace(
+            config.data, path=str(out / "direct.txt"), validation_path=str(out / "held_out.txt"), append_eos=False
+        ),
+    )
 
 
 def base_options(config: TrainConfig) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.textbook.character_model import character_model, character_tokenizer
 from quietstar.textbook.corpus import parse_operands, textbook_text
 from quietstar.textbook.finished import base_options, not_the_same, read_finished, write_finished
-from quietstar.train import thinking_options
 from quietstar.training import Trainer
 from quietstar.training.methods import language_modeling_step
+from quietstar.training.run import thinking_options
 
 PRETRAINING = TrainingOptions(
     method="language_modeling",

@@ -15,12 +15,11 @@ from quietstar.textbook.experiment import (
     finished_measures,
     held_out_texts,
     in_words,
-    of_seed,
     seed_directory,
     train_arm,
     write_texts,
 )
-from quietstar.textbook.finished import base_options
+from quietstar.textbook.finished import base_options, of_seed
 from quietstar.textbook.reading import BASE, has_read, read_textbook
 from quietstar.textbook.sweep_report import write_sweep_report
 from quietstar.textbook.variations import Arm, Sweep

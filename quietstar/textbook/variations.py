@@ -13,9 +13,8 @@ from urllib.parse import quote
 from quietstar.command_line import parse_train_config
 from quietstar.config import TrainConfig
 from quietstar.errors import ConfigError
-from quietstar.textbook.experiment import of_seed
-from quietstar.textbook.finished import arm_options
-from quietstar.training.methods import objective_of
+from quietstar.objective.options import objective_of
+from quietstar.textbook.finished import arm_options, of_seed
 
 GRID = {
     "model.thought_length": "2,4,8,12",

@@ -1,20 +1,22 @@
 """One trainer for every method: loop, optimizer, checkpoints, metrics."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from quietstar.training.checkpoint import (
-    latest_checkpoint,
-    load_weights,
-    save_checkpoint,
-    take_snapshot,
-    verify_checkpoint,
-)
-from quietstar.training.metrics import MetricsWriter, read_metrics
-from quietstar.training.optimizer import MasterAdamW, ParameterGroup, build_optimizer, build_parameter_groups
-from quietstar.training.schedule import learning_rate
-from quietstar.training.seeds import thought_seed
-from quietstar.training.step import StepResult
-from quietstar.training.trainer import Trainer, TrainingResult
+from quietstar.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from quietstar.training.checkpoint import (
+        load_weights,
+        save_checkpoint,
+        take_snapshot,
+    )
+    from quietstar.training.metrics import MetricsWriter, read_metrics
+    from quietstar.training.optimizer import MasterAdamW, ParameterGroup, build_optimizer, build_parameter_groups
+    from quietstar.training.schedule import learning_rate
+    from quietstar.training.seeds import thought_seed
+    from quietstar.training.step import StepResult
+    from quietstar.training.trainer import Trainer, TrainingResult
+    from quietstar.training.whole_checkpoints import latest_checkpoint, verify_checkpoint
 
 __all__ = [
     "MasterAdamW",
@@ -34,3 +36,5 @@ __all__ = [
     "thought_seed",
     "verify_checkpoint",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)

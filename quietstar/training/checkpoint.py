@@ -8,12 +8,9 @@ for `from_pretrained`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +25,19 @@ from transformers.utils import logging as transformers_logging
 from quietstar.errors import CheckpointError
 from quietstar.model.adapter_files import check_base, read_adapters
 from quietstar.model.adapters import has_adapters, load_trained_state, trained_state
+from quietstar.training.whole_checkpoints import (
+    FORMAT,
+    MANIFEST,
+    OPTIMIZER,
+    STATE,
+    describe,
+    listing,
+    read_json,
+    refuse_link,
+)
 
-FORMAT = 2
-MANIFEST = "MANIFEST.json"
-STATE = "state.json"
-OPTIMIZER = "optimizer.safetensors"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-
-_NAME = re.compile(r"step-(\d{8,})")
-_TEMPORARY_NAME = re.compile(r"step-\d{8,}\.(new|old)-\d+")
 
 
 class SavesPretrained(Protocol):
@@ -132,7 +132,7 @@ def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
             snapshot.tokenizer.save_pretrained(str(temporary))
         save_file({name: tensor.contiguous() for name, tensor in snapshot.optimizer.items()}, temporary / OPTIMIZER)
         (temporary / STATE).write_text(snapshot.state, encoding="utf-8")
-        files = {name: _describe(temporary / name) for name in _listing(temporary)}
+        files = {name: describe(temporary / name) for name in listing(temporary)}
         _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
@@ -150,105 +150,6 @@ def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
     return final
-
-
-def refuse_link(directory: Path) -> None:
-    """A run's checkpoints lie in the run's own directory: a link could make it read, and delete, anything.
-
-    Raises:
-        CheckpointError: `directory` is a link.
-    """
-    if directory.is_symlink():
-        raise CheckpointError(f"{directory}: is a link; needs a directory of the run's own (or no such name yet)")
-
-
-def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
-    """(step, path) of everything named like a checkpoint, oldest first; nothing is read or verified. Links are not."""
-    if not directory.is_dir():
-        return []
-    found = []
-    for path in directory.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match and path.is_symlink():
-            warnings.warn(f"{path}: is a link, which is not followed; a checkpoint has to lie here", stacklevel=2)
-        elif match and path.is_dir():
-            found.append((match, path))
-    return sorted((int(match[1]), path) for match, path in found)
-
-
-def latest_checkpoint(directory: Path | str, *, allow_partial: bool = False) -> Path | None:
-    """The newest checkpoint that is whole. A damaged newer one is named in a warning and passed over.
-
-    Args:
-        directory: The `checkpoints` directory of a run.
-        allow_partial: Take one, too, that lacks everything but its weights; what it lacks is named in a warning.
-
-    Returns:
-        Its path, or None where no checkpoint was ever written.
-
-    Raises:
-        CheckpointError: There are checkpoints and all are damaged; starting over silently would hide that. Or
-            `directory` is a link.
-    """
-    directory = Path(directory)
-    refuse_link(directory)
-    problems = []
-    for _, path in reversed(list_checkpoints(directory)):
-        try:
-            lacking = verify_checkpoint(path, allow_partial=allow_partial)
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        for problem in problems:
-            warnings.warn(f"passing over a damaged checkpoint: {problem}; using {path}", stacklevel=2)
-        if lacking:
-            warnings.warn(f"{path}: without {' and '.join(lacking)}, which start afresh", stacklevel=2)
-        return path
-    if problems:
-        raise CheckpointError(
-            f"{directory}: no checkpoint is whole ({'; '.join(problems)}). Restore one from a backup, or choose "
-            "another output_dir to start over; with --training.allow_partial true the weights alone are enough"
-        )
-    return None
-
-
-def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
-    """Reads every byte of a checkpoint and compares it with its manifest.
-
-    Args:
-        path: The checkpoint.
-        allow_partial: `optimizer.safetensors` and `state.json` may be missing.
-
-    Returns:
-        Which of these two are missing; empty without `allow_partial`.
-
-    Raises:
-        CheckpointError: naming the first file that is missing, additional, or not as it was written.
-    """
-    manifest_path = path / MANIFEST
-    if not manifest_path.is_file():
-        raise CheckpointError(f"{path}: {MANIFEST} is missing")
-    manifest = _read_json(manifest_path)
-    expected = manifest.get("files")
-    if manifest.get("format") != FORMAT or not isinstance(expected, dict):
-        raise CheckpointError(f"{manifest_path}: not a manifest of format {FORMAT}")
-    found = _listing(path)
-    lacking = sorted({OPTIMIZER, STATE} - found) if allow_partial else []
-    if missing := sorted(expected.keys() - found - set(lacking)):
-        raise CheckpointError(f"{path}: {missing[0]} is missing")
-    if additional := sorted(found - expected.keys()):
-        raise CheckpointError(f"{path}: {additional[0]} does not belong to it")
-    if required := sorted({STATE, OPTIMIZER} - found - set(lacking)):
-        raise CheckpointError(f"{path}: {required[0]} is missing")
-    present = {name: description for name, description in sorted(expected.items()) if name in found}
-    for name, description in present.items():
-        size = (path / name).stat().st_size
-        if not isinstance(description, dict) or size != description.get("size"):
-            raise CheckpointError(f"{path}: {name} has {size} bytes, not those that were written")
-    for name, description in present.items():
-        if _describe(path / name) != description:
-            raise CheckpointError(f"{path}: the content of {name} has changed since it was written")
-    return lacking
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -297,38 +198,6 @@ def load_optimizer_tensors(path: Path, *, allow_missing: bool = False) -> dict[s
     return _load_tensors(path / OPTIMIZER)
 
 
-def load_state(path: Path, *, allow_missing: bool = False) -> dict[str, Any]:
-    """The `state.json` of a verified checkpoint; only its step where it may be missing and is.
-
-    Raises:
-        CheckpointError: It is of another format.
-    """
-    if allow_missing and not (path / STATE).is_file():
-        return {"step": int(path.name.removeprefix("step-"))}
-    state = _read_json(path / STATE)
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{path / STATE}: format {state.get('format')}, this version reads format {FORMAT}")
-    if state.get("step") != int(path.name.removeprefix("step-")):
-        raise CheckpointError(f"{path / STATE}: is of step {state.get('step')}, the directory has another name")
-    return state
-
-
-def remove_old_checkpoints(directory: Path, *, keep: int, newest_step: int, best_step: int | None = None) -> None:
-    """Keeps the newest `keep` checkpoints up to `newest_step` and that of `best_step`; removes what crashed saves left.
-
-    Checkpoints of later steps are not counted: they are damaged ones that were passed over, and counting them would
-    sooner or later remove the good one that training has just continued from. Nothing else is touched, and no link is
-    followed.
-    """
-    if not directory.is_dir() or directory.is_symlink():
-        return
-    current = [(step, path) for step, path in list_checkpoints(directory) if step <= newest_step]
-    old = [path for step, path in current[:-keep] if step != best_step]
-    temporary = [path for path in directory.iterdir() if _TEMPORARY_NAME.fullmatch(path.name)]
-    for path in [*old, *temporary]:
-        shutil.rmtree(path, ignore_errors=True)  # which refuses to enter a link
-
-
 def _save_model(model: nn.Module, weights: Mapping[str, Tensor], directory: Path) -> None:
     if not isinstance(model, PreTrainedModel):
         first_names: dict[int, str] = {}
@@ -349,8 +218,8 @@ def _save_model(model: nn.Module, weights: Mapping[str, Tensor], directory: Path
 def _weight_files(path: Path) -> list[Path]:
     if not (path / WEIGHTS_INDEX).is_file():
         return [path / WEIGHTS]
-    shards = sorted(set(_read_json(path / WEIGHTS_INDEX).get("weight_map", {}).values()))
-    if outside := [shard for shard in shards if shard not in _listing(path)]:
+    shards = sorted(set(read_json(path / WEIGHTS_INDEX).get("weight_map", {}).values()))
+    if outside := [shard for shard in shards if shard not in listing(path)]:
         raise CheckpointError(f"{path / WEIGHTS_INDEX}: names {outside[0]}, which is not a file of the checkpoint")
     return [path / shard for shard in shards]
 
@@ -362,36 +231,8 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from None
 
 
-def _listing(path: Path) -> set[str]:
-    """Relative names of all files but the manifest. A link gets a name that no manifest has: it may lead anywhere."""
-    names = set()
-    for entry in path.rglob("*"):
-        name = entry.relative_to(path).as_posix()
-        if entry.is_symlink():
-            names.add(f"{name} (a link)")
-        elif entry.is_file() and name != MANIFEST:
-            names.add(name)
-    return names
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: needs a JSON object")
-    return value
 
 
 def _sync(path: Path) -> None:

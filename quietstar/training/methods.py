@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import reduce
 from operator import add
 
 import torch
 from torch import Tensor
 
-from quietstar.config import ObjectiveOptions, TrainConfig
+from quietstar.config import TrainConfig
 from quietstar.data.batches import Batch
 from quietstar.model import QuietStarForCausalLM
 from quietstar.model.attention import ThoughtPass
 from quietstar.model.padding import read_padding
-from quietstar.objective import Counts, LearnOutput, Objective, resolve_objective
+from quietstar.objective import Counts, LearnOutput, Objective
 from quietstar.objective.counts import count
+from quietstar.objective.options import objective_of
 from quietstar.training.measures import Means, gain_by_difficulty, step_means, text_targets
 from quietstar.training.step import StepResult
 from quietstar_kernels import linear_cross_entropy
@@ -28,12 +29,6 @@ IGNORE = -100
 """Target of a token that nothing predicts."""
 EVALUATION_SEED = 1_234_567
 """Thoughts of every evaluation are sampled from here, so that two evaluations differ by the weights alone."""
-
-
-def objective_of(options: ObjectiveOptions) -> Objective:
-    """The preset with the overrides that are not None."""
-    overrides = {name: value for name, value in asdict(options).items() if value is not None}
-    return resolve_objective(overrides.pop("preset"), **overrides)
 
 
 def compute_step(config: TrainConfig) -> ComputeStep:

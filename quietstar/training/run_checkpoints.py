@@ -17,14 +17,12 @@ from quietstar.model.adapters import has_adapters, trained_state
 from quietstar.training.checkpoint import (
     SavesPretrained,
     Snapshot,
-    latest_checkpoint,
-    list_checkpoints,
-    refuse_link,
     take_snapshot,
 )
 from quietstar.training.events import EventLog
 from quietstar.training.out_of_memory import available_memory, is_out_of_memory
 from quietstar.training.saver import CheckpointSaver
+from quietstar.training.whole_checkpoints import latest_checkpoint, list_checkpoints, refuse_link
 
 NO_BEST: dict[str, Any] = {"step": None, "loss": None}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from quietstar.training.checkpoint import Snapshot, remove_old_checkpoints, save_checkpoint
+from quietstar.training.checkpoint import Snapshot, save_checkpoint
+from quietstar.training.whole_checkpoints import remove_old_checkpoints
 
 
 class CheckpointSaver:

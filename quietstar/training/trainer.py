@@ -23,9 +23,7 @@ from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
 from quietstar.files import make_output_dir, write_whole
 from quietstar.training.checkpoint import (
     SavesPretrained,
-    latest_checkpoint,
     load_optimizer_tensors,
-    load_state,
     load_weights,
 )
 from quietstar.training.events import EventLog
@@ -43,6 +41,7 @@ from quietstar.training.schedule import learning_rate
 from quietstar.training.seeds import thought_seed
 from quietstar.training.signals import Signals, StopWaiting
 from quietstar.training.step import ModelT, OptimizerStep, StepResult, as_floats, refuse_reserved
+from quietstar.training.whole_checkpoints import latest_checkpoint, load_state
 
 
 class ExtraState(Protocol):

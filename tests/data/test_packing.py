@@ -18,10 +18,10 @@ from quietstar.data import (
     Document,
     IndexedBatches,
     PackedTexts,
+    encoding,
     load_batches,
     load_texts,
     pack,
-    packing,
     split,
 )
 from quietstar.errors import ConfigError, DataError
@@ -49,7 +49,7 @@ PARTS = [
 
 
 def ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [token for piece in packing.token_ids(text, tokenizer) for token in piece]
+    return [token for piece in encoding.token_ids(text, tokenizer) for token in piece]
 
 
 def whole(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -67,8 +67,8 @@ def test_pieces_have_the_ids_of_the_whole_text(
 ) -> None:
     text = "".join(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "PIECE", piece)
-        patch.setattr(packing, "CONTEXT", 50)
+        patch.setattr(encoding, "PIECE", piece)
+        patch.setattr(encoding, "CONTEXT", 50)
         assert ids(text, tokenizer) == whole(text, tokenizer)
 
 
@@ -76,9 +76,9 @@ def test_a_long_text_is_tokenised_in_bounded_pieces_with_the_ids_of_the_whole(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     text = "The cat sat on the mat,\nand then it left.\n\n" * 4000 + "x" * 120_000
-    pieces = list(packing.token_ids(text, tokenizer))
+    pieces = list(encoding.token_ids(text, tokenizer))
     assert len(pieces) > 5
-    assert max(map(len, pieces)) <= packing.PIECE
+    assert max(map(len, pieces)) <= encoding.PIECE
     assert [token for piece in pieces for token in piece] == whole(text, tokenizer)
 
 

@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from quietstar.outer_loop.phases import Phases
 from quietstar.training import checkpoint
+from quietstar.training.whole_checkpoints import list_checkpoints
 
 FAULTS: dict[str, Callable[..., None]] = {}
 
@@ -153,7 +154,7 @@ def kill_after_checkpoint(directory: str, micro_batch: int) -> None:
 
     def call(now: int, loss: Tensor) -> None:
         if now == micro_batch:
-            while not checkpoint.list_checkpoints(Path(directory)):
+            while not list_checkpoints(Path(directory)):
                 time.sleep(0.002)
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -29,6 +29,8 @@ COMMANDS = {"train": train.main, "star": star.main, "vstar": vstar.main}
 
 def serve() -> None:
     """Answers until stdin ends: `{"pid"}` to a launch, and `{"pid", "status"}` when that process has ended."""
+    for name in ("quietstar.training.run", "quietstar.textbook.experiment", "quietstar.outer_loop.comparison"):
+        importlib.import_module(name)  # the commands do so only when they run
     gc.freeze()
     selector = selectors.DefaultSelector()
     selector.register(sys.stdin.fileno(), selectors.EVENT_READ)

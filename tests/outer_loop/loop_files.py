@@ -14,9 +14,8 @@ from quietstar.command_line import to_yaml
 from quietstar.evaluation import Candidates, Distinct, Growth, StepCounts, measure_candidates
 from quietstar.outer_loop.config import OuterLoopConfig
 from quietstar.outer_loop.sampling import Generation
-from quietstar.outer_loop.star import KEPT
 from quietstar.outer_loop.store import Place, Sample, SampleStore
-from quietstar.outer_loop.training_set import Kept, write_kept
+from quietstar.outer_loop.training_set import KEPT, Kept, write_kept
 from quietstar.tasks.task import Verdict
 from tests.reporting.run_files import ENVIRONMENT, HOSTILE, write_lines
 

@@ -6,7 +6,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.data.examples import Example, encode_example, encode_prompt, pack_examples
+from quietstar.data.encoding import encode_prompt
+from quietstar.data.examples import Example, encode_example, pack_examples
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.from_scratch import character_tokenizer
 from quietstar.tasks.scratchpads import LOCAL_CHARACTERS

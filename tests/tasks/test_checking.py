@@ -55,7 +55,7 @@ class Own(Task):
         if completion == "pid":
             return Verdict(str(os.getpid()), True)
         if completion == "torch":
-            return Verdict(str("torch" in sys.modules), True)
+            return Verdict(str(not {"torch", "transformers"}.isdisjoint(sys.modules)), True)
         return super().check(problem, completion)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from quietstar.errors import CheckpointError
 from quietstar.training import latest_checkpoint, load_weights, save_checkpoint, take_snapshot, verify_checkpoint
-from quietstar.training.checkpoint import list_checkpoints, load_state, remove_old_checkpoints
+from quietstar.training.whole_checkpoints import list_checkpoints, load_state, remove_old_checkpoints
 from tests.training.helpers import ToyThinker, snapshot, tiny_llama
 
 OPTIMIZER = {"step.weight": torch.tensor(3.0)}

@@ -12,8 +12,9 @@ from torch import Tensor
 from quietstar.config import ModelOptions, ObjectiveOptions, TrainConfig, TrainingOptions
 from quietstar.data.batches import Batch
 from quietstar.objective import PRESETS
+from quietstar.objective.options import objective_of
 from quietstar.training.measures import gain_by_difficulty, step_means
-from quietstar.training.methods import compute_step, evaluate_on, objective_of
+from quietstar.training.methods import compute_step, evaluate_on
 from tests.model.tiny import gradients, make_ids, make_model
 
 

@@ -16,7 +16,7 @@ from quietstar.data.batches import Batch
 from quietstar.devices import resolve_device
 from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from quietstar.training import StepResult, Trainer, learning_rate, read_metrics, thought_seed
-from quietstar.training.checkpoint import list_checkpoints, verify_checkpoint
+from quietstar.training.whole_checkpoints import list_checkpoints, verify_checkpoint
 from tests.training.helpers import (
     ToyThinker,
     language_modeling_step,

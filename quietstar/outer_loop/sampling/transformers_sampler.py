@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.data.examples import encode_prompt
+from quietstar.data.encoding import encode_prompt
 from quietstar.errors import NonFiniteError, OutOfMemoryError
 from quietstar.inference.draw import draw, uniforms
 from quietstar.outer_loop.options import SamplingOptions

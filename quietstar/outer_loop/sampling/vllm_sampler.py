@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from quietstar.data.examples import encode_prompt
+from quietstar.data.encoding import encode_prompt
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.model.loading import LOADING_ERRORS, load_configuration

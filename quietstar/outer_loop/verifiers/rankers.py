@@ -9,6 +9,7 @@ from typing import Literal
 from quietstar.errors import ConfigError, DataError
 
 RankBy = Literal["score", "majority", "weighted"]
+Process = Literal["product", "minimum", "last"]
 
 
 def rank(
@@ -85,3 +86,25 @@ def vote_weights(scores: Sequence[float], logarithmic: bool) -> list[float]:
     highest = max(scores)
     weights = [math.exp(score - highest) for score in scores]
     return [weight / sum(weights) for weight in weights]
+
+
+def process_score(scores: Sequence[float], how: Process = "product") -> float:
+    """One number for a solution from the scores of its steps (Lightman et al., arXiv 2305.20050, App. F).
+
+    Args:
+        scores: One for each step, at least one.
+        how: `product` (all steps are right, where scores are probabilities), `minimum` (the weakest step), or `last`.
+
+    Raises:
+        DataError: There is no step.
+        ConfigError: `how` is something else.
+    """
+    if not scores:
+        raise DataError("steps: got none, needs at least one")
+    if how == "product":
+        return math.prod(scores)
+    if how == "minimum":
+        return min(scores)
+    if how == "last":
+        return scores[-1]
+    raise ConfigError(f"how: got {how!r}, needs product, minimum or last")

@@ -1,41 +1,15 @@
-"""Scores of the steps of a solution: where its steps end in tokens, and one number out of a score for each."""
+"""Scores of the steps of a solution, and where its steps end in tokens."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.data.examples import Example, encode_example
-from quietstar.errors import ConfigError, DataError
-
-Process = Literal["product", "minimum", "last"]
-
-
-def process_score(scores: Sequence[float], how: Process = "product") -> float:
-    """One number for a solution from the scores of its steps (Lightman et al., arXiv 2305.20050, App. F).
-
-    Args:
-        scores: One for each step, at least one.
-        how: `product` (all steps are right, where scores are probabilities), `minimum` (the weakest step), or `last`.
-
-    Raises:
-        DataError: There is no step.
-        ConfigError: `how` is something else.
-    """
-    if not scores:
-        raise DataError("steps: got none, needs at least one")
-    if how == "product":
-        return math.prod(scores)
-    if how == "minimum":
-        return min(scores)
-    if how == "last":
-        return scores[-1]
-    raise ConfigError(f"how: got {how!r}, needs product, minimum or last")
+from quietstar.errors import DataError
 
 
 def encode_steps(

@@ -29,7 +29,15 @@ position before it.
 The gain at a token is the mean over its thoughts of talk[0] - base[0].
 """
 
-from quietstar.data.text_file import read_text
-from quietstar.reporting.viewer.document import VERSION, ViewOptions, thoughts_of, write_page, write_view
+from typing import TYPE_CHECKING
+
+from quietstar.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from quietstar.data.text_file import read_text
+    from quietstar.reporting.viewer.document import VERSION, thoughts_of, write_page, write_view
+    from quietstar.reporting.viewer.options import ViewOptions
 
 __all__ = ["VERSION", "ViewOptions", "read_text", "thoughts_of", "write_page", "write_view"]
+
+__getattr__, __dir__ = lazy_names(__name__)

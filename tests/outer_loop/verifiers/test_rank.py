@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quietstar import rank
-from quietstar.outer_loop.verifiers.steps import process_score
+from quietstar.outer_loop.verifiers.rankers import process_score
 from quietstar.outer_loop.verifiers.verifier import Verifier
 from tests.outer_loop.verifiers.tiny import labelled
 

@@ -15,7 +15,8 @@ from quietstar.outer_loop.options import GeneratorOptions
 from quietstar.outer_loop.verifiers.dpo import train_dpo
 from quietstar.outer_loop.verifiers.logprobs import token_logprobs
 from quietstar.outer_loop.verifiers.pairs import make_pairs
-from quietstar.outer_loop.verifiers.steps import encode_steps, process_score, step_scores
+from quietstar.outer_loop.verifiers.rankers import process_score
+from quietstar.outer_loop.verifiers.steps import encode_steps, step_scores
 from quietstar.outer_loop.verifiers.verifier import Verifier
 from tests.outer_loop.verifiers.tiny import CHARACTERS, labelled, options, tokenizer, training, write_model
 
