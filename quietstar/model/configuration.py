@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, Literal
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from quietstar.errors import ConfigError
 
@@ -48,7 +49,7 @@ class QuietStarConfig(PreTrainedConfig):
     """
 
     model_type = "quietstar"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (transformers reads it as a plain class attribute)
+    sub_configs = {"text_config": PreTrainedConfig}  # noqa: RUF012 (transformers reads it as a plain class attribute)
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     thought_length: int = 8
@@ -66,6 +67,11 @@ class QuietStarConfig(PreTrainedConfig):
     thinking_threshold: float = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # Imported here and not with this module: see `quietstar.registration`. Whoever has a configuration may ask an
+        # Auto class for its model, with which `modeling` registers it.
+        import_module("quietstar.model.modeling")
+        from transformers import CONFIG_MAPPING
+
         if isinstance(self.text_config, dict):
             fields = dict(self.text_config)
             self.text_config = CONFIG_MAPPING[fields.pop("model_type")](**fields)
@@ -100,6 +106,3 @@ class QuietStarConfig(PreTrainedConfig):
     def stream_length(self) -> int:
         """S: START + thought tokens + END + lookahead - 1 teacher-forced tokens."""
         return self.thought_length + 2 + self.lookahead - 1
-
-
-AutoConfig.register(QuietStarConfig.model_type, QuietStarConfig)

@@ -706,4 +706,4 @@ def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary:
     return ids
 
 
-AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM)
+AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM, exist_ok=True)
