@@ -1,10 +1,10 @@
 """What the engine relies on inside transformers, in one place.
 
 Whatever lies below transformers' top level (but for its logging) comes through this module, and each part says what is
-relied on; `tests/model/test_upstream.py` holds every one of them and says in words which has changed. Only two more
-places know of its insides: classes that it calls back (`QuietStarForCausalLM`, whose attributes loading reads, and
-`ThinkingGeneration`, three methods of which `generate` calls), and `quietstar.registration`, which knows the name of the
-module that defines `AutoConfig`.
+relied on; `tests/model/test_upstream.py` holds every one of them and says in words which has changed. Two more places
+know of its insides: the classes that it calls back (`QuietStarForCausalLM`, whose attributes loading reads, and
+`ThinkingGeneration`, three methods of which `generate` calls), and `quietstar.registration`, which knows where
+`AutoConfig` is defined.
 """
 
 from __future__ import annotations

@@ -20,11 +20,6 @@ ARMS = {
     "language_modeling": "control: plain language modelling",
 }
 
-ROUNDING = (
-    "Another machine, another number of threads or another version of a library rounds differently and acts like "
-    "another seed, so an interval from the seeds of one machine is too narrow."
-)
-
 Measures = Mapping[str, Any]
 Results = Mapping[int, Mapping[str, Measures]]
 """Measures of each arm, by seed."""
@@ -81,8 +76,18 @@ def markdown(config: TrainConfig, results: Results) -> str:
     fixed = first["before"]["fixed_weights"]
     best = min(fixed, key=lambda w: sum(results[s]["before"]["fixed_weights"][w] for s in seeds))
     if len(seeds) > 1:
-        reached = ", ".join(f"{COLUMNS['answer NLL, with thought'](results[seed]['quietstar']):.3f}" for seed in seeds)
-        lines += ["", f"Answer NLL with thought after Quiet-STaR, seed by seed: {reached}. {ROUNDING}"]
+        before, after = (
+            ", ".join(f"{COLUMNS[column](results[seed][arm]):.3f}" for seed in seeds)
+            for column, arm in (("correct workings", "before"), ("answer NLL, with thought", "quietstar"))
+        )
+        lines += [
+            "",
+            f"Seed by seed: correct workings before Quiet-STaR {before}; answer NLL with thought after it {after}. A "
+            "character model that has learned no workings from its textbook leaves nothing to select.",
+            "",
+            "Another machine, another number of threads or another version of a library rounds differently and acts "
+            "like another seed, so an interval from the seeds of one machine is too narrow.",
+        ]
     lines += [
         "",
         f"Before Quiet-STaR at the best fixed weight ({best} of {', '.join(fixed)}): answer NLL with thought "
@@ -103,8 +108,9 @@ def markdown(config: TrainConfig, results: Results) -> str:
         lines.append(f"| `{text}` | {_code(before)} | {_code(after)} |")
     lines += [
         "",
-        "What this shows: from plain text without brackets or labels the model learned when to think, and which of the "
-        "two asides of its textbook to think. It did not invent the working, and this says nothing about natural text.",
+        "What this shows: from plain text without brackets or labels a model that knows the workings learns when to "
+        "think, and which of the two asides of its textbook to think. It does not invent the working, and this says "
+        "nothing about natural text.",
         "",
     ]
     return "\n".join(lines)
