@@ -4,7 +4,7 @@ This is the step of arXiv 2403.09629 and its released code, on a plain transform
 
 * every text is repeated K times, so the text pass runs K times on identical text;
 * the thought streams of all positions advance one token per forward pass, S passes after the text pass, through
-  `past_key_values` whose keys and values grow by `torch.cat`, every pass kept in autograd;
+  a cache whose keys and values grow by `torch.cat`, every pass kept in autograd;
 * attention is SDPA under one dense additive mask that grows by an [L, L] diagonal block per pass;
 * whole [B*K*L, V] logits, for sampling (raw) and for the losses (mixed).
 
@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+
+from quietstar.model.upstream import CACHE
 
 IGNORED = -100
 
@@ -151,8 +153,8 @@ def naive_step(
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         ).last_hidden_state
 
     def nll(logits: Tensor, ahead: int) -> Tensor:
