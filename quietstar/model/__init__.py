@@ -1,6 +1,5 @@
 """Thought streams on an unmodified transformers backbone."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from quietstar.lazy_names import lazy_names
@@ -14,6 +13,3 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "QuietStarConfig", "QuietStarForCausalLM", "Thoughts", "load_authors_checkpoint"]
 
 __getattr__, __dir__ = lazy_names(__name__)
-# this imports `modeling` (see `quietstar.registration`), which it could not do while a module that `modeling` needs is
-# half imported itself: transformers' own layers import the Auto classes
-import_module("transformers.models.auto.modeling_auto")

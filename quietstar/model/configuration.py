@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from importlib import import_module
+from typing import Any, Literal, Self
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -64,6 +65,11 @@ class QuietStarConfig(PreTrainedConfig):
     backend: str = "auto"
     thinking_gate: bool = False
     thinking_threshold: float = 0.0
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """The Auto classes know the model by the time there is a configuration, an unpickled one too."""
+        import_module("quietstar.model.modeling")
+        return super().__new__(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
