@@ -260,16 +260,22 @@ def test_the_auto_config_alone_knows_the_configuration(order: str, thinking: Pat
     assert said.split() == ["QuietStarConfig"]
 
 
+@pytest.mark.parametrize("module", ["model.loading", "inference.stopping", "objective.learning"])
+def test_any_module_can_be_imported_first(module: str) -> None:
+    """transformers imports its Auto classes in the middle of modules of its own that these import."""
+    assert python(f"import quietstar.{module}; print('whole')") == "whole\n"
+
+
 def test_a_process_that_is_spawned_knows_the_model(thinking: Path, tmp_path: Path) -> None:
     script = tmp_path / "spawn.py"
     script.write_text(
         "import multiprocessing, sys, quietstar\n"
-        "def load(path):\n"
+        "def make(config):\n"
         "    from transformers import AutoModelForCausalLM\n"
-        "    return type(AutoModelForCausalLM.from_pretrained(path)).__name__\n"
+        "    return type(AutoModelForCausalLM.from_config(config)).__name__\n"
         "if __name__ == '__main__':\n"
         "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
-        "        print(pool.apply(load, (sys.argv[1],)))\n"
+        "        print(pool.apply(make, (quietstar.QuietStarConfig.from_pretrained(sys.argv[1]),)))\n"
     )
     done = subprocess.run([sys.executable, script, thinking], capture_output=True, text=True)
     assert done.stdout.strip() == "QuietStarForCausalLM", done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from transformers import PreTrainedConfig
 
@@ -66,11 +66,13 @@ class QuietStarConfig(PreTrainedConfig):
     thinking_gate: bool = False
     thinking_threshold: float = 0.0
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Whoever has a configuration, an unpickled one too, may ask an Auto class for its model."""
+        import_module("quietstar.model.modeling")  # which registers it
+        return super().__new__(cls)
+
     def __post_init__(self, **kwargs: Any) -> None:
-        # Imported here and not with this module: see `quietstar.registration`. Whoever has a configuration may ask an
-        # Auto class for its model, with which `modeling` registers it.
-        import_module("quietstar.model.modeling")
-        from transformers import CONFIG_MAPPING
+        from transformers import CONFIG_MAPPING  # not imported with this module: see `quietstar.registration`
 
         if isinstance(self.text_config, dict):
             fields = dict(self.text_config)
