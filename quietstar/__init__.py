@@ -54,5 +54,21 @@ __all__ = [
     "load_thinking",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "quietstar.inference.gate": ("fit_gate",),
+        "quietstar.inference.loading": ("load_thinking",),
+        "quietstar.model": (
+            "Prediction",
+            "QuietStarConfig",
+            "QuietStarForCausalLM",
+            "Thoughts",
+            "load_authors_checkpoint",
+        ),
+        "quietstar.model.adapter_files": ("load_finetuned",),
+        "quietstar.objective": ("PRESETS", "LearnOutput", "Objective"),
+        "quietstar.outer_loop.verifiers.verifier": ("Verifier",),
+    },
+)
 register()

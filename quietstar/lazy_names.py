@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
-def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package.
-
-    What they import from where is read from the package's own `if TYPE_CHECKING:` block, which a type checker reads
-    too: it is said once.
+def lazy_names(
+    package: str, homes: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package, which has its modules as attributes too.
 
     Args:
         package: Its `__name__`.
+        homes: Names by the module that defines them; the package's `if TYPE_CHECKING:` block says the same to a type
+            checker.
     """
     module = sys.modules[package]
-    homes = {
-        name.name: statement.module
-        for block in ast.parse(inspect.getsource(module)).body
-        if isinstance(block, ast.If)
-        for statement in block.body
-        if isinstance(statement, ast.ImportFrom) and statement.module is not None
-        for name in statement.names
-    }
+    home_of = {name: home for home, names in homes.items() for name in names}
 
     def get(name: str) -> Any:
-        if name not in homes:
+        if name in home_of:
+            value = getattr(import_module(home_of[name]), name)
+        elif not name.startswith("_") and find_spec(f"{package}.{name}") is not None:
+            value = import_module(f"{package}.{name}")
+        else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(homes[name]), name)
         setattr(module, name, value)  # found without this function from now on
         return value
 
-    return get, lambda: sorted({*vars(module), *homes})
+    return get, lambda: sorted({*vars(module), *home_of})

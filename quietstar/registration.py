@@ -14,28 +14,33 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 DEFINES_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
-class _Loader(SourceFileLoader):
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        _register_with(module)
-
-
 class _Finder(MetaPathFinder):
+    """Finds the one module as everybody does, and registers when it has been run."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != DEFINES_AUTO_CONFIG:
             return None
-        found = PathFinder.find_spec(fullname, path, target)
-        if found is not None and isinstance(found.loader, SourceFileLoader):
-            found.loader = _Loader(fullname, found.loader.path)
-        return found
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_register(module: ModuleType) -> None:
+            run(module)
+            _register_with(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+
+        spec.loader.exec_module = run_and_register  # type: ignore[method-assign]  # of this loader alone
+        return spec
 
 
 def _register_with(module: ModuleType) -> None:

@@ -5,6 +5,7 @@ A typo, a question and a missing file used to take as long as loading a model's 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import subprocess
@@ -193,6 +194,33 @@ def test_questions_to_the_quietstar_command_are_answered_without_torch() -> None
     assert [(status, imported) for status, _, imported in answers] == [(0, []), (0, []), (2, []), (2, []), (0, [])]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["quietstar", "--help"], 0, "usage: quietstar COMMAND"),
+        (["quietstar.train", "--help"], 0, "--training.steps"),
+        (["quietstar.train", "--traning.steps", "3"], 2, "did you mean --training.steps?"),
+        (["quietstar.train", "--data.path", "nowhere.txt"], 2, "error: "),
+    ],
+)
+def test_the_command_itself_imports_no_torch(arguments: list[str], status: int, told: str, place: Path) -> None:
+    """As a user calls it; Python lists what it imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", *arguments], capture_output=True, text=True, cwd=place
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == status and told in done.stdout + done.stderr
+    assert "argparse" in imported or arguments[0] == "quietstar"
+    assert not imported & set(HEAVY)
+
+
+def test_submodules_are_attributes() -> None:
+    """Before names were imported late, importing the package had imported them."""
+    assert python("import quietstar; print(quietstar.objective.learn.__name__, quietstar.evaluation.__name__)") == (
+        "learn quietstar.evaluation\n"
+    )
+
+
 def test_importing_the_package_is_light_and_its_names_come_when_they_are_used() -> None:
     said = python(
         f"import sys, quietstar; print([name for name in {HEAVY!r} if name in sys.modules])\n"
@@ -218,6 +246,15 @@ def test_a_package_has_the_names_that_it_lists(name: str) -> None:
     package = importlib.import_module(name)
     assert {public: getattr(package, public) for public in package.__all__}
     assert set(package.__all__) <= set(dir(package))
+    told = {  # to a type checker
+        alias.name: getattr(importlib.import_module(str(statement.module)), alias.name)
+        for block in ast.parse(Path(str(package.__file__)).read_text(encoding="utf-8")).body
+        if isinstance(block, ast.If)
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    assert told and all(getattr(package, public) is value for public, value in told.items())
     with pytest.raises(AttributeError, match=rf"module '{name}' has no attribute 'nothing'"):
         _ = package.nothing
 

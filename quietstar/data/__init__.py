@@ -36,4 +36,16 @@ __all__ = [
     "tokenizer_fingerprint",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "quietstar.data.bad_rows": ("BadRows",),
+        "quietstar.data.batches": ("Batch", "Batches", "IndexedBatches"),
+        "quietstar.data.loading": ("load_batches", "load_texts"),
+        "quietstar.data.order": ("BatchOrder",),
+        "quietstar.data.packing": ("PackedTexts", "pack", "split"),
+        "quietstar.data.sources": ("Document", "read_documents"),
+        "quietstar.data.streamed_batches": ("StreamedBatches",),
+        "quietstar.data.tokenizer": ("check_vocabulary", "load_tokenizer", "tokenizer_fingerprint"),
+    },
+)

@@ -12,4 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "QuietStarConfig", "QuietStarForCausalLM", "Thoughts", "load_authors_checkpoint"]
 
-__getattr__, __dir__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "quietstar.model.authors_checkpoint": ("load_authors_checkpoint",),
+        "quietstar.model.configuration": ("QuietStarConfig",),
+        "quietstar.model.modeling": ("QuietStarForCausalLM",),
+        "quietstar.model.thoughts": ("Prediction", "Thoughts"),
+    },
+)

@@ -11,4 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PRESETS", "Counts", "LearnOutput", "Objective", "learn", "resolve_objective"]
 
-__getattr__, __dir__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "quietstar.objective.counts": ("Counts",),
+        "quietstar.objective.learning": ("LearnOutput", "learn"),
+        "quietstar.objective.options": ("PRESETS", "Objective", "resolve_objective"),
+    },
+)

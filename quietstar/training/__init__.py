@@ -37,4 +37,16 @@ __all__ = [
     "verify_checkpoint",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "quietstar.training.checkpoint": ("load_weights", "save_checkpoint", "take_snapshot"),
+        "quietstar.training.metrics": ("MetricsWriter", "read_metrics"),
+        "quietstar.training.optimizer": ("MasterAdamW", "ParameterGroup", "build_optimizer", "build_parameter_groups"),
+        "quietstar.training.schedule": ("learning_rate",),
+        "quietstar.training.seeds": ("thought_seed",),
+        "quietstar.training.step": ("StepResult",),
+        "quietstar.training.trainer": ("Trainer", "TrainingResult"),
+        "quietstar.training.whole_checkpoints": ("latest_checkpoint", "verify_checkpoint"),
+    },
+)

@@ -10,4 +10,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Generation", "Request", "Sampler", "make_sampler", "sample_seed"]
 
-__getattr__, __dir__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "quietstar.outer_loop.sampling.choice": ("make_sampler",),
+        "quietstar.outer_loop.sampling.requests": ("Generation", "Request", "Sampler", "sample_seed"),
+    },
+)

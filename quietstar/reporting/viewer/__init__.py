@@ -40,4 +40,11 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "ViewOptions", "read_text", "thoughts_of", "write_page", "write_view"]
 
-__getattr__, __dir__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "quietstar.data.text_file": ("read_text",),
+        "quietstar.reporting.viewer.document": ("VERSION", "thoughts_of", "write_page", "write_view"),
+        "quietstar.reporting.viewer.options": ("ViewOptions",),
+    },
+)
