@@ -101,7 +101,7 @@ class LayerRecord:
 
     def write_text(self, index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
         """An interceptor for the pass over the text."""
-        output = _run_to_tensor(layer, run, hidden)
+        output = run_to_tensor(layer, run, hidden)
         self.text_length = output.shape[1]
         self.outputs[index] = output
         return output
@@ -119,7 +119,7 @@ class LayerRecord:
         """An interceptor for a pass over the tokens offset, offset + 1, ... of every stream."""
 
         def write(index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
-            output = _run_to_tensor(layer, run, hidden)
+            output = run_to_tensor(layer, run, hidden)
             buffer = self.outputs[index][:, self.text_length :].unflatten(1, (self.streams, -1))
             new = output.unflatten(1, (self.streams, -1))
             buffer[:, :, offset : offset + new.shape[2]] = new
@@ -134,7 +134,12 @@ class LayerRecord:
         return output
 
 
-def _run_to_tensor(layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
+def run_to_tensor(layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
+    """The layer's output.
+
+    Raises:
+        UnsupportedBackboneError: It is no tensor.
+    """
     output = run(hidden)
     if not isinstance(output, Tensor):
         raise UnsupportedBackboneError(

@@ -172,6 +172,51 @@ def test_with_transformers_gradient_checkpointing_switched_on(use_reentrant: boo
     assert layer.gradient_checkpointing and layer.training
 
 
+def test_hooks_of_a_layer_run_around_the_recorded_pass_and_not_in_its_backward() -> None:
+    """What shards a model hangs on them: once a pass, outside of what is recorded, replayed and recomputed."""
+    model = make_model()
+    model.think(IDS)  # the probe has passes of its own
+    layer, order = model.decoder.layers[0], []
+    layer.register_forward_pre_hook(lambda *_: order.append("before"))
+    layer.register_forward_hook(lambda *_: order.append("after"))
+    layer.mlp.register_forward_hook(lambda *_: order.append("layer"))
+    once = ["before", "layer", "after"]
+    thoughts = model.think(IDS, record=True)
+    passes = 1 + model.config.thought_length + 1  # text, START and each token but the last, the rest of the streams
+    assert order == once * passes
+    order.clear()
+    loss = model.learn(IDS, thoughts=thoughts).loss
+    assert order == ["before", "after"]
+    loss.backward()
+    assert order == ["before", "after", "layer"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_forward_of_the_layer_s_own_is_used_and_stays(fails: bool) -> None:
+    """As accelerate's, which brings offloaded weights."""
+    model = make_model()
+    _, wanted = backward(model, True, seed=1)
+    layer, calls = model.decoder.layers[0], []
+    inner = layer.forward
+
+    def own(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if fails:
+            raise KeyError("in the middle of a pass")
+        return inner(*arguments, **options)
+
+    layer.forward = own
+    if fails:
+        with pytest.raises(KeyError, match="in the middle of a pass"):
+            model.learn(IDS)
+    else:
+        _, found = backward(model, True, seed=1)
+        assert_same_gradients(found, wanted, EXACT)
+        assert len(calls) == 1 + model.config.thought_length + 1 + 1  # and once in the backward pass
+    assert layer.__dict__["forward"] is own
+    assert all("forward" not in other.__dict__ for other in model.decoder.layers[1:])
+
+
 @pytest.mark.usefixtures("keep_float64")
 def test_lora_on_the_base() -> None:
     """peft freezes the base and brings a dropout, which must not separate the sampling pass from the recomputation."""

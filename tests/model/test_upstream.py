@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from quietstar.model.upstream import (
     untested_versions,
     without_checkpointing,
 )
+from quietstar_kernels import thought_attention
 from tests.model.tiny import FAMILIES, VOCABULARY, make_base, make_ids, make_model, switch_checkpointing_on
 
 PACKAGE = Path(upstream.__file__).parents[1]
@@ -247,13 +249,42 @@ def break_recording(monkeypatch: pytest.MonkeyPatch) -> str:
     return "mistral: 0 of 2 layers were recorded"
 
 
+def change_gradient(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
+    """Of thought attention alone: the forward pass stays right."""
+
+    def attention(*arguments: Any, **options: Any) -> Tensor:
+        output = thought_attention(*arguments, **options)
+        if output.requires_grad:
+            output.register_hook(change)
+        return output
+
+    monkeypatch.setattr("quietstar.model.attention.thought_attention", attention)
+
+
 def break_replay(monkeypatch: pytest.MonkeyPatch) -> str:
     def without_gradient(index: int, layer: nn.Module, run: Any, hidden: Tensor) -> Tensor:
         output: Tensor = run(hidden)
         return hidden + (output - hidden).detach()
 
     monkeypatch.setattr(backbone.LayerRecord, "replay", lambda self, *given: without_gradient(*given))
-    return "mistral: the gradient of a recorded pass differs from the plain one"
+    return "mistral: the gradient of a recorded pass differs from the plain model's"
+
+
+def halve_gradient(monkeypatch: pytest.MonkeyPatch) -> str:
+    change_gradient(monkeypatch, lambda gradient: gradient / 2)
+    return "mistral: the gradient of a recorded pass differs from the plain model's"
+
+
+def stop_backward(monkeypatch: pytest.MonkeyPatch, error: type[Exception] = RuntimeError) -> str:
+    def stop(gradient: Tensor) -> Tensor:
+        raise error("a compiler's own error")
+
+    change_gradient(monkeypatch, stop)
+    return r"mistral: a recorded pass can't be replayed \(a compiler's own error\)"
+
+
+def stop_backward_by_a_compiler(monkeypatch: pytest.MonkeyPatch) -> str:
+    return stop_backward(monkeypatch, NameError)
 
 
 def break_mask(monkeypatch: pytest.MonkeyPatch) -> str:
@@ -264,7 +295,10 @@ def break_mask(monkeypatch: pytest.MonkeyPatch) -> str:
     return r"mistral: text and thoughts can't be run in one pass \(a compiler's own error\)"
 
 
-@pytest.mark.parametrize("break_it", [break_recording, break_replay, break_mask])
+BREAKS = (break_recording, break_replay, halve_gradient, stop_backward, stop_backward_by_a_compiler, break_mask)
+
+
+@pytest.mark.parametrize("break_it", BREAKS)
 @pytest.mark.parametrize("newer", [True, False])
 def test_a_release_that_breaks_the_engine_is_named(monkeypatch: pytest.MonkeyPatch, break_it: Any, newer: bool) -> None:
     base, reason = make_base(), break_it(monkeypatch)
@@ -273,6 +307,49 @@ def test_a_release_that_breaks_the_engine_is_named(monkeypatch: pytest.MonkeyPat
         QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
     advice = "is newer than 5.1.0, the newest that was tested. 'pip install -c constraints.txt .'"
     assert (advice in str(caught.value)) == newer
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_of_a_deep_model_is_no_wrong_gradient(dtype: torch.dtype) -> None:
+    base = make_base("llama", changes={"num_hidden_layers": 24}).to(dtype)
+    assert QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6]).dtype == dtype
+
+
+def test_a_base_without_a_gradient_can_think() -> None:
+    """As one whose quantised weights have no backward pass."""
+
+    class OneWay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Any:
+            raise NotImplementedError
+
+    base = make_base()
+    decoder_of(base).layers[0].mlp.register_forward_hook(lambda _, __, output: OneWay.apply(output))
+    model = QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
+    assert model.predict(IDS).talk_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_layers_that_cannot_be_recorded_are_refused_under_an_untested_release_alone(
+    monkeypatch: pytest.MonkeyPatch, newer: bool
+) -> None:
+    """Such a family can think, and be trained without recording; of a tested family a new release has made it."""
+    monkeypatch.setattr("quietstar.model.layers.GradientCheckpointingLayer", nn.LSTM)
+    monkeypatch.setitem(NEWEST_TESTED, "transformers", "5.1.0" if newer else "99.0")
+    base, reason = make_base(), "has no transformers GradientCheckpointingLayer, which recording thoughts needs"
+    if newer:
+        with pytest.raises(UnsupportedBackboneError, match=rf"{reason}.*5\.1\.0, the newest"):
+            QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
+        return
+    model = QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
+    assert model.predict(IDS).talk_logits.isfinite().all()
+    assert model.learn(IDS, reuse_sampling_pass=False).loss.isfinite()
+    with pytest.raises(UnsupportedBackboneError, match=reason):
+        model.learn(IDS)
 
 
 @pytest.mark.parametrize("training", [True, False])
