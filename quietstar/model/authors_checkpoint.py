@@ -17,6 +17,7 @@ from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.loading import load_configuration
 from quietstar.model.modeling import END, START, QuietStarForCausalLM
+from quietstar.model.upstream import tied_weights
 
 # theirs: [2, E], row 0 the vector, row 1 an unused log-std
 VECTORS = {"start_embedding": START, "end_embedding": END}
@@ -100,7 +101,7 @@ def load_authors_checkpoint(
         else:
             ours["base." + name] = tensor
     expected = model.state_dict()
-    tied = set(model.all_tied_weights_keys)
+    tied = tied_weights(model)
     missing = [name for name in expected if name not in ours and name not in tied]
     unknown = [name for name in ours if name not in expected]
     wrong = [name for name in ours if name in expected and ours[name].shape != expected[name].shape]

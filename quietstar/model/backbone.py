@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from quietstar.errors import UnsupportedBackboneError
 from quietstar.model.attention import ThoughtPass
 from quietstar.model.layers import LayerRecord, RunLayer, decoder_layers, intercept_layers, run_to_tensor
-from quietstar.model.upstream import attention_implementation, untested_versions
+from quietstar.model.upstream import attention_implementation, untested_versions, with_advice
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import LogitOptions, operand_dtype, raw_logits
 
@@ -145,13 +145,7 @@ def probe_backbone(model: QuietStarForCausalLM) -> None:
             _probe_states(model)
             _probe_recording(model)
     except UnsupportedBackboneError as error:
-        newer = untested_versions()
-        if not newer:
-            raise
-        raise UnsupportedBackboneError(
-            f"{error}. Perhaps a library has changed: {'; '.join(newer)}. 'pip install -c constraints.txt .' in a "
-            "checkout installs the tested releases"
-        ) from error
+        raise UnsupportedBackboneError(with_advice(error)) from error.__cause__
 
 
 def _probe_inputs(model: QuietStarForCausalLM, **options: Any) -> tuple[Tensor, Tensor, Tensor, ThoughtPass]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from quietstar.errors import CheckpointError, ConfigError, QuietStarError
+from quietstar.model.upstream import tied_weights
 
 # What transformers raises for files that are missing, torn, of another kind, or that ask for code or packages.
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
@@ -57,7 +58,7 @@ def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = Non
         raise ConfigError(f"{path}: can't be loaded as a causal language model (from safetensors): {error}") from error
     model, report = loaded
     assert isinstance(model, PreTrainedModel)
-    missing = sorted(set(report["missing_keys"]) - set(model.all_tied_weights_keys))
+    missing = sorted(set(report["missing_keys"]) - tied_weights(model))
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
     return model

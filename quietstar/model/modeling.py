@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers import initialization as init
 
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
@@ -32,6 +31,7 @@ from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, 
 from quietstar.model.thinking_gate import ThinkingGate
 from quietstar.model.thoughts import Prediction, Recording, Thoughts
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast, attention_implementation
+from quietstar.model.upstream import initialization as init
 from quietstar_kernels import linear_cross_entropy, sample_tokens
 from quietstar_kernels.dispatch import check_backend
 
@@ -62,9 +62,11 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
     config: QuietStarConfig
     config_class = QuietStarConfig
     base_model_prefix = "base"
+    # read where a user switches checkpointing on, and where an attention is chosen for the model as for its base
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    # read where weights are loaded: parts whose name is here stay in float32
     _keep_in_fp32_modules_strict = ["thinking_gate"]  # noqa: RUF012 (transformers reads it as a plain class attribute)
 
     def __init__(self, config: QuietStarConfig, base: PreTrainedModel | None = None) -> None:

@@ -17,51 +17,6 @@ from typing import Any
 
 from packaging.version import Version
 from torch import nn
-from transformers import AttentionInterface, GenerationMixin, PreTrainedConfig
-
-# DynamicLayer keeps `keys` and `values` [B, Hkv, L, D] and calls `update(keys, values)`; `lazy_initialization` sets
-# dtype, device and `is_initialized`. DynamicSlidingWindowLayer has its window as `sliding_window`. A Cache makes layers
-# of `layer_class_to_replicate`, and DynamicCache(config=) the layers that a configuration asks for, in `layers`.
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
-
-# Sets the scores of tokens to minus infinity, and is what `generate` returns: a dataclass that can be extended.
-from transformers.generation.logits_process import SuppressTokensLogitsProcessor
-from transformers.generation.streamers import BaseStreamer
-from transformers.generation.utils import GenerateDecoderOnlyOutput
-
-# PyTorch's attention in the signature of an attention function: [B, H, N, D] -> ([B, N, H, D], None).
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-# Every decoder layer is one: it takes its hidden states in the first place and gives hidden states back.
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import CausalLMOutputWithPast
-
-# The linear layer of GPT-2, with its weight transposed.
-from transformers.pytorch_utils import Conv1D
-
-__all__ = [
-    "CACHE",
-    "NEWEST_TESTED",
-    "BaseStreamer",
-    "Cache",
-    "CausalLMOutputWithPast",
-    "Conv1D",
-    "DynamicLayer",
-    "DynamicSlidingWindowLayer",
-    "GenerateDecoderOnlyOutput",
-    "GradientCheckpointingLayer",
-    "SuppressTokensLogitsProcessor",
-    "attention_implementation",
-    "cache_argument",
-    "checkpointing",
-    "register_attention",
-    "sdpa_attention_forward",
-    "set_checkpointing",
-    "supports_sdpa",
-    "untested_versions",
-    "without_checkpointing",
-]
 
 NEWEST_TESTED = {"torch": "2.14.1", "transformers": "5.24.0", "triton": "3.9.0"}
 """The newest releases under which the tests have passed."""
@@ -79,6 +34,79 @@ def untested_versions() -> list[str]:
             found.append(f"{name} {installed} is newer than {tested}, the newest that was tested")
     return found
 
+
+def with_advice(problem: object) -> str:
+    """`problem`, and where a library is newer than tested its name and what to install."""
+    newer = untested_versions()
+    if not newer:
+        return str(problem)
+    return (
+        f"{problem}. Perhaps a library has changed: {'; '.join(newer)}. 'pip install -c constraints.txt .' in a "
+        "checkout installs the tested releases"
+    )
+
+
+try:
+    from transformers import AttentionInterface, GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+    # Its functions leave alone what was loaded, which carries `_is_hf_initialized`.
+    from transformers import initialization as initialization
+
+    # DynamicLayer keeps `keys` and `values` [B, Hkv, L, D] and calls `update(keys, values)`; `lazy_initialization` sets
+    # dtype, device and `is_initialized`. DynamicSlidingWindowLayer has its window as `sliding_window`. A Cache makes
+    # layers of `layer_class_to_replicate`, and DynamicCache(config=) those that a configuration asks for, in `layers`.
+    from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+    # Sets the scores of tokens to minus infinity.
+    from transformers.generation.logits_process import SuppressTokensLogitsProcessor
+
+    # `put` gets the prompt and then each token, `end` comes last.
+    from transformers.generation.streamers import BaseStreamer
+
+    # What `generate` returns: a dataclass that can be extended.
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+    # PyTorch's attention in the signature of an attention function: [B, H, N, D] -> ([B, N, H, D], None), and the mask
+    # that it wants in a plain call.
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    # Every decoder layer is one: it takes its hidden states in the first place and gives hidden states back.
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # `loss`, `logits`, and the cache under the name of `CACHE`.
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    # The linear layer of GPT-2, with its weight transposed.
+    from transformers.pytorch_utils import Conv1D
+except ImportError as error:
+    raise ImportError(with_advice(error)) from error
+
+__all__ = [
+    "CACHE",
+    "NEWEST_TESTED",
+    "BaseStreamer",
+    "Cache",
+    "CausalLMOutputWithPast",
+    "Conv1D",
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "GenerateDecoderOnlyOutput",
+    "GradientCheckpointingLayer",
+    "SuppressTokensLogitsProcessor",
+    "attention_implementation",
+    "cache_argument",
+    "checkpointing",
+    "initialization",
+    "register_attention",
+    "sdpa_attention_forward",
+    "set_checkpointing",
+    "supports_sdpa",
+    "tied_weights",
+    "untested_versions",
+    "with_advice",
+    "without_checkpointing",
+]
 
 # -- attention ---------------------------------------------------------------------------------------------------------
 
@@ -101,6 +129,14 @@ def attention_implementation(config: PreTrainedConfig) -> str | None:
 def supports_sdpa(model: Any) -> bool:
     """Whether PyTorch's attention can be asked for."""
     return bool(model._supports_sdpa)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def tied_weights(model: PreTrainedModel) -> set[str]:
+    """Names of the weights that are others', and so need not be in a checkpoint."""
+    return set(model.all_tied_weights_keys)
 
 
 # -- caches ------------------------------------------------------------------------------------------------------------
@@ -135,10 +171,13 @@ def checkpointing(layer: nn.Module) -> tuple[Callable[..., Any] | None, bool]:
 @contextmanager
 def without_checkpointing(layer: nn.Module) -> Iterator[None]:
     """Within this context the layer's forward is its own, whatever a user has switched on."""
-    before = {name: layer.__dict__[name] for name in ("gradient_checkpointing",) if name in layer.__dict__}
-    layer.__dict__["gradient_checkpointing"] = False
+    flag = "gradient_checkpointing"
+    has_own, before = flag in layer.__dict__, layer.__dict__.get(flag)
+    layer.__dict__[flag] = False
     try:
         yield
     finally:
-        del layer.__dict__["gradient_checkpointing"]
-        layer.__dict__.update(before)
+        if has_own:
+            layer.__dict__[flag] = before
+        else:
+            del layer.__dict__[flag]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,25 +16,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
-from transformers import initialization as init
 
 from quietstar import QuietStarForCausalLM, UnsupportedBackboneError
+from quietstar.inference import roomy_cache
 from quietstar.model import backbone, upstream
 from quietstar.model.layers import decoder_layers
 from quietstar.model.upstream import (
     CACHE,
     NEWEST_TESTED,
+    BaseStreamer,
     Cache,
     Conv1D,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     GenerateDecoderOnlyOutput,
+    SuppressTokensLogitsProcessor,
     attention_implementation,
     cache_argument,
     checkpointing,
+    initialization,
     register_attention,
     sdpa_attention_forward,
     set_checkpointing,
+    supports_sdpa,
+    tied_weights,
     untested_versions,
     without_checkpointing,
 )
@@ -46,15 +54,37 @@ def decoder_of(base: PreTrainedModel) -> Any:
     return base.get_decoder()
 
 
-def test_no_other_module_reaches_below_the_top_level() -> None:
-    found = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            inner = [name for name in names if name.startswith("transformers.") and name != "transformers.utils"]
-            if inner and path.name != "upstream.py":
-                found.append(f"{path.relative_to(PACKAGE)}:{node.lineno} imports {inner[0]}")
+INSIDES = {
+    *("_attn_implementation", "_supports_sdpa", "all_tied_weights_keys", "_gradient_checkpointing_func"),
+    *("gradient_checkpointing", "initialization", "lazy_initialization"),
+}
+"""Names of transformers' own that `upstream` has a function for, or a name in its place."""
+OURS = {"FinetuningOptions", "options", "finetuning"}
+"""What has a `gradient_checkpointing` of its own: an option."""
+
+
+def reaches(node: ast.AST) -> str | None:
+    """What of transformers' insides a piece of code uses."""
+    if isinstance(node, ast.ImportFrom) and node.module == "transformers":
+        return next((alias.name for alias in node.names if alias.name in INSIDES), None)
+    names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+    names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    below = [name for name in names if name.startswith("transformers.") and name != "transformers.utils"]
+    if isinstance(node, ast.Attribute) and node.attr in INSIDES:
+        owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+        below += [node.attr] * (owner not in OURS)
+    return below[0] if below else None
+
+
+def test_no_other_module_reaches_inside() -> None:
+    places = {upstream.__file__, roomy_cache.__file__}  # the latter's class is a DynamicLayer
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}: {name}"  # type: ignore[attr-defined]  # of every node found
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if str(path) not in places
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (name := reaches(node)) is not None
+    ]
     assert found == [], "these belong into quietstar/model/upstream.py, with what they rely on"
 
 
@@ -154,6 +184,18 @@ def test_pytorch_s_attention_in_transformers_signature() -> None:
     torch.testing.assert_close(found, (scores.softmax(-1) @ value).transpose(1, 2))
 
 
+def test_a_plain_call_of_the_base_sees_what_pytorch_s_attention_sees() -> None:
+    """Under our name too: padding on the left, and a causal mask."""
+    base = make_base()
+    assert supports_sdpa(base), "_supports_sdpa does not say any more that a model can take PyTorch's attention"
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    logits = []
+    for name in ("sdpa", "quietstar"):
+        base.set_attn_implementation(name)
+        logits.append(base(IDS, attention_mask=mask).logits[mask.bool()])
+    torch.testing.assert_close(*logits)
+
+
 # -- caches and generating ---------------------------------------------------------------------------------------------
 
 
@@ -222,10 +264,45 @@ def test_the_gate_stays_in_float32(tmp_path: Path) -> None:
     assert loaded.thinking_gate.weight.dtype == torch.float32, "_keep_in_fp32_modules_strict is not read any more"
 
 
+def test_tied_weights_are_named() -> None:
+    assert tied_weights(make_base("gemma2")) == {"lm_head.weight"}, "all_tied_weights_keys does not name a tied head"
+    assert tied_weights(make_base(changes={"tie_word_embeddings": False})) == set()
+
+
+def test_tokens_are_suppressed_and_streamed_as_generate_does_it() -> None:
+    base, seen = make_base(), []
+
+    class Noted(BaseStreamer):
+        def put(self, value: Tensor) -> None:
+            seen.append(value.tolist())
+
+        def end(self) -> None:
+            seen.append("end")
+
+    free = base.generate(IDS[:1], max_new_tokens=1, do_sample=False)[0, -1]
+    banned = SuppressTokensLogitsProcessor([int(free)], device="cpu")
+    options = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": None, "streamer": Noted()}
+    text = base.generate(IDS[:1], logits_processor=[banned], **options)[0, IDS.shape[1] :].tolist()
+    assert int(free) not in text, "SuppressTokensLogitsProcessor lets its tokens through"
+    assert seen == [IDS[:1].tolist(), [text[0]], [text[1]], "end"], "a streamer is not told the prompt, tokens and end"
+
+
+def test_a_name_that_has_moved_says_which_release_is_newer() -> None:
+    """As when a release renames what is imported: not only that there is no such name."""
+    code = (
+        "import importlib.metadata as m, sys, transformers.cache_utils as c; del c.DynamicLayer\n"
+        "real = m.version; m.version = lambda name: '99.0' if name == 'transformers' else real(name)\n"
+        "import quietstar.model.upstream"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    told = "ImportError: cannot import name 'DynamicLayer' .* transformers 99.0 is newer than .*-c constraints.txt"
+    assert done.returncode == 1 and re.search(told, done.stderr), done.stderr
+
+
 def test_what_was_loaded_is_not_initialized() -> None:
     weight = nn.Parameter(torch.ones(2))
     weight._is_hf_initialized = True  # type: ignore[attr-defined]  # as transformers marks what it has loaded
-    init.zeros_(weight)
+    initialization.zeros_(weight)
     assert weight.tolist() == [1, 1], "transformers.initialization overwrites a parameter that was loaded"
 
 
