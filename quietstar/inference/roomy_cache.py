@@ -96,6 +96,11 @@ def roomy_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
     return cache
 
 
+def keeps_keys(cache: DynamicCache) -> bool:
+    """Whether any layer keeps keys and values: models with a state alone take padding for text."""
+    return not cache.layers or any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
 def sees_all(cache: DynamicCache, length: int) -> bool:
     """Whether every layer sees all tokens of a text so long, wherever the padding stands.
 

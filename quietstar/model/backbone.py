@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from quietstar.errors import UnsupportedBackboneError
 from quietstar.model.attention import ThoughtPass
-from quietstar.model.layers import LayerRecord, RunLayer, decoder_layers, intercept_layers, run_to_tensor
+from quietstar.model.layers import LayerRecord, decoder_layers, intercept_layers
 from quietstar.model.upstream import attention_implementation, untested_versions, with_advice
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import LogitOptions, operand_dtype, raw_logits
@@ -108,16 +108,8 @@ def output_head(base: PreTrainedModel) -> OutputHead:
     return OutputHead(head.weight, getattr(config, "final_logit_softcapping", None), scale)
 
 
-RANDOM_IN_TRAINING = (
-    "attention_dropout",
-    "dropout",
-    "activation_dropout",
-    "hidden_dropout",
-    "layerdrop",
-    "jitter_noise",
-    "router_jitter_noise",
-    "input_jitter_noise",
-)
+RANDOM_IN_TRAINING = ("dropout", "layerdrop", "jitter")
+"""Parts of the names of rates that modules have as attributes."""
 
 
 def disable_dropout(base: nn.Module) -> None:
@@ -125,9 +117,9 @@ def disable_dropout(base: nn.Module) -> None:
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in RANDOM_IN_TRAINING:
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        for name, value in vars(module).items():
+            if isinstance(value, float) and any(part in name for part in RANDOM_IN_TRAINING):
+                vars(module)[name] = 0.0
 
 
 def probe_backbone(model: QuietStarForCausalLM) -> None:
@@ -201,13 +193,12 @@ def _probe_states(model: QuietStarForCausalLM) -> None:
 def _probe_recording(model: QuietStarForCausalLM) -> None:
     """The stream's gradient in a recorded pass must be the one that the base's own attention gives."""
     base: Any = model.base
+    if any(parameter.is_inference() for parameter in base.parameters()):
+        return  # made in inference mode, it has no gradient and never will
     embeds, stream, positions, thought_pass = _probe_inputs(model)
     text, stream = embeds.requires_grad_(), stream.requires_grad_()
     direction = torch.arange(stream.numel(), device=stream.device).cos().view_as(stream).to(stream.dtype)
     implementation = attention_implementation(base.config)
-
-    def run_plainly(index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
-        return run_to_tensor(layer, run, hidden)
 
     def gradient(hidden: Tensor) -> Tensor:
         own, foreign = torch.autograd.grad(hidden, (text, stream), direction)
@@ -216,7 +207,7 @@ def _probe_recording(model: QuietStarForCausalLM) -> None:
     with _frozen(base):  # only the gradient of the inputs is wanted; those of a large base may not fit
         try:
             base.set_attn_implementation("eager")
-            with torch.enable_grad(), intercept_layers(model.decoder, run_plainly):
+            with torch.enable_grad(), intercept_layers(model.decoder, LayerRecord().write_text):
                 followed = torch.cat([text[:, :2], stream], dim=1)
                 plain = gradient(model.decoder(inputs_embeds=followed, use_cache=False).last_hidden_state[:, 2:])
         except torch.OutOfMemoryError:

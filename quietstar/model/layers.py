@@ -101,7 +101,9 @@ class LayerRecord:
 
     def write_text(self, index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
         """An interceptor for the pass over the text."""
-        output = run_to_tensor(layer, run, hidden)
+        if index in self.outputs:
+            raise UnsupportedBackboneError(f"{type(layer).__name__} runs several times a pass, and can't be recorded")
+        output = _run_to_states(layer, run, hidden)
         self.text_length = output.shape[1]
         self.outputs[index] = output
         return output
@@ -119,7 +121,7 @@ class LayerRecord:
         """An interceptor for a pass over the tokens offset, offset + 1, ... of every stream."""
 
         def write(index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
-            output = run_to_tensor(layer, run, hidden)
+            output = _run_to_states(layer, run, hidden)
             buffer = self.outputs[index][:, self.text_length :].unflatten(1, (self.streams, -1))
             new = output.unflatten(1, (self.streams, -1))
             buffer[:, :, offset : offset + new.shape[2]] = new
@@ -134,16 +136,15 @@ class LayerRecord:
         return output
 
 
-def run_to_tensor(layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
-    """The layer's output.
-
-    Raises:
-        UnsupportedBackboneError: It is no tensor.
-    """
+def _run_to_states(layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
     output = run(hidden)
     if not isinstance(output, Tensor):
         raise UnsupportedBackboneError(
             f"{type(layer).__name__} returns {type(output).__name__}, not a tensor; its output can't be recorded"
+        )
+    if output.ndim != 3:
+        raise UnsupportedBackboneError(
+            f"{type(layer).__name__} returns {list(output.shape)}, not [B, N, E]; its output can't be recorded"
         )
     return output
 

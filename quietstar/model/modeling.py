@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 START, END = 0, 1
 """Rows of `thought_embedding`."""
+PROBING = threading.RLock()
+"""The probe changes a model's attention for a moment: threads that use one for the first time wait for each other."""
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "opt", "biogpt")
 """Families whose positions end where their table ends."""
 
@@ -275,9 +278,12 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
         self._probe_once()
 
     def _probe_once(self) -> None:
-        if not self._probed and not any(parameter.is_meta for parameter in self.parameters()):
-            probe_backbone(self)
-            self._probed = True
+        if self._probed or any(parameter.is_meta for parameter in self.parameters()):
+            return
+        with PROBING:
+            if not self._probed:
+                probe_backbone(self)
+                self._probed = True
 
     def _fingerprint(self) -> tuple[object, ...]:
         """What a recording depends on besides its inputs; a write through `.data` alone can't be seen."""

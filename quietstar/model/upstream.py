@@ -180,4 +180,4 @@ def without_checkpointing(layer: nn.Module) -> Iterator[None]:
         if has_own:
             layer.__dict__[flag] = before
         else:
-            del layer.__dict__[flag]
+            layer.__dict__.pop(flag, None)

@@ -76,6 +76,15 @@ def test_static_rope_scaling_is_fine() -> None:
         assert make_model("llama", changes={"rope_parameters": parameters}).learn(IDS).loss.isfinite()
 
 
+def test_dropout_of_any_name_is_off() -> None:
+    """Families have rates of names of their own; what sampled a thought must be what is trained."""
+    config = AutoConfig.for_model("seed_oss", **{**GROUPED, "head_dim": 8, "residual_dropout": 0.5})
+    base = AutoModelForCausalLM.from_config(config).train()
+    model = QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6]).train()
+    losses = {float(model.learn(IDS, seed=3).loss) for _ in range(3)}
+    assert len(losses) == 1
+
+
 def test_an_encoder_decoder(tmp_path: Path) -> None:
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, **sizes)).save_pretrained(tmp_path)

@@ -410,6 +410,35 @@ def test_a_base_without_a_gradient_can_think() -> None:
     assert model.predict(IDS).talk_logits.isfinite().all()
 
 
+def test_a_base_made_in_inference_mode_can_think() -> None:
+    with torch.inference_mode():
+        base = make_base()
+        model = QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
+        assert model.predict(IDS).talk_logits.isfinite().all()
+    assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+class Twice(nn.Module):
+    """A layer that a pass runs two times."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *arguments: Any, **options: Any) -> Tensor:
+        return self.layer(self.layer(*arguments, **options), *arguments[1:], **options)
+
+
+def test_layers_that_run_several_times_a_pass_are_trained_without_recording() -> None:
+    base = make_base()
+    decoder_of(base).layers[0] = Twice(decoder_of(base).layers[0])
+    base.config.num_hidden_layers = 3  # such families count what runs
+    model = QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
+    assert model.predict(IDS).talk_logits.isfinite().all()
+    with pytest.raises(UnsupportedBackboneError, match="MistralDecoderLayer runs several times a pass"):
+        model.think(IDS, record=True)
+
+
 @pytest.mark.parametrize("newer", [True, False])
 def test_layers_that_cannot_be_recorded_are_refused_under_an_untested_release_alone(
     monkeypatch: pytest.MonkeyPatch, newer: bool

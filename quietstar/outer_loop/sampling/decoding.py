@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quietstar.errors import ConfigError
-from quietstar.inference.roomy_cache import roomy_cache, sees_all
+from quietstar.inference.roomy_cache import keeps_keys, roomy_cache, sees_all
 from quietstar.model.upstream import cache_argument
 
 LEAST_PREFIX = 16
@@ -43,15 +43,15 @@ class Decoding:
         self.model = model
         accepted = inspect.signature(model.forward).parameters
         name = cache_argument(model.forward)
-        if name is None:
+        longest = max(map(len, prompts))
+        self.cache = roomy_cache(model.config, longest + room)
+        if name is None or not keeps_keys(self.cache):
             kind = model.config.model_type
             raise ConfigError(f"model.path: {kind} has no KV cache of the usual kind; set sampling.engine to vllm")
         self._cache_argument = name
         self._takes_positions = "position_ids" in accepted
         self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
-        longest = max(map(len, prompts))
-        self.cache = roomy_cache(model.config, longest + room)
         self._mask: Tensor | None = None
         shared = shared_prefix(prompts) if sees_all(self.cache, longest + room) else 0
         if shared:

@@ -208,10 +208,12 @@ def test_one_completion_that_does_not_fit_says_what_to_lower(tokenizer: Any) -> 
         sampler_of(model, tokenizer).sample(requests()[:2])
 
 
-def test_a_model_without_a_cache_is_refused(tokenizer: Any) -> None:
-    config = AutoConfig.for_model("rwkv", vocab_size=40, hidden_size=16, num_hidden_layers=2)
+@pytest.mark.parametrize("family", ["rwkv", "mamba"])
+def test_a_model_without_keys_and_values_is_refused(family: str, tokenizer: Any) -> None:
+    """Mamba's state has the cache's name since transformers 5.24, and takes padding on the left for text."""
+    config = AutoConfig.for_model(family, vocab_size=40, hidden_size=16, num_hidden_layers=2)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ConfigError, match="rwkv has no KV cache"):
+    with pytest.raises(ConfigError, match=f"{family} has no KV cache"):
         Decoding(model, [(1, 2)], [0], 4)
 
 
