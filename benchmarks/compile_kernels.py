@@ -49,6 +49,9 @@ MAY_SPILL = {("thought_attention.step", "32-bit D256")}
 """Forward kernels and cases that spill a few bytes somewhere, in the smallest tile there is, 16 x 16. So may all in 64
 bits, which are there to be right; no spill may grow."""
 
+SPILLS_UNDER = {"3.7": {("sm_100", "thought_attention.forward", "16-bit D32", "window + softcap + stream starts")}}
+"""Rows of which one release of Triton spills a few bytes (20), and those before and after it (3.6, 3.9) none."""
+
 Row = Mapping[str, object]
 
 
@@ -111,8 +114,8 @@ def is_forward(kernel: str) -> bool:
     return "backward" not in kernel and "gradient" not in kernel
 
 
-def beyond_limits(row: Row) -> list[str]:
-    """What of a row no reason excuses."""
+def beyond_limits(row: Row, triton: str = "") -> list[str]:
+    """What of a row no reason excuses; `triton` is the version that has compiled it."""
     name = ", ".join(str(row[part]) for part in KEY)
     if row["error"]:
         return [f"{name}: does not compile: {row['error']}"]
@@ -125,7 +128,8 @@ def beyond_limits(row: Row) -> list[str]:
             f"{name}: {figures['shared_memory'] / 1024:.1f} KiB of shared memory and {figures['tensor_memory']} "
             f"columns of tensor memory, where {architecture} has {limit} KiB and {TENSOR_MEMORY_LIMIT} columns"
         )
-    may_spill = (kernel, case) in MAY_SPILL or case.startswith("64-bit")
+    known = tuple(row[part] for part in KEY) in SPILLS_UNDER.get(minor_version(triton), ())
+    may_spill = (kernel, case) in MAY_SPILL or case.startswith("64-bit") or known
     if is_forward(kernel) and not may_spill and Compiled(**figures).spills:
         problems.append(f"{name}: spills {figures['spill_stores']} bytes; a forward kernel must not")
     if needs_wgmma(architecture, kernel, case) and not figures["wgmma"]:
@@ -240,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\n{len(rows)} kernels, triton {triton}, {time.perf_counter() - start:.0f} s with {options.jobs} jobs "
         f"({compiler_seconds:.0f} s of compilers)"
     )
-    broken = [problem for row in rows for problem in beyond_limits(row)]
+    broken = [problem for row in rows for problem in beyond_limits(row, triton)]
     path = table_path(triton)
     committed = read_table(path) if path.exists() else []
     problems = compare(committed, rows)

@@ -193,6 +193,14 @@ def test_limits_hold_without_a_table(changes: dict[str, object], problem: str | 
     assert problem is None or problem in found[0]
 
 
+def test_a_spill_of_one_release_is_excused_under_that_release_alone() -> None:
+    key = next(iter(compile_kernels.SPILLS_UNDER["3.7"]))
+    row = as_row(TASK, COMPILED) | dict(zip(compile_kernels.KEY, key, strict=True)) | {"spill_stores": 20}
+    assert compile_kernels.beyond_limits(row, "3.7.1") == []
+    assert len(compile_kernels.beyond_limits(row, "3.9.0")) == len(compile_kernels.beyond_limits(row)) == 1
+    assert len(compile_kernels.beyond_limits(row | {"architecture": "sm_80"}, "3.7.1")) == 1
+
+
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     row = as_row(TASK, COMPILED)
     path = tmp_path / "table.csv"
