@@ -11,7 +11,7 @@ setup(
     package_dir={"quietstar_kernels": "kernels/quietstar_kernels"},
     package_data={
         "quietstar": ["py.typed"],
-        "quietstar.reporting.viewer": ["page.*"],
+        "quietstar.reporting": ["viewer.*"],
         "quietstar.tasks": ["few_shot/*"],
         "quietstar_kernels": ["py.typed", "configurations.json"],
     },

@@ -5,7 +5,7 @@
 A step is the loss of one batch of pairs and its gradients; the reference's log-probabilities are known before, on every
 side. Four sides, one model, built from one seed:
 
-* `engine`: `quietstar.outer_loop.verifiers.dpo.dpo_step`, a pair in a row, log-probabilities fused with the head;
+* `engine`: `quietstar.verifiers.dpo.dpo_step`, a pair in a row, log-probabilities fused with the head;
 * `engine_checkpointed`: the same with gradient checkpointing;
 * `trl`: `trl.DPOTrainer.training_step` with `precompute_ref_log_probs`, without gradient checkpointing;
 * `trl_checkpointed`: the same with it, which is TRL's default;
@@ -119,9 +119,9 @@ class EngineStep:
     """What `train_dpo` has its trainer compute."""
 
     def __init__(self, side: str, shape: Shape, conditions: Conditions) -> None:
-        from quietstar.model import QuietStarForCausalLM
-        from quietstar.outer_loop.verifiers.dpo import dpo_step
+        from quietstar.model.modeling import QuietStarForCausalLM
         from quietstar.training.finetuning import set_gradient_checkpointing
+        from quietstar.verifiers.dpo import dpo_step
 
         base, self.tokenizer = build(shape, conditions)
         self.model = QuietStarForCausalLM.from_base(base, start_text=[0], end_text=[0])
@@ -133,8 +133,8 @@ class EngineStep:
         import torch
 
         from quietstar.data.batches import Batch
-        from quietstar.outer_loop.verifiers.dpo import reference_logprobs
-        from quietstar.outer_loop.verifiers.pairs import Pair, encode_pairs, rows_of
+        from quietstar.verifiers.dpo import reference_logprobs
+        from quietstar.verifiers.pairs import Pair, encode_pairs, rows_of
 
         named = [Pair("", pair["prompt"], pair["chosen"], pair["rejected"]) for pair in pairs]
         rows = rows_of(encode_pairs(self.tokenizer, named))

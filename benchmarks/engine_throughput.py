@@ -2,7 +2,7 @@
 
     python benchmarks/engine_throughput.py
 
-A step is `model.learn(...)` and `backward()` of one batch: sampling the thoughts, the differentiable pass, whose
+A step is `learn(model, ...)` and `backward()` of one batch: sampling the thoughts, the differentiable pass, whose
 forward is the sampling pass, all losses and all gradients; no optimizer. The model has Mistral-7B's shape and random
 weights, and is built on the device. Every backend takes its steps on the same model in the same process.
 
@@ -27,6 +27,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from quietstar.objective.learning import learn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a checkout is enough: the package need not be installed
@@ -136,7 +138,7 @@ def build_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
     """A thinking model with random weights, built where it is used."""
     from transformers import AutoModelForCausalLM, MistralConfig
 
-    from quietstar.model import QuietStarForCausalLM
+    from quietstar.model.modeling import QuietStarForCausalLM
 
     config = MistralConfig(
         vocab_size=shape.vocabulary,
@@ -211,7 +213,7 @@ def given_thoughts(model: Any, backend: str, input_ids: Tensor, tokens: Tensor) 
     model.config.backend = backend
     objective = dataclasses.replace(resolve_objective("default"), policy_weight=0.0)
     thoughts = model.think(input_ids, tokens=tokens, record=True)
-    step = model.learn(input_ids, thoughts=thoughts, objective=objective)
+    step = learn(model, input_ids, thoughts=thoughts, objective=objective)
     step.loss.backward()
     losses = torch.cat([step.base_nll.flatten(), step.talk_nll.flatten(), thoughts.logprob.flatten()]).float()
     grads = {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
@@ -276,7 +278,7 @@ def measure_backend(session: Session, model: Any, shape: Shape, backend: str, in
     model.config.backend = backend
 
     def step() -> None:
-        loss = model.learn(input_ids, seed=0).loss
+        loss = learn(model, input_ids, seed=0).loss
         loss.backward()
         clear(model)
 

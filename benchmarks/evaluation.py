@@ -32,11 +32,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from benchmarks.environment import describe, markdown_table, write_markdown
 from quietstar import QuietStarForCausalLM
 from quietstar.evaluate import main as evaluate
-from quietstar.evaluation.answer_formats import STEP_BY_STEP, AnswerFormat, load_format
-from quietstar.evaluation.evaluation_table import HEAD, direction, group_table, results_table
-from quietstar.model.from_scratch import small_llama
+from quietstar.evaluation.answers import STEP_BY_STEP, AnswerFormat, load_format
+from quietstar.model.loading import small_llama
+from quietstar.reporting.evaluation_page import HEAD, direction, group_table, results_table
+from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main as train
-from quietstar.training import latest_checkpoint
 
 VOCABULARY = 4096
 TEXT_BYTES = 1_500_000

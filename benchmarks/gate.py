@@ -29,12 +29,11 @@ sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is
 from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
 from quietstar.data.packing import pack
 from quietstar.data.sources import read_documents
+from quietstar.demos.corpus import MODULUS
 from quietstar.inference.gate import fit_gate
-from quietstar.inference.gate_choices import SHARES, THRESHOLDS, Choice
-from quietstar.inference.gate_report import GateReport
+from quietstar.inference.gate_choices import SHARES, THRESHOLDS, Choice, GateReport
 from quietstar.inference.loading import load_thinking
-from quietstar.model import QuietStarForCausalLM
-from quietstar.textbook.corpus import MODULUS
+from quietstar.model.modeling import QuietStarForCausalLM
 
 WAYS = ("never", "always", "learned>0", "learned>0.1", "entropy>1", "entropy>1.97")
 PROMPTS, FEW, NEW = 64, 8, 40

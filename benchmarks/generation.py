@@ -45,7 +45,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, StoppingCriteria
 from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
 from benchmarks.gpu_timing import Meter, card, resolve_device
 from benchmarks.train_step import MEBIBYTE
-from quietstar.model import QuietStarForCausalLM
+from quietstar.model.modeling import QuietStarForCausalLM
 
 BASE, THOUGHTS, ENTROPY, NEVER = "base", "thoughts", "entropy", "never"
 NO_CACHE, EVERYWHERE = "no cache", "every position"

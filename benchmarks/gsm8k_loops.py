@@ -27,15 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
 from benchmarks.environment import describe, markdown_table, write_markdown
-from quietstar.command_line import parse_config
-from quietstar.config import FinetuningOptions, TrainingOptions
+from quietstar.config.command_line import parse_config
+from quietstar.config.loops import GeneratorOptions, OuterLoopConfig, ProblemOptions
+from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.examples import encode_example
-from quietstar.model.from_scratch import small_llama
-from quietstar.outer_loop.config import OuterLoopConfig
-from quietstar.outer_loop.finetune import MODEL, fine_tune, forget_checkpoints
-from quietstar.outer_loop.options import GeneratorOptions, ProblemOptions
+from quietstar.model.loading import small_llama
+from quietstar.outer_loop.finetune import MODEL, fine_tune, forget_checkpoints, weights_sha256
 from quietstar.outer_loop.run import run_outer_loop
-from quietstar.outer_loop.weights import weights_sha256
 from quietstar.star import STAR
 from quietstar.tasks.registry import load_task
 from quietstar.vstar import VSTAR

@@ -31,13 +31,13 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig
 
 from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
-from quietstar.config import DataOptions, FinetuningOptions, ModelOptions, TrainConfig, TrainingOptions
-from quietstar.model import QuietStarForCausalLM
-from quietstar.planning.extrapolate import trace_model
-from quietstar.training import Trainer
+from quietstar.config.training import DataOptions, FinetuningOptions, ModelOptions, TrainConfig, TrainingOptions
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.planning.trace import trace_model
 from quietstar.training.finetuning import apply_finetuning
-from quietstar.training.methods import compute_step
 from quietstar.training.run import thinking_options
+from quietstar.training.step_functions import compute_step
+from quietstar.training.trainer import Trainer
 
 QUANTITIES = {
     "standing": "weights and optimizer",

@@ -18,13 +18,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
 from benchmarks.environment import describe, markdown_table, write_markdown
-from quietstar.command_line import parse_train_config
-from quietstar.planning.configurations import base_configuration
-from quietstar.planning.extrapolate import trace_model
+from quietstar.config.command_line import parse_train_config
 from quietstar.planning.gpus import GPUS
-from quietstar.planning.plan import usable_memory
-from quietstar.planning.speed import ASSUMPTIONS, part_seconds
-from quietstar.planning.trace import GRADIENTS, KEYS_VALUES, LAYER_INPUTS, OPTIMIZER, RECOMPUTE, WEIGHTS, Trace
+from quietstar.planning.model import base_configuration
+from quietstar.planning.plan import ASSUMPTIONS, part_seconds, usable_memory
+from quietstar.planning.trace import (
+    GRADIENTS,
+    KEYS_VALUES,
+    LAYER_INPUTS,
+    OPTIMIZER,
+    RECOMPUTE,
+    WEIGHTS,
+    Trace,
+    trace_model,
+)
 
 PRESET = ("--preset", "mistral-7b", "--data.path", ".")
 SETTINGS = {

@@ -35,10 +35,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
-from quietstar.data import load_tokenizer
+from quietstar.config.loops import SamplingOptions
+from quietstar.data.tokenizer import load_tokenizer
 from quietstar.model.loading import load_causal_lm
-from quietstar.outer_loop.options import SamplingOptions
-from quietstar.outer_loop.sampling import Request, make_sampler, sample_seed
+from quietstar.sampling.choice import make_sampler
+from quietstar.sampling.requests import Request, sample_seed
 
 OURS, PLAIN = "quietstar", "transformers.generate"
 MEAN_LENGTH = 40

@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
 from benchmarks.environment import describe, markdown_table, write_markdown
-from quietstar.command_line import parse_train_config
-from quietstar.positions import parse_positions
-from quietstar.textbook.experiment import run_textbook
-from quietstar.textbook.report import COLUMNS, markdown, spread
+from quietstar.config.command_line import parse_train_config
+from quietstar.config.values import parse_positions
+from quietstar.demos.report import COLUMNS, markdown, spread
+from quietstar.demos.textbook import run_textbook
 
 ROWS: dict[str, dict[str, str]] = {
     "default": {},

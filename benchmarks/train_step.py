@@ -7,8 +7,8 @@ Four sides, one model, built from one seed:
 
 * `naive`: the released code's way (`naive_step.py`), full logits and a mixed prediction at every pass;
 * `naive_lean`: the same without the mixed predictions whose loss is thrown away;
-* `engine`: `model.learn(...)`, whose sampling pass is its checkpointed forward;
-* `engine_two_pass`: `model.learn(..., reuse_sampling_pass=False)`, which samples first and then runs a second forward.
+* `engine`: `learn(model, ...)`, whose sampling pass is its checkpointed forward;
+* `engine_two_pass`: `learn(model, ..., reuse_sampling_pass=False)`, which samples first and then runs a second forward.
 
 First a check in which every side gets the same thoughts: loss and all gradients must agree. Then each measurement runs
 in a process of its own, in which the side samples its thoughts itself. Two sweeps: text length L at a fixed stream
@@ -37,6 +37,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from quietstar.objective.learning import learn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
@@ -131,7 +133,7 @@ class Step:
     def _build_engine(self, base: Any, delimiters: Any) -> None:
         import torch
 
-        from quietstar.model import QuietStarForCausalLM
+        from quietstar.model.modeling import QuietStarForCausalLM
 
         self.model = QuietStarForCausalLM.from_base(
             base,
@@ -189,7 +191,8 @@ class Step:
         if thought_tokens is not None:
             streams = thought_tokens[:, :, :-1].transpose(1, 2).flatten(1, 2)  # nothing follows the last position
             thoughts = self.model.think(input_ids, tokens=streams, record=reuse)
-        self.result = self.model.learn(
+        self.result = learn(
+            self.model,
             input_ids,
             thoughts=thoughts,
             objective=objective,

@@ -28,12 +28,12 @@ sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is
 import torch
 
 from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
-from quietstar.config import DataOptions, ModelOptions, TrainConfig, TrainingOptions
-from quietstar.model import QuietStarForCausalLM
-from quietstar.textbook.character_model import character_model, character_tokenizer
-from quietstar.training import Trainer
-from quietstar.training.methods import compute_step, evaluate_on
+from quietstar.config.training import DataOptions, ModelOptions, TrainConfig, TrainingOptions
+from quietstar.demos.textbook import character_model, character_tokenizer
+from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.training.run import thinking_options
+from quietstar.training.step_functions import compute_step, evaluate_on
+from quietstar.training.trainer import Trainer
 
 LENGTH = 40
 OUTSIDE_LIMIT, STARTUP_LIMIT = 0.05, 1.5

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
 from benchmarks.environment import describe, markdown_table, write_markdown
-from quietstar.textbook.intervals import estimate
+from quietstar.statistics.seeds import estimate
 
 Table = dict[str, Any]
 FIXED = {"pass": "pass@k (a perfect verifier)", "maj": "majority vote"}

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from quietstar.objective.learning import learn
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
@@ -25,8 +27,9 @@ from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from benchmarks.environment import describe, markdown_table, write_markdown
 from quietstar import QuietStarForCausalLM
+from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main as train
-from quietstar.training import latest_checkpoint, read_metrics
+from quietstar.training.metrics import read_metrics
 
 
 def make_model(directory: Path) -> None:
@@ -68,7 +71,7 @@ def thoughts_table(checkpoint: Path, text: str, seed: int) -> list[str]:
     model = QuietStarForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"][:64]])
-    output = model.learn(ids, anchors="entropy:6", seed=seed, objective="default")
+    output = learn(model, ids, anchors="entropy:6", seed=seed, objective="default")
     lines = ["| text before | thought | next token | NLL without | with |", "|---|---|---|---|---|"]
     count = output.thoughts.thoughts_per_position
     for stream in range(0, output.thoughts.tokens.shape[1], count):

@@ -14,22 +14,19 @@ from quietstar.errors import (
     QuietStarError,
     UnsupportedBackboneError,
 )
-from quietstar.lazy_names import lazy_names
-from quietstar.registration import register
+from quietstar.imports import lazy_names, register
 
 if TYPE_CHECKING:
     from quietstar.inference.gate import fit_gate
     from quietstar.inference.loading import load_thinking
-    from quietstar.model import (
-        Prediction,
-        QuietStarConfig,
-        QuietStarForCausalLM,
-        Thoughts,
-        load_authors_checkpoint,
-    )
-    from quietstar.model.adapter_files import load_finetuned
-    from quietstar.objective import PRESETS, LearnOutput, Objective
-    from quietstar.outer_loop.verifiers.verifier import Verifier
+    from quietstar.model.adapters import load_finetuned
+    from quietstar.model.authors_checkpoint import load_authors_checkpoint
+    from quietstar.model.configuration import QuietStarConfig
+    from quietstar.model.modeling import QuietStarForCausalLM
+    from quietstar.model.thoughts import Prediction, Thoughts
+    from quietstar.objective.learning import LearnOutput
+    from quietstar.objective.options import PRESETS, Objective
+    from quietstar.verifiers.verifier import Verifier
 
 __version__ = "0.1.0"
 
@@ -49,6 +46,7 @@ __all__ = [
     "UnsupportedBackboneError",
     "Verifier",
     "fit_gate",
+    "learn",
     "load_authors_checkpoint",
     "load_finetuned",
     "load_thinking",
@@ -59,16 +57,14 @@ __getattr__, __dir__ = lazy_names(
     {
         "quietstar.inference.gate": ("fit_gate",),
         "quietstar.inference.loading": ("load_thinking",),
-        "quietstar.model": (
-            "Prediction",
-            "QuietStarConfig",
-            "QuietStarForCausalLM",
-            "Thoughts",
-            "load_authors_checkpoint",
-        ),
-        "quietstar.model.adapter_files": ("load_finetuned",),
-        "quietstar.objective": ("PRESETS", "LearnOutput", "Objective"),
-        "quietstar.outer_loop.verifiers.verifier": ("Verifier",),
+        "quietstar.model.authors_checkpoint": ("load_authors_checkpoint",),
+        "quietstar.model.configuration": ("QuietStarConfig",),
+        "quietstar.model.modeling": ("QuietStarForCausalLM",),
+        "quietstar.model.thoughts": ("Prediction", "Thoughts"),
+        "quietstar.model.adapters": ("load_finetuned",),
+        "quietstar.objective.learning": ("LearnOutput", "learn"),
+        "quietstar.objective.options": ("PRESETS", "Objective"),
+        "quietstar.verifiers.verifier": ("Verifier",),
     },
 )
 register()

@@ -6,12 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quietstar.command_line import parse_config, run_command, take_options
-from quietstar.devices import set_up
+from quietstar.config.command_line import parse_config, run_command, take_options
+from quietstar.config.presets import STAR_PRESETS, VSTAR_PRESETS
+from quietstar.config.values import set_up
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.arms import Arm, at_budget
-from quietstar.outer_loop.inputs import load_problems
-from quietstar.outer_loop.presets import STAR_PRESETS, VSTAR_PRESETS
+from quietstar.outer_loop.inputs import Arm, at_budget, load_problems
 from quietstar.star import STAR
 from quietstar.vstar import VSTAR
 
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for arm in arms.values():
             load_problems(arm.config, arm.with_verifier)
         if next(iter(arms.values())).config.dry_run:
-            from quietstar.outer_loop.dry_run import describe
+            from quietstar.outer_loop.run import describe
 
             for name, arm in arms.items():
                 print(f"== {name}")

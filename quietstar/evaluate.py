@@ -9,21 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quietstar.command_line import run_command
-from quietstar.devices import DTYPES, check_device
-from quietstar.evaluation.evaluation_page import evaluation_page
-from quietstar.evaluation.evaluation_table import evaluation_text
-from quietstar.evaluation.inputs import prepare
-from quietstar.evaluation.progress_lines import so_far
-from quietstar.evaluation.settings import METRICS, TASKS, UNBOUNDED, USUAL_LENGTH, Settings
-from quietstar.files import write_whole
-from quietstar.reporting.environment import environment
-from quietstar.reporting.train_report import THOUGHTS
-from quietstar.reporting.viewer.runs import model_name, training_length
-from quietstar.training.whole_checkpoints import checkpoint_directory
+from quietstar.config.command_line import run_command
+from quietstar.config.values import DTYPES, check_device
+from quietstar.evaluation.settings import METRICS, TASKS, UNBOUNDED, USUAL_LENGTH, Settings, prepare
+from quietstar.reporting.evaluation_page import evaluation_page, evaluation_text
+from quietstar.runs.checkpoints import checkpoint_directory
+from quietstar.runs.directory import model_name, training_length
+from quietstar.runs.files import THOUGHTS, write_whole
+from quietstar.runs.machine import environment
 
 if TYPE_CHECKING:
-    from quietstar.model import QuietStarForCausalLM
+    from quietstar.model.modeling import QuietStarForCausalLM
 
 VIEWED_TOKENS = 2000
 """Of the text, on the page of thoughts."""
@@ -94,10 +90,11 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     check_device(arguments.device, "device")
     inputs = prepare(settings)
     checkpoint = Path(checkpoint_directory(arguments.checkpoint))
-    from quietstar.evaluation.evaluation_run import evaluate, report  # after all that can be refused before torch comes
+    from quietstar.evaluation.item_store import so_far
+    from quietstar.evaluation.run import evaluate, report  # after all that can be refused before torch comes
     from quietstar.evaluation.subject import context_of
     from quietstar.inference.loading import load_thinking
-    from quietstar.reporting.viewer import write_view
+    from quietstar.inference.viewed_thoughts import write_view
 
     facts = environment()
     model, tokenizer = load_thinking(

@@ -11,21 +11,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quietstar.command_line import run_command
+from quietstar.config.command_line import run_command
+from quietstar.config.values import check_device, parse_positions
 from quietstar.data.sources import document_files, read_documents
-from quietstar.devices import check_device
 from quietstar.errors import ConfigError
 from quietstar.inference.gate_choices import check_fit
-from quietstar.positions import parse_positions
-from quietstar.reporting.viewer.runs import training_length
-from quietstar.training.whole_checkpoints import checkpoint_directory
+from quietstar.runs.checkpoints import checkpoint_directory
+from quietstar.runs.directory import training_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from quietstar.data.packing import PackedTexts
-    from quietstar.inference.gate_report import GateReport
-    from quietstar.model import QuietStarForCausalLM
+    from quietstar.inference.gate_choices import GateReport
+    from quietstar.model.modeling import QuietStarForCausalLM
 
 LENGTH = 256
 REPORT = "gate.json"

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from quietstar.command_line import run_command
-from quietstar.devices import DTYPES, check_device
+from quietstar.config.command_line import run_command
+from quietstar.config.values import DTYPES, check_device
 from quietstar.errors import ConfigError
-from quietstar.inference.completion_options import CompletionOptions
-from quietstar.inference.prompts import read_prompts
-from quietstar.inference.when import FORMS
-from quietstar.training.whole_checkpoints import checkpoint_directory
+from quietstar.inference.prompts import CompletionOptions, read_prompts
+from quietstar.model.think_rule import FORMS
+from quietstar.runs.checkpoints import checkpoint_directory
 
 if TYPE_CHECKING:
     from quietstar.inference.completing import Completion
@@ -85,7 +84,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
     from quietstar.inference.completing import complete
     from quietstar.inference.loading import load_thinking
-    from quietstar.inference.record import ThinkingRecord
+    from quietstar.model.thinking_cache import ThinkingRecord
 
     model, tokenizer = load_thinking(
         directory, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer

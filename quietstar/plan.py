@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quietstar.command_line import parse_train_config, run_command, take_options
-from quietstar.config import TrainConfig
-from quietstar.data.tokenizer import check_model_path
+from quietstar.config.command_line import parse_train_config, run_command, take_options
+from quietstar.config.training import TrainConfig
+from quietstar.config.values import check_model_path
 from quietstar.errors import ConfigError
 from quietstar.planning.gpus import GPUS, find_gpu, gpu_here
 
@@ -35,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_model_path(config.model.path)
         if name is None:
             gpu = gpu_here(config.training.device)
-        from quietstar.planning.plan import make_plan  # after all that can be refused before torch comes
-        from quietstar.planning.report import plan_text
+        from quietstar.planning.plan import (
+            make_plan,  # after all that can be refused before torch comes
+            plan_text,
+        )
 
         plan = make_plan(config, gpu)
         print(plan_text(plan))

@@ -11,18 +11,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
-from quietstar.command_line import run_command
-from quietstar.data.tokenizer import check_model_path
-from quietstar.devices import DTYPES, check_device
+from quietstar.config.command_line import run_command
+from quietstar.config.loops import ProblemOptions
+from quietstar.config.values import DTYPES, check_device, check_model_path
 from quietstar.errors import ConfigError, DataError
-from quietstar.outer_loop.options import ProblemOptions
-from quietstar.outer_loop.verifiers.candidates import Candidates, read_candidates
-from quietstar.outer_loop.verifiers.rankers import Process, count_votes, process_score, rank, vote_weights
 from quietstar.tasks import load_task
 from quietstar.tasks.task import Problem, Task
+from quietstar.verifiers.candidates import (
+    Candidates,
+    Process,
+    count_votes,
+    process_score,
+    rank,
+    read_candidates,
+    vote_weights,
+)
 
 if TYPE_CHECKING:
-    from quietstar.outer_loop.verifiers.verifier import Verifier
+    from quietstar.verifiers.verifier import Verifier
 
 KEY = "key"
 """Field of a ranked line: hash of what it was made from."""
@@ -84,7 +90,7 @@ def rank_file(arguments: argparse.Namespace) -> None:
     verifier = None
     if arguments.verifier is not None:
         check_model_path(arguments.verifier, "verifier")
-        from quietstar.outer_loop.verifiers.verifier import Verifier  # after all that can be refused before torch comes
+        from quietstar.verifiers.verifier import Verifier  # after all that can be refused before torch comes
 
         verifier = Verifier(
             arguments.verifier, device=arguments.device, dtype=arguments.dtype, reference=arguments.reference

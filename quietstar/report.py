@@ -6,13 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quietstar.command_line import run_command
+from quietstar.config.command_line import run_command
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.report import write_comparison, write_loop_report
-from quietstar.outer_loop.report_comparison import COMPARISON, compared_before
-from quietstar.outer_loop.store import STORE
-from quietstar.outer_loop.summary import SUMMARY
-from quietstar.reporting.train_report import write_report
+from quietstar.reporting.any_report import write_any_report
 
 USAGE = """usage: python -m quietstar.report RUN_DIRECTORY
 
@@ -33,19 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(write_any_report(Path(arguments[0])))
 
     return run_command(command)
-
-
-def write_any_report(directory: Path) -> Path:
-    """Writes the page of a directory, whatever kind of run it is.
-
-    Raises:
-        DataError: It is no run directory, or a run of a loop that has no summary yet.
-    """
-    if (directory / COMPARISON).is_file():
-        return write_comparison(directory, *compared_before(directory))
-    if any((directory / name).is_file() for name in (SUMMARY, STORE)):
-        return write_loop_report(directory)
-    return write_report(directory)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quietstar.command_line import Command, parse_config, run_command
+from quietstar.config.command_line import Command, parse_config, run_command
+from quietstar.config.loops import OuterLoopConfig, validate_loop
+from quietstar.config.presets import STAR_DESCRIPTIONS, STAR_PRESETS
 from quietstar.outer_loop.command import run
-from quietstar.outer_loop.config import OuterLoopConfig, validate_loop
-from quietstar.outer_loop.presets import STAR_DESCRIPTIONS, STAR_PRESETS
 
 
 def _preset(given: Mapping[str, Any]) -> str:

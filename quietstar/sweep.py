@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from quietstar.command_line import parse_train_config, run_command
-from quietstar.devices import set_up
+from quietstar.config.command_line import parse_train_config, run_command
+from quietstar.config.values import set_up
+from quietstar.demos.variations import GRID, make_sweep, option_value
 from quietstar.errors import ConfigError
-from quietstar.textbook.variations import GRID, make_sweep, option_value
 
 PROGRAM = "python -m quietstar.sweep"
 DEFAULTS = {"output_dir": "runs/sweep", "textbook.seeds": "3", "training.report": "false"}
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parse_train_config(words, PROGRAM)
         sweep = make_sweep(_with_defaults(words), vary)
         set_up(sweep.default.config.training.threads)
-        from quietstar.textbook.sweep import run_sweep
+        from quietstar.demos.sweep import run_sweep
 
         run_sweep(sweep)
 

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quietstar.command_line import parse_train_config, run_command
-from quietstar.config import TrainConfig
+from quietstar.config.command_line import parse_train_config, run_command
+from quietstar.config.training import TrainConfig
+from quietstar.config.values import set_up
 from quietstar.data.shards import find_shards, is_local
 from quietstar.data.sources import document_files
 from quietstar.data.tokenizer import check_tokenizer
-from quietstar.devices import set_up
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_inputs(config)
         set_up(config.training.threads)
         if config.preset == "textbook":
-            from quietstar.textbook.experiment import run_textbook
+            from quietstar.demos.textbook import run_textbook
 
             run_textbook(config)
             return

@@ -10,16 +10,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from quietstar.command_line import run_command
-from quietstar.data.text_file import STANDARD_INPUT, read_text
-from quietstar.devices import DTYPES, check_device
+from quietstar.config.command_line import run_command
+from quietstar.config.values import DTYPES, check_device
+from quietstar.data.sources import STANDARD_INPUT, read_text
 from quietstar.errors import ConfigError
-from quietstar.files import make_output_dir
-from quietstar.report import write_any_report
-from quietstar.reporting.train_report import THOUGHTS
-from quietstar.reporting.viewer.options import ViewOptions
-from quietstar.reporting.viewer.runs import model_name, run_of, training_length
-from quietstar.training.whole_checkpoints import checkpoint_directory
+from quietstar.reporting.any_report import write_any_report
+from quietstar.reporting.viewer import ViewOptions
+from quietstar.runs.checkpoints import checkpoint_directory
+from quietstar.runs.directory import model_name, run_of, training_length
+from quietstar.runs.files import THOUGHTS, make_output_dir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +82,8 @@ def view(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"out: {out} is {kind}, needs the name of a page, e.g. {out.with_name(THOUGHTS)}")
     make_output_dir(out.parent, "out")
     from quietstar.inference.loading import load_thinking  # torch comes with it, after all that can be refused before
-    from quietstar.reporting.viewer import thoughts_of, write_page
+    from quietstar.inference.viewed_thoughts import thoughts_of
+    from quietstar.reporting.viewer import write_page
 
     model, tokenizer = load_thinking(
         directory, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from quietstar import QuietStarForCausalLM
 from quietstar.generate import main
-from quietstar.model.from_scratch import character_tokenizer
+from quietstar.model.loading import character_tokenizer
 from tests.model.tiny import make_base, make_model
 
 SYMBOLS = string.ascii_lowercase + string.digits + " .\n"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.naive_step import NaiveObjective, naive_step
 from quietstar import QuietStarForCausalLM
-from quietstar.objective.learning import LearnOutput
+from quietstar.objective.learning import LearnOutput, learn
 from quietstar.objective.options import PRESETS, Objective
 from tests.golden_recording import RECORDINGS, Recording, load_recording, relative_error
 
@@ -44,7 +44,7 @@ def run_step(
         tokens=recording.to_streams(expected["thought_tokens"]),
         record=reuse_sampling_pass,
     )
-    step = model.learn(ids, mask, thoughts=thoughts, objective=objective, reuse_sampling_pass=reuse_sampling_pass)
+    step = learn(model, ids, mask, thoughts=thoughts, objective=objective, reuse_sampling_pass=reuse_sampling_pass)
     step.loss.backward()
     return step
 

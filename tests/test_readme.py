@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from quietstar.model import QuietStarForCausalLM
-from quietstar.model.from_scratch import character_tokenizer as letters
-from quietstar.model.from_scratch import small_llama
-from quietstar.textbook.character_model import character_model, character_tokenizer
+from quietstar.demos.textbook import character_model, character_tokenizer
+from quietstar.model.loading import character_tokenizer as letters
+from quietstar.model.loading import small_llama
+from quietstar.model.modeling import QuietStarForCausalLM
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -117,7 +117,7 @@ def shell_commands() -> list[str]:
 
 
 # The first two lines of the README install what they run. .ci/run executes the second as it stands, and in it
-# tests/textbook/test_experiment.py runs the first one's job, without its controls. The rest runs here, with few steps
+# tests/demos/test_experiment.py runs the first one's job, without its controls. The rest runs here, with few steps
 # and a tiny model and text for the reader's own.
 COMMANDS = shell_commands()[2:]
 FEW_STEPS = (

@@ -230,14 +230,14 @@ def test_importing_the_package_is_light_and_its_names_come_when_they_are_used() 
     assert said.splitlines() == [
         "[]",
         "False False",
-        "quietstar.model.modeling quietstar.outer_loop.verifiers.verifier",
+        "quietstar.model.modeling quietstar.verifiers.verifier",
     ]
 
 
 LAZY = [
     "quietstar",
     *(f"quietstar.{name}" for name in ("data", "model", "objective", "training")),
-    *("quietstar.outer_loop.sampling", "quietstar.reporting.viewer"),
+    *("quietstar.sampling", "quietstar.reporting.viewer"),
 ]
 
 

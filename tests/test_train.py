@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
 from quietstar import QuietStarForCausalLM
-from quietstar.textbook.character_model import character_model, character_tokenizer
+from quietstar.demos.textbook import character_model, character_tokenizer
+from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main
-from quietstar.training import latest_checkpoint, read_metrics
+from quietstar.training.metrics import read_metrics
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.data.encoding import encode_prompt
+from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, DataError
 
 

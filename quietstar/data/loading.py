@@ -9,16 +9,22 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config import STREAMED_HOMES, DataOptions
-from quietstar.data.bad_rows import BadRows
+from quietstar.config.training import STREAMED_HOMES, DataOptions
 from quietstar.data.batches import Batches, IndexedBatches
-from quietstar.data.cropping import HELD_OUT_SEED, CroppedBatches, CroppedDocuments, read_cropped
-from quietstar.data.packing import PackedTexts, pack, split
+from quietstar.data.packing import (
+    HELD_OUT_SEED,
+    CroppedBatches,
+    CroppedDocuments,
+    PackedTexts,
+    pack,
+    read_cropped,
+    split,
+)
+from quietstar.data.rows import BadRows
 from quietstar.data.shards import Shard, find_shards
 from quietstar.data.sources import read_documents
 from quietstar.data.stream import WHOLE_SHARD, Position, ShuffledRows
-from quietstar.data.streamed_batches import StreamedBatches, stack
-from quietstar.data.text_stream import Text, TextStream
+from quietstar.data.text_stream import StreamedBatches, Text, TextStream, stack
 from quietstar.data.tokenizer import tokenizer_fingerprint
 from quietstar.errors import ConfigError, DataError
 

@@ -1,17 +1,27 @@
-"""Loading a tokenizer, and making sure that it belongs to the model."""
+"""Loading a tokenizer, and making sure that it belongs to the model.
+
+Texts as token ids, in plain lists.
+
+What single tokens look like.
+"""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quietstar.errors import ConfigError
+from quietstar.config.values import check_model_path
+from quietstar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 # Without any of these transformers makes an empty tokenizer, silently, from a model's config.json alone.
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab*", "*.model", "*.tiktoken")
@@ -53,22 +63,6 @@ def check_tokenizer(path: str | os.PathLike[str]) -> None:
         )
 
 
-def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:
-    """Whether there could be a model at a path; a hub is not asked.
-
-    Args:
-        path: What should be a directory or a hub name.
-        option: For the message.
-
-    Raises:
-        ConfigError: It is no directory and cannot be a hub name.
-    """
-    name = os.fspath(path)
-    local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
-    if not Path(name).is_dir() and (local or Path(name).exists()):
-        raise ConfigError(f"{option}: {name} is not a directory; a model is a directory or a hub name")
-
-
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Makes sure that the model has an embedding for each token. A larger vocabulary of the model is common and fine.
 
@@ -98,3 +92,120 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     parts["eos"] = tokenizer.eos_token_id
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     return {"sha256": digest.hexdigest(), "vocabulary_size": len(tokenizer)}
+
+
+PIECE = 50_000
+"""Characters that are tokenised at once: it bounds the memory, which is some hundred bytes per token."""
+
+CONTEXT = 1_000
+"""Characters of the neighbouring pieces that a piece is tokenised together with."""
+
+
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Tokenises a long text piece by piece, with the ids that the whole text would have.
+
+    A piece ends at a line break where it can, and is tokenised together with the ends of its neighbours: what a
+    tokenizer does at the ends of a text (a space put in front, white space that waits for the next word) then happens
+    in the neighbours' characters, whose tokens are left out by their offsets. Tokenizers without offsets (those written
+    in Python) get the whole text at once.
+    """
+    if not tokenizer.is_fast:
+        yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return
+    start = 0
+    while start < len(text):
+        limit = start + PIECE
+        end = len(text)
+        if limit < end:
+            end = text.rfind("\n", start + PIECE // 2, limit) + 1 or limit
+        origin = max(0, start - CONTEXT)
+        encoded = tokenizer(
+            text[origin : end + CONTEXT], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        first, beyond = (start - origin if start else -1), (end - origin if end < len(text) else len(text) + 1)
+        yield [
+            token
+            for token, (place, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            if first <= place < beyond
+        ]
+        start = end
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a text that a model is to continue, with what the tokenizer puts before a text (such as BOS).
+
+    Raises:
+        DataError: The tokenizer cannot encode it: it has no token for a character.
+    """
+    try:
+        ids = list(tokenizer(prompt)["input_ids"])
+    except Exception as error:  # tokenizers raises plain Exception
+        raise DataError(f"the tokenizer cannot encode {prompt[:80]!r}: {error}") from None
+    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
+        ids.pop()
+    return ids
+
+
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+_WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
+_VISIBLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHER_BYTES = [byte for byte in range(256) if byte not in _VISIBLE_BYTES]
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE_BYTES} | {chr(256 + i): byte for i, byte in enumerate(_OTHER_BYTES)}
+"""The alphabet of byte-level tokenizers: a character for each byte."""
+
+
+def tokenizer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens included and spaces as they are."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str | list[int]]:
+    """The text of each token by itself, spaces included; a list of bytes where that is no whole character.
+
+    Args:
+        tokenizer: Any of transformers'.
+        ids: Also those that only the model has: its vocabulary may be larger.
+    """
+    return {token: _alone(tokenizer, token) for token in sorted(set(ids))}
+
+
+def pieces(ids: Sequence[int], texts: dict[int, str | list[int]]) -> dict[int, str]:
+    """By index the characters that end in a token after others began them.
+
+    Args:
+        ids: A text.
+        texts: Its `vocabulary`.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    found = {}
+    for index, token in enumerate(ids):
+        text = texts[token]
+        if isinstance(text, str):
+            decoder.reset()
+            continue
+        added = decoder.decode(bytes(text))
+        if _REPLACED in added:
+            decoder.reset()
+        elif added:
+            found[index] = added
+    return found
+
+
+def _alone(tokenizer: PreTrainedTokenizerBase, token: int) -> str | list[int]:
+    piece: Any = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
+    if piece is None:
+        return f"⟨{token}⟩"
+    text = tokenizer_text(tokenizer, [token])
+    if byte := _BYTE.fullmatch(piece):
+        raw = bytes.fromhex(byte[1])
+    elif _REPLACED in text and all(character in _BYTE_OF for character in piece):
+        raw = bytes(_BYTE_OF[character] for character in piece)
+    else:
+        # alone, a tokenizer of words drops the space in front of the first one
+        lost = piece.startswith(_WORD_START) and not text.startswith(" ")
+        return (" " + text) if lost else text or piece
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return list(raw)

@@ -1,17 +1,25 @@
-"""What is measured of each item, on the disk as soon as it is known: a killed evaluation goes on where it was."""
+"""What is measured of each item, on the disk as soon as it is known: a killed evaluation goes on where it was.
+
+How far an evaluation is: a bar on a terminal, a line for each part elsewhere.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from quietstar.errors import ConfigError
-from quietstar.model import QuietStarForCausalLM
+from quietstar.model.modeling import QuietStarForCausalLM
 
 Record = dict[str, Any]
 NAMES = ("_name_or_path", "transformers_version", "_from_model_config")
@@ -100,3 +108,35 @@ def _read(line: bytes) -> Record | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) and "key" in record else None
+
+
+@contextmanager
+def counted(name: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Counts items on stderr; says nothing where there are none to do.
+
+    Args:
+        name: What is done.
+        total: How many items there are.
+    """
+    if not total:
+        yield lambda done: None
+        return
+    start = time.perf_counter()
+    terminal = sys.stderr.isatty()
+    with tqdm(total=total, desc=name, leave=False, disable=not terminal, file=sys.stderr) as bar:
+        yield bar.update
+    print(f"{name}: {total:,} in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def so_far(name: str) -> Iterator[Callable[[int, int], None]]:
+    """The same for what is told how many of how many items are done, each time."""
+    start = time.perf_counter()
+    with tqdm(desc=name, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell
+    print(f"{name}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)

@@ -1,4 +1,9 @@
-"""Fitting the thinking gate: from texts with thoughts everywhere to a prediction of where they pay."""
+"""Fitting the thinking gate: from texts with thoughts everywhere to a prediction of where they pay.
+
+What thinking gains at each position of texts, beside what is known there before thinking.
+
+Ridge regression from sums over the data, so that any amount of it needs one pass and E x E numbers.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quietstar.errors import ConfigError, DataError
-from quietstar.inference.gains import Gains, read_gains, read_states
-from quietstar.inference.gate_choices import Array, check_fit, choose_way, measure_choices, ways_to_think
-from quietstar.inference.gate_report import GateReport
-from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge, fit_to_others
-from quietstar.model import QuietStarForCausalLM
+from quietstar.inference.gate_choices import Array, GateReport, check_fit, choose_way, measure_choices, ways_to_think
+from quietstar.model.heads import ThinkingGate
+from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import read_padding
-from quietstar.model.thinking_gate import ThinkingGate
+from quietstar.model.passes import CachedPass
+from quietstar.model.thoughts import ENTROPY_CHUNK
 
 RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 4
@@ -190,3 +194,246 @@ def _held_out(gate: ThinkingGate, parts: Iterator[tuple[int, Gains]]) -> tuple[A
             "text"
         )
     return numbers, torch.cat(texts).numpy()
+
+
+STREAMS = 2048
+"""Positions that think at once, which bounds the memory; for more of them the text is run again."""
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Positions of some texts whose next token is known. NLLs and entropy in nats, float32 [n].
+
+    Args:
+        hidden: [n, E] hidden states of the text without thought, after the final norm.
+        base_nll: NLL of the next token without thought.
+        talk_nll: The same after a greedy thought, of the prediction that `generate` draws from.
+        entropy: Of the prediction without thought.
+        text: Row of the batch, int64 [n].
+    """
+
+    hidden: Tensor
+    base_nll: Tensor
+    talk_nll: Tensor
+    entropy: Tensor
+    text: Tensor
+
+    @property
+    def gain(self) -> Tensor:
+        """log p(next token) with the thought minus without, float32 [n]."""
+        return self.base_nll - self.talk_nll
+
+
+@torch.no_grad()
+def read_gains(
+    model: QuietStarForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    positions: str = "all",
+) -> Iterator[Gains]:
+    """Thinks greedily at every position of a batch of texts and compares, some positions after the other.
+
+    Args:
+        model: On its device; the texts are moved there.
+        input_ids: int64 [B, L].
+        attention_mask: As in `QuietStarForCausalLM.think`.
+        positions: `all`, `every:N` or `entropy:K`.
+
+    Raises:
+        ConfigError: Unknown positions.
+        DataError: A tensor has a wrong shape, or an NLL is not finite.
+    """
+    ids, mask = _on_device(model, input_ids, attention_mask)
+    for anchors, counted in _pieces(model, ids, mask, positions):
+        _, hidden_base, hidden_thought, weight = model._end_thoughts(ids, mask, None, anchors, 1, True, 0)
+        target = ids.gather(1, (anchors.long() + 1).clamp_max(ids.shape[1] - 1))
+        nlls = _compare(model, hidden_base[counted], hidden_thought[counted], weight[counted], target[counted])
+        gains = Gains(hidden_base[counted], *nlls, text=counted.nonzero()[:, 0])
+        if not bool((gains.base_nll + gains.talk_nll).isfinite().all()):
+            raise DataError(
+                "input_ids: the NLL of a token is not finite, so there is no gain to measure; the weights of the model "
+                "are damaged, or too large for their type"
+            )
+        yield gains
+
+
+@torch.no_grad()
+def read_states(
+    model: QuietStarForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    positions: str = "all",
+) -> Iterator[Tensor]:
+    """`Gains.hidden` of `read_gains` in the same order, for the cost of the base alone: nothing is thought.
+
+    Args:
+        model: On its device; the texts are moved there.
+        input_ids: int64 [B, L].
+        attention_mask: As in `QuietStarForCausalLM.think`.
+        positions: `all`, `every:N` or `entropy:K`.
+    """
+    ids, mask = _on_device(model, input_ids, attention_mask)
+    pieces = _pieces(model, ids, mask, positions)
+    hidden = CachedPass(model, ids, read_padding(ids, mask), False).text_hidden
+    for anchors, counted in pieces:
+        row, column = counted.nonzero(as_tuple=True)
+        yield hidden[row, anchors.long()[row, column]]
+
+
+def _on_device(
+    model: QuietStarForCausalLM, input_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    device = model.head.weight.device
+    return input_ids.to(device), None if attention_mask is None else attention_mask.to(device)
+
+
+def _pieces(
+    model: QuietStarForCausalLM, ids: Tensor, mask: Tensor | None, positions: str
+) -> list[tuple[Tensor, Tensor]]:
+    """Anchors [B, some], as many as think at once, and which of them have a next token."""
+    has_next = read_padding(ids, mask).has_next
+    pieces = model.choose_anchors(ids, mask, positions).split(max(1, STREAMS // len(ids)), dim=1)
+    found = [(anchors, has_next.gather(1, anchors.long())) for anchors in pieces]
+    return [(anchors, counted) for anchors, counted in found if bool(counted.any())]
+
+
+def _compare(
+    model: QuietStarForCausalLM, hidden_base: Tensor, hidden_thought: Tensor, weight: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`base_nll`, `talk_nll` and `entropy` from [n, E], [n, E], [n] and [n], in chunks that bound the logits."""
+    head = model.head
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    rows = max(1, ENTROPY_CHUNK // head.weight.shape[0])
+    for base, thought, share, token in zip(
+        hidden_base.split(rows), hidden_thought.split(rows), weight.split(rows), target.split(rows), strict=True
+    ):
+        without = head.logits(base).float().log_softmax(-1)
+        # the paper's mixture does not sum to one, and sampling from it normalises
+        mixed = head.mixed_logits(base, thought, share, model.config.interpolation).float().log_softmax(-1)
+        parts.append(
+            (
+                -without.gather(-1, token[:, None])[:, 0],
+                -mixed.gather(-1, token[:, None])[:, 0],
+                -(without.exp() * without).sum(-1),
+            )
+        )
+    base_nll, talk_nll, entropy = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return base_nll, talk_nll, entropy
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over rows of features x [E] and a target y, all float64: what a least-squares fit depends on.
+
+    Args:
+        count: Rows, a scalar as are `y` and `yy`.
+        x: Sum of x, [E].
+        y: Sum of y.
+        xx: Sum of x x^T, [E, E].
+        xy: Sum of x y, [E].
+        yy: Sum of y^2.
+    """
+
+    count: Tensor
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, target: Tensor) -> Moments:
+        """Of some rows.
+
+        Args:
+            features: [n, E], any floating dtype.
+            target: [n].
+        """
+        x, y = features.double(), target.double()
+        count = torch.tensor(float(len(y)), dtype=torch.float64, device=y.device)
+        return cls(count, x.sum(0), y.sum(), x.T @ x, x.T @ y, y @ y)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(*(mine + its for mine, its in zip(self._sums(), other._sums(), strict=True)))
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(*(mine - its for mine, its in zip(self._sums(), other._sums(), strict=True)))
+
+    def cpu(self) -> Moments:
+        """The same on the CPU."""
+        return Moments(*(tensor.cpu() for tensor in self._sums()))
+
+    def squared_error(self, weight: Tensor, bias: Tensor) -> float:
+        """Mean of (weight x + bias - y)^2 over the rows."""
+        total = (
+            self.yy
+            + weight @ self.xx @ weight
+            + self.count * bias**2
+            + 2 * bias * (weight @ self.x - self.y)
+            - 2 * weight @ self.xy
+        )
+        return float(total / self.count)
+
+    def _sums(self) -> tuple[Tensor, ...]:
+        return self.count, self.x, self.y, self.xx, self.xy, self.yy
+
+
+def fit_ridge(moments: Moments, strength: float) -> tuple[Tensor, Tensor]:
+    """Minimise mean (w x + b - y)^2 + strength * sum_j (s_j w_j)^2, s_j the standard deviation of feature j.
+
+    So it is standardised features that are shrunk, and the bias is not; the result is for the features as they are.
+
+    Args:
+        moments: Of at least one row.
+        strength: Above 0; then a constant feature, and more features than rows, do no harm.
+
+    Returns:
+        float64 w [E] and b.
+    """
+    mean_x, mean_y = moments.x / moments.count, moments.y / moments.count
+    covariance = moments.xx / moments.count - torch.outer(mean_x, mean_x)
+    with_target = moments.xy / moments.count - mean_x * mean_y
+    spread = covariance.diagonal().clamp_min(0).sqrt()
+    # of a constant feature only rounding is left, which must not be blown up to a deviation of 1
+    scale = torch.where(spread > 1e-7 * (moments.xx.diagonal() / moments.count).sqrt(), spread, torch.inf)
+    matrix = covariance / torch.outer(scale, scale)
+    matrix.diagonal().add_(strength)
+    factor = torch.linalg.cholesky(matrix)
+    weight = torch.cholesky_solve((with_target / scale)[:, None], factor)[:, 0] / scale
+    return weight, mean_y - weight @ mean_x
+
+
+def fit_to_others(folds: Sequence[Moments], strength: float) -> list[tuple[Tensor, Tensor]]:
+    """For each fold the w [E] and b of a fit to all others, float64: what predicts its rows as if they were new.
+
+    Args:
+        folds: At least two.
+        strength: As for `fit_ridge`.
+    """
+    together = add(folds)
+    return [fit_ridge(together - fold, strength) for fold in folds]
+
+
+def choose_strength(folds: Sequence[Moments], strengths: Sequence[float]) -> float:
+    """The strength with the smallest error in cross-validation: each fold is predicted by a fit to the others.
+
+    Args:
+        folds: At least two.
+        strengths: At least one; the first of equals is taken.
+    """
+
+    def error(strength: float) -> float:
+        fits = zip(folds, fit_to_others(folds, strength), strict=True)
+        return sum(fold.squared_error(*fit) * float(fold.count) for fold, fit in fits)
+
+    return min(strengths, key=error)
+
+
+def add(folds: Sequence[Moments]) -> Moments:
+    """The moments of all rows of some parts."""
+    together = folds[0]
+    for fold in folds[1:]:
+        together = together + fold
+    return together

@@ -13,14 +13,14 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.config.values import resolve_device
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
-from quietstar.devices import resolve_device
 from quietstar.errors import ConfigError
-from quietstar.model import QuietStarForCausalLM, load_authors_checkpoint
-from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned
-from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint
+from quietstar.model.adapters import is_adapter_checkpoint, load_finetuned
+from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint, load_authors_checkpoint
 from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.training.whole_checkpoints import checkpoint_directory
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.runs.checkpoints import checkpoint_directory
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 AUTHORS_TOKENS = ("<|startthought|>", "<|endthought|>")

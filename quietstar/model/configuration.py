@@ -72,7 +72,7 @@ class QuietStarConfig(PreTrainedConfig):
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        from transformers import CONFIG_MAPPING  # not imported with this module: see `quietstar.registration`
+        from transformers import CONFIG_MAPPING  # not imported with this module: see `quietstar.imports`
 
         if isinstance(self.text_config, dict):
             fields = dict(self.text_config)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +20,19 @@ from transformers import (
 
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
-from quietstar.model.anchors import base_entropy, expand_anchors
 from quietstar.model.attention import IMPLEMENTATION, AttentionPass
 from quietstar.model.backbone import OutputHead, check_configuration, disable_dropout, output_head, probe_backbone
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.generation import ThinkingGeneration, one_cache, thinking_cache
+from quietstar.model.heads import MixingHead, ThinkingGate, initial_output_bias
 from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.model.mixing_head import MixingHead, initial_output_bias
 from quietstar.model.padding import Padding, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
-from quietstar.model.thinking_gate import ThinkingGate
-from quietstar.model.thoughts import Prediction, Recording, Thoughts
+from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entropy, expand_anchors
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast, attention_implementation
 from quietstar.model.upstream import initialization as init
 from quietstar_kernels import linear_cross_entropy, sample_tokens
 from quietstar_kernels.dispatch import check_backend
-
-if TYPE_CHECKING:
-    from quietstar.objective import Counts, LearnOutput, Objective
 
 START, END = 0, 1
 """Rows of `thought_embedding`."""
@@ -169,7 +164,7 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
         Raises:
             CheckpointError: A part of a model with adapters is missing or damaged, or its base is not there.
         """
-        from quietstar.model.adapter_files import is_adapter_checkpoint, load_finetuned  # which build on this module
+        from quietstar.model.adapters import is_adapter_checkpoint, load_finetuned  # which build on this module
 
         if not is_adapter_checkpoint(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
@@ -184,8 +179,10 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
             save_directory: Made where it does not exist.
             arguments, options: transformers' own; with adapters only `state_dict` counts.
         """
-        from quietstar.model.adapter_files import save_finetuned  # which builds on this module
-        from quietstar.model.adapters import has_adapters
+        from quietstar.model.adapters import (
+            has_adapters,
+            save_finetuned,  # which builds on this module
+        )
 
         if has_adapters(self):
             save_finetuned(self, save_directory, options.get("state_dict"))
@@ -518,37 +515,6 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
                 f"thoughts: got tokens {int(tokens.min())}..{int(tokens.max())}, needs {lowest}..{vocabulary - 1}"
             )
 
-    def learn(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        thoughts: Thoughts | None = None,
-        anchors: Tensor | str | None = None,
-        objective: str | Objective = "default",
-        seed: int = 0,
-        first_text: int = 0,
-        texts_in_step: int | None = None,
-        counts: Counts | None = None,
-        reuse_sampling_pass: bool = True,
-    ) -> LearnOutput:
-        """One training step's loss: think, talk, learn (sections 4.2-4.4); see `quietstar.objective.learn`."""
-        from quietstar.objective import learn  # the objective imports the model, not the other way round
-
-        return learn(
-            self,
-            input_ids,
-            attention_mask,
-            thoughts=thoughts,
-            anchors=anchors,
-            objective=objective,
-            seed=seed,
-            first_text=first_text,
-            texts_in_step=texts_in_step,
-            counts=counts,
-            reuse_sampling_pass=reuse_sampling_pass,
-        )
-
     # -- predicting ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -646,7 +612,7 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
         """
         given = one_cache(past_key_values, cache)
         if given is not None:
-            from quietstar.inference.predicting import predict_next  # which builds on this module
+            from quietstar.model.prediction import predict_next  # which builds on this module
 
             past = thinking_cache(given)
             if not past.is_open:

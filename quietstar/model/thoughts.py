@@ -1,4 +1,7 @@
-"""What thinking returns."""
+"""What thinking returns.
+
+Which text positions think.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quietstar.config.values import parse_positions
+from quietstar.errors import DataError
+from quietstar.model.backbone import OutputHead
 from quietstar.model.layers import LayerRecord
+from quietstar.model.padding import Padding
 
 
 @dataclass(frozen=True)
@@ -73,3 +80,95 @@ def _equal(left: Tensor | None, right: Tensor | None) -> bool:
     if left is right:
         return True
     return left is not None and right is not None and left.shape == right.shape and torch.equal(left, right)
+
+
+ENTROPY_CHUNK = 1 << 24
+"""Elements of a float32 logits chunk while entropies are computed (64 MiB)."""
+INTEGERS = (torch.int32, torch.int64)
+
+
+def expand_anchors(
+    anchors: Tensor | str | None, padding: Padding, base_entropy: Tensor | None, thoughts_per_position: int
+) -> Tensor:
+    """The anchor of every stream.
+
+    How many there are follows from L and `anchors` alone, so that a text's random numbers do not depend on its batch.
+    Anchors in padding and at the end of a document have nothing to learn from; they fill rows that have too few others.
+
+    Args:
+        anchors: None or "all" for every position but the last, a string of `parse_positions`, or int [A] or [B, A].
+            "every:N" counts from the first token of each document; of more than ceil((L - 1) / N) positions in a row
+            it takes as many, evenly. A fraction K is one of L - 1.
+        padding: Of the batch.
+        base_entropy: [B, L] entropy of the base prediction, needed for "entropy:K" alone.
+        thoughts_per_position: K, how often each anchor is repeated.
+
+    Returns:
+        int32 [B, P] with P = A*K, non-decreasing in each row.
+
+    Raises:
+        ConfigError: An unknown string.
+        DataError: Anchors of a wrong dtype or shape, or outside the text.
+    """
+    batch, length = padding.token_mask.shape
+    device = padding.token_mask.device
+    if anchors is None or isinstance(anchors, str):
+        kind, value = parse_positions("all" if anchors is None else anchors)
+        last = max(length - 1, 1)  # nothing follows the last token, so its thought has nothing to learn from
+        if kind == "entropy":
+            assert base_entropy is not None
+            count = min(last, max(1, round(value * last) if value < 1 else int(value)))
+            ranked = base_entropy[:, :last].masked_fill(~padding.has_next[:, :last], -1.0)
+            chosen = ranked.topk(count, dim=1).indices.sort(dim=1).values
+        else:
+            chosen = torch.arange(0, last, int(value), device=device)
+            if value > 1:
+                chosen = _every(int(value), chosen, padding)
+    else:
+        chosen = torch.as_tensor(anchors, device=device)
+        if chosen.ndim not in (1, 2) or (chosen.ndim == 2 and chosen.shape[0] != batch) or chosen.dtype not in INTEGERS:
+            raise DataError(
+                f"anchors: got {chosen.dtype} of shape {list(chosen.shape)}, needs integers [A] or [{batch}, A]"
+            )
+        if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= length):
+            raise DataError(
+                f"anchors: got {int(chosen.min())}..{int(chosen.max())}, needs positions in the text, 0..{length - 1}"
+            )
+        chosen = chosen.sort(dim=-1).values
+    return chosen.to(torch.int32).expand(batch, -1).repeat_interleave(thoughts_per_position, dim=1).contiguous()
+
+
+def _every(step: int, chosen: Tensor, padding: Padding) -> Tensor:
+    """Every step-th position of each document, [B, A].
+
+    Args:
+        chosen: [A], every step-th position of a row.
+    """
+    length = padding.token_mask.shape[1]
+    first = padding.token_mask.int().argmax(1, keepdim=True)
+    of_text = (chosen + first % step).clamp_max(length - 1)
+    if padding.start is None or padding.start.ndim == 1:
+        return of_text
+    found = (padding.has_next & (padding.position_ids % step == 0)).cumsum(1)  # [B, L]
+    total, count = found[:, -1:], len(chosen)
+    rank = torch.arange(count, device=found.device).expand(len(found), -1)
+    rank = torch.where(total > count, rank * total // count, rank) + 1
+    of_documents = torch.searchsorted(found, rank).clamp_max(length - 1)
+    return torch.where(padding.start[:, :1] == padding.start[:, -1:], of_text, of_documents)
+
+
+def base_entropy(hidden: Tensor, head: OutputHead) -> Tensor:
+    """Entropy in nats of the prediction from each hidden state, in chunks of rows.
+
+    Args:
+        hidden: [B, L, E] after the final norm.
+        head: With V tokens.
+
+    Returns:
+        float32 [B, L].
+    """
+    parts = []
+    for rows in hidden.flatten(0, 1).split(max(1, ENTROPY_CHUNK // head.weight.shape[0])):
+        logprobs = head.logits(rows).float().log_softmax(-1)
+        parts.append(-(logprobs.exp() * logprobs).sum(-1))
+    return torch.cat(parts).view(hidden.shape[:-1])

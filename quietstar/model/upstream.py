@@ -3,7 +3,7 @@
 Whatever lies below transformers' top level (but for its logging) comes through this module, and each part says what is
 relied on; `tests/model/test_upstream.py` holds every one of them and says in words which has changed. Two more places
 know of its insides: the classes that it calls back (`QuietStarForCausalLM`, whose attributes loading reads, and
-`ThinkingGeneration`, three methods of which `generate` calls), and `quietstar.registration`, which knows where
+`ThinkingGeneration`, three methods of which `generate` calls), and `quietstar.imports`, which knows where
 `AutoConfig` is defined.
 """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from quietstar.errors import ConfigError
 
 if TYPE_CHECKING:
-    from quietstar.config import ObjectiveOptions
+    from quietstar.config.training import ObjectiveOptions
 
 BASELINES = ("leave_one_out", "mean", "none")
 REDUCTIONS = ("sum", "mean")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from quietstar.devices import set_up
-from quietstar.outer_loop.arms import star_arms
-from quietstar.outer_loop.config import EMBEDDED, OuterLoopConfig
-from quietstar.outer_loop.inputs import load_problems
-from quietstar.outer_loop.report import print_table
+from quietstar.config.loops import EMBEDDED, OuterLoopConfig
+from quietstar.config.values import set_up
+from quietstar.outer_loop.inputs import load_problems, star_arms
+from quietstar.reporting.loop_report import print_table
 
 
 def run(config: OuterLoopConfig, with_verifier: bool) -> None:
@@ -23,7 +22,7 @@ def run(config: OuterLoopConfig, with_verifier: bool) -> None:
     load_problems(config, with_verifier)
     set_up(config.training.threads)  # torch comes here, after all that can be refused before
     if config.dry_run:
-        from quietstar.outer_loop.dry_run import describe
+        from quietstar.outer_loop.run import describe
 
         describe(config)
         return

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from quietstar.files import make_output_dir
-from quietstar.outer_loop.arms import Arm
-from quietstar.outer_loop.config import OuterLoopConfig
-from quietstar.outer_loop.make_base import make_base
+from quietstar.config.loops import OuterLoopConfig
+from quietstar.outer_loop.finetune import make_base
+from quietstar.outer_loop.inputs import Arm
 from quietstar.outer_loop.phases import Phases
-from quietstar.outer_loop.report import print_comparison, write_comparison
 from quietstar.outer_loop.run import run_outer_loop, tell
+from quietstar.reporting.comparison_report import print_comparison, write_comparison
+from quietstar.runs.files import EventLog, RunLock, make_output_dir
 from quietstar.tasks.registry import load_task
-from quietstar.training.events import EventLog
-from quietstar.training.run_lock import RunLock
 
 
 def run_arms(arms: Mapping[str, Arm], out: Path, budget: int | None = None) -> None:

@@ -1,29 +1,41 @@
-"""Supervised fine-tuning of a base model on prompts with completions: what every iteration ends in."""
+"""Supervised fine-tuning of a base model on prompts with completions: what every iteration ends in.
+
+The base model of the embedded defaults: characters, random weights, then what humans wrote about the task.
+
+Which weights a model has.
+
+Making room between phases: one model at a time.
+"""
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config import FinetuningOptions, TrainingOptions
-from quietstar.data import IndexedBatches
-from quietstar.data.examples import Example, pack_examples
-from quietstar.errors import CheckpointError
-from quietstar.files import write_whole
-from quietstar.model import QuietStarForCausalLM
+from quietstar.config.loops import GeneratorOptions, OuterLoopConfig
+from quietstar.config.training import FinetuningOptions, TrainingOptions
+from quietstar.data.batches import IndexedBatches
+from quietstar.data.examples import Example, encode_example, pack_examples
+from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import has_adapters, merge_adapters
-from quietstar.outer_loop.options import GeneratorOptions
-from quietstar.outer_loop.weights import weights_sha256
-from quietstar.training import Trainer
+from quietstar.model.loading import character_tokenizer, small_llama
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.outer_loop.phases import Phases, key_of
+from quietstar.runs.files import write_whole
+from quietstar.tasks.task import Task
 from quietstar.training.finetuning import apply_finetuning
-from quietstar.training.methods import language_modeling_step
+from quietstar.training.step_functions import language_modeling_step
+from quietstar.training.trainer import Trainer
 
 MODEL, RUN = "model", "train"
 """Directories of a fine-tuned model and of the run that made it."""
@@ -134,3 +146,94 @@ def forget_other_run(directory: Path, key: str) -> None:
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(mark, key)
+
+
+BASE, FRESH = "base", "fresh"
+"""Directories of the model and of its random beginning."""
+END = "$"
+"""Name of the end-of-sequence token; no task's symbol."""
+
+
+def make_base(config: OuterLoopConfig, task: Task, phases: Phases) -> str:
+    """The base model's directory, which is made unless it has been.
+
+    Args:
+        config: `characters` and `training` are used.
+        task: With `symbols` and `pretraining`.
+        phases: Of the run.
+
+    Raises:
+        ConfigError: The task has no symbols, and needs a model of yours.
+    """
+    if not task.symbols:
+        raise ConfigError(f"task: {config.task} has no character model of its own; name a model with model.path")
+    out, options, seed = Path(config.output_dir) / BASE, config.characters, config.training.seed
+    examples = task.pretraining()
+    inputs = {
+        "training.seed": seed,
+        "symbols": task.symbols,
+        "examples": key_of({"examples": [asdict(one) for one in examples]}),
+        **{f"characters.{name}": value for name, value in asdict(options).items()},
+    }
+
+    def make(key: str) -> dict[str, Any]:
+        forget_other_run(out, key)
+        tokenizer = character_tokenizer(task.symbols, END)
+        model = small_llama(
+            seed,
+            len(tokenizer),
+            layers=options.layers,
+            hidden_size=options.hidden_size,
+            intermediate_size=round(options.hidden_size * 8 / 3 / 8) * 8,
+            context=options.context,
+            end=tokenizer.eos_token_id,
+        )
+        shutil.rmtree(out / FRESH, ignore_errors=True)
+        tokenizer.save_pretrained(out / FRESH)
+        model.save_pretrained(out / FRESH)
+        training = replace(
+            config.training,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            micro_batch_size=None,
+        )
+        return fine_tune(
+            out / FRESH,
+            weights_sha256(model),
+            tokenizer,
+            [encode_example(tokenizer, one.prompt, one.completion, one.name) for one in examples],
+            options.row_length,
+            lambda rows: options.steps,
+            config.model,
+            config.finetuning,
+            training,
+            out,
+            "the base model",
+        )
+
+    phases.run(0, "make_base", inputs, make)
+    forget_checkpoints(out)
+    free_memory()
+    return str(out / MODEL)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of all parameters and buffers that are saved, with their names, types and shapes; tied ones count once.
+
+    It is the same after saving and loading.
+    """
+    digest, seen = hashlib.sha256(), set()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen.add(tensor.data_ptr())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def free_memory() -> None:
+    """Gives back what finished phases have held. A trained model is in a reference cycle with its hooks."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.errors import CheckpointError
-from quietstar.training.events import EventLog
-from quietstar.training.output_dir import changed_options, write_json
+from quietstar.runs.files import EventLog, changed_options, write_json
 
 LOOP_VERSION = 1
 """Of what the phases compute: a run of another version is not continued."""

@@ -1,7 +1,11 @@
-"""A whole run: its directory, its phases, its report."""
+"""A whole run: its directory, its phases, its report.
+
+What a run would do, before anything is done.
+"""
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -12,22 +16,31 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from quietstar.command_line import to_yaml
+from quietstar.config.command_line import to_yaml
+from quietstar.config.loops import EMBEDDED, OuterLoopConfig, fine_tuning_steps
+from quietstar.data.tokenizer import encode_prompt, load_tokenizer
 from quietstar.errors import ConfigError, Interrupted
-from quietstar.files import make_output_dir, write_whole
-from quietstar.outer_loop.config import EMBEDDED, OuterLoopConfig
+from quietstar.outer_loop.finetune import make_base
 from quietstar.outer_loop.inputs import load_problems
-from quietstar.outer_loop.make_base import make_base
 from quietstar.outer_loop.phases import Phases
-from quietstar.outer_loop.report import write_loop_report
 from quietstar.outer_loop.star import OuterLoop, Surroundings
 from quietstar.outer_loop.store import SampleStore
-from quietstar.outer_loop.summary import SUMMARY, summarise_run
+from quietstar.outer_loop.summary import summarise_run
 from quietstar.outer_loop.vstar import measure, train_verifiers
-from quietstar.reporting.environment import environment
-from quietstar.training.events import EventLog
-from quietstar.training.output_dir import append_json, write_json
-from quietstar.training.run_lock import RunLock
+from quietstar.reporting.loop_report import write_loop_report
+from quietstar.runs.files import (
+    CONFIG,
+    ENVIRONMENT,
+    SUMMARY,
+    EventLog,
+    RunLock,
+    append_json,
+    make_output_dir,
+    write_json,
+    write_whole,
+)
+from quietstar.runs.machine import environment
+from quietstar.tasks.registry import load_task
 
 
 def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, Any]:
@@ -57,7 +70,7 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         events.write(0, "started", config.task)
         if not (out / CONFIG).exists():
             _describe(out, config)
-        append_json(out / "environment.json", environment())
+        append_json(out / ENVIRONMENT, environment())
         phases = Phases(out, events, config.loop.redo, tell)
         base = make_base(config, task, phases) if config.preset in EMBEDDED else str(config.model.path)
         loop = OuterLoop(Surroundings(config, task, out, base, store, phases, tell))
@@ -89,9 +102,6 @@ def _describe(out: Path, config: OuterLoopConfig) -> None:
         raise ConfigError(f"output_dir: cannot write to {out} ({error.strerror})") from None
 
 
-CONFIG = "config.yaml"
-
-
 def tell(text: str) -> None:
     """A line of progress on stderr; it is lost where nobody takes it."""
     with suppress(OSError):
@@ -117,3 +127,28 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def describe(config: OuterLoopConfig) -> None:
+    """Prints what a run would do: problems, a prompt, lengths and numbers of samples and steps. Reads no weights."""
+    task = load_task(config.task, config.problems)
+    train, test = task.problems("train"), task.problems("test")
+    drawn = len(train) if config.problems.limit is None else min(config.problems.limit, len(train))
+    print(f"task {task.name}: {len(train)} training problems, {len(test)} held out; {drawn} drawn for each iteration")
+    print(f"samples: {drawn * config.sampling.samples} an iteration, {config.loop.iterations} iterations")
+    if config.loop.schedule == "epochs":
+        print(f"fine-tuning: {config.loop.start_epochs:g} epochs, {config.loop.added_epochs:g} more each iteration")
+    else:
+        steps = [fine_tuning_steps(i, config.loop, 1, 1) for i in range(1, config.loop.iterations + 1)]
+        print(f"fine-tuning steps: {', '.join(map(str, steps))}; {sum(steps)} in all")
+    before = task.few_shot() if config.sampling.few_shot else ""
+    if config.model.path is not None:
+        tokenizer = load_tokenizer(config.model.path)
+        lengths = sorted(len(encode_prompt(tokenizer, before + task.prompt(problem))) for problem in (*train, *test))
+        print(f"prompts: {lengths[len(lengths) // 2]} tokens in the middle, {lengths[-1]} at most")
+        print(
+            f"with {config.sampling.max_new_tokens} new tokens the longest text has "
+            f"{lengths[-1] + config.sampling.max_new_tokens}"
+        )
+    for title, hint in (("a prompt", False), ("the same with the hint", True)):
+        print(f"{title}:\n{json.dumps(task.prompt(train[0], hint), ensure_ascii=False)}")

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from quietstar.config.loops import SamplingOptions, sampling_inputs
 from quietstar.errors import CheckpointError
-from quietstar.outer_loop.config import sampling_inputs
-from quietstar.outer_loop.options import SamplingOptions
 from quietstar.outer_loop.phases import Phases, key_of
-from quietstar.outer_loop.sampling.requests import Request, Sampler, sample_seed
 from quietstar.outer_loop.store import Place, Sample, SampleStore
+from quietstar.sampling.requests import Request, Sampler, sample_seed
 from quietstar.tasks.checking import Checker
 from quietstar.tasks.task import Problem, Task, Verdict
 

@@ -2,6 +2,10 @@
 the base.
 
 The generators of V-STaR, RFT and ReST-EM are the same loop with other options.
+
+Whether all prompts and completions fit, asked before anything is sampled.
+
+How long each iteration fine-tunes.
 """
 
 from __future__ import annotations
@@ -10,33 +14,34 @@ import hashlib
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config import FinetuningOptions
-from quietstar.data import load_tokenizer, tokenizer_fingerprint
+from quietstar.config.loops import OuterLoopConfig, SamplingOptions, fine_tuning_steps
+from quietstar.config.training import FinetuningOptions
+from quietstar.config.values import resolve_device
 from quietstar.data.examples import encode_example, end_of_sequence
-from quietstar.devices import resolve_device
-from quietstar.errors import CheckpointError, DataError
+from quietstar.data.tokenizer import encode_prompt, load_tokenizer, tokenizer_fingerprint
+from quietstar.errors import CheckpointError, ConfigError, DataError
 from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.outer_loop.config import OuterLoopConfig
-from quietstar.outer_loop.finetune import MODEL, RUN, fine_tune, forget_checkpoints, forget_other_run
-from quietstar.outer_loop.lengths import check_problems
-from quietstar.outer_loop.memory import free_memory
-from quietstar.outer_loop.options import SamplingOptions
+from quietstar.outer_loop.finetune import (
+    MODEL,
+    RUN,
+    fine_tune,
+    forget_checkpoints,
+    forget_other_run,
+    free_memory,
+    weights_sha256,
+)
 from quietstar.outer_loop.phases import Phases, key_of
 from quietstar.outer_loop.sampled import Completions, Generator, verdict_of
-from quietstar.outer_loop.sampling import Sampler, make_sampler, sample_seed
-from quietstar.outer_loop.sampling.vllm_sampler import has_vllm
-from quietstar.outer_loop.schedule import fine_tuning_steps
-from quietstar.outer_loop.store import STORE, Sample, SampleStore
+from quietstar.outer_loop.store import Sample, SampleStore
 from quietstar.outer_loop.training_set import (
-    KEPT,
     Kept,
     demonstrations,
     describe,
@@ -45,9 +50,15 @@ from quietstar.outer_loop.training_set import (
     without_duplicates,
     write_kept,
 )
-from quietstar.outer_loop.weights import weights_sha256
+from quietstar.runs.files import KEPT, STORE
+from quietstar.runs.resume_check import MAY_CHANGE
+from quietstar.sampling.choice import make_sampler
+from quietstar.sampling.requests import Request, Sampler, check_lengths, sample_seed
+from quietstar.sampling.vllm_sampler import has_vllm
 from quietstar.tasks.task import Problem, Task
-from quietstar.training.same_run import MAY_CHANGE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -354,3 +365,50 @@ def chosen_problems(problems: Sequence[Problem], limit: int | None, seed: int) -
     if limit is None or limit >= len(problems):
         return list(problems)
     return [problems[place] for place in sorted(random.Random(seed).sample(range(len(problems)), limit))]
+
+
+LONGEST = 64
+"""Of many prompts so many with the most characters are encoded: one of them has the most tokens, or nearly so. Whatever
+is sampled is checked again, exactly."""
+
+
+def check_problems(
+    config: OuterLoopConfig,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int | None,
+    train: Sequence[Problem],
+    test: Sequence[Problem],
+) -> None:
+    """Refuses a run that would stop at a long problem later.
+
+    Args:
+        config: Of the run.
+        task: Of the problems.
+        tokenizer: Of the model.
+        context: Tokens that the model can read; None: it has no limit.
+        train, test: The problems.
+
+    Raises:
+        DataError: A prompt does not fit into the model's context.
+        ConfigError: A training example may not fit into a row.
+    """
+    new = config.sampling.max_new_tokens
+    for hint in (False, True) if config.loop.rationalize else (False,):
+        before = task.few_shot(hint) if config.sampling.few_shot else ""
+        asked = [*train] if hint else [*train, *test]
+        prompts = {problem.id: before + task.prompt(problem, hint) for problem in asked}
+        requests = [Request(prompt, 0, f"problem {name}") for name, prompt in _longest(prompts.items())]
+        check_lengths(requests, [encode_prompt(tokenizer, one.prompt) for one in requests], new, context)
+    before = task.few_shot() if config.loop.few_shot_in_training and config.sampling.few_shot else ""
+    for name, prompt in _longest((problem.id, before + task.prompt(problem)) for problem in train):
+        needed = len(encode_prompt(tokenizer, prompt)) + new + 1
+        if needed > config.loop.row_length:
+            raise ConfigError(
+                f"loop.row_length: got {config.loop.row_length}, but problem {name} with a completion of "
+                f"sampling.max_new_tokens {new} may have {needed} tokens; raise it, or lower that"
+            )
+
+
+def _longest(prompts: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return sorted(prompts, key=lambda item: -len(item[1]))[:LONGEST]

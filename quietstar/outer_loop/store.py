@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from quietstar.errors import CheckpointError, ConfigError
-from quietstar.outer_loop.sampling.requests import Generation
+from quietstar.runs.files import STORE
+from quietstar.sampling.requests import Generation
 from quietstar.tasks.task import Verdict
 
-STORE = "samples.jsonl"
 STORE_VERSION = 1
 """Of the lines and of how samples are made: samples of two versions are not mixed."""
 

@@ -10,13 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quietstar.config.loops import LoopOptions
 from quietstar.errors import CheckpointError
-from quietstar.files import write_whole
-from quietstar.outer_loop.options import LoopOptions
 from quietstar.outer_loop.store import Sample
+from quietstar.runs.files import write_whole
 from quietstar.tasks.task import Problem, Task
-
-KEPT = "kept.jsonl"
 
 
 @dataclass(frozen=True)

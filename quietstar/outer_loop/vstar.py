@@ -11,23 +11,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from quietstar.config import TrainingOptions
+from quietstar.config.loops import parse_ks
+from quietstar.config.training import TrainingOptions
 from quietstar.errors import CheckpointError
-from quietstar.evaluation import Candidates, calibration, measure_candidates
-from quietstar.files import write_whole
-from quietstar.outer_loop.config import parse_ks
-from quietstar.outer_loop.finetune import forget_other_run
-from quietstar.outer_loop.memory import free_memory
+from quietstar.outer_loop.finetune import forget_other_run, free_memory
 from quietstar.outer_loop.phases import key_of
 from quietstar.outer_loop.sampled import Generator, verdict_of
 from quietstar.outer_loop.star import OuterLoop, finetuning_inputs
 from quietstar.outer_loop.store import Sample
 from quietstar.outer_loop.training_set import demonstrations
-from quietstar.outer_loop.verifiers.dpo import train_dpo
-from quietstar.outer_loop.verifiers.orm import train_orm
-from quietstar.outer_loop.verifiers.pairs import Labelled, make_pairs
-from quietstar.outer_loop.verifiers.verifier import Verifier
-from quietstar.training.same_run import MAY_CHANGE
+from quietstar.runs.files import write_whole
+from quietstar.runs.resume_check import MAY_CHANGE
+from quietstar.statistics.candidate_table import measure_candidates
+from quietstar.statistics.candidates import Candidates
+from quietstar.statistics.ranking import calibration
+from quietstar.verifiers.dpo import train_dpo
+from quietstar.verifiers.outcome_reward import train_orm
+from quietstar.verifiers.pairs import Labelled, make_pairs
+from quietstar.verifiers.verifier import Verifier
 
 VERIFIERS = "verifiers"
 SCORES = "scores.jsonl"

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quietstar.planning.hollow import Kernel
-from quietstar.planning.ledger import Ledger, Work
+from quietstar.planning.meta_tensors import Kernel, Ledger, Work
 from quietstar_kernels.configurations import table
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import empty_logits, rows_in_chunk

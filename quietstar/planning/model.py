@@ -1,4 +1,7 @@
-"""The model and the optimizer of a run, made within `HollowTensors`."""
+"""The model and the optimizer of a run, made within `HollowTensors`.
+
+Configurations of base models: a directory's, the hub's, or those of a few well-known models, which need neither.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
 
-from quietstar.config import TrainConfig, TrainingOptions
-from quietstar.model import QuietStarConfig, QuietStarForCausalLM
-from quietstar.planning.hollow import replaced
+from quietstar.config.training import TrainConfig, TrainingOptions
+from quietstar.demos.textbook import character_model
+from quietstar.errors import ConfigError
+from quietstar.model.configuration import QuietStarConfig
+from quietstar.model.loading import load_configuration
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.planning.meta_tensors import replaced
 from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.optimizer import (
     THOUGHT_EMBEDDING_GRADIENT_NORM,
@@ -144,3 +152,79 @@ def _moment(tensor: Tensor, exact: bool, block: int) -> list[Tensor]:
         return [torch.empty_like(tensor, dtype=torch.float32)]
     codes = torch.empty_like(tensor, dtype=torch.float8_e4m3fn)
     return [codes, torch.empty(-(-tensor.numel() // block), dtype=torch.float32)]
+
+
+KNOWN: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "mistralai/Mistral-7B-v0.1": (
+        MistralConfig,
+        {
+            "vocab_size": 32000,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 32768,
+            "sliding_window": 4096,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "meta-llama/Llama-3.1-8B": (
+        LlamaConfig,
+        {
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "Qwen/Qwen2.5-0.5B": (
+        Qwen2Config,
+        {
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Qwen/Qwen2.5-7B": (
+        Qwen2Config,
+        {
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+"""The sizes in the public config.json of models on the hub."""
+
+
+def base_configuration(config: TrainConfig) -> tuple[PreTrainedConfig, str]:
+    """The configuration of the model that a run trains, and where it comes from.
+
+    Raises:
+        ConfigError: `model.path` is missing, or has no readable configuration.
+    """
+    if config.preset == "textbook":
+        made: PreTrainedConfig = character_model(config.training.seed).config
+        return made, "the embedded character model"
+    path = config.model.path
+    if path is None:
+        raise ConfigError("model.path: missing; a plan needs a directory with a config.json, or a hub name")
+    if path in KNOWN and not Path(path).exists():
+        kind, sizes = KNOWN[path]
+        return kind(**sizes), f"{path}, from the built-in table"
+    return load_configuration(path), path

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from quietstar.reporting.charts import bar_chart, legend, legend_of, line_chart
+from quietstar.reporting.charts import Floats, Series, bar_chart, legend, legend_of, line_chart, number
 from quietstar.reporting.page import panel
-from quietstar.reporting.scales import number
-from quietstar.reporting.series import Floats, Series
 
 Lines = Sequence[Mapping[str, Any]]
 SPLITS = {"train": "training", "eval": "held-out"}

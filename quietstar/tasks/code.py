@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quietstar.errors import DataError
-from quietstar.tasks.file_task import FileTask
-from quietstar.tasks.records import Record
+from quietstar.tasks.file_task import FileTask, Record
 from quietstar.tasks.task import Problem, Verdict
 
 RUNNER = Path(__file__).with_name("code_runner.py")

@@ -7,10 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from quietstar.errors import DataError
-from quietstar.tasks.file_task import FileTask
-from quietstar.tasks.hints import speaks_of_hint
-from quietstar.tasks.public_home import PublicHome
-from quietstar.tasks.records import Record
+from quietstar.tasks.file_task import FileTask, PublicHome, Record, speaks_of_hint
 from quietstar.tasks.task import Problem
 
 _LETTERS = "abcde"

@@ -6,11 +6,8 @@ import re
 from collections.abc import Iterator
 
 from quietstar.errors import DataError
-from quietstar.tasks.file_task import FileTask
-from quietstar.tasks.hints import begins_with_hint, speaks_of_hint
+from quietstar.tasks.file_task import FileTask, PublicHome, Record, begins_with_hint, speaks_of_hint
 from quietstar.tasks.numbers import canonical_number, first_after_marker
-from quietstar.tasks.public_home import PublicHome
-from quietstar.tasks.records import Record
 from quietstar.tasks.task import Problem
 
 MARKER = "####"

@@ -6,17 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from quietstar.errors import DataError
-from quietstar.tasks.file_task import FileTask
+from quietstar.tasks.file_task import FileTask, Record, begins_with_hint, speaks_of_hint
 from quietstar.tasks.gsm8k import MARKER, equations, through_marker
-from quietstar.tasks.hints import begins_with_hint, speaks_of_hint
-from quietstar.tasks.latex import latex_number
-from quietstar.tasks.numbers import canonical_number, first_after_marker
-from quietstar.tasks.records import Record
-from quietstar.tasks.symbolic import can_compare, same_expression
+from quietstar.tasks.numbers import can_compare, canonical_number, first_after_marker, latex_number, same_expression
 from quietstar.tasks.task import Problem, Verdict
 
 if TYPE_CHECKING:
-    from quietstar.tasks.options import ProblemOptions
+    from quietstar.config.loops import ProblemOptions
 
 _ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
 _EXPRESSION = re.compile(r"[\d\\^=+*/]")

@@ -6,14 +6,16 @@ import re
 from collections.abc import Iterable
 
 from quietstar.errors import DataError
-from quietstar.tasks.file_task import FileTask
+from quietstar.tasks.file_task import FileTask, PublicHome, Record, begins_with_hint, speaks_of_hint
 from quietstar.tasks.gsm8k import MARKER, equations, through_marker
-from quietstar.tasks.hints import begins_with_hint, speaks_of_hint
-from quietstar.tasks.latex import canonical_latex, last_box, latex_number, through_box
-from quietstar.tasks.numbers import first_after_marker
-from quietstar.tasks.public_home import PublicHome
-from quietstar.tasks.records import Record
-from quietstar.tasks.symbolic import same_expression
+from quietstar.tasks.numbers import (
+    canonical_latex,
+    first_after_marker,
+    last_box,
+    latex_number,
+    same_expression,
+    through_box,
+)
 from quietstar.tasks.task import Problem, Verdict
 
 _QUESTIONS = ("problem", "question", "input")

@@ -22,7 +22,7 @@ from quietstar.tasks.routes import Routes
 from quietstar.tasks.task import Task
 
 if TYPE_CHECKING:
-    from quietstar.tasks.options import ProblemOptions
+    from quietstar.config.loops import ProblemOptions
 
 
 def _addition_direct(options: ProblemOptions) -> Task:

@@ -13,7 +13,7 @@ from quietstar.errors import ConfigError
 from quietstar.tasks.task import Demonstration, Problem, Split, Task, Verdict
 
 if TYPE_CHECKING:
-    from quietstar.tasks.options import ProblemOptions
+    from quietstar.config.loops import ProblemOptions
 
 OPERATIONS = "+-*"
 OPERANDS = range(2, 10)

@@ -46,7 +46,7 @@ def _take_streams() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _load(name: str, options: dict[str, Any]) -> Task:
-    from quietstar.tasks.options import ProblemOptions
+    from quietstar.config.loops import ProblemOptions
     from quietstar.tasks.registry import load_task
 
     task = load_task(name, ProblemOptions(**options))

@@ -8,11 +8,11 @@ from functools import partial
 
 from torch.utils.checkpoint import checkpoint
 
-from quietstar.config import FinetuningOptions
+from quietstar.config.training import FinetuningOptions
 from quietstar.errors import ConfigError
-from quietstar.model import QuietStarForCausalLM
 from quietstar.model.adapters import THOUGHT_PARTS, adapter_options, adapter_targets, add_adapters, has_adapters
 from quietstar.model.layers import decoder_layers
+from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.upstream import set_checkpointing
 
 

@@ -11,27 +11,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.command_line import to_yaml
-from quietstar.config import ModelOptions, TrainConfig, run_options
-from quietstar.data import (
-    IndexedBatches,
-    PackedTexts,
-    check_vocabulary,
-    load_batches,
-    load_tokenizer,
-    tokenizer_fingerprint,
-)
+from quietstar.config.command_line import to_yaml
+from quietstar.config.training import ModelOptions, TrainConfig, run_options
+from quietstar.data.batches import IndexedBatches
+from quietstar.data.loading import load_batches
+from quietstar.data.packing import PackedTexts
+from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
 from quietstar.errors import ConfigError
-from quietstar.files import make_output_dir
-from quietstar.model import QuietStarConfig, QuietStarForCausalLM
+from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.reporting.environment import environment
-from quietstar.reporting.samples import sample_thoughts, write_samples
+from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.reporting.train_report import write_report
-from quietstar.training import Trainer, TrainingResult
+from quietstar.runs.files import make_output_dir
+from quietstar.runs.machine import environment
 from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.loggers import make_loggers
-from quietstar.training.methods import EVALUATION_SEED, Evaluate, compute_step, evaluate_on
+from quietstar.training.step_functions import EVALUATION_SEED, Evaluate, compute_step, evaluate_on
+from quietstar.training.thought_samples import sample_thoughts, write_samples
+from quietstar.training.trainer import Trainer, TrainingResult
 
 SAMPLED_TEXTS, SAMPLED_THOUGHTS = 8, 24
 """How many held-out texts, and places in them, show their thoughts in the report."""

@@ -11,18 +11,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quietstar.config import TrainingOptions
+from quietstar.config.training import TrainingOptions
 from quietstar.errors import CheckpointError
 from quietstar.model.adapters import has_adapters, trained_state
+from quietstar.runs.checkpoints import latest_checkpoint, list_checkpoints, refuse_link
+from quietstar.runs.files import EventLog
+from quietstar.runs.machine import available_memory, is_out_of_memory
 from quietstar.training.checkpoint import (
+    CheckpointSaver,
     SavesPretrained,
     Snapshot,
     take_snapshot,
 )
-from quietstar.training.events import EventLog
-from quietstar.training.out_of_memory import available_memory, is_out_of_memory
-from quietstar.training.saver import CheckpointSaver
-from quietstar.training.whole_checkpoints import latest_checkpoint, list_checkpoints, refuse_link
 
 NO_BEST: dict[str, Any] = {"step": None, "loss": None}
 

@@ -1,24 +1,36 @@
-"""One optimizer step: micro-batches, their gradients, and what can go wrong with them before the weights change."""
+"""One optimizer step: micro-batches, their gradients, and what can go wrong with them before the weights change.
+
+What is measured of the thoughts of a step, in sums that can be added up: any cut into micro-batches gives the same.
+
+Sums are float64 and stay on the device until all of a step's are there.
+
+Seeds as pure functions of where training is: a run's position is one integer, and no generator state is saved.
+
+The batch of a step that gave NaN or infinity, kept for a closer look.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quietstar.config import TrainingOptions
+from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch
 from quietstar.errors import DataError, NonFiniteError, OutOfMemoryError
-from quietstar.training.measures import Means
-from quietstar.training.optimizer import build_optimizer
-from quietstar.training.out_of_memory import is_out_of_memory
-from quietstar.training.record import WeightedMeans
-from quietstar.training.schedule import learning_rate
-from quietstar.training.seeds import module_seed, thought_seed
+from quietstar.objective.learning import LearnOutput
+from quietstar.runs.files import write_json
+from quietstar.runs.machine import is_out_of_memory
+from quietstar.training.metrics import WeightedMeans
+from quietstar.training.optimizer import build_optimizer, learning_rate
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -233,3 +245,183 @@ def some_names(batch: Batch) -> str:
     """The names of a batch's texts, the first few of many."""
     names = list(batch.names)
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+DECILES = 10
+
+
+@dataclass(frozen=True)
+class Means:
+    """Several means by name.
+
+    Args:
+        names: M names.
+        totals: float64 [M].
+        counts: float64 [M], of how many things each total is the sum.
+    """
+
+    names: tuple[str, ...]
+    totals: Tensor
+    counts: Tensor
+
+    def __add__(self, other: Means) -> Means:
+        return Means(self.names, self.totals + other.totals, self.counts + other.counts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The means as float64 scalars on the device; 0 where there was nothing."""
+        return dict(zip(self.names, (self.totals / self.counts.clamp_min(1)).unbind(), strict=True))
+
+    def floats(self) -> dict[str, float]:
+        """The means, brought from the device together."""
+        means: list[float] = (self.totals / self.counts.clamp_min(1)).tolist()
+        return dict(zip(self.names, means, strict=True))
+
+
+def text_targets(batch: Batch) -> Tensor:
+    """bool [B, L-1]: where the next token belongs to the same document, and is one to learn."""
+    mask = batch.attention_mask
+    if mask is None:
+        targets = torch.ones_like(batch.tokens[:, 1:], dtype=torch.bool)
+    else:
+        targets = (mask[:, 1:] == mask[:, :-1]) & (mask[:, 1:] > 0)
+    return targets if batch.loss_mask is None else targets & batch.loss_mask[:, 1:]
+
+
+def step_means(output: LearnOutput, batch: Batch) -> Means:
+    """What thinking about a batch gives, NLLs and gains in nats.
+
+    Args:
+        output: Of the batch.
+        batch: The texts.
+
+    Returns:
+        `text_nll`: NLL of the whole text without thought. Over the targets of the thoughts alone: `base_nll` without
+        and `talk_nll` with thought, their difference `gain`, the three again by lookahead (`base_nll_0`, ...),
+        `mixing_weight` and its square `mixing_weight_square`: the standard deviation is the root of the latter less the
+        former squared. Over thoughts: `reward`, its absolute value `reward_size`, that of the advantage
+        `advantage_size`; and per token `thought_logprob` at the policy temperature, and `thought_entropy`, the negative
+        log-probability at the sampling temperature: an unbiased estimate of the entropy that thoughts are sampled with.
+    """
+    mask = output.target_mask
+    thinking = mask.any(-1)
+    per_target = torch.stack([output.base_nll_at_target, output.talk_nll, output.mixing_weight]).double()
+    per_target = per_target.masked_fill(~mask, 0)
+    base, talk, weight = per_target.sum((1, 2))  # [J]
+    square = per_target[2].square().sum()
+    per_thought = torch.stack(
+        [
+            output.reward,
+            output.reward.abs(),
+            output.advantage.abs(),
+            output.thought_logprob.mean(-1),
+            0 - output.thoughts.logprob.mean(-1),
+        ]
+    )
+    per_thought = per_thought.double().masked_fill(~thinking, 0).sum((1, 2))  # [5]
+    text = output.base_nll.double().sum()
+    base_total, talk_total, weight_total = torch.stack([base, talk, weight]).sum(1).unbind()
+    single = torch.stack([text, base_total, talk_total, base_total - talk_total, weight_total, square])
+
+    lookahead = range(mask.shape[-1])
+    targets = mask.sum((0, 1))  # [J]
+    target_count = targets.sum().expand(5)
+    thought_count = thinking.sum().expand(len(per_thought))
+    text_count = text_targets(batch).sum()[None]
+    return Means(
+        (
+            *("text_nll", "base_nll", "talk_nll", "gain", "mixing_weight", "mixing_weight_square"),
+            *("reward", "reward_size", "advantage_size", "thought_logprob", "thought_entropy"),
+            *(f"{name}_{j}" for name in ("base_nll", "talk_nll", "gain") for j in lookahead),
+        ),
+        torch.cat([single, per_thought, base, talk, base - talk]),
+        torch.cat([text_count, target_count, thought_count, targets, targets, targets]).double(),
+    )
+
+
+def gain_by_difficulty(base_nll: Tensor, talk_nll: Tensor) -> dict[str, float]:
+    """What thoughts gain on easy and on hard tokens.
+
+    Args:
+        base_nll: [N], NLL without thought of each target, in nats.
+        talk_nll: [N], NLL after the thought.
+
+    Returns:
+        `gain_decile_0`, the mean gain of the tenth of the targets with the smallest NLL without thought, to
+        `gain_decile_9`; tenths without a target are left out.
+    """
+    order = base_nll.argsort(stable=True)
+    gain = (base_nll.double() - talk_nll.double())[order]
+    edges = [len(gain) * edge // DECILES for edge in range(DECILES + 1)]
+    tenths = [gain[first:end] for first, end in pairwise(edges)]
+    return {f"gain_decile_{index}": float(tenth.mean()) for index, tenth in enumerate(tenths) if len(tenth)}
+
+
+_MASK = (1 << 64) - 1
+
+
+def thought_seed(seed: int, step: int) -> int:
+    """Seed of the thoughts of one optimizer step.
+
+    The numbers are folded one after another through the SplitMix64 finalizer, so neighbouring steps and seeds get
+    unrelated values, and the thoughts of a step do not depend on what ran before it. All micro-batches of a step share
+    the seed: a text's thoughts do not depend on how the step was cut up.
+
+    Args:
+        seed: The run's seed (any integer; taken modulo 2**64).
+        step: Optimizer step, counted from 1.
+
+    Returns:
+        An integer in 0 .. 2**63 - 1.
+    """
+    return _fold(seed, step, 0, 0)
+
+
+def module_seed(seed: int, step: int, micro_index: int) -> int:
+    """Seed of the global generator (dropout) in one micro-batch: not the thoughts' own, or both would correlate.
+
+    Args and result are those of `thought_seed`; micro_index is counted from 0.
+    """
+    return _fold(seed, step, micro_index, 1)
+
+
+def _fold(*values: int) -> int:
+    state = 0
+    for value in values:
+        state = _split_mix_64(state ^ (value & _MASK))
+    return state >> 1
+
+
+def _split_mix_64(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+DIRECTORY = "non_finite"
+
+
+def write_batch(run_directory: Path, step: int, batch: Batch, problem: str, seed: int) -> Path | None:
+    """Writes `non_finite/step-00000007.json` and, with the tokens, `.safetensors`.
+
+    Args:
+        run_directory: Of the run.
+        step: Optimizer step, counted from 1.
+        batch: All texts of the step.
+        problem: What was found.
+        seed: Of the step's thoughts.
+
+    Returns:
+        The JSON file, or None where it cannot be written: what is being reported matters more.
+    """
+    file = run_directory / DIRECTORY / f"step-{step:08d}.json"
+    tensors = {"tokens": batch.tokens.cpu().contiguous()}
+    if batch.attention_mask is not None:
+        tensors["attention_mask"] = batch.attention_mask.cpu().contiguous()
+    try:
+        file.parent.mkdir(exist_ok=True)
+        save_file(tensors, file.with_suffix(".safetensors"))
+        write_json(file, {"step": step, "problem": problem, "texts": list(batch.names), "thought_seed": seed})
+    except (OSError, SafetensorError):
+        return None
+    return file

@@ -16,32 +16,41 @@ from typing import Any, Generic, Protocol
 import torch
 from torch import Tensor, nn
 
-from quietstar.config import TrainingOptions
+from quietstar.config.training import TrainingOptions
+from quietstar.config.values import resolve_device
 from quietstar.data.batches import Batch, Batches, IndexedBatches
-from quietstar.devices import resolve_device
 from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
-from quietstar.files import make_output_dir, write_whole
+from quietstar.runs.checkpoints import latest_checkpoint, load_state
+from quietstar.runs.files import (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    EventLog,
+    RunLock,
+    append_json,
+    make_output_dir,
+    write_whole,
+)
+from quietstar.runs.machine import Signals, StopWaiting, is_out_of_memory
+from quietstar.runs.resume_check import differences, identity
 from quietstar.training.checkpoint import (
     SavesPretrained,
     load_optimizer_tensors,
     load_weights,
 )
-from quietstar.training.events import EventLog
-from quietstar.training.metrics import MetricsWriter
-from quietstar.training.non_finite import write_batch
-from quietstar.training.optimizer import MasterAdamW
-from quietstar.training.out_of_memory import is_out_of_memory
-from quietstar.training.output_dir import append_json
-from quietstar.training.progress import Progress
-from quietstar.training.record import Record
+from quietstar.training.loggers import Progress
+from quietstar.training.metrics import MetricsWriter, Record
+from quietstar.training.optimizer import MasterAdamW, learning_rate
 from quietstar.training.run_checkpoints import NO_BEST, RunCheckpoints
-from quietstar.training.run_lock import RunLock
-from quietstar.training.same_run import differences, identity
-from quietstar.training.schedule import learning_rate
-from quietstar.training.seeds import thought_seed
-from quietstar.training.signals import Signals, StopWaiting
-from quietstar.training.step import ModelT, OptimizerStep, StepResult, as_floats, refuse_reserved
-from quietstar.training.whole_checkpoints import latest_checkpoint, load_state
+from quietstar.training.step import (
+    ModelT,
+    OptimizerStep,
+    StepResult,
+    as_floats,
+    refuse_reserved,
+    thought_seed,
+    write_batch,
+)
 
 
 class ExtraState(Protocol):
@@ -206,7 +215,7 @@ class Trainer(Generic[ModelT]):
             try:
                 if self._make_loggers is not None:
                     self._loggers = self._make_loggers(start)
-                with MetricsWriter(self.output_dir / "metrics.jsonl", keep_steps=start or -1) as self._metrics:
+                with MetricsWriter(self.output_dir / METRICS, keep_steps=start or -1) as self._metrics:
                     self._train(start)
                 if start < self.options.steps:
                     self._events.write(self.options.steps, "finished", f"{self.options.steps} steps")
@@ -236,9 +245,9 @@ class Trainer(Generic[ModelT]):
         """Writes what the run is, and what this process runs on."""
         try:
             if self._config_yaml is not None:
-                write_whole(self.output_dir / "config.yaml", self._config_yaml)
+                write_whole(self.output_dir / CONFIG, self._config_yaml)
             if self._environment is not None:
-                append_json(self.output_dir / "environment.json", self._environment)
+                append_json(self.output_dir / ENVIRONMENT, self._environment)
         except OSError as error:
             raise ConfigError(f"output_dir: cannot write to {self.output_dir} ({error.strerror})") from None
 

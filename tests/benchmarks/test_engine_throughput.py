@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import engine_throughput
 from benchmarks.engine_throughput import MODELS, Shape, build_model, check_backends, family, main, own_kernels
+from quietstar.objective.learning import learn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +27,7 @@ def test_counts_are_those_of_the_model_and_of_a_step() -> None:
     mixing = sum(p.numel() for p in model.mixing_head.parameters() if p.dim() == 2 and p.shape[0] > 1)
     assert SHAPE.flops()["mixing head"] == 6 * mixing * SHAPE.streams * SHAPE.lookahead
 
-    step = model.learn(torch.randint(SHAPE.vocabulary, (SHAPE.batch, SHAPE.length)))
+    step = learn(model, torch.randint(SHAPE.vocabulary, (SHAPE.batch, SHAPE.length)))
     assert step.thoughts.tokens.numel() == SHAPE.streams * SHAPE.thought_length
     assert SHAPE.loss_rows == step.base_nll.numel() + int(step.target_mask.sum()) + step.thoughts.tokens.numel()
     anchor, S = step.thoughts.anchor.long(), SHAPE.stream_length

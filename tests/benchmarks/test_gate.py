@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import gate
 from quietstar import QuietStarForCausalLM
-from quietstar.textbook.character_model import character_tokenizer
-from quietstar.textbook.corpus import direct_line
+from quietstar.demos.corpus import direct_line
+from quietstar.demos.textbook import character_tokenizer
 from tests.model.tiny import make_base, randomize_thinking
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import textbook
-from quietstar.textbook import experiment
+from quietstar.demos import textbook as experiment
 
 
 def test_stream_tokens() -> None:

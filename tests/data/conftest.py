@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.data import load_tokenizer
+from quietstar.data.tokenizer import load_tokenizer
 
 SENTENCES = "The cat's hat cost 12,345 dollars.\n\nIt   was red;\n\tand so on… naïve café 漢字 🦄!\n"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quietstar.data import BadRows, read_documents
+from quietstar.data.rows import BadRows
+from quietstar.data.sources import read_documents
 from quietstar.errors import DataError
 
 GOOD = b'{"text": "fine"}'

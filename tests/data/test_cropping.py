@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.config import DataOptions
-from quietstar.data import load_batches
-from quietstar.data.cropping import crop
+from quietstar.config.training import DataOptions
+from quietstar.data.loading import load_batches
+from quietstar.data.packing import crop
 from quietstar.errors import DataError
 from tests.data.shard_files import row_text
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.data import BatchOrder
-from quietstar.data.order import _mix
+from quietstar.data.batches import BatchOrder, _mix
 
 
 @given(n=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**70), epochs=st.integers(1, 3))

@@ -12,18 +12,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.config import DataOptions
-from quietstar.data import (
-    BatchOrder,
-    Document,
-    IndexedBatches,
-    PackedTexts,
-    encoding,
-    load_batches,
-    load_texts,
-    pack,
-    split,
-)
+from quietstar.config.training import DataOptions
+from quietstar.data import tokenizer as encoding
+from quietstar.data.batches import BatchOrder, IndexedBatches
+from quietstar.data.loading import load_batches, load_texts
+from quietstar.data.packing import PackedTexts, pack, split
+from quietstar.data.sources import Document
 from quietstar.errors import ConfigError, DataError
 
 PARTS = [

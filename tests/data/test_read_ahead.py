@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.data.read_ahead import ReadAhead
+from quietstar.data.stream import ReadAhead
 
 
 @given(items=st.lists(st.integers(0, 5), max_size=30), workers=st.integers(1, 4), ahead=st.integers(1, 5))

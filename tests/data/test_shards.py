@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config import STREAMED_HOMES, DataOptions
-from quietstar.data import load_batches, shards
-from quietstar.data.bad_rows import BadRow
-from quietstar.data.rows import text_of
+from quietstar.config.training import STREAMED_HOMES, DataOptions
+from quietstar.data import shards
+from quietstar.data.loading import load_batches
+from quietstar.data.rows import BadRow, text_of
 from quietstar.data.shards import PATTERNS, Shard, find_shards, list_shards
 from quietstar.errors import ConfigError, DataError
 from tests.data.shard_files import write_c4, write_openwebmath

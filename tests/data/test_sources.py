@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quietstar.data import Document, read_documents
+from quietstar.data.sources import Document, read_documents
 from quietstar.errors import DataError
 
 

@@ -17,10 +17,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config import DataOptions
-from quietstar.data import Batch, StreamedBatches, load_batches
+from quietstar.config.training import DataOptions
+from quietstar.data.batches import Batch
+from quietstar.data.loading import load_batches
 from quietstar.data.shards import find_shards
 from quietstar.data.stream import Position, ShuffledRows
+from quietstar.data.text_stream import StreamedBatches
 from quietstar.errors import DataError
 from tests.data.shard_files import row_text, write_c4, write_openwebmath
 
@@ -78,7 +80,7 @@ def test_an_interrupted_run_gets_the_same_batches(data: st.DataObject, word_toke
     }
     stops = data.draw(st.sets(st.integers(0, STEPS - 1)))
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quietstar.data.bad_rows.SHOWN", 0)
+        patch.setattr("quietstar.data.rows.SHOWN", 0)
         directory = Path(name)
         write_shards(directory, sizes, sorted(broken))
         expected = []

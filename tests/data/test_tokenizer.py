@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.data import check_vocabulary, load_tokenizer, tokenizer_fingerprint
+from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
 from quietstar.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from quietstar import QuietStarForCausalLM
 from quietstar.evaluate import main
-from quietstar.model.from_scratch import character_tokenizer, small_llama
+from quietstar.model.loading import character_tokenizer, small_llama
 
 SYMBOLS = string.digits + string.ascii_letters + string.punctuation + " \n"
 REST = 1e-9

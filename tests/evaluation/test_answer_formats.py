@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quietstar.evaluation.answer_formats import load_format
+from quietstar.evaluation.answers import load_format
 from tests.evaluation.evaluated import write_problems
 
 

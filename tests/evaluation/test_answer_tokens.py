@@ -12,9 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from quietstar.errors import ConfigError
-from quietstar.evaluation.answer_formats import load_format
-from quietstar.evaluation.answer_tokens import Allowed
-from quietstar.evaluation.soft_accuracy import symbols_of
+from quietstar.evaluation.answers import load_format
+from quietstar.evaluation.soft_accuracy import Allowed, symbols_of
 from quietstar.evaluation.token_texts import encode, first_tokens, token_texts
 from tests.evaluation.evaluated import tokenizer
 

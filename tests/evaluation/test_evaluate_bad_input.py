@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quietstar.evaluate import main
-from quietstar.evaluation.evaluation_page import evaluation_page
+from quietstar.reporting.evaluation_page import evaluation_page
 from tests.evaluation.evaluated import constant_model, save, tokenizer, write_problems
 
 NO_MODEL = "/nowhere"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quietstar.evaluation.answer_formats import AnswerFormat, load_format
+from quietstar.evaluation.answers import AnswerFormat, load_format
 from tests.evaluation.evaluated import (
     SYMBOLS,
     constant_model,

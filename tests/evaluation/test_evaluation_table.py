@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quietstar.evaluation.bootstrap import Interval
-from quietstar.evaluation.comparison import Comparison, compare
-from quietstar.evaluation.evaluation_page import evaluation_page
-from quietstar.evaluation.evaluation_table import evaluation_text, group_table, verdict
-from quietstar.evaluation.nll_summary import nll_comparison
+from quietstar.evaluation.held_out_text import nll_comparison
+from quietstar.reporting.evaluation_page import evaluation_page, evaluation_text, group_table, verdict
+from quietstar.statistics.bootstrap import Interval
+from quietstar.statistics.comparison import Comparison, compare
 
 
 def report(*results: Comparison) -> dict[str, Any]:

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from quietstar.errors import DataError
-from quietstar.evaluation.blocks import block_intervals
-from quietstar.evaluation.held_out_text import text_windows
-from quietstar.evaluation.nll_summary import bits_comparison, deciles, nll_comparison
-from quietstar.evaluation.token_classes import token_class, token_classes
+from quietstar.evaluation.held_out_text import bits_comparison, deciles, nll_comparison, text_windows
+from quietstar.evaluation.token_texts import token_class, token_classes
+from quietstar.statistics.bootstrap import block_intervals
 from tests.evaluation.evaluated import constant_model, evaluate, items, random_model, result, save, tokenizer
 
 

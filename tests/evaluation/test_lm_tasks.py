@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from quietstar.evaluate import main
-from quietstar.evaluation.lm_measures import comparisons, measured
+from quietstar.evaluation.lm_tasks import comparisons, measured
 from tests.evaluation.evaluated import evaluate, items, random_model, result, save, tokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'quietstar[eval]')")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from quietstar import QuietStarForCausalLM
+from quietstar.demos.corpus import SYMBOLS
+from quietstar.demos.textbook import character_model, character_tokenizer
 from quietstar.evaluate import main
 from quietstar.evaluation.token_texts import first_tokens, token_texts
-from quietstar.textbook.character_model import character_model, character_tokenizer
-from quietstar.textbook.corpus import SYMBOLS
 from tests.evaluation.evaluated import evaluate, result, write_problems
 
 

@@ -36,7 +36,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from quietstar.textbook.character_model import character_tokenizer
+from quietstar.demos.textbook import character_tokenizer
 from tests.faults.launch import REPOSITORY, Zygote
 from tests.faults.runs import Runs, arguments
 from tests.faults.shards import write_shards

@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from quietstar.outer_loop.phases import Phases
+from quietstar.runs.checkpoints import list_checkpoints
 from quietstar.training import checkpoint
-from quietstar.training.whole_checkpoints import list_checkpoints
 
 FAULTS: dict[str, Callable[..., None]] = {}
 

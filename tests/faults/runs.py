@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quietstar.runs.checkpoints import list_checkpoints
 from quietstar.training.metrics import read_metrics
-from quietstar.training.whole_checkpoints import list_checkpoints
 from tests.faults.launch import Process, Zygote
 
 CLOCKS = ("seconds", "tokens_per_second")

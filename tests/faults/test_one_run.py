@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from quietstar.textbook.corpus import SYMBOLS
+from quietstar.demos.corpus import SYMBOLS
 from tests.faults.runs import Runs, assert_same_end, happened, newest
 
 

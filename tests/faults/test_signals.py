@@ -14,7 +14,7 @@ import pytest
 
 from quietstar.data.batches import Batch
 from quietstar.errors import Interrupted
-from quietstar.training import StepResult
+from quietstar.training.step import StepResult
 from tests.faults.launch import REPOSITORY, TIMEOUT
 from tests.faults.runs import STEPS, Runs, arguments, assert_same_end, events, happened, lines, newest, steps
 from tests.training.helpers import language_modeling_step, options, trainer

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
-from quietstar.inference.draw import draw, uniforms
+from quietstar.model.draw import draw, uniforms
 from tests.model.naive import NaiveThinker
 
 GOLDEN = 0x9E3779B97F4A7C15

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from quietstar.inference.completing import continue_texts
-from quietstar.inference.completion_options import CompletionOptions
-from quietstar.inference.record import ThinkingRecord
-from quietstar.model import QuietStarForCausalLM
+from quietstar.inference.prompts import CompletionOptions
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.model.thinking_cache import ThinkingRecord
 from tests.evaluation.evaluated import constant_model, tokenizer
 
 

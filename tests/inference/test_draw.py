@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietstar.inference.draw import draw, likeliest, uniforms
+from quietstar.model.draw import draw, likeliest, uniforms
 
 MASK = 2**64 - 1
 

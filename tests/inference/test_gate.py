@@ -15,17 +15,25 @@ from transformers import AutoModelForCausalLM
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import CheckpointError, ConfigError, DataError
 from quietstar.gate import main
-from quietstar.inference import gains
-from quietstar.inference.gains import read_gains, read_states
-from quietstar.inference.gate import fit_gate
-from quietstar.inference.gate_choices import BEYOND, NEARLY_ALL, choose_way, measure_choices, ways_to_think
-from quietstar.inference.gate_report import GateReport
+from quietstar.inference import gate as gains
+from quietstar.inference.gate import (
+    Moments,
+    add,
+    choose_strength,
+    fit_gate,
+    fit_ridge,
+    fit_to_others,
+    read_gains,
+    read_states,
+)
+from quietstar.inference.gate_choices import BEYOND, NEARLY_ALL, GateReport, choose_way, measure_choices, ways_to_think
 from quietstar.inference.loading import load_thinking
-from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge, fit_to_others
 from quietstar.model.adapters import add_adapters, has_adapters, trained_state
-from quietstar.model.from_scratch import character_tokenizer
-from quietstar.model.thinking_gate import ThinkingGate
-from quietstar.training import build_optimizer, load_weights, save_checkpoint, take_snapshot
+from quietstar.model.heads import ThinkingGate
+from quietstar.model.loading import character_tokenizer
+from quietstar.objective.learning import learn
+from quietstar.training.checkpoint import load_weights, save_checkpoint, take_snapshot
+from quietstar.training.optimizer import build_optimizer
 from tests.inference.dense_ridge import dense_ridge
 from tests.model.tiny import VOCABULARY, make_ids, make_model
 from tests.training.helpers import options
@@ -333,7 +341,7 @@ def test_training_goes_on_beside_it(tmp_path: Path, fitted: QuietStarForCausalLM
     model = copy.deepcopy(fitted).train()
     optimizer = build_optimizer(model, options())
     assert not any("thinking_gate" in name for group in optimizer.groups for name, _ in group.parameters)
-    model.learn(TEXTS[:2]).loss.backward()
+    learn(model, TEXTS[:2]).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     optimizer.collect_gradients()
     optimizer.step(0.1)

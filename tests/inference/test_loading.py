@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from quietstar import CheckpointError, ConfigError, DataError, QuietStarForCausalLM
-from quietstar.config import FinetuningOptions
+from quietstar.config.training import FinetuningOptions
 from quietstar.inference.loading import AUTHORS_TOKENS, load_thinking
 from quietstar.inference.prompts import Prompt
-from quietstar.model.from_scratch import character_tokenizer
-from quietstar.training import save_checkpoint, take_snapshot
+from quietstar.model.loading import character_tokenizer
+from quietstar.training.checkpoint import save_checkpoint, take_snapshot
 from quietstar.training.finetuning import apply_finetuning
 from tests.golden_recording import load_recording
 from tests.model.test_saving import write_authors_directory

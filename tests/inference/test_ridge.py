@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quietstar.inference.ridge import Moments, add, choose_strength, fit_ridge, fit_to_others
+from quietstar.inference.gate import Moments, add, choose_strength, fit_ridge, fit_to_others
 from tests.inference.dense_ridge import dense_ridge
 
 ROWS, SIZE = 60, 5

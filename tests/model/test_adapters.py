@@ -15,24 +15,23 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from quietstar import CheckpointError, ConfigError, QuietStarForCausalLM
-from quietstar.model.adapter_files import (
-    check_base,
-    is_adapter_checkpoint,
-    load_finetuned,
-    read_adapters,
-    save_finetuned,
-)
 from quietstar.model.adapters import (
     adapter_options,
     adapter_targets,
     add_adapters,
     base_fingerprint,
+    check_base,
     has_adapters,
+    is_adapter_checkpoint,
     linear_layers,
+    load_finetuned,
     load_trained_state,
     merge_adapters,
+    read_adapters,
+    save_finetuned,
     trained_state,
 )
+from quietstar.objective.learning import learn
 from tests.model.tiny import assert_same_gradients, gradients, make_base, make_ids, make_model
 
 pytest.importorskip("peft", reason="adapters are an extra")
@@ -89,7 +88,7 @@ def test_recorded_thoughts_give_the_plain_gradients(family: str) -> None:
     found = {}
     for reuse in (True, False):
         model.zero_grad()
-        model.learn(IDS, seed=3, reuse_sampling_pass=reuse).loss.backward()
+        learn(model, IDS, seed=3, reuse_sampling_pass=reuse).loss.backward()
         found[reuse] = gradients(model)
     assert_same_gradients(found[True], found[False], 1e-10)
     assert found[True].keys() == trained_state(model).keys()
@@ -113,7 +112,7 @@ def test_only_what_is_trained_moves() -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for step in range(2):
         optimizer.zero_grad()
-        model.learn(IDS, seed=step).loss.backward()
+        learn(model, IDS, seed=step).loss.backward()
         optimizer.step()
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in base_weights(model).items())
     moved = {name for name, tensor in trained_state(model).items() if not torch.equal(tensor, before[name])}

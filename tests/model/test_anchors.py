@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar.errors import ConfigError, DataError
-from quietstar.model.anchors import expand_anchors
 from quietstar.model.padding import Padding, read_padding
+from quietstar.model.thoughts import expand_anchors
 from tests.model.tiny import make_ids, make_model
 
 

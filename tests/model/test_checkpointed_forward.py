@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quietstar import QuietStarForCausalLM
+from quietstar.objective.learning import learn
 from tests.model.tiny import assert_same_gradients, gradients, make_ids, make_model, switch_checkpointing_on
 
 EXACT = 1e-10
@@ -19,7 +20,7 @@ MASK = torch.tensor([[0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]])
 
 def backward(model: QuietStarForCausalLM, reuse: bool, **arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
-    step = model.learn(arguments.pop("ids", IDS), reuse_sampling_pass=reuse, **arguments)
+    step = learn(model, arguments.pop("ids", IDS), reuse_sampling_pass=reuse, **arguments)
     step.loss.backward()
     return step.loss.detach(), gradients(model)
 
@@ -80,7 +81,7 @@ def test_gradient_accumulation() -> None:
     found = {}
     for reuse in (True, False):
         model.zero_grad()
-        steps = [model.learn(batch, seed=4, reuse_sampling_pass=reuse) for batch in batches]
+        steps = [learn(model, batch, seed=4, reuse_sampling_pass=reuse) for batch in batches]
         for step in reversed(steps):
             (step.loss / len(steps)).backward()
         found[reuse] = gradients(model)
@@ -113,7 +114,7 @@ def test_autograd_grad_and_a_second_backward() -> None:
     model = make_model(dtype=torch.float64)
     _, wanted = backward(model, False)
     model.zero_grad()
-    step = model.learn(IDS)
+    step = learn(model, IDS)
     chosen = ["base.model.layers.0.self_attn.k_proj.weight", "thought_embedding.weight"]
     found = torch.autograd.grad(step.loss, [model.get_parameter(name) for name in chosen], retain_graph=True)
     for name, gradient in zip(chosen, found, strict=True):
@@ -132,7 +133,7 @@ def test_low_precision_is_as_exact_as_the_plain_step(autocast: bool) -> None:
     for reuse in (True, False):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = model.learn(IDS, thoughts=thoughts, reuse_sampling_pass=reuse).loss
+            loss = learn(model, IDS, thoughts=thoughts, reuse_sampling_pass=reuse).loss
         loss.backward()
         found = gradients(model)
         assert found.keys() == truth.keys()
@@ -149,7 +150,7 @@ def test_the_backward_pass_recomputes_in_the_precision_of_the_forward(autocast: 
     dtypes: list[torch.dtype] = []
     model.base.model.layers[0].mlp.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = model.learn(IDS).loss
+        loss = learn(model, IDS).loss
     forward = len(dtypes)
     loss.backward()
     assert len(dtypes) == forward + 1
@@ -185,7 +186,7 @@ def test_hooks_of_a_layer_run_around_the_recorded_pass_and_not_in_its_backward()
     passes = 1 + model.config.thought_length + 1  # text, START and each token but the last, the rest of the streams
     assert order == once * passes
     order.clear()
-    loss = model.learn(IDS, thoughts=thoughts).loss
+    loss = learn(model, IDS, thoughts=thoughts).loss
     assert order == ["before", "after"]
     loss.backward()
     assert order == ["before", "after", "layer"]
@@ -208,7 +209,7 @@ def test_a_forward_of_the_layer_s_own_is_used_and_stays(fails: bool) -> None:
     layer.forward = own
     if fails:
         with pytest.raises(KeyError, match="in the middle of a pass"):
-            model.learn(IDS)
+            learn(model, IDS)
     else:
         _, found = backward(model, True, seed=1)
         assert_same_gradients(found, wanted, EXACT)
@@ -236,7 +237,7 @@ def test_lora_on_the_base() -> None:
     found = {}
     for reuse in (True, False):
         adapted.zero_grad()
-        adapted.learn(IDS, seed=3, reuse_sampling_pass=reuse).loss.backward()
+        learn(adapted, IDS, seed=3, reuse_sampling_pass=reuse).loss.backward()
         found[reuse] = {name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None}
     assert_same_gradients(found[True], found[False], EXACT)
     trained = {name.split(".")[-2] if "lora" in name else name for name in found[True]}
@@ -252,7 +253,7 @@ def test_each_layer_runs_once_in_the_backward_pass_and_not_at_all_in_the_forward
     thoughts = model.think(IDS, record=True)
     assert calls == [False] * (1 + model.config.thought_length + 1)  # text, START and all but the last token, the rest
     calls.clear()
-    step = model.learn(IDS, thoughts=thoughts)
+    step = learn(model, IDS, thoughts=thoughts)
     assert calls == []
     step.loss.backward()
     assert calls == [True]
@@ -280,13 +281,13 @@ def test_layers_are_left_as_they_were_when_a_pass_fails() -> None:
 def test_the_result_of_a_step_does_not_keep_the_recording_alive() -> None:
     """A loop that holds its last step while it makes the next would otherwise hold two recordings."""
     model = make_model()
-    assert model.learn(IDS).thoughts.recording is None
+    assert learn(model, IDS).thoughts.recording is None
 
 
 def test_weights_that_move_before_the_backward_pass_are_refused() -> None:
     """The recomputation would use other weights than the forward; autograd says so."""
     model = make_model()
-    loss = model.learn(IDS).loss
+    loss = learn(model, IDS).loss
     with torch.no_grad():
         nn.init.zeros_(model.base.model.layers[0].self_attn.q_proj.weight)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

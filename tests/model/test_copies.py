@@ -8,6 +8,7 @@ from torch import Tensor
 
 from quietstar.model.padding import read_padding
 from quietstar.model.passes import CachedPass
+from quietstar.objective.learning import learn
 from quietstar_kernels.positions import Positions
 from quietstar_kernels.thought_attention.torch_backend import _pack_text
 from tests.model.tiny import make_ids, make_model
@@ -38,7 +39,7 @@ def test_anchors_are_copied_between_host_and_device_once_for_all_layers_and_step
     if inference:
         return
     copied.clear()
-    model.learn(ids, mask, thoughts=thoughts).loss.backward()  # one pass, whose layers are recomputed backwards
+    learn(model, ids, mask, thoughts=thoughts).loss.backward()  # one pass, whose layers are recomputed backwards
     assert sorted(copied) == [(2,)]
 
 

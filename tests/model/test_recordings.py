@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quietstar import DataError, QuietStarForCausalLM, Thoughts
+from quietstar.objective.learning import learn
 from tests.model.tiny import make_model
 
 IDS = torch.tensor([[5, 9, 3, 12, 7, 8, 2, 11]])
@@ -36,8 +37,8 @@ def test_a_stale_recording_is_made_again(change: Callable[[QuietStarForCausalLM,
     model, ids = make_model(thoughts_per_position=2), IDS.clone()
     thoughts = model.think(ids, record=True)
     change(model, ids)
-    reused = model.learn(ids, thoughts=thoughts, reuse_sampling_pass=True).loss
-    plain = model.learn(ids, thoughts=thoughts, reuse_sampling_pass=False).loss
+    reused = learn(model, ids, thoughts=thoughts, reuse_sampling_pass=True).loss
+    plain = learn(model, ids, thoughts=thoughts, reuse_sampling_pass=False).loss
     torch.testing.assert_close(reused, plain, atol=1e-4, rtol=1e-4)  # a foreign one is wrong by 0.1 and more
 
 
@@ -46,18 +47,18 @@ def test_a_recording_of_other_documents_is_made_again() -> None:
     masks = [torch.tensor([[1, 1, 1, border, border, 2, 2, 2]]) for border in (1, 2)]
     thoughts = model.think(IDS, masks[0], record=True)
     reused, plain = (
-        model.learn(IDS, masks[1], thoughts=thoughts, reuse_sampling_pass=reuse).loss for reuse in (True, False)
+        learn(model, IDS, masks[1], thoughts=thoughts, reuse_sampling_pass=reuse).loss for reuse in (True, False)
     )
     torch.testing.assert_close(reused, plain, atol=1e-4, rtol=1e-4)
-    other = model.learn(IDS, masks[0], thoughts=thoughts).loss
+    other = learn(model, IDS, masks[0], thoughts=thoughts).loss
     assert (other - plain).abs() > 1e-2
 
 
 def test_a_recording_of_another_model_is_not_used() -> None:
     one, other = make_model(seed=0), make_model(seed=1)
     thoughts = one.think(IDS, record=True)
-    reused = other.learn(IDS, thoughts=thoughts, reuse_sampling_pass=True).loss
-    plain = other.learn(IDS, thoughts=thoughts, reuse_sampling_pass=False).loss
+    reused = learn(other, IDS, thoughts=thoughts, reuse_sampling_pass=True).loss
+    plain = learn(other, IDS, thoughts=thoughts, reuse_sampling_pass=False).loss
     torch.testing.assert_close(reused, plain, atol=1e-4, rtol=1e-4)  # a foreign one is wrong by 0.1 and more
 
 
@@ -78,7 +79,7 @@ def test_thoughts_that_cannot_be(anchors: list[int], token: int, message: str, r
     tokens = torch.full((1, 4, model.config.thought_length), token)
     thoughts = Thoughts(tokens, torch.tensor([anchors], dtype=torch.int32), torch.zeros(tokens.shape), 2)
     with pytest.raises(DataError, match=message):
-        model.learn(IDS, thoughts=thoughts, reuse_sampling_pass=reuse_sampling_pass)
+        learn(model, IDS, thoughts=thoughts, reuse_sampling_pass=reuse_sampling_pass)
 
 
 def test_a_router_draws_no_jitter_while_it_trains() -> None:
@@ -86,6 +87,6 @@ def test_a_router_draws_no_jitter_while_it_trains() -> None:
     changes = {"model_type": "mixtral", "router_jitter_noise": 0.3, "num_local_experts": 2, "num_experts_per_tok": 1}
     model = make_model(changes=changes).train()
     thoughts = model.think(IDS, record=True)
-    losses = [model.learn(IDS, thoughts=thoughts, reuse_sampling_pass=reuse).loss for reuse in (True, False, False)]
+    losses = [learn(model, IDS, thoughts=thoughts, reuse_sampling_pass=reuse).loss for reuse in (True, False, False)]
     torch.testing.assert_close(losses[0], losses[1], atol=1e-4, rtol=1e-4)
     assert torch.equal(losses[1], losses[2])

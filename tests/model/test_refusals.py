@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, T
 from quietstar import QuietStarConfig, QuietStarForCausalLM
 from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
 from quietstar.model.attention import quietstar_attention
+from quietstar.objective.learning import learn
 from tests.model.tiny import GROUPED, SIZES, VOCABULARY, make_base, make_ids, make_model
 
 IDS = make_ids(2, 6)
@@ -73,7 +74,7 @@ def test_static_rope_scaling_is_fine() -> None:
         {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
         {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32},
     ):
-        assert make_model("llama", changes={"rope_parameters": parameters}).learn(IDS).loss.isfinite()
+        assert learn(make_model("llama", changes={"rope_parameters": parameters}), IDS).loss.isfinite()
 
 
 def test_dropout_of_any_name_is_off() -> None:
@@ -81,7 +82,7 @@ def test_dropout_of_any_name_is_off() -> None:
     config = AutoConfig.for_model("seed_oss", **{**GROUPED, "head_dim": 8, "residual_dropout": 0.5})
     base = AutoModelForCausalLM.from_config(config).train()
     model = QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6]).train()
-    losses = {float(model.learn(IDS, seed=3).loss) for _ in range(3)}
+    losses = {float(learn(model, IDS, seed=3).loss) for _ in range(3)}
     assert len(losses) == 1
 
 
@@ -131,14 +132,14 @@ def test_an_attention_that_is_replaced_afterwards() -> None:
     model = make_model()
     model.set_attn_implementation("sdpa")
     with pytest.raises(UnsupportedBackboneError, match="its attention is now 'sdpa'"):
-        model.learn(IDS)
+        learn(model, IDS)
 
 
 def test_an_adapter_on_the_head() -> None:
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(make_model(), peft.LoraConfig(r=2, target_modules=["lm_head"]))
     with pytest.raises(UnsupportedBackboneError, match=r"mistral: its lm_head is a peft\..*Linear, .* a plain one"):
-        adapted.learn(IDS)
+        learn(adapted, IDS)
 
 
 def test_an_adapted_base_says_what_to_do_instead() -> None:
@@ -230,9 +231,9 @@ def test_thinking_options_out_of_range() -> None:
     with pytest.raises(ConfigError, match="temperature: got 0, needs a value above 0; greedy=True"):
         model.think(IDS, temperature=0)
     with pytest.raises(ConfigError, match="positions: got 'often'"):
-        model.learn(IDS, anchors="often")
+        learn(model, IDS, anchors="often")
     with pytest.raises(DataError, match=r"anchors: got 0\.\.6, needs positions in the text, 0\.\.5"):
-        model.learn(IDS, anchors=torch.tensor([0, 6]))
+        learn(model, IDS, anchors=torch.tensor([0, 6]))
     with pytest.raises(DataError, match=r"tokens: got shape \[2, 3, 2\], needs \[2, 10, 2\]"):
         model.think(IDS, tokens=torch.zeros(2, 3, 2, dtype=torch.int64))
 
@@ -243,11 +244,11 @@ def test_thoughts_that_do_not_fit() -> None:
     longer = make_model(thought_length=3).think(IDS)
     for reuse in (True, False):
         with pytest.raises(DataError, match=r"thoughts: got tokens \[2, 10, 3\]"):
-            model.learn(IDS, thoughts=longer, reuse_sampling_pass=reuse)
+            learn(model, IDS, thoughts=longer, reuse_sampling_pass=reuse)
         with pytest.raises(DataError, match=r"thoughts: got tokens \[2, 10, 2\] .* needs tokens \[1, 10, 2\]"):
-            model.learn(IDS[:1], thoughts=thoughts, reuse_sampling_pass=reuse)
+            learn(model, IDS[:1], thoughts=thoughts, reuse_sampling_pass=reuse)
         with pytest.raises(DataError, match=r"thoughts: got anchors 0..4, needs positions in the text, 0\.\.2"):
-            model.learn(IDS[:, :3], thoughts=thoughts, reuse_sampling_pass=reuse)
+            learn(model, IDS[:, :3], thoughts=thoughts, reuse_sampling_pass=reuse)
     with pytest.raises(DataError, match="thoughts: got tokens"):
         model.predict(IDS, thoughts=longer)
     for call in (model.learn, model.predict):
@@ -257,21 +258,21 @@ def test_thoughts_that_do_not_fit() -> None:
 
 def test_learned_positions_end() -> None:
     model = make_model("gpt2", changes={"n_positions": 12})
-    assert model.learn(make_ids(1, 7)).loss.isfinite()  # a stream of the last anchor ends at 5 + 1 + 5 = 11
+    assert learn(model, make_ids(1, 7)).loss.isfinite()  # a stream of the last anchor ends at 5 + 1 + 5 = 11
     with pytest.raises(
         DataError, match="input_ids: a thought would reach position 12, the base has 12 learned positions"
     ):
-        model.learn(make_ids(1, 8))
+        learn(model, make_ids(1, 8))
 
 
 def test_a_text_of_one_token() -> None:
     with pytest.raises(DataError, match="input_ids: got 1 tokens, a text needs at least 2"):
-        make_model().learn(IDS[:, :1])
+        learn(make_model(), IDS[:, :1])
 
 
 def test_leave_one_out_needs_two_thoughts() -> None:
     with pytest.raises(ConfigError, match="thoughts_per_position: got 1, the leave_one_out baseline needs at least 2"):
-        make_model(thoughts_per_position=1).learn(IDS)
+        learn(make_model(thoughts_per_position=1), IDS)
 
 
 def test_the_triton_backend_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from quietstar import QuietStarForCausalLM
 from quietstar.model.passes import PAUSE
+from quietstar.objective.learning import learn
 from tests.model.tiny import VOCABULARY, make_base, make_ids, make_model
 
 IDS = make_ids(2, 6)
@@ -131,7 +132,7 @@ def test_pausing_repeats_start() -> None:
     wanted = speaking.predict(IDS, thoughts=nines)
     found = pausing.predict(IDS, thoughts=thoughts)
     torch.testing.assert_close(found.talk_logits, wanted.talk_logits)
-    step = pausing.learn(IDS)
+    step = learn(pausing, IDS)
     assert not step.policy_loss.any() and step.loss.requires_grad
     step.loss.backward()
     assert pausing.thought_embedding.weight.grad is not None and pausing.thought_embedding.weight.grad[0].any()
@@ -142,7 +143,7 @@ def test_an_untrained_head_gives_its_initial_weight_everywhere() -> None:
         model = QuietStarForCausalLM.from_base(
             make_base(), start_text=[5], end_text=[6], mixing_activation=activation, initial_mixing_weight=weight
         )
-        found = model.learn(IDS).mixing_weight
+        found = learn(model, IDS).mixing_weight
         torch.testing.assert_close(found, torch.full_like(found, weight))
 
 
@@ -153,7 +154,7 @@ def test_the_authors_head_starts_cold() -> None:
     options = {"start_text": [5], "end_text": [6]}
     cold = QuietStarForCausalLM.from_base(make_base(), initial_mixing_weight=None, **options)
     assert cold.mixing_head.output.bias is None
-    step = cold.learn(IDS)
+    step = learn(cold, IDS)
     assert not step.mixing_weight.any() and not step.reward.any() and not step.advantage.any()
     torch.testing.assert_close(step.talk_nll, step.base_nll_at_target, atol=0, rtol=0)
     step.loss.backward()
@@ -163,9 +164,9 @@ def test_the_authors_head_starts_cold() -> None:
     half = QuietStarForCausalLM.from_base(
         make_base(), initial_mixing_weight=None, mixing_activation="sigmoid", **options
     )
-    assert (half.learn(IDS).mixing_weight == 0.5).all()
+    assert (learn(half, IDS).mixing_weight == 0.5).all()
     warm = QuietStarForCausalLM.from_base(make_base(), initial_mixing_weight=0.1, **options)
-    step = warm.learn(IDS)
+    step = learn(warm, IDS)
     step.loss.backward()
     assert step.reward.any() and warm.thought_embedding.weight.grad.any(dim=1).all()
 
@@ -178,7 +179,7 @@ def test_mixing_as_the_formulas_say(interpolation: str, activation: str) -> None
     thoughts = model.think(IDS, seed=1)
     states = model.talk(IDS, None, thoughts)
     head = model.base.get_output_embeddings().weight
-    step = model.learn(IDS, thoughts=thoughts)
+    step = learn(model, IDS, thoughts=thoughts)
     for b, p, j in ((0, 0, 0), (1, 5, 2), (0, 7, 1)):
         i = int(thoughts.anchor[b, p])
         base, thought = states.text[b, i + j], states.stream[b, p, 2 + 1 + j]
@@ -199,7 +200,7 @@ def test_mixing_as_the_formulas_say(interpolation: str, activation: str) -> None
 def test_predictions_are_those_that_the_loss_scores(family: str, interpolation: str, dtype: torch.dtype) -> None:
     model = make_model(family, dtype=dtype, interpolation=interpolation)
     thoughts = model.think(IDS, seed=1)
-    step, prediction = model.learn(IDS, thoughts=thoughts), model.predict(IDS, thoughts=thoughts)
+    step, prediction = learn(model, IDS, thoughts=thoughts), model.predict(IDS, thoughts=thoughts)
     assert (
         prediction.talk_logits.dtype == prediction.base_logits.dtype == prediction.mixing_weight.dtype == torch.float32
     )
@@ -212,7 +213,7 @@ def test_predictions_are_those_that_the_loss_scores(family: str, interpolation: 
 
 
 def test_losses_and_rewards_are_float32_whatever_the_weights() -> None:
-    step = make_model(dtype=torch.bfloat16).learn(IDS)
+    step = learn(make_model(dtype=torch.bfloat16), IDS)
     for name in ("loss", "base_nll", "talk_nll", "reward", "advantage", "mixing_weight", "thought_logprob"):
         assert getattr(step, name).dtype == torch.float32, name
     quantum = step.reward * 64  # NLLs between 2 and 4 in bfloat16 are multiples of 1/64

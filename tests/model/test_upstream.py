@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from quietstar import QuietStarForCausalLM, UnsupportedBackboneError
-from quietstar.inference import roomy_cache
 from quietstar.model import backbone, upstream
+from quietstar.model import preallocated_cache as roomy_cache
 from quietstar.model.layers import decoder_layers
 from quietstar.model.upstream import (
     CACHE,
@@ -43,6 +43,7 @@ from quietstar.model.upstream import (
     untested_versions,
     without_checkpointing,
 )
+from quietstar.objective.learning import learn
 from quietstar_kernels import thought_attention
 from tests.model.tiny import FAMILIES, VOCABULARY, make_base, make_ids, make_model, switch_checkpointing_on
 
@@ -453,9 +454,9 @@ def test_layers_that_cannot_be_recorded_are_refused_under_an_untested_release_al
         return
     model = QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
     assert model.predict(IDS).talk_logits.isfinite().all()
-    assert model.learn(IDS, reuse_sampling_pass=False).loss.isfinite()
+    assert learn(model, IDS, reuse_sampling_pass=False).loss.isfinite()
     with pytest.raises(UnsupportedBackboneError, match=reason):
-        model.learn(IDS)
+        learn(model, IDS)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
 from quietstar.model.thoughts import Thoughts
+from quietstar.objective.learning import learn
 from tests.model.tiny import VOCABULARY, gradients, make_ids, make_model
 
 MODELS: dict[tuple[str, int, int], QuietStarForCausalLM] = {}
@@ -159,7 +160,7 @@ def test_padding_changes_nothing(family: str, left: int, right: int, length: int
     model = cached_model(family, 2, 3)
     text = make_ids(1, length)
     thoughts = model.think(text, seed=1)
-    plain = model.learn(text, thoughts=thoughts, objective=objective)
+    plain = learn(model, text, thoughts=thoughts, objective=objective)
     model.zero_grad()
     plain.loss.backward()
     wanted = gradients(model)
@@ -172,7 +173,7 @@ def test_padding_changes_nothing(family: str, left: int, right: int, length: int
     tokens = everywhere.tokens.clone()
     mine = slice(2 * left, 2 * (left + length - 1))
     tokens[:, mine] = thoughts.tokens
-    step = model.learn(padded, mask, thoughts=replace(everywhere, tokens=tokens, recording=None), objective=objective)
+    step = learn(model, padded, mask, thoughts=replace(everywhere, tokens=tokens, recording=None), objective=objective)
     model.zero_grad()
     step.loss.backward()
 
@@ -225,7 +226,7 @@ def test_some_anchors_give_the_same_rows_as_all_anchors() -> None:
     tokens = everywhere.tokens.gather(1, rows[..., None].expand(-1, -1, 2))
     chosen = model.think(ids, anchors=some, tokens=tokens)
     torch.testing.assert_close(chosen.logprob, everywhere.logprob.gather(1, rows[..., None].expand(-1, -1, 2)))
-    full, part = model.learn(ids, thoughts=everywhere), model.learn(ids, thoughts=chosen)
+    full, part = learn(model, ids, thoughts=everywhere), learn(model, ids, thoughts=chosen)
     torch.testing.assert_close(part.talk_nll, full.talk_nll.gather(1, rows[..., None].expand(-1, -1, 3)))
     torch.testing.assert_close(part.advantage, full.advantage.gather(1, rows))
     assert torch.equal(part.base_nll, full.base_nll)
@@ -237,7 +238,7 @@ def test_thoughts_of_one_position_stand_side_by_side() -> None:
     thoughts = model.think(ids, thoughts_per_position=3)
     assert thoughts.anchor[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     same = replace(thoughts, tokens=thoughts.tokens[:, ::3].repeat_interleave(3, 1), recording=None)
-    step = model.learn(ids, thoughts=same)
+    step = learn(model, ids, thoughts=same)
     rewards = step.reward.view(1, -1, 3)
     torch.testing.assert_close(rewards, rewards[..., :1].expand_as(rewards))
     assert float(step.advantage.abs().max()) < 1e-12

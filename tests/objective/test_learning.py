@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
-from quietstar.objective import LearnOutput, Objective, resolve_objective
+from quietstar.objective.learning import LearnOutput, learn
+from quietstar.objective.options import Objective, resolve_objective
 from tests.model.tiny import gradients, make_ids, make_model
 
 IDS = make_ids(2, 7)
@@ -24,22 +25,22 @@ def model() -> QuietStarForCausalLM:
     return make_model(dtype=torch.float64, thoughts_per_position=COUNT, lookahead=LOOKAHEAD, temperature=0.8)
 
 
-def learn(model: QuietStarForCausalLM, mask: Tensor | None = MASK, **options: Any) -> LearnOutput:
+def step_of(model: QuietStarForCausalLM, mask: Tensor | None = MASK, **options: Any) -> LearnOutput:
     """One step on the same thoughts each time."""
     thoughts = model.think(IDS, mask, seed=1)
-    return model.learn(IDS, mask, thoughts=thoughts, objective=resolve_objective("default", **options))
+    return learn(model, IDS, mask, thoughts=thoughts, objective=resolve_objective("default", **options))
 
 
 def test_the_parts_add_up(model: QuietStarForCausalLM) -> None:
     for weights in ((0.5, 0.5, 1.0), (0.0, 1.0, 3.0), (2.0, 0.0, 0.0)):
         names = ("base_weight", "talk_weight", "policy_weight")
-        step = learn(model, **dict(zip(names, weights, strict=True)))
+        step = step_of(model, **dict(zip(names, weights, strict=True)))
         parts = torch.stack([step.base_loss, step.talk_loss, step.policy_loss])
         torch.testing.assert_close(step.loss.detach(), (torch.tensor(weights, dtype=torch.float64) * parts).sum())
 
 
 def test_losses_are_means_over_targets(model: QuietStarForCausalLM) -> None:
-    step = learn(model)
+    step = step_of(model)
     has_target = (MASK[:, 1:] & MASK[:, :-1]).bool()
     assert torch.equal(step.base_nll != 0, has_target)
     torch.testing.assert_close(step.base_loss, step.base_nll[has_target].mean())
@@ -48,7 +49,7 @@ def test_losses_are_means_over_targets(model: QuietStarForCausalLM) -> None:
 
 
 def test_target_mask_is_where_anchor_and_target_are_text(model: QuietStarForCausalLM) -> None:
-    step = learn(model)
+    step = step_of(model)
     for b in range(2):
         for p, anchor in enumerate(step.thoughts.anchor[b].tolist()):
             for j in range(LOOKAHEAD):
@@ -61,17 +62,17 @@ def test_target_mask_is_where_anchor_and_target_are_text(model: QuietStarForCaus
 
 
 def test_reward_is_the_improvement_summed_over_lookahead(model: QuietStarForCausalLM) -> None:
-    step = learn(model)
+    step = step_of(model)
     torch.testing.assert_close(step.reward, (step.base_nll_at_target - step.talk_nll).sum(-1))
     assert step.reward.any() and not step.reward.requires_grad
 
 
 def test_baselines(model: QuietStarForCausalLM) -> None:
-    reward = learn(model).reward.unflatten(1, (-1, COUNT))
-    assert torch.equal(learn(model, baseline="none").advantage, reward.flatten(1))
-    mean = learn(model, baseline="mean").advantage.unflatten(1, (-1, COUNT))
+    reward = step_of(model).reward.unflatten(1, (-1, COUNT))
+    assert torch.equal(step_of(model, baseline="none").advantage, reward.flatten(1))
+    mean = step_of(model, baseline="mean").advantage.unflatten(1, (-1, COUNT))
     torch.testing.assert_close(mean, reward - reward.mean(-1, keepdim=True))
-    one_out = learn(model, baseline="leave_one_out").advantage.unflatten(1, (-1, COUNT))
+    one_out = step_of(model, baseline="leave_one_out").advantage.unflatten(1, (-1, COUNT))
     for k in range(COUNT):
         others = [o for o in range(COUNT) if o != k]
         torch.testing.assert_close(one_out[..., k], reward[..., k] - reward[..., others].mean(-1))
@@ -80,19 +81,19 @@ def test_baselines(model: QuietStarForCausalLM) -> None:
 def test_one_thought_has_no_mean_to_be_compared_with() -> None:
     """The authors subtract nothing when they sample one thought; the mean over it would leave nothing to learn from."""
     model = make_model(thoughts_per_position=1)
-    step = model.learn(IDS, objective=resolve_objective("authors", clamp_negative_advantage=False))
+    step = learn(model, IDS, objective=resolve_objective("authors", clamp_negative_advantage=False))
     assert torch.equal(step.advantage, step.reward) and step.reward.any()
 
 
 def test_clamping_keeps_the_thoughts_that_helped(model: QuietStarForCausalLM) -> None:
-    free, clamped = learn(model).advantage, learn(model, clamp_negative_advantage=True).advantage
+    free, clamped = step_of(model).advantage, step_of(model, clamp_negative_advantage=True).advantage
     assert (free < 0).any()
     assert torch.equal(clamped, free.clamp_min(0))
 
 
 @pytest.mark.parametrize("temperature", [None, 1.0, 3.0])
 def test_policy_temperature(model: QuietStarForCausalLM, temperature: float | None) -> None:
-    step = learn(model, policy_temperature=temperature)
+    step = step_of(model, policy_temperature=temperature)
     states = model.talk(IDS, MASK, step.thoughts).stream[:, :, :2]
     logits = states @ model.base.get_output_embeddings().weight.T / (0.8 if temperature is None else temperature)
     wanted = logits.log_softmax(-1).gather(-1, step.thoughts.tokens[..., None])[..., 0]
@@ -104,13 +105,15 @@ def test_policy_temperature(model: QuietStarForCausalLM, temperature: float | No
 def test_the_temperature_of_reinforce_is_that_of_the_thoughts(model: QuietStarForCausalLM) -> None:
     """Not that of the configuration, where a caller thought at another one."""
     thoughts = model.think(IDS, temperature=2.0)
-    torch.testing.assert_close(model.learn(IDS, thoughts=thoughts).thought_logprob, thoughts.logprob, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        learn(model, IDS, thoughts=thoughts).thought_logprob, thoughts.logprob, atol=1e-6, rtol=0
+    )
 
 
 def test_banned_tokens_are_left_out_of_the_policy_too() -> None:
     """REINFORCE scores a thought under the distribution that it was drawn from."""
     model = make_model(dtype=torch.float64, banned_token_ids=list(range(20)))
-    step = model.learn(IDS, seed=1)
+    step = learn(model, IDS, seed=1)
     assert (step.thoughts.tokens >= 20).all()
     torch.testing.assert_close(step.thought_logprob, step.thoughts.logprob, atol=1e-6, rtol=0)
 
@@ -118,7 +121,7 @@ def test_banned_tokens_are_left_out_of_the_policy_too() -> None:
 @pytest.mark.parametrize("positions", ["valid", "authors"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_policy_loss(model: QuietStarForCausalLM, reduction: str, positions: str) -> None:
-    step = learn(model, token_reduction=reduction, policy_positions=positions)
+    step = step_of(model, token_reduction=reduction, policy_positions=positions)
     score = getattr(step.thought_logprob, reduction)(-1)
     if positions == "valid":
         counted = step.target_mask.any(-1)
@@ -131,7 +134,7 @@ def test_policy_loss(model: QuietStarForCausalLM, reduction: str, positions: str
 
 def test_loss_mean_nonzero_divides_by_the_losses_that_are_not_zero(model: QuietStarForCausalLM) -> None:
     """The two agree wherever no loss is exactly zero."""
-    valid, nonzero = learn(model), learn(model, loss_mean="nonzero")
+    valid, nonzero = step_of(model), step_of(model, loss_mean="nonzero")
     torch.testing.assert_close(valid.loss, nonzero.loss)
     sure = make_model(dtype=torch.float64, thoughts_per_position=COUNT)
     with torch.no_grad():
@@ -141,7 +144,7 @@ def test_loss_mean_nonzero_divides_by_the_losses_that_are_not_zero(model: QuietS
         guess = sure.base(IDS).logits[:, :-1].argmax(-1)
     ids = torch.cat([IDS[:, :1], guess], dim=1)
     valid, nonzero = (
-        sure.learn(ids, objective=resolve_objective("default", loss_mean=mean)) for mean in ("valid", "nonzero")
+        learn(sure, ids, objective=resolve_objective("default", loss_mean=mean)) for mean in ("valid", "nonzero")
     )
     zeros = int((valid.base_nll == 0).sum())
     total = valid.base_nll.numel()
@@ -154,7 +157,7 @@ def test_reward_precision() -> None:
     model = make_model(dtype=torch.bfloat16)
     thoughts = model.think(IDS, seed=1)
     exact, rounded = (
-        model.learn(IDS, thoughts=thoughts, objective=resolve_objective("default", reward_precision=precision))
+        learn(model, IDS, thoughts=thoughts, objective=resolve_objective("default", reward_precision=precision))
         for precision in ("float32", "model")
     )
     assert torch.equal(exact.talk_nll, rounded.talk_nll)
@@ -166,7 +169,7 @@ def test_reward_precision() -> None:
 def test_no_gradient_flows_through_the_reward(model: QuietStarForCausalLM) -> None:
     """With REINFORCE alone, what only the prediction after the thought depends on learns nothing."""
     model.zero_grad()
-    learn(model, base_weight=0.0, talk_weight=0.0).loss.backward()
+    step_of(model, base_weight=0.0, talk_weight=0.0).loss.backward()
     found = gradients(model)
     assert not any(gradient.any() for name, gradient in found.items() if name.startswith("mixing_head"))
     vectors = found["thought_embedding.weight"]
@@ -176,7 +179,7 @@ def test_no_gradient_flows_through_the_reward(model: QuietStarForCausalLM) -> No
 def test_no_policy_gradient_from_padding(model: QuietStarForCausalLM) -> None:
     """Thoughts at padding and behind the text: their tokens, and what stands in the padding, do not matter."""
     thoughts = model.think(IDS, MASK, seed=1)
-    counted = learn(model).target_mask.any(-1)
+    counted = step_of(model).target_mask.any(-1)
     assert (~counted).any()
     tokens = torch.where(counted[..., None], thoughts.tokens, (thoughts.tokens + 5) % 40)
     other_ids = torch.where(MASK.bool(), IDS, (IDS + 7) % 40)
@@ -184,7 +187,7 @@ def test_no_policy_gradient_from_padding(model: QuietStarForCausalLM) -> None:
     for ids, those in ((IDS, thoughts.tokens), (other_ids, tokens)):
         given_thoughts = model.think(ids, MASK, tokens=those)
         model.zero_grad()
-        step = model.learn(ids, MASK, thoughts=given_thoughts)
+        step = learn(model, ids, MASK, thoughts=given_thoughts)
         step.loss.backward()
         assert not step.advantage[~counted].any()
         found.append((step.loss.detach(), gradients(model)))
@@ -196,7 +199,7 @@ def test_no_policy_gradient_from_padding(model: QuietStarForCausalLM) -> None:
 def test_policy_weight_zero_and_k_of_one(model: QuietStarForCausalLM) -> None:
     """Without REINFORCE there is no baseline to ask for two thoughts."""
     single = make_model(thoughts_per_position=1)
-    step = single.learn(IDS, objective=Objective(policy_weight=0.0))
+    step = learn(single, IDS, objective=Objective(policy_weight=0.0))
     assert not step.policy_loss.any()
     step.loss.backward()
     assert single.thought_embedding.weight.grad is not None and single.thought_embedding.weight.grad.any()
@@ -211,7 +214,7 @@ def test_the_policy_gradient_is_that_of_the_expected_reward() -> None:
     ids, anchor = IDS[:1, :3], torch.tensor([1])
     vocabulary = torch.arange(40)
     every = model.think(ids, anchors=anchor, thoughts_per_position=40, tokens=vocabulary.view(1, 40, 1))
-    scored = model.learn(ids, thoughts=every, objective=Objective(baseline="none"))
+    scored = learn(model, ids, thoughts=every, objective=Objective(baseline="none"))
     reward, probability = scored.reward[0], every.logprob[0, :, 0].exp()
     torch.testing.assert_close(probability.sum(), torch.ones((), dtype=torch.float64))
     start = model.thought_embedding.weight
@@ -228,7 +231,7 @@ def test_the_policy_gradient_is_that_of_the_expected_reward() -> None:
         for first in range(40):
             pairs = torch.stack([torch.full((40,), first), vocabulary], dim=1).view(40, 2, 1)
             thoughts = model.think(ids.expand(40, -1), anchors=anchor, tokens=pairs)
-            step = model.learn(ids.expand(40, -1), thoughts=thoughts, objective=objective, reuse_sampling_pass=False)
+            step = learn(model, ids.expand(40, -1), thoughts=thoughts, objective=objective, reuse_sampling_pass=False)
             score = thoughts_score(model, ids, thoughts.tokens)
             weight = probability[first] * probability
             loss = -(weight[:, None] * step.advantage * score).sum() / 2
@@ -250,8 +253,8 @@ def test_the_order_of_a_positions_thoughts_does_not_matter(order: list[int], pre
     model = make_model(dtype=torch.float64, thoughts_per_position=COUNT)
     thoughts = model.think(IDS, MASK, seed=1)
     shuffled = thoughts.tokens.unflatten(1, (-1, COUNT))[:, :, order].flatten(1, 2)
-    first = model.learn(IDS, MASK, thoughts=thoughts, objective=preset)
-    second = model.learn(IDS, MASK, thoughts=model.think(IDS, MASK, tokens=shuffled), objective=preset)
+    first = learn(model, IDS, MASK, thoughts=thoughts, objective=preset)
+    second = learn(model, IDS, MASK, thoughts=model.think(IDS, MASK, tokens=shuffled), objective=preset)
     torch.testing.assert_close(second.loss, first.loss)
     torch.testing.assert_close(
         second.advantage.unflatten(1, (-1, COUNT)), first.advantage.unflatten(1, (-1, COUNT))[:, :, order]
@@ -265,7 +268,7 @@ def test_learning_helps_where_it_can() -> None:
     losses = []
     for seed in range(12):
         optimizer.zero_grad()
-        step = model.learn(IDS, seed=seed)
+        step = learn(model, IDS, seed=seed)
         step.loss.backward()
         optimizer.step()
         losses.append(float(step.base_loss + step.talk_loss))

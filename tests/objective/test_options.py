@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from quietstar.config import ObjectiveOptions
+from quietstar.config.training import ObjectiveOptions
 from quietstar.errors import ConfigError
-from quietstar.objective import PRESETS, Objective, resolve_objective
+from quietstar.objective.options import PRESETS, Objective, resolve_objective
 
 
 def test_presets() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.tasks.addition import Addition
-from quietstar.tasks.options import ProblemOptions
 from quietstar.tasks.task import Demonstration, Problem, Split
 
 TASK = "tests.outer_loop.few_sums:FewSums"

@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from quietstar.command_line import to_yaml
-from quietstar.evaluation import Candidates, Distinct, Growth, StepCounts, measure_candidates
-from quietstar.outer_loop.config import OuterLoopConfig
-from quietstar.outer_loop.sampling import Generation
+from quietstar.config.command_line import to_yaml
+from quietstar.config.loops import OuterLoopConfig
 from quietstar.outer_loop.store import Place, Sample, SampleStore
-from quietstar.outer_loop.training_set import KEPT, Kept, write_kept
+from quietstar.outer_loop.training_set import Kept, write_kept
+from quietstar.runs.files import KEPT
+from quietstar.sampling.requests import Generation
+from quietstar.statistics.candidate_table import measure_candidates
+from quietstar.statistics.candidates import Candidates
+from quietstar.statistics.iterations import Distinct, Growth
+from quietstar.statistics.ranking import StepCounts
 from quietstar.tasks.task import Verdict
 from tests.reporting.run_files import ENVIRONMENT, HOSTILE, write_lines
 

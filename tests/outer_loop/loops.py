@@ -6,17 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quietstar.config import FinetuningOptions, TrainingOptions
-from quietstar.data import load_tokenizer
+from quietstar.config.loops import GeneratorOptions, ProblemOptions
+from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.examples import encode_example
-from quietstar.model.from_scratch import character_tokenizer, small_llama
-from quietstar.outer_loop.finetune import fine_tune
-from quietstar.outer_loop.options import GeneratorOptions, ProblemOptions
-from quietstar.outer_loop.sampling import sample_seed
+from quietstar.data.tokenizer import load_tokenizer
+from quietstar.model.loading import character_tokenizer, small_llama
+from quietstar.outer_loop.finetune import fine_tune, weights_sha256
 from quietstar.outer_loop.star import chosen_problems
-from quietstar.outer_loop.weights import weights_sha256
+from quietstar.sampling.requests import sample_seed
 from quietstar.tasks import load_task
-from quietstar.tasks.scratchpads import LOCAL_CHARACTERS
+from quietstar.tasks.addition import LOCAL_CHARACTERS
 from quietstar.tasks.task import Problem, Task
 
 TRAIN, TEST = 6, 4

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quietstar import star
-from quietstar.training.run_lock import RunLock
+from quietstar.runs.files import RunLock
 from tests.faults.launch import Zygote
 from tests.outer_loop.loops import VERIFIER, arguments, judged, kept, manifests, outputs, store_lines
 

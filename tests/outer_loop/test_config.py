@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from quietstar import star, vstar
-from quietstar.command_line import Command, parse_config
+from quietstar.config.command_line import Command, parse_config
+from quietstar.config.loops import EMBEDDED, OuterLoopConfig, fine_tuning_steps, parse_ks
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.config import EMBEDDED, OuterLoopConfig, parse_ks
-from quietstar.outer_loop.schedule import fine_tuning_steps
 from tests.outer_loop.loops import arguments
 
 COMMANDS = {"star": (star.STAR, star.main), "vstar": (vstar.VSTAR, vstar.main)}

@@ -6,11 +6,11 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.data.encoding import encode_prompt
 from quietstar.data.examples import Example, encode_example, pack_examples
+from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, DataError
-from quietstar.model.from_scratch import character_tokenizer
-from quietstar.tasks.scratchpads import LOCAL_CHARACTERS
+from quietstar.model.loading import character_tokenizer
+from quietstar.tasks.addition import LOCAL_CHARACTERS
 from tests.data.conftest import byte_tokenizer, mistral_directory, mistral_tokenizer
 
 __all__ = ["byte_tokenizer", "mistral_directory", "mistral_tokenizer"]  # fixtures

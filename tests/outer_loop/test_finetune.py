@@ -11,18 +11,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from quietstar.config import FinetuningOptions, TrainingOptions
-from quietstar.data import IndexedBatches
-from quietstar.data.batches import Batch
+from quietstar.config.loops import GeneratorOptions
+from quietstar.config.training import FinetuningOptions, TrainingOptions
+from quietstar.data.batches import Batch, IndexedBatches
 from quietstar.data.examples import Example, encode_example, pack_examples
 from quietstar.errors import CheckpointError
-from quietstar.model import QuietStarForCausalLM
-from quietstar.model.from_scratch import character_tokenizer, small_llama
-from quietstar.model.loading import load_causal_lm
-from quietstar.outer_loop.finetune import fine_tune
-from quietstar.outer_loop.options import GeneratorOptions
-from quietstar.outer_loop.weights import weights_sha256
-from quietstar.training.methods import IGNORE, language_modeling_step, token_nll
+from quietstar.model.loading import character_tokenizer, load_causal_lm, small_llama
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.outer_loop.finetune import fine_tune, weights_sha256
+from quietstar.training.step_functions import IGNORE, language_modeling_step, token_nll
 
 SYMBOLS = "0123456789+=: ,\nCQA#"
 TEXTS = [

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from quietstar import star
-from quietstar.config import FinetuningOptions, TrainingOptions
-from quietstar.data import load_tokenizer
+from quietstar.config.loops import GeneratorOptions
+from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.examples import encode_example
+from quietstar.data.tokenizer import load_tokenizer
 from quietstar.outer_loop.finetune import fine_tune
-from quietstar.outer_loop.options import GeneratorOptions
-from quietstar.outer_loop.sampling import sample_seed
 from quietstar.outer_loop.star import chosen_problems
+from quietstar.sampling.requests import sample_seed
 from tests.outer_loop.loops import TEST, TRAIN, arguments, judged, kept, manifest, manifests, outputs, store_lines, sums
 
 FEW_SHOT = "#"

@@ -11,7 +11,7 @@ import pytest
 from quietstar.errors import CheckpointError
 from quietstar.outer_loop import phases as module
 from quietstar.outer_loop.phases import Phases, key_of
-from quietstar.training.events import EventLog
+from quietstar.runs.files import EventLog
 
 
 class Work:

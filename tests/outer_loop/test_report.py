@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from quietstar.errors import DataError
-from quietstar.evaluation import calibration
-from quietstar.outer_loop.report import print_table, write_loop_report
-from quietstar.outer_loop.report_table import natural, text_table
 from quietstar.report import main
+from quietstar.reporting.loop_files import natural, text_table
+from quietstar.reporting.loop_report import print_table, write_loop_report
+from quietstar.statistics.ranking import calibration
 from tests.outer_loop.loop_files import GROUPS, SFT, VERIFIER, WARNING, candidates, write_loop_run
 from tests.outer_loop.pages import cells, headings, legend, part
 

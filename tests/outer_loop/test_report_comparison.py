@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from quietstar.errors import DataError
-from quietstar.outer_loop.report import print_comparison, write_comparison
 from quietstar.report import main
+from quietstar.reporting.comparison_report import print_comparison, write_comparison
 from tests.outer_loop.loop_files import GROUPS, VERIFIER, candidates, write_loop_run
 from tests.outer_loop.pages import cells, headings, legend, part
 

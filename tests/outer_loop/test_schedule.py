@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quietstar.outer_loop.options import LoopOptions
-from quietstar.outer_loop.schedule import fine_tuning_steps
+from quietstar.config.loops import LoopOptions, fine_tuning_steps
 
 
 def test_the_published_course() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from quietstar.errors import CheckpointError, ConfigError
-from quietstar.outer_loop.sampling import Generation
 from quietstar.outer_loop.store import STORE_VERSION, Place, Sample, SampleStore
+from quietstar.sampling.requests import Generation
 from quietstar.tasks.task import Verdict
 
 STRANGE = 'a\u2028b\x85c\x1ed \ud800 \udfff \U0001f600 \\ud83d \x00 "q" \r\n end'

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.config.loops import LoopOptions, ProblemOptions
 from quietstar.errors import CheckpointError
-from quietstar.outer_loop.options import LoopOptions, ProblemOptions
-from quietstar.outer_loop.sampling import Generation
 from quietstar.outer_loop.store import Place, Sample
 from quietstar.outer_loop.training_set import (
     Kept,
@@ -21,6 +20,7 @@ from quietstar.outer_loop.training_set import (
     without_duplicates,
     write_kept,
 )
+from quietstar.sampling.requests import Generation
 from quietstar.tasks import load_task
 from quietstar.tasks.task import Problem, Task
 

@@ -14,18 +14,17 @@ import torch
 from safetensors.torch import load_file
 
 from quietstar import vstar
-from quietstar.config import FinetuningOptions, TrainingOptions
-from quietstar.data import load_tokenizer
+from quietstar.config.loops import GeneratorOptions, VerifierOptions
+from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.examples import encode_example
+from quietstar.data.tokenizer import load_tokenizer
 from quietstar.model.loading import load_causal_lm
-from quietstar.outer_loop.finetune import fine_tune
-from quietstar.outer_loop.options import GeneratorOptions, VerifierOptions
-from quietstar.outer_loop.sampling import sample_seed
-from quietstar.outer_loop.verifiers.dpo import train_dpo
-from quietstar.outer_loop.verifiers.orm import train_orm
-from quietstar.outer_loop.verifiers.pairs import Labelled, make_pairs
-from quietstar.outer_loop.verifiers.verifier import Verifier
-from quietstar.outer_loop.weights import weights_sha256
+from quietstar.outer_loop.finetune import fine_tune, weights_sha256
+from quietstar.sampling.requests import sample_seed
+from quietstar.verifiers.dpo import train_dpo
+from quietstar.verifiers.outcome_reward import train_orm
+from quietstar.verifiers.pairs import Labelled, make_pairs
+from quietstar.verifiers.verifier import Verifier
 from tests.outer_loop.few_sums import OF_NO_PROBLEM, SOLVED, SUMS, TASK, worked_out
 from tests.outer_loop.loops import VERIFIER, arguments, kept, manifest, outputs, rows
 from tests.outer_loop.recomputed import (

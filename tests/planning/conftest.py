@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import MistralConfig
 
-from quietstar.config import DataOptions, FinetuningOptions, ModelOptions, TrainConfig, TrainingOptions
+from quietstar.config.training import DataOptions, FinetuningOptions, ModelOptions, TrainConfig, TrainingOptions
 
 
 @pytest.fixture(scope="session")

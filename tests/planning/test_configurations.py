@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import MistralConfig
 
-from quietstar.config import TrainConfig
+from quietstar.config.training import TrainConfig
 from quietstar.errors import ConfigError
-from quietstar.planning.configurations import KNOWN, base_configuration
 from quietstar.planning.gpus import GPUS, find_gpu
+from quietstar.planning.model import KNOWN, base_configuration
 from quietstar.planning.plan import parameters_of
 
 PUBLISHED = {

@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import Gemma2Config, MistralConfig, Qwen2MoeConfig
 
-from quietstar.planning.extrapolate import extrapolate, period_of
-from quietstar.planning.ledger import Work
-from quietstar.planning.trace import Trace, layer_name
+from quietstar.planning.meta_tensors import Work
+from quietstar.planning.trace import Trace, extrapolate, layer_name, period_of
 
 SIZES = (3, 50, 7)
 """Bytes of a layer of each kind."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from quietstar.planning.hollow import HollowTensors, replaced
-from quietstar.planning.ledger import Ledger
+from quietstar.planning.meta_tensors import HollowTensors, Ledger, replaced
 
 KILO = 1024
 

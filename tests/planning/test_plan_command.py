@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import MistralConfig
 
-from quietstar.command_line import take_options
+from quietstar.config.command_line import take_options
 from quietstar.errors import ConfigError
 from quietstar.plan import OWN, main
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from transformers import MistralConfig
 
-from quietstar.config import TrainConfig
+from quietstar.config.training import TrainConfig
 from quietstar.errors import ConfigError
-from quietstar.planning.extrapolate import trace_model
-from quietstar.planning.suggestions import Suggestion, suggest, with_changes
+from quietstar.planning.plan import Suggestion, suggest, with_changes
+from quietstar.planning.trace import trace_model
 
 Run = Callable[..., TrainConfig]
 

@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 from transformers import MistralConfig
 
-from quietstar.config import TrainConfig
+from quietstar.config.training import TrainConfig
 from quietstar.planning import kernels
-from quietstar.planning.extrapolate import trace_model
 from quietstar.planning.trace import (
     ACTIVATIONS,
     GRADIENTS,
@@ -26,6 +25,7 @@ from quietstar.planning.trace import (
     THINK,
     WEIGHTS,
     Trace,
+    trace_model,
     trace_step,
 )
 

@@ -11,9 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.reporting.charts import bar_chart, line_chart
-from quietstar.reporting.scales import DASH, MINUS, linear_scale, log_scale, number
-from quietstar.reporting.series import MOST_POINTS, Series, thin
+from quietstar.reporting.charts import (
+    DASH,
+    MINUS,
+    MOST_POINTS,
+    Series,
+    bar_chart,
+    line_chart,
+    linear_scale,
+    log_scale,
+    number,
+    thin,
+)
 
 NUMBERS = st.floats(-1e12, 1e12, allow_nan=False)
 

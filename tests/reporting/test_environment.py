@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quietstar.reporting.environment import environment
+from quietstar.runs.machine import environment
 
 
 def git(*arguments: str) -> str:

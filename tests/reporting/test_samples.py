@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from quietstar import QuietStarForCausalLM
-from quietstar.reporting.samples import AFTER, BEFORE, sample_thoughts, write_samples
-from quietstar.textbook.character_model import character_model, character_tokenizer
-from quietstar.textbook.corpus import SYMBOLS
+from quietstar.demos.corpus import SYMBOLS
+from quietstar.demos.textbook import character_model, character_tokenizer
+from quietstar.training.thought_samples import AFTER, BEFORE, sample_thoughts, write_samples
 from tests.model.tiny import randomize_thinking
 
 TOKENIZER = character_tokenizer()

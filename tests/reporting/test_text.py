@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.reporting.text import plain, visible
+from quietstar.reporting.page import plain, visible
 
 ANY = st.text(st.characters(exclude_categories=()))
 OUR_MARKUP = re.compile(r'<span class="(?:hidden|space)" title="U\+[0-9A-F]{4,6}">|</span>\n?')

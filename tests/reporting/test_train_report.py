@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from quietstar.errors import DataError
-from quietstar.files import write_whole
 from quietstar.reporting.train_report import write_report
+from quietstar.runs.files import write_whole
 from tests.reporting.run_files import HOSTILE, lines, measurements, samples, write_full_run, write_lines, write_run
 
 PANELS = (

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
-from quietstar.data.text_file import encode
+from quietstar.data.sources import encode, read_text
+from quietstar.data.tokenizer import pieces, vocabulary
 from quietstar.errors import ConfigError, DataError
+from quietstar.inference import viewed_thoughts as measure
+from quietstar.inference.viewed_thoughts import overlap, thoughts_of, window_size, windows, write_view
 from quietstar.model.thoughts import Thoughts
-from quietstar.objective import resolve_objective
-from quietstar.reporting.viewer import ViewOptions, measure, read_text, thoughts_of, write_view
-from quietstar.reporting.viewer.pieces import pieces, vocabulary
-from quietstar.reporting.viewer.windows import overlap, window_size, windows
+from quietstar.objective.learning import learn
+from quietstar.objective.options import resolve_objective
+from quietstar.reporting.viewer import ViewOptions
 from tests.reporting.view_models import HOSTILE, WORDS, of_characters, of_words
 
 SUMS = "2+6+4+3=1\n0+5+1+3=2\n6+6+0+1=6\n3+3+1+0=0\n"
@@ -49,7 +51,7 @@ def check_against_the_model(
     thoughts = same_thoughts(content, anchors, shift)
     objective = resolve_objective("default", policy_weight=0.0)
     with torch.no_grad():
-        output = model.learn(ids, thoughts=thoughts, objective=objective, reuse_sampling_pass=False)
+        output = learn(model, ids, thoughts=thoughts, objective=objective, reuse_sampling_pass=False)
         plain = model.base(ids).logits[0].log_softmax(-1)
     prediction = model.predict(ids, thoughts=thoughts)
     at = {position["token"] - 1: position for position in content["positions"]}

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quietstar.reporting.viewer import ViewOptions, thoughts_of, write_page, write_view
+from quietstar.inference.viewed_thoughts import thoughts_of, write_view
+from quietstar.reporting.viewer import ViewOptions, write_page
 from tests.reporting.browser import CHROMEDRIVER, CHROMIUM, Browser
 from tests.reporting.test_browser import contrast, pixels
 from tests.reporting.view_models import HOSTILE, WORDS, of_characters, of_words

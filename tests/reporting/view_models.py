@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from quietstar import QuietStarForCausalLM
-from quietstar.model.from_scratch import small_llama
-from quietstar.textbook.character_model import character_tokenizer
+from quietstar.demos.textbook import character_tokenizer
+from quietstar.model.loading import small_llama
 from tests.model.tiny import randomize_thinking
 
 WORDS = (

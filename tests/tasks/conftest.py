@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.tasks import Task, load_task
-from quietstar.tasks.options import ProblemOptions
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from typing import Literal
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import Problem, load_task
 from quietstar.tasks.addition import Addition
-from quietstar.tasks.options import ProblemOptions
 
 SUM = Problem("298+376", "298 + 376", "674")
 PUBLISHED = """Input:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import DataError
 from quietstar.tasks import Split, load_task
-from quietstar.tasks.options import ProblemOptions
 
 GOOD = '{"question": "One?", "answer": "1 #### 1"}'
 CHOICES = [{"label": label, "text": label} for label in "ABCDE"]

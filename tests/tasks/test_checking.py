@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import Checker, Problem, Task, Verdict, load_task
 from quietstar.tasks.jsonl import QuestionsAndAnswers
-from quietstar.tasks.options import ProblemOptions
-from quietstar.tasks.symbolic import can_compare
+from quietstar.tasks.numbers import can_compare
 
 OWN_TASK = """
 import ctypes, os, sys, time

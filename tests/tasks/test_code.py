@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import DataError
 from quietstar.tasks import load_task
 from quietstar.tasks.code import run_tests
-from quietstar.tasks.options import ProblemOptions
 
 TEST = "assert f(1) == 2"
 

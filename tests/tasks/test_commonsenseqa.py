@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.tasks import Task
 from quietstar.tasks.commonsenseqa import CommonsenseQA
-from quietstar.tasks.options import ProblemOptions
 
 TEXTS = ["shirt pocket", "calligrapher's hand", "inkwell", "desk drawer", "blotter"]
 STEM = "What do people use to absorb extra ink from a fountain pen?"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.tasks import Task, load_task
-from quietstar.tasks.options import ProblemOptions
 
 SOLUTION = (
     "Natalia sold 48/2 = <<48/2=24>>24 clips in May: half as many.\n"

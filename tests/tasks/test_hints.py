@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quietstar.tasks.hints import begins_with_hint, speaks_of_hint
+from quietstar.tasks.file_task import begins_with_hint, speaks_of_hint
 
 
 @pytest.mark.parametrize(

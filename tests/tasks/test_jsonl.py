@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import Task, load_task
-from quietstar.tasks.options import ProblemOptions
-from quietstar.tasks.symbolic import can_compare
+from quietstar.tasks.numbers import can_compare
 
 
 def make(path: Path, *rows: dict[str, Any], **options: Any) -> Task:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.tasks import Problem, Task
-from quietstar.tasks.latex import last_box, latex_number
 from quietstar.tasks.math_numeric import MathNumeric, transfer_problems
-from quietstar.tasks.options import ProblemOptions
-from quietstar.tasks.symbolic import can_compare
+from quietstar.tasks.numbers import can_compare, last_box, latex_number
 
 HALF = Problem("1", "How much?", "0.5")
 

@@ -9,10 +9,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import load_task
 from quietstar.tasks.gsm8k import GSM8K
-from quietstar.tasks.options import ProblemOptions
 
 
 def test_rows_become_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

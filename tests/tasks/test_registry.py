@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import TASKS, load_task
 from quietstar.tasks.addition import Addition
-from quietstar.tasks.options import ProblemOptions
 from quietstar.tasks.registry import recipe_of
 
 OPTIONS = ProblemOptions(digits="1")

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import Problem, load_task
-from quietstar.tasks.options import ProblemOptions
 from quietstar.tasks.routes import FEWEST_ROUTES, SOLVED, _all_routes
 from quietstar.tasks.task import Task
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import Problem, Task, load_task
-from quietstar.tasks.options import ProblemOptions
 
 COUNTS = {"gsm8k": 6, "commonsenseqa": 7}
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from quietstar.config import TrainingOptions
+from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch
-from quietstar.training import StepResult, Trainer
+from quietstar.training.step import StepResult
+from quietstar.training.trainer import Trainer
 
 VOCABULARY = 64
 

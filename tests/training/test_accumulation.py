@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from quietstar.config import ModelOptions, ObjectiveOptions, TrainConfig, TrainingOptions
+from quietstar.config.training import ModelOptions, ObjectiveOptions, TrainConfig, TrainingOptions
 from quietstar.data.batches import Batch
-from quietstar.training.methods import compute_step
 from quietstar.training.step import OptimizerStep
+from quietstar.training.step_functions import compute_step
 from tests.model.tiny import make_ids, make_model
 
 MASKS: dict[str, list[list[int]] | None] = {

@@ -15,8 +15,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from quietstar.errors import CheckpointError
-from quietstar.training import latest_checkpoint, load_weights, save_checkpoint, take_snapshot, verify_checkpoint
-from quietstar.training.whole_checkpoints import list_checkpoints, load_state, remove_old_checkpoints
+from quietstar.runs.checkpoints import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_state,
+    remove_old_checkpoints,
+    verify_checkpoint,
+)
+from quietstar.training.checkpoint import load_weights, save_checkpoint, take_snapshot
 from tests.training.helpers import ToyThinker, snapshot, tiny_llama
 
 OPTIMIZER = {"step.weight": torch.tensor(3.0)}

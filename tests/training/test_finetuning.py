@@ -10,15 +10,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from quietstar.config import FinetuningOptions
+from quietstar.config.training import FinetuningOptions
 from quietstar.data.batches import Batch
 from quietstar.errors import CheckpointError, ConfigError
-from quietstar.model import QuietStarForCausalLM
-from quietstar.model.adapter_files import load_finetuned, read_adapters, save_finetuned
-from quietstar.model.adapters import base_fingerprint, has_adapters, load_trained_state, trained_state
-from quietstar.training import MasterAdamW, StepResult, build_optimizer
+from quietstar.model.adapters import (
+    base_fingerprint,
+    has_adapters,
+    load_finetuned,
+    load_trained_state,
+    read_adapters,
+    save_finetuned,
+    trained_state,
+)
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.objective.learning import learn
 from quietstar.training.finetuning import apply_finetuning, freeze_parameters, set_gradient_checkpointing
-from quietstar.training.methods import language_modeling_step
+from quietstar.training.optimizer import MasterAdamW, build_optimizer
+from quietstar.training.step import StepResult
+from quietstar.training.step_functions import language_modeling_step
 from tests.model.tiny import assert_same_gradients, gradients, make_base, make_ids, make_model
 from tests.training.helpers import options, trainer
 
@@ -88,7 +97,7 @@ def test_adapters_and_patterns_exclude_each_other() -> None:
 
 def take_steps(model: QuietStarForCausalLM, optimizer: MasterAdamW, steps: range) -> None:
     for step in steps:
-        model.learn(IDS, seed=step).loss.backward()
+        learn(model, IDS, seed=step).loss.backward()
         optimizer.collect_gradients()
         optimizer.clip(optimizer.gradient_norms())
         optimizer.step(1e-2)
@@ -132,7 +141,7 @@ def test_the_trainer_resumes_a_run_with_adapters(tmp_path: Path, kind: Any) -> N
     data, given = make_ids(8, 7), options(optimizer=kind, schedule="constant")
 
     def compute_step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
-        output = model.learn(batch.tokens, seed=seed, first_text=batch.first, texts_in_step=batch.step_size)
+        output = learn(model, batch.tokens, seed=seed, first_text=batch.first, texts_in_step=batch.step_size)
         return StepResult(output.loss)
 
     def run(name: str, steps: int, model: QuietStarForCausalLM) -> QuietStarForCausalLM:
@@ -185,11 +194,11 @@ def test_a_model_that_comes_with_adapters(tmp_path: Path) -> None:
 
 
 def thinking_loss(model: QuietStarForCausalLM) -> Tensor:
-    return model.learn(IDS, seed=2, reuse_sampling_pass=False).loss
+    return learn(model, IDS, seed=2, reuse_sampling_pass=False).loss
 
 
 def recorded_loss(model: QuietStarForCausalLM) -> Tensor:
-    return model.learn(IDS, seed=2).loss
+    return learn(model, IDS, seed=2).loss
 
 
 def text_loss(model: QuietStarForCausalLM) -> Tensor:

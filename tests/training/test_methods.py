@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from quietstar.config import ModelOptions, ObjectiveOptions, TrainConfig, TrainingOptions
+from quietstar.config.training import ModelOptions, ObjectiveOptions, TrainConfig, TrainingOptions
 from quietstar.data.batches import Batch
-from quietstar.objective import PRESETS
-from quietstar.objective.options import objective_of
-from quietstar.training.measures import gain_by_difficulty, step_means
-from quietstar.training.methods import compute_step, evaluate_on
+from quietstar.objective.learning import learn
+from quietstar.objective.options import PRESETS, objective_of
+from quietstar.training.step import gain_by_difficulty, step_means
+from quietstar.training.step_functions import compute_step, evaluate_on
 from tests.model.tiny import gradients, make_ids, make_model
 
 
@@ -32,7 +32,7 @@ def whole(ids: Tensor, mask: Tensor | None = None) -> Batch:
 
 
 def measure(model: Any, ids: Tensor, **options: Any) -> tuple[Any, dict[str, float]]:
-    output = model.learn(ids, seed=1, **options)
+    output = learn(model, ids, seed=1, **options)
     return output, step_means(output, whole(ids)).floats()
 
 
@@ -78,7 +78,7 @@ def test_the_entropy_of_thoughts_is_that_of_the_sampler() -> None:
     model, ids = make_model(thought_length=1), make_ids(1, 3)
     anchors = torch.tensor([1])
     thoughts = model.think(ids, anchors=anchors, thoughts_per_position=4000, seed=1)
-    output = model.learn(ids, thoughts=thoughts, reuse_sampling_pass=False)
+    output = learn(model, ids, thoughts=thoughts, reuse_sampling_pass=False)
     tokens = torch.arange(model.config.text_config.vocab_size).view(1, -1, 1)
     every = model.think(ids, anchors=anchors, thoughts_per_position=tokens.shape[1], tokens=tokens).logprob.double()
     entropy = -float((every.exp() * every).sum())
@@ -92,7 +92,7 @@ def test_thoughts_without_a_target_are_not_measured() -> None:
     model, ids = make_model(), make_ids(2, 9)
     mask = torch.ones_like(ids)
     mask[0, 4:] = 0
-    output = model.learn(ids, mask, seed=1)
+    output = learn(model, ids, mask, seed=1)
     found = step_means(output, whole(ids, mask)).floats()
     position = output.thoughts.anchor
     counted = (position < 3) | (torch.arange(2)[:, None] == 1)  # the last token of a text has no next one
@@ -109,7 +109,7 @@ def test_micro_batches_add_up_to_the_step() -> None:
     halves = []
     for first in (0, 2):
         part = whole(ids).part(first, 2)
-        output = model.learn(part.tokens, anchors="all", seed=1, first_text=first, texts_in_step=4)
+        output = learn(model, part.tokens, anchors="all", seed=1, first_text=first, texts_in_step=4)
         halves.append(step_means(output, part))
     assert (halves[0] + halves[1]).floats() == pytest.approx(wanted, rel=1e-5)
 
@@ -206,14 +206,14 @@ class TestGradientNorms:
         ):
             objective = replace(objective_of(self.objective), **changes)
             model.zero_grad()
-            model.learn(texts, anchors="all", objective=objective, seed=1_234_567).loss.backward()
+            learn(model, texts, anchors="all", objective=objective, seed=1_234_567).loss.backward()
             wanted = torch.cat([gradient.flatten() for gradient in gradients(model).values()]).norm()
             assert found[name] == pytest.approx(float(wanted), rel=1e-4)
 
     @pytest.mark.parametrize("reuse", [True, False])
     def test_they_leave_no_trace(self, reuse: bool) -> None:
         model, texts = make_model(), make_ids(2, 8)
-        model.learn(texts, anchors="all").loss.backward()
+        learn(model, texts, anchors="all").loss.backward()
         before = gradients(model)
         model.mixing_head.requires_grad_(False)
         generator = torch.get_rng_state()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quietstar.errors import DataError
-from quietstar.training import MetricsWriter, read_metrics
+from quietstar.training.metrics import MetricsWriter, read_metrics
 
 
 def _write(path: Path, steps: range) -> None:

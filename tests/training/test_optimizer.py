@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from quietstar.errors import CheckpointError, ConfigError
-from quietstar.training import MasterAdamW, ParameterGroup, build_optimizer, build_parameter_groups
-from quietstar.training.optimizer import movable_share
+from quietstar.training.optimizer import (
+    MasterAdamW,
+    ParameterGroup,
+    build_optimizer,
+    build_parameter_groups,
+    movable_share,
+)
 from tests.training.helpers import ToyThinker, options, tiny_llama
 
 

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from quietstar.errors import CheckpointError, ConfigError
-from quietstar.quiet_imports import without_bitsandbytes_warnings
-from quietstar.training import MasterAdamW, ParameterGroup, build_optimizer
-from quietstar.training.optimizer import THOUGHT_EMBEDDING_GRADIENT_NORM
-from quietstar.training.optimizer_8bit import MasterAdamW8bit
+from quietstar.imports import without_bitsandbytes_warnings
+from quietstar.training.optimizer import (
+    THOUGHT_EMBEDDING_GRADIENT_NORM,
+    MasterAdamW,
+    MasterAdamW8bit,
+    ParameterGroup,
+    build_optimizer,
+)
 from tests.training.helpers import ToyThinker, options
 
 pytest.importorskip("bitsandbytes", reason="the 8-bit optimizer is an extra")

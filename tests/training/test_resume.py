@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from quietstar.data.batches import Batch
 from quietstar.errors import CheckpointError, Interrupted
-from quietstar.training import StepResult, read_metrics
-from quietstar.training.whole_checkpoints import list_checkpoints
+from quietstar.runs.checkpoints import list_checkpoints
+from quietstar.training.metrics import read_metrics
+from quietstar.training.step import StepResult
 from tests.training.helpers import language_modeling_step, options, texts, tiny_llama, trainer
 
 

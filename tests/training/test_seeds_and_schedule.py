@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quietstar.training import learning_rate, thought_seed
-from quietstar.training.seeds import _split_mix_64, module_seed
+from quietstar.training.optimizer import learning_rate
+from quietstar.training.step import _split_mix_64, module_seed, thought_seed
 from tests.training.helpers import options
 
 

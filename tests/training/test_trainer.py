@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quietstar.data import BatchOrder
-from quietstar.data.batches import Batch
-from quietstar.devices import resolve_device
+from quietstar.config.values import resolve_device
+from quietstar.data.batches import Batch, BatchOrder
 from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from quietstar.training import StepResult, Trainer, learning_rate, read_metrics, thought_seed
-from quietstar.training.whole_checkpoints import list_checkpoints, verify_checkpoint
+from quietstar.runs.checkpoints import list_checkpoints, verify_checkpoint
+from quietstar.training.metrics import read_metrics
+from quietstar.training.optimizer import learning_rate
+from quietstar.training.step import StepResult, thought_seed
+from quietstar.training.trainer import Trainer
 from tests.training.helpers import (
     ToyThinker,
     language_modeling_step,

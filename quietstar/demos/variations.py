@@ -1,0 +1,172 @@
+"""Which variations of the embedded default a sweep compares: one option at a time, everything else as it is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from quietstar.config.command_line import parse_train_config
+from quietstar.config.training import TrainConfig
+from quietstar.demos.finished import arm_options, of_seed
+from quietstar.errors import ConfigError
+from quietstar.objective.options import objective_of
+
+GRID = {
+    "model.thought_length": "2,4,8,12",
+    "model.lookahead": "1,2,3",
+    "model.thoughts_per_position": "2,4",
+    "objective.baseline": "leave_one_out,mean,none",
+    "model.temperature": "0.7,1.0,1.4",
+    "model.positions": "all,every:2,entropy:0.5",
+}
+"""Options that a sweep varies unless told otherwise, and their values."""
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variation.
+
+    Args:
+        name: Names its directory; `DEFAULT` for the configuration that all others differ from in one option.
+        config: Its options.
+    """
+
+    name: str
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The arms that differ in one option.
+
+    Args:
+        key: The option.
+        arms: By the option's value as text, in the order to show them; the default's value is among them.
+    """
+
+    key: str
+    arms: dict[str, Arm]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All arms.
+
+    Args:
+        default: The one that the others are compared with.
+        ablations: One for each option varied.
+    """
+
+    default: Arm
+    ablations: list[Ablation]
+
+    def arms(self) -> list[Arm]:
+        """Each arm once, the default first."""
+        every = [self.default, *(arm for ablation in self.ablations for arm in ablation.arms.values())]
+        return list({arm.name: arm for arm in every}.values())
+
+
+def make_sweep(words: Sequence[str], vary: Sequence[str]) -> Sweep:
+    """The sweep that a command line asks for.
+
+    Args:
+        words: Arguments of a training run; they hold for every arm.
+        vary: Names of options separated by commas, or `name=value,value`; a name is a dotted key or its last part.
+            Nothing varies the options of `GRID`.
+
+    Raises:
+        ConfigError: An unknown option, a value that cannot be used, or an option that changes nothing.
+    """
+    default = Arm(DEFAULT, parse_train_config(words))
+    if default.config.preset != "textbook":
+        raise ConfigError(
+            f"preset: got {default.config.preset}, but a sweep varies the embedded default; "
+            "leave out preset, model.path and data.path"
+        )
+    return Sweep(default, [_ablation(key, values, words, default) for key, values in _read_vary(vary).items()])
+
+
+def option_value(config: TrainConfig, key: str) -> Any:
+    """The value that holds for an option: for null in the objective, what its preset says."""
+    value = reduce(getattr, key.split("."), config)
+    group, _, name = key.rpartition(".")
+    return getattr(objective_of(config.objective), name) if group == "objective" and value is None else value
+
+
+def value_text(value: Any) -> str:
+    """A value as the command line takes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _read_vary(vary: Sequence[str]) -> dict[str, list[str]]:
+    """Texts of the values by dotted key."""
+    wanted: dict[str, list[str]] = {}
+    for word in vary or [",".join(GRID)]:
+        names, equals, values = word.partition("=")
+        for name in [names] if equals else names.split(","):
+            key = _dotted_key(name)
+            if key in wanted:
+                raise ConfigError(f"vary: {key} is given twice, needs all its values in one place: {key}=VALUE,VALUE")
+            if not equals and key not in GRID:
+                raise ConfigError(f"vary: {key}: got no values, needs some: {key}=VALUE,VALUE")
+            wanted[key] = (values if equals else GRID[key]).split(",")
+            if "" in wanted[key]:
+                raise ConfigError(f"vary: {key}: got {values!r}, needs values separated by single commas")
+    return wanted
+
+
+def _dotted_key(name: str) -> str:
+    known = _keys(asdict(TrainConfig()))
+    found = [key for key in known if key == name] or [key for key in known if key.rpartition(".")[2] == name]
+    if len(found) > 1:
+        raise ConfigError(f"vary: {name} could be {' or '.join(found)}, needs one of them")
+    if not found:
+        parts = {key.rpartition(".")[2]: key for key in known}
+        closest = difflib.get_close_matches(name.rpartition(".")[2], parts, n=1)
+        hint = f"did you mean {parts[closest[0]]}?" if closest else "--help lists every option"
+        raise ConfigError(f"vary: unknown option {name!r}; {hint}")
+    return found[0]
+
+
+def _keys(options: dict[str, Any], prefix: str = "") -> list[str]:
+    return [
+        key
+        for name, value in options.items()
+        for key in (_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])
+    ]
+
+
+def _ablation(key: str, texts: Sequence[str], words: Sequence[str], default: Arm) -> Ablation:
+    usual = option_value(default.config, key)
+    arms = {usual: default}
+    for text in texts:
+        try:
+            config = parse_train_config([*words, f"--{key}={text}"])
+        except ConfigError as error:
+            raise ConfigError(f"vary: {key}={text}: {error}") from None
+        value = option_value(config, key)
+        if value in arms:
+            continue
+        if _decisive(config) == _decisive(default.config):
+            raise ConfigError(f"vary: {key}: no measure of the embedded default depends on it")
+        arms[value] = Arm(f"{key}={quote(value_text(value), safe=':,+')}", config)
+    if len(arms) == 1:
+        raise ConfigError(
+            f"vary: {key}: got {','.join(texts)}, needs a value besides the default's {value_text(usual)}"
+        )
+    order = sorted(arms) if all(isinstance(value, int | float) for value in arms) else list(arms)
+    return Ablation(key, {value_text(value): arms[value] for value in order})
+
+
+def _decisive(config: TrainConfig) -> dict[str, Any]:
+    """What decides the measures of an arm, without the options that the experiment sets itself."""
+    return arm_options(of_seed(config, 0, Path(), Path()))

@@ -1,0 +1,234 @@
+"""How a task is asked without examples, and how its answers are written: the formats of the paper's evaluation."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from quietstar.config.loops import ProblemOptions
+from quietstar.tasks.numbers import canonical_number
+from quietstar.tasks.registry import load_task
+from quietstar.tasks.task import Problem, Task
+
+STEP_BY_STEP = " Let's think step by step."
+NEXT_QUESTION = "\nQ:"
+_NUMBER = re.compile(r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_IN_PARENTHESES = re.compile(r"\(([A-Ea-e])\)")
+_ARTICLE = r"A (?!(?:as|because|is|since)\b)[a-z]"
+_CAPITAL_ALONE = re.compile(rf"(?<![\w'\u2019.-])(?!{_ARTICLE})([A-E])(?![\w'\u2019-]|\.\w)")
+_ANSWER_LINE = re.compile(r"([A-E])\.?|\(([A-Ea-e])\)[^()]*")
+
+
+@dataclass(frozen=True)
+class AnswerFormat(ABC):
+    """A task in the zero-shot format of the paper: `Q: ...\\nA:`, answered by ` 72` or ` C` and a line end.
+
+    Args:
+        task: Reads and judges.
+
+    Attributes:
+        symbols: What one token of an answer may spell, as a regular expression.
+        any_symbol: A character of the answer's alphabet.
+        conclusion: Ends a chain of thought, so that the answer comes next (arXiv 2205.11916, 2.2).
+        finished: Text after which a written-out answer is complete.
+        strictly: Where an answer is looked for in a completion, for people to read.
+        leniently: Where else `lenient` looks.
+        concluding: Where an answer is looked for after the conclusion of a chain of thought.
+    """
+
+    task: Task
+    symbols: ClassVar[re.Pattern[str]]
+    any_symbol: ClassVar[re.Pattern[str]]
+    conclusion: ClassVar[str]
+    finished: ClassVar[re.Pattern[str]]
+    strictly: ClassVar[str]
+    leniently: ClassVar[str]
+    concluding: ClassVar[str]
+
+    @abstractmethod
+    def prompt(self, problem: Problem) -> str:
+        """The question up to `A:`."""
+
+    @abstractmethod
+    def answer(self, problem: Problem) -> str:
+        """What follows after a space: `72`, `C`."""
+
+    @abstractmethod
+    def is_concluded(self, text: str) -> bool:
+        """Whether the answer after the conclusion is all there, so that what would still be written changes nothing."""
+
+    @abstractmethod
+    def _direct(self, line: str) -> str | None:
+        """The answer that a first line gives without a sentence around it."""
+
+    @abstractmethod
+    def _first(self, text: str) -> str | None:
+        """The answer that a text after the conclusion gives."""
+
+    @abstractmethod
+    def _anywhere(self, problem: Problem, text: str) -> str | None:
+        """What may be meant as the answer of a completion that has none where it belongs."""
+
+    @abstractmethod
+    def _marked(self, answer: str) -> str:
+        """An answer as the task's own checker finds it."""
+
+    def is_complete(self, completion: str) -> bool:
+        """Whether what would still be written changes nothing."""
+        first_line, ended, _ = completion.lstrip().partition("\n")
+        return (
+            NEXT_QUESTION in completion
+            or self.finished.search(completion) is not None
+            or (bool(ended) and self._direct(first_line) is not None)
+        )
+
+    def for_checker(self, completion: str) -> str:
+        """A completion as the task's own checker reads it: an answer that its first line gives directly is marked."""
+        kept = completion.partition(NEXT_QUESTION)[0]
+        direct = self._direct(kept.lstrip().partition("\n")[0])
+        return kept if direct is None else self._marked(direct)
+
+    def lenient(self, problem: Problem, completion: str) -> str:
+        """The same where an answer that is not where it belongs counts too; empty for none."""
+        strict = self.for_checker(completion)
+        if self.task.extract(strict) is not None:
+            return strict
+        found = self._anywhere(problem, completion.partition(NEXT_QUESTION)[0])
+        return "" if found is None else self._marked(found)
+
+    def concluded(self, text: str) -> str:
+        """What follows the conclusion, as the task's own checker reads it; empty for no answer."""
+        found = self._first(text.partition(NEXT_QUESTION)[0])
+        return "" if found is None else self._marked(found)
+
+    def chain(self, text: str) -> str:
+        """A chain of thought up to where it concludes by itself in the same words, or goes on to another question."""
+        return text.partition(NEXT_QUESTION)[0].partition(self.conclusion)[0].rstrip()
+
+    def is_chain_complete(self, text: str) -> bool:
+        """Whether `chain` would leave out what would still be written."""
+        return NEXT_QUESTION in text or self.conclusion in text
+
+
+class NumberFormat(AnswerFormat):
+    """GSM8K: an answer is a number."""
+
+    symbols = re.compile(r"[0-9]+")
+    any_symbol = re.compile(r"[0-9]")
+    conclusion = "\nTherefore, the answer (arabic numerals) is"
+    finished = re.compile(r"####[^\n]*\S[^\n]*\n")
+    strictly = "a first line that is one number and nothing else but its unit, or the number after the first ####"
+    leniently = "the last number"
+    concluding = "the first number after the sentence that asks for it"
+
+    def prompt(self, problem: Problem) -> str:
+        return f"Q: {problem.question}\nA:"
+
+    def answer(self, problem: Problem) -> str:
+        return problem.answer
+
+    def is_concluded(self, text: str) -> bool:
+        found = _NUMBER.search(text)
+        return NEXT_QUESTION in text or (found is not None and found.end() < len(text.rstrip(" .,")))
+
+    def _direct(self, line: str) -> str | None:
+        return canonical_number(line)
+
+    def _first(self, text: str) -> str | None:
+        found = _NUMBER.search(text)
+        return None if found is None else found[0].rstrip(",")
+
+    def _anywhere(self, problem: Problem, text: str) -> str | None:
+        found = _NUMBER.findall(text)
+        return found[-1].rstrip(",") if found else None
+
+    def _marked(self, answer: str) -> str:
+        return f"#### {answer}"
+
+
+class LetterFormat(AnswerFormat):
+    """CommonsenseQA: an answer is one of A to E."""
+
+    symbols = any_symbol = re.compile(r"[A-E]")
+    conclusion = "\nTherefore, among A through E, the answer is"
+    finished = re.compile(r"answer is[^\n]*\([a-e]\)[^\n]*\n", re.IGNORECASE)
+    strictly = (
+        "a first line that is A to E alone or begins with a letter in parentheses and has no other parentheses, or the "
+        "last letter in parentheses of the line that concludes: the first that says 'answer is', or 'answer', with "
+        "one, or else the last with one before a blank line"
+    )
+    leniently = (
+        "the first letter in parentheses, else the first capital A to E that stands alone and is no article, else the "
+        "only choice whose text is there"
+    )
+    concluding = (
+        "after the sentence that asks for it, on the first line with one, the first letter in parentheses, else the "
+        "first capital A to E that stands alone and is no article"
+    )
+
+    def prompt(self, problem: Problem) -> str:
+        *stem, _, a, b, c, d, e = problem.question.split("\n")
+        choices = [f"({line[1].upper()}){line[3:]}" for line in (a, b, c, d, e)]
+        return "\n".join(["Q: " + " ".join(stem), *choices, "A:"])
+
+    def answer(self, problem: Problem) -> str:
+        return problem.answer.upper()
+
+    def is_concluded(self, text: str) -> bool:
+        *ended, last = text.split("\n")
+        return (
+            NEXT_QUESTION in text
+            or _IN_PARENTHESES.search(last) is not None
+            or self._first("\n".join(ended)) is not None
+        )
+
+    def _direct(self, line: str) -> str | None:
+        found = _ANSWER_LINE.fullmatch(line.strip())
+        return None if found is None else found[1] or found[2]
+
+    def _first(self, text: str) -> str | None:
+        """Of the first line that has a letter the one in parentheses, else the first capital by itself.
+
+        A small letter counts in parentheses only: it would be found in `a river`.
+        """
+        return next((letter for line in text.split("\n") if (letter := _letter(line)) is not None), None)
+
+    def _anywhere(self, problem: Problem, text: str) -> str | None:
+        letter = _letter(text)
+        if letter is not None:
+            return letter
+        choices = {line[4:].lower(): line[1] for line in problem.question.split("\n")[-5:]}
+        longest_first = sorted(choices, key=len, reverse=True)  # `bank` is not found within `river bank`
+        named = set(re.findall(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", text.lower()))
+        return choices[named.pop()] if len(named) == 1 else None
+
+    def _marked(self, answer: str) -> str:
+        return f"({answer.lower()})"
+
+
+def _letter(text: str) -> str | None:
+    found = _IN_PARENTHESES.search(text) or _CAPITAL_ALONE.search(text)
+    return None if found is None else found[1]
+
+
+FORMATS: dict[str, type[AnswerFormat]] = {"gsm8k": NumberFormat, "commonsenseqa": LetterFormat}
+
+
+def load_format(name: str, data: Path | None) -> AnswerFormat:
+    """A task by its name, `gsm8k` or `commonsenseqa`.
+
+    Args:
+        name: Of the task.
+        data: Directory with a folder of that name, or the task's own directory or file; None: its public home.
+    """
+    options = ProblemOptions()
+    if data is not None:
+        place = data / name if (data / name).is_dir() else data
+        options.path = str(place)
+        if place.is_file():
+            options.test_path = str(place)
+    task = load_task(name, options)
+    return FORMATS[name](task)

@@ -1,0 +1,300 @@
+"""The page of a comparison: accuracy by iteration and by budget of completions, and the groups of each run.
+
+The numbers of several runs: their accuracy at each budget of completions, and at one that all have.
+
+Several finished runs side by side: a page, the numbers behind it, and tables for the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quietstar.errors import DataError
+from quietstar.reporting.charts import number
+from quietstar.reporting.loop_charts import PER_CENT, accuracy_curve, chart_panel, group_curves, look
+from quietstar.reporting.loop_files import LoopRun, Row, Way, grid, interval, read_loop, text_table, way_name, ways
+from quietstar.reporting.page import page, panels, section, table, visible, warning_list
+from quietstar.reporting.train_report import flatten, machines, shown
+from quietstar.runs.files import COMPARISON, REPORT, write_json, write_whole
+
+OWN = frozenset({"output_dir", "preset"})
+"""Options that differ between runs as a matter of course."""
+
+
+def comparison_page(
+    title: str, runs: Mapping[str, LoopRun], places: Mapping[str, str], budget: float | None = None
+) -> str:
+    """The page of a comparison.
+
+    Args:
+        title: Of the page.
+        runs: By name.
+        places: Directory of each, relative to that of the page.
+        budget: As for `compare`.
+    """
+    compared = compare(runs, budget)
+    head, rows = ends(compared)
+    cells = [[_link(row[0], places[row[0]]), *map(visible, row[1:])] for row in rows]
+    warnings = [f"{name}: {warning}" for name, run in runs.items() for warning in run.summary.get("warnings", ())]
+    return page(
+        f"{title} · comparison",
+        [
+            f'<header><h1>{visible(title)}</h1><p class="lede">{visible(" · ".join(runs))}</p></header>',
+            section("Warnings", [warning_list([*_other_problems(compared), *warnings])]),
+            section(
+                "Held-out accuracy",
+                [panels(_accuracy(compared)), table(cells, head, numbers=True)],
+                "Greedy, per cent, with 95 % intervals over problems. Steps of fine-tuning and completions sampled, "
+                "hinted ones too, are those of all iterations.",
+            ),
+            section(
+                "At an equal budget",
+                [_plain_table(equal(compared))],
+                budget_note(compared),
+            ),
+            section(
+                "By group",
+                [panels(_groups(runs))],
+                "Held-out accuracy in per cent of each group of problems, one panel for each run.",
+            ),
+            section(
+                "Choosing among candidates",
+                [_plain_table(choices(runs))],
+                "One of k candidates for each held-out problem, per cent right, with 95 % intervals over problems.",
+            ),
+            section("What differs", [_differing(runs)], "Options whose values are not the same in all runs."),
+            machines(list(runs.values())[-1].files.environment),
+            "<footer>Written by quietstar from the files of the runs; point at a chart for its numbers.</footer>",
+        ],
+    )
+
+
+def _accuracy(compared: Mapping[str, Any]) -> list[str]:
+    points = {name: arm["points"] for name, arm in compared["arms"].items() if arm["points"]}
+    drawn = []
+    for title, note, key, label in (
+        ("By iteration", "0 is before the first iteration.", "iteration", "iteration"),
+        ("By budget", "Completions sampled so far of each training problem drawn.", "budget", BUDGET),
+    ):
+        end = max((point[key] for own in points.values() for point in own), default=0)
+        series = [
+            accuracy_curve(
+                *_stretched([point[key] for point in own], [{"held_out": point} for point in own], end),
+                name,
+                **look(place),
+            )
+            for place, (name, own) in enumerate(points.items())
+        ]
+        flat = " A run without iterations is a level line." if any(len(own) == 1 for own in points.values()) else ""
+        text = f"{note} Shaded: 95 % interval over problems.{flat}"
+        drawn.append(chart_panel(title, text, series, x_label=label, x_range=(0, end), y_scale=PER_CENT))
+    return drawn
+
+
+def _stretched(x: list[float], rows: list[Row], end: float) -> tuple[Any, list[Row]]:
+    """A curve's points; a single one as a level line."""
+    if len(x) == 1 and end > x[0]:
+        x, rows = [x[0], end], rows * 2
+    return np.array(x, float), rows
+
+
+def _groups(runs: Mapping[str, LoopRun]) -> list[str]:
+    end = float(max(row["iteration"] for run in runs.values() for row in run.rows))
+    drawn = []
+    for name, run in runs.items():
+        x, rows = _stretched([row["iteration"] for row in run.rows], list(run.rows), end)
+        axes: dict[str, Any] = {"x_label": "iteration", "x_range": (0.0, end), "y_scale": PER_CENT}
+        drawn.append(chart_panel(name, "", group_curves(x, rows), **axes))
+    return drawn
+
+
+def _other_problems(compared: Mapping[str, Any]) -> list[str]:
+    counts = {name: arm["points"][-1]["problems"] for name, arm in compared["arms"].items() if arm["points"]}
+    if len(set(counts.values())) < 2:
+        return []
+    found = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return [f"The runs have different numbers of held-out problems ({found}); their accuracies are not comparable"]
+
+
+def _differing(runs: Mapping[str, LoopRun]) -> str:
+    flat = {name: flatten(run.files.config) for name, run in runs.items()}
+    keys = {key: None for options in flat.values() for key in options if key not in OWN}
+    rows = [
+        [visible(key), *(shown(options[key]) if key in options else "" for options in flat.values())]
+        for key in keys
+        if len({repr(options.get(key)) for options in flat.values()}) > 1
+    ]
+    return table(rows, ("option", *flat))
+
+
+def _plain_table(content: Table) -> str:
+    head, rows = content
+    return table([list(map(visible, row)) for row in rows], head, numbers=True)
+
+
+def _link(name: str, place: str) -> str:
+    address = urllib.parse.quote(f"{Path(place).as_posix()}/{REPORT}")
+    return f'<a href="{address}">{visible(name)}</a>'
+
+
+BUDGET = "completions per problem"
+Table = tuple[list[str], list[list[str]]]
+
+
+def compare(runs: Mapping[str, LoopRun], asked: float | None = None) -> dict[str, Any]:
+    """The numbers of a comparison, plain JSON values.
+
+    Args:
+        runs: By name.
+        asked: The budget to compare at; null: the largest that all have.
+
+    Returns:
+        `arms`: of each its `task` and `points`, one for each iteration that was evaluated: `iteration`, `budget`
+        (completions sampled so far, hinted ones too, of each training problem drawn), `steps` of fine-tuning so far,
+        and accuracy with its interval and groups; and its `candidates`. `equal_budget`: the budget, whether it
+        was `asked` for, and each arm's last point within it; null where no arm has sampled.
+    """
+    points = {name: _points(run.rows) for name, run in runs.items()}
+    arms = {
+        name: {"task": run.summary.get("task"), "points": points[name], "candidates": run.candidates}
+        for name, run in runs.items()
+    }
+    largest = [own[-1]["budget"] for own in points.values() if own and own[-1]["budget"]]
+    if not largest:
+        return {"arms": arms, "equal_budget": None}
+    limit = min(largest) if asked is None else asked
+    within = {
+        name: [point for point in own if point["budget"] <= limit * (1 + 1e-9)][-1:] for name, own in points.items()
+    }
+    last = {name: one[0] for name, one in within.items() if one}
+    return {"arms": arms, "equal_budget": {"budget": limit, "asked": asked is not None, "arms": last}}
+
+
+def _points(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    points, budget, steps = [], 0.0, 0
+    for row in rows:
+        if "sampled" in row:
+            made = row["sampled"]["samples"] + row.get("rationalized", {}).get("samples", 0)
+            budget += made / max(1, row["sampled"]["problems"])
+        steps += row.get("trained", {}).get("steps", 0)
+        if "held_out" in row:
+            held_out = {key: row["held_out"].get(key) for key in ("accuracy", "low", "high", "by_group", "problems")}
+            points.append({"iteration": row["iteration"], "budget": budget, "steps": steps, **held_out})
+    return points
+
+
+def ends(compared: Mapping[str, Any]) -> Table:
+    """Columns and cells: each run after its last iteration."""
+    rows = []
+    for name, arm in compared["arms"].items():
+        if arm["points"]:
+            last = arm["points"][-1]
+            rows.append([name, str(last["iteration"]), *_cells(last)])
+        else:
+            rows.append([name, "", "", "", ""])
+    return ["run", "iterations", "held-out accuracy", "fine-tuning steps", BUDGET], rows
+
+
+def equal(compared: Mapping[str, Any]) -> Table:
+    """Columns and cells: each run at the largest budget that all have, where there is one."""
+    if compared["equal_budget"] is None:
+        return [], []
+    rows = [[name, str(point["iteration"]), *_cells(point)] for name, point in compared["equal_budget"]["arms"].items()]
+    return ["run", "iteration", "held-out accuracy", "fine-tuning steps", BUDGET], rows
+
+
+def _cells(point: Row) -> list[str]:
+    return [interval(point, "accuracy"), f"{point['steps']:,}", number(point["budget"], 3)]
+
+
+def budget_note(compared: Mapping[str, Any]) -> str:
+    """Which budget it is."""
+    if compared["equal_budget"] is None:
+        return ""
+    budget = number(compared["equal_budget"]["budget"], 3)
+    within = f"The last iteration of each run within {budget} completions for each training problem"
+    if compared["equal_budget"]["asked"]:
+        return f"{within}, the budget that was asked for."
+    return f"{within}, the largest budget that all runs with completions have used."
+
+
+def choices(runs: Mapping[str, LoopRun]) -> Table:
+    """Columns and cells: all ways to choose of all runs that have candidates."""
+    table: dict[Way, Mapping[int, Row]] = {}
+    names: dict[Way, str] = {}
+    for name, run in runs.items():
+        for way, values in ways(run.candidates).items() if run.candidates else ():
+            key: Way = (name, way_name(way))
+            table[key], names[key] = values, f"{name}: {way_name(way)}"
+    return grid(table, interval, names.__getitem__)
+
+
+def write_comparison(out: Path | str, arms: Mapping[str, Path], budget: float | None = None) -> Path:
+    """Writes `report.html` and `comparison.json` about several runs.
+
+    Args:
+        out: The directory to write to, which exists.
+        arms: Directories of the runs by name, each with its `summary.json`.
+        budget: Completions of each training problem to compare at; null: the most that all have.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: A run has no summary, or there is no run.
+        OSError: A file cannot be written.
+    """
+    runs = _read(arms)
+    out = Path(out)
+    places = {name: os.path.relpath(directory, out) for name, directory in arms.items()}
+    path = out / REPORT
+    write_whole(path, comparison_page(out.resolve().name, runs, places, budget))
+    write_json(out / COMPARISON, {"directories": places, **compare(runs, budget)})
+    return path
+
+
+def print_comparison(arms: Mapping[str, Path], budget: float | None = None) -> None:
+    """Prints the tables of several runs.
+
+    Args:
+        arms, budget: As for `write_comparison`, as are the errors.
+    """
+    width = shutil.get_terminal_size((10_000, 24)).columns  # a file or pipe takes lines of any length
+    runs = _read(arms)
+    compared = compare(runs, budget)
+    print(f"After the last iteration: per cent of the held-out problems, greedy.\n{text_table(*ends(compared), width)}")
+    if compared["equal_budget"] is not None:
+        print(f"\n{budget_note(compared)}\n{text_table(*equal(compared), width)}")
+    head, rows = choices(runs)
+    if rows:
+        print(f"\nOne of k candidates, per cent right.\n{text_table(head, rows, width)}")
+
+
+def compared_before(out: Path) -> tuple[dict[str, Path], float | None]:
+    """The runs that `write_comparison` has compared in a directory, and the budget that it was given.
+
+    Raises:
+        DataError: `comparison.json` cannot be read.
+    """
+    file = out / COMPARISON
+    try:
+        content = json.loads(file.read_bytes())
+        equal = content["equal_budget"]
+        budget = equal["budget"] if equal is not None and equal["asked"] else None
+        return {str(name): out / place for name, place in content["directories"].items()}, budget
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: cannot be read ({error!r}); run the command of the comparison again") from None
+
+
+def _read(arms: Mapping[str, Path]) -> dict[str, LoopRun]:
+    if not arms:
+        raise DataError("comparison: got no run; needs at least one")
+    return {name: read_loop(Path(directory)) for name, directory in arms.items()}

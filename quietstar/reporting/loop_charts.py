@@ -1,0 +1,423 @@
+"""The charts of a loop: one point for each iteration, or for each number of candidates.
+
+What choosing one of several candidates is worth: pass@k, votes, and Best-of-k of every score.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from quietstar.reporting.charts import DASH, Floats, Scale, Series, legend_of, line_chart, linear_scale
+from quietstar.reporting.loop_files import (
+    MAJORITY,
+    PASS,
+    Row,
+    Way,
+    difference,
+    differences,
+    excludes_zero,
+    grid,
+    interval,
+    ks_of,
+    natural,
+    text_table,
+    way_name,
+    ways,
+)
+from quietstar.reporting.page import details, panel, panels, section, table, visible
+
+COLOURS, MOST_LINES = 6, 12
+"""Of the palette; with dashes it tells twice as many curves apart."""
+PER_CENT = Scale(0, 100, (0, 20, 40, 60, 80, 100))
+GREY = 7
+
+
+def look(place: int) -> dict[str, Any]:
+    """Colour and dashes of the curve at a place, from 0."""
+    return {"colour": 1 + place % COLOURS, "dashed": place // COLOURS % 2 == 1}
+
+
+def measure(row: Row, *path: str) -> float:
+    """A number of an iteration; NaN where it has none."""
+    value: Any = row
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def accuracy_curve(x: Floats, rows: Sequence[Row], name: str, **options: Any) -> Series:
+    """Held-out accuracy in per cent with the band of its interval."""
+    mean, low, high = (
+        100 * np.array([measure(row, "held_out", key) for row in rows]) for key in ("accuracy", "low", "high")
+    )
+    return Series(name, x, mean, band=(low, high), **options)
+
+
+def group_curves(x: Floats, rows: Sequence[Row]) -> list[Series]:
+    """Held-out accuracy in per cent of each group of problems, at most twelve of them."""
+    groups = group_names(rows)
+    return [
+        Series(
+            group or "(none)",
+            x,
+            100 * np.array([measure(row, "held_out", "by_group", group) for row in rows]),
+            **look(i),
+        )
+        for i, group in enumerate(groups[:MOST_LINES])
+    ]
+
+
+def group_names(rows: Sequence[Row]) -> list[str]:
+    """All groups of the held-out problems; none where there is but one."""
+    names = {group for row in rows for group in row.get("held_out", {}).get("by_group", {})}
+    return sorted(names, key=natural) if len(names) > 1 else []
+
+
+def chart_panel(title: str, note: str, series: Sequence[Series], **options: Any) -> str:
+    """A panel of the curves that have a number; nothing where none has two points, or all are 0."""
+    curves = [one for one in series if np.isfinite(one.y).any()]
+    if not any(np.isfinite(one.y).sum() > 1 for one in curves) or not any(np.nan_to_num(one.y).any() for one in curves):
+        return ""
+    chart = line_chart(curves, label=f"{title}. {note}", **options)
+    names = legend_of(curves) if any(one.name for one in curves) else ""
+    return panel(title, note, chart and names + chart)
+
+
+def per_iteration(rows: Sequence[Row]) -> Callable[..., str]:
+    """Makes panels from 0 whose curves are `(name, path of the number in a row, colour)`."""
+    x = np.array([row["iteration"] for row in rows], float)
+    ends = (float(x[0]), float(x[-1]))
+
+    def draw(
+        title: str, note: str, curves: Sequence[tuple[str, Sequence[str], int]], factor: float = 1.0, **options: Any
+    ) -> str:
+        series = [
+            Series(name, x, factor * np.array([measure(row, *path) for row in rows]), colour)
+            for name, path, colour in curves
+        ]
+        most = max((float(one.y[np.isfinite(one.y)].max(initial=0.0)) for one in series), default=0.0)
+        axes = {"x_label": "iteration", "x_range": ends, "y_scale": linear_scale(0.0, most), **options}
+        return chart_panel(title, note, series, **axes)
+
+    return draw
+
+
+def accuracy_panels(rows: Sequence[Row]) -> list[str]:
+    """How well problems are solved."""
+    x = np.array([row["iteration"] for row in rows], float)
+    axes: dict[str, Any] = {"x_label": "iteration", "x_range": (float(x[0]), float(x[-1])), "y_scale": PER_CENT}
+    groups = group_names(rows)
+    note = "Greedy accuracy on held-out problems in per cent, by group; 0 is before the first iteration."
+    if len(groups) > MOST_LINES:
+        note += f" The first {MOST_LINES} of {len(groups)} groups; the table has all."
+    later = [row for row in rows if "sampled" in row]
+    made = np.array([row["iteration"] - 1 for row in later], float)  # the model that has sampled
+    training: list[tuple[str, tuple[str, ...], int]] = [
+        ("samples of training problems", ("sampled", "accuracy"), 2),
+        ("failures retried with the hint", ("rationalized", "accuracy"), 3),
+    ]
+    if any(row["sampled"]["samples"] > row["sampled"]["problems"] for row in later):
+        training.insert(1, ("training problems with a right sample", ("solved_share",), 5))
+        later = [{**row, "solved_share": row["sampled"]["solved"] / row["sampled"]["problems"]} for row in later]
+    by_model = [
+        accuracy_curve(x, rows, "held-out problems, greedy", colour=1),
+        *(
+            Series(name, made, 100 * np.array([measure(row, *path) for row in later]), colour)
+            for name, path, colour in training
+        ),
+    ]
+    return [
+        chart_panel("Held-out accuracy by group", note, group_curves(x, rows), **axes),
+        chart_panel(
+            "Held-out and training problems",
+            "Per cent right, each at the iteration that made the model; shaded: 95 % interval over problems.",
+            by_model,
+            **axes,
+        ),
+    ]
+
+
+def kept_panels(rows: Sequence[Row]) -> list[str]:
+    """What is trained on."""
+    later = [{**row, "own": row["built"]["kept"] - row["built"]["hinted"]} for row in rows if "built" in row]
+    if not later:
+        return []
+    draw = per_iteration(later)
+    sources = [("sampled", ("own",), 2), ("rationalised", ("built", "hinted"), 3)]
+    return [
+        draw(
+            "Kept for training",
+            "Completions with a right answer, after duplicates were left out.",
+            sources if any(row["built"]["hinted"] for row in later) else sources[:1],
+        ),
+        draw(
+            "Right inside",
+            "Per cent of the kept completions whose every step is right; the answer is right in all.",
+            [
+                ("sampled", ("built", "right_inside_sample"), 2),
+                ("rationalised", ("built", "right_inside_rationalize"), 3),
+            ],
+            100.0,
+            y_scale=PER_CENT,
+        ),
+        draw(
+            "Solved training problems",
+            "By a sample without hint: anew and no longer against the iteration before, and ever.",
+            [("newly solved", ("newly_solved",), 1), ("lost", ("lost",), 2), ("ever solved", ("ever",), 3)],
+        ),
+        draw(
+            "Distinct solutions",
+            "Different right solutions of a solved problem in this iteration.",
+            [("mean", ("distinct", "mean"), 1), ("most", ("distinct", "most"), 5)],
+        ),
+    ]
+
+
+def completion_panels(rows: Sequence[Row]) -> list[str]:
+    """How completions look, and how long training took."""
+    later = [row for row in rows if row["iteration"]] or rows
+    kinds = (("held-out", "held_out", 1), ("sampled", "sampled", 2), ("rationalised", "rationalized", 3))
+    draw, draw_all = per_iteration(later), per_iteration(rows)
+    shares = [(name, (part, "truncated"), colour) for name, part, colour in kinds]
+    answers = [(name, (part, "unanswered"), colour) for name, part, colour in kinds]
+    return [
+        draw_all("Length", "Tokens of a completion.", [(name, (part, "tokens"), c) for name, part, c in kinds]),
+        draw_all("Cut off", "Per cent of the completions that reached the limit of tokens.", shares, 100.0),
+        draw_all("Without an answer", "Per cent of the completions in which no answer was found.", answers, 100.0),
+        draw(
+            "Steps of model and human",
+            _step_note(later),
+            [("model", ("step_counts", "model"), 1), ("human", ("step_counts", "human"), 2)],
+        ),
+        draw("Fine-tuning", "Optimizer steps of the iteration.", [("", ("trained", "steps"), 1)]),
+    ]
+
+
+def _step_note(rows: Sequence[Row]) -> str:
+    note = "Mean number of steps in solutions of the same problems."
+    correlation = measure(rows[-1], "step_counts", "pearson")
+    return note if math.isnan(correlation) else f"{note} Correlation in the last iteration: {correlation:.2f}."
+
+
+def best_of_k_panel(candidates: Row) -> str:
+    """Accuracy against k: what each score picks, the majority, and any right one."""
+    values = {way: by_k for way, by_k in ways(candidates).items() if way[0] != "weighted-vote"}
+    ks = ks_of(values)
+    if len(ks) < 2:
+        return ""
+    compared: Way = ("best-of", candidates.get("compared"))
+    others = [way for way in values if way not in (PASS, MAJORITY, compared)]
+    series = []
+    for way, by_k in values.items():
+        found = [[measure(by_k.get(k, {}), end) for k in ks] for end in ("mean", "low", "high")]
+        mean, low, high = 100 * np.array(found)
+        if way == PASS:
+            options: dict[str, Any] = {"colour": GREY, "dashed": True}
+        elif way == compared:
+            options = {"colour": 1, "band": (low, high)}
+        else:
+            options = {"colour": 2} if way == MAJORITY else look_other(others.index(way))
+        series.append(Series(curve_name(way), np.array(ks, float), mean, **options))
+    return chart_panel(
+        "Best of k candidates",
+        "Per cent of held-out problems right when one of k candidates is chosen; shaded: 95 % interval over problems.",
+        series,
+        x_label="k",
+        x_scale=k_scale(ks),
+    )
+
+
+def difference_panel(candidates: Row) -> str:
+    """What the compared score gains over other ways to choose, against k."""
+    gaps = {way: by_k for way, by_k in differences(candidates).items() if way[0] != "weighted-vote"}
+    ks = ks_of(gaps)
+    if len(ks) < 2:
+        return ""
+    others = [way for way in gaps if way != MAJORITY]
+    series = []
+    for way, by_k in gaps.items():
+        mean, low, high = (
+            100 * np.array([measure(by_k.get(k, {}), end) for k in ks]) for end in ("mean", "low", "high")
+        )
+        options: dict[str, Any] = (
+            {"colour": 2, "band": (low, high)} if way == MAJORITY else look_other(others.index(way))
+        )
+        series.append(Series(f"over {curve_name(way)}", np.array(ks, float), mean, **options))
+    return chart_panel(
+        "Gain over other ways to choose",
+        "Percentage points on the same problems; shaded: 95 % interval of the gain over the majority vote.",
+        series,
+        x_label="k",
+        x_scale=k_scale(ks),
+    )
+
+
+def k_scale(ks: Sequence[int]) -> Scale:
+    """Logarithmic, with a tick at each k, or some of them."""
+    return Scale(ks[0], ks[-1], tuple(map(float, ks[:: math.ceil(len(ks) / 8)])), log=True)
+
+
+def look_other(place: int) -> dict[str, Any]:
+    """Colours that the compared score and the majority vote do not have."""
+    return {"colour": 3 + place % (COLOURS - 2), "dashed": place >= COLOURS - 2}
+
+
+def curve_name(way: Way) -> str:
+    """Short, for legends."""
+    return {PASS: "any right (pass@k)", MAJORITY: "majority vote (maj@k)"}.get(way) or str(way[1])
+
+
+AREAS = (
+    "AUROC: how often a right candidate is scored above a wrong one, within the problems that have both (their number "
+    "stands last), and over the candidates of all problems."
+)
+CALIBRATION = (
+    "How far probabilities of being right are from how often candidates are right: the Brier score (mean squared "
+    "difference; 0.25 for always saying one half) and the expected calibration error; 0 is best."
+)
+
+
+def candidates_text(candidates: Row, width: int) -> str:
+    """Tables for the terminal.
+
+    Args:
+        candidates: `CandidateTable.to_json()`, and the name of the score that is compared with the others as
+            `compared`; perhaps `calibration`, by name of the score what `evaluation.calibration` found.
+        width: Characters of a line.
+    """
+    head, cells = grid(ways(candidates), interval)
+    parts = [f"{_about(candidates)}\n{text_table(head, cells, width)}"]
+    gaps = differences(candidates)
+    if gaps:
+        sure = {way: {k: value for k, value in by_k.items() if excludes_zero(value)} for way, by_k in gaps.items()}
+        sure = {way: by_k for way, by_k in sure.items() if by_k}
+        name = f"best by {candidates['compared']}"
+        if sure:
+            rows = text_table(*grid(sure, difference), width)
+            parts.append(f"{name}, minus the others, where the 95 % interval of the difference excludes 0:\n{rows}")
+        else:
+            parts.append(f"{name}: no difference to another way has a 95 % interval that excludes 0")
+    head, cells = _areas(candidates)
+    if cells:
+        parts.append(f"{textwrap.fill(AREAS, min(width, 100))}\n{text_table(head, cells, width)}")
+    head, cells = _calibration(candidates)
+    if cells:
+        parts.append(f"{textwrap.fill(CALIBRATION, min(width, 100))}\n{text_table(head, cells, width)}")
+    return "\n\n".join(parts)
+
+
+def candidates_section(candidates: Row | None) -> str:
+    """The same with a chart as a section of a page; nothing without candidates.
+
+    Args:
+        candidates: As for `candidates_text`.
+    """
+    if not candidates:
+        return ""
+    values = ways(candidates)
+    compared: Way = ("best-of", candidates.get("compared"))
+    head, rows = grid(values, interval)
+    cells = [[visible(cell) for cell in row] for row in rows]
+    for row, way in zip(cells, values, strict=True):
+        row[0] = f"<b>{row[0]}</b>" if way == compared else row[0]
+    area_head, areas = _areas(candidates)
+    charts = panels([best_of_k_panel(candidates), difference_panel(candidates)])
+    quality = table([list(map(visible, row)) for row in areas], area_head, numbers=True)
+    parts = [
+        section("Choosing among candidates", [charts, table(cells, head, numbers=True)], _about(candidates)),
+        _differences(candidates),
+        section("Telling right from wrong", [quality], AREAS),
+        _calibration_section(candidates),
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def sure_sentence(candidates: Row) -> str:
+    """At how many k the compared score is surely better than the majority vote; empty where it was not compared."""
+    gaps = {k: value for k, value in differences(candidates).get(MAJORITY, {}).items() if k > 1}  # 1 leaves no choice
+    if not gaps:
+        return ""
+    better, worse = (sum(excludes_zero(v) and (v["mean"] > 0) is sign for v in gaps.values()) for sign in (True, False))
+    below = f", surely below it at {worse}" if worse else ""
+    return f"surely above the vote at {better} of {len(gaps)} k{below}"
+
+
+def _differences(candidates: Row) -> str:
+    gaps = differences(candidates)
+    if not gaps:
+        return ""
+    ks = ks_of(gaps)
+    rows = []
+    for way, by_k in gaps.items():
+        cells = [visible(way_name(way))]
+        for k in ks:
+            text = visible(difference(by_k[k])) if k in by_k else ""
+            cells.append(f"<b>{text}</b>" if k in by_k and excludes_zero(by_k[k]) else text)
+        rows.append(cells)
+    note = (
+        f"Best by {candidates['compared']}, minus each other way on the same problems, in percentage points; bold "
+        "where "
+        "the 95 % interval excludes 0."
+    )
+    listed = table(rows, ["minus", *(f"k = {k}" for k in ks)], numbers=True)
+    return section("Differences", [listed], note)
+
+
+def _areas(candidates: Row) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            name,
+            *(DASH if area[key] is None else f"{area[key]:.3f}" for key in ("within", "pooled")),
+            str(area["problems"]),
+        ]
+        for name, area in candidates.get("discrimination", {}).items()
+    ]
+    return ["AUROC", "within problems", "over all", "problems"], rows
+
+
+def _calibration(candidates: Row) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [name, f"{found['brier']:.3f}", f"{found['expected_calibration_error']:.3f}"]
+        for name, found in candidates.get("calibration", {}).items()
+    ]
+    return ["calibration", "Brier score", "expected calibration error"], rows
+
+
+def _calibration_section(candidates: Row) -> str:
+    head, rows = _calibration(candidates)
+    if not rows:
+        return ""
+    listed = table([list(map(visible, row)) for row in rows], head, numbers=True)
+    return section("Calibration", [listed, *_reliability(candidates)], CALIBRATION)
+
+
+def _reliability(candidates: Row) -> list[str]:
+    """The bins of each reliability diagram as a table."""
+    head = ["probability", "its mean", "right", "candidates"]
+    found = []
+    for name, value in candidates["calibration"].items():
+        rows = [
+            [
+                f"{one['low']:.1f} to {one['high']:.1f}",
+                *(f"{one[key]:.3f}" for key in ("probability", "accuracy")),
+                f"{one['candidates']:,}",
+            ]
+            for one in value["bins"]
+        ]
+        found.append(
+            details(f"How often candidates are right, by what the {name} says", table(rows, head, numbers=True))
+        )
+    return found
+
+
+def _about(candidates: Row) -> str:
+    return (
+        f"{candidates['problems']} held-out problems with {candidates['fewest']} candidates each, of which k are "
+        "drawn; "
+        "per cent right, with 95 % intervals over problems."
+    )

@@ -1,0 +1,366 @@
+"""Reads what a loop has written: its summary, its options, and a few completions of its last iteration.
+
+The numbers of a run as cells of a table, for the terminal and the page alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from quietstar.errors import DataError
+from quietstar.reporting.charts import MINUS
+from quietstar.runs.directory import RunDirectory, read_run
+from quietstar.runs.files import KEPT, STORE, SUMMARY
+
+OF_A_KIND = 3
+RIGHT, RIGHT_BUT, WRONG, HINTED, HINTED_BUT = (
+    "right",
+    "right answer, but a wrong step inside",
+    "wrong",
+    "rationalised: right with the answer as a hint",
+    "rationalised: right answer, but a wrong step inside",
+)
+_SECONDS = re.compile(r"([0-9.]+) s")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A completion to read.
+
+    Args:
+        kind: Of the five above.
+        problem: Id of its problem.
+        prompt: Without solved examples and hint; None where it is not known.
+        text: The completion.
+        answer: Found in it; None without one.
+        tokens: Of the completion.
+        truncated: Whether it reached the limit of tokens.
+        failure: Why its check did not come to an end.
+    """
+
+    kind: str
+    problem: str
+    prompt: str | None
+    text: str
+    answer: str | None
+    tokens: int
+    truncated: bool
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class LoopRun:
+    """A run's files as plain values.
+
+    Args:
+        files: Name, options, events and environment.
+        summary: `summary.json`.
+        readings: A few completions of the last iteration that has sampled, by kind.
+    """
+
+    files: RunDirectory
+    summary: dict[str, Any]
+    readings: Sequence[Reading] = ()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The iterations of the summary."""
+        rows: list[dict[str, Any]] = self.summary["iterations"]
+        return rows
+
+    @property
+    def candidates(self) -> dict[str, Any] | None:
+        """What was measured on candidates."""
+        return self.summary.get("candidates")
+
+    def seconds(self) -> dict[str, float]:
+        """Time of each kind of phase over all iterations, by name, as far as the events tell."""
+        found: dict[str, float] = {}
+        for event in self.files.events:
+            name, _, what = str(event["event"]).rpartition(" ")
+            match = _SECONDS.fullmatch(str(event.get("message")))
+            if name and what == "finished" and match:
+                found[name] = found.get(name, 0.0) + float(match[1])
+        return found
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """`summary.json` of a run.
+
+    Raises:
+        DataError: It is missing, or is none.
+    """
+    file = directory / SUMMARY
+    try:
+        summary: dict[str, Any] = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"{directory}: has no {SUMMARY}, which a run writes when its iterations are done; run its command again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({error}); run the command of this run again, which writes it"
+        ) from None
+    rows = summary.get("iterations") if isinstance(summary, dict) else None
+    if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) and "iteration" in r for r in rows):
+        raise DataError(f"{file}: has no list of iterations; needs the {SUMMARY} of a run of STaR or V-STaR")
+    return summary
+
+
+def read_loop(directory: Path) -> LoopRun:
+    """Reads a run directory.
+
+    Raises:
+        DataError: It has no summary.
+    """
+    summary = read_summary(directory)
+    sampled = [row["iteration"] for row in summary["iterations"] if "sampled" in row]
+    return LoopRun(read_run(directory), summary, _readings(directory, sampled[-1]) if sampled else ())
+
+
+def _readings(directory: Path, iteration: int) -> list[Reading]:
+    """A few of each kind, drawn by a hash, and first those whose prompt is known."""
+    place = directory / f"iteration-{iteration:02d}"
+    keys = {key for name in ("sample", "rationalize") if (key := _key_of(place / f"{name}.json"))}
+    samples: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for line in _lines(directory / STORE, keys):
+        name = (line["purpose"], line["problem"], line["index"])
+        if line["kind"] == "sample":
+            samples.setdefault(name, line)
+        elif line["kind"] == "verdict" and name in samples:
+            samples[name] |= {key: line[key] for key in ("answer", "correct", "failure")}
+    inside: dict[tuple[str, str, int], bool | None] = {}
+    prompts: dict[str, str] = {}
+    for line in _lines(place / KEPT):
+        if line["iteration"] == iteration:
+            inside[line["source"], line["problem"], line["index"]] = line["right_inside"]
+        prompts.setdefault(line["problem"], line["prompt"])
+    found: dict[str, list[Reading]] = {kind: [] for kind in (RIGHT, RIGHT_BUT, WRONG, HINTED, HINTED_BUT)}
+    for name in sorted(samples, key=lambda one: (one[1] not in prompts, hashlib.sha256(repr(one).encode()).digest())):
+        kind = _kind(samples[name], inside.get(name))
+        if kind is not None and len(found[kind]) < OF_A_KIND:
+            found[kind].append(_reading(kind, samples[name], prompts.get(name[1])))
+    return [reading for readings in found.values() for reading in readings]
+
+
+def _kind(sample: Mapping[str, Any], right_inside: bool | None) -> str | None:
+    hinted = sample["purpose"] == "rationalize"
+    if "correct" not in sample or (hinted and not sample["correct"]):
+        return None
+    if not sample["correct"]:
+        return WRONG
+    if right_inside is False:
+        return HINTED_BUT if hinted else RIGHT_BUT
+    return HINTED if hinted else RIGHT
+
+
+def _reading(kind: str, sample: Mapping[str, Any], prompt: str | None) -> Reading:
+    return Reading(
+        kind,
+        sample["problem"],
+        prompt,
+        sample["text"],
+        sample["answer"],
+        sample["tokens"],
+        sample["finish_reason"] == "length",
+        sample["failure"],
+    )
+
+
+def _key_of(manifest: Path) -> str | None:
+    try:
+        return str(json.loads(manifest.read_bytes())["outputs"]["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a file, or those of some phases; what is missing or torn counts as not written."""
+    marks = None if keys is None else [key.encode() for key in keys]
+    try:
+        with file.open("rb") as lines:
+            for raw in lines:
+                if marks is not None and not any(mark in raw for mark in marks):  # far quicker than to parse them all
+                    continue
+                try:
+                    line = json.loads(raw)
+                except ValueError:
+                    continue
+                if keys is None or line.get("key") in keys:
+                    yield line
+    except OSError:
+        return
+
+
+Row = Mapping[str, Any]
+Way = tuple[str, str | None]
+"""How one of several candidates is chosen: a measure, and the score that it uses."""
+MAJORITY: Way = ("maj", None)
+PASS: Way = ("pass", None)
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent with one decimal; empty where there is none."""
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def interval(value: Row, mean: str = "mean") -> str:
+    """Per cent with the ends of its interval, where it has one."""
+    ends = value.get("low"), value.get("high")
+    return percent(value[mean]) + (f" [{percent(ends[0])}, {percent(ends[1])}]" if None not in ends else "")
+
+
+def difference(value: Row) -> str:
+    """The same of a difference, with signs."""
+    numbers = [value["mean"], value.get("low"), value.get("high")]
+    texts = [f"{100 * one:+.1f}".replace("-", MINUS) for one in numbers if one is not None]
+    return texts[0] + (f" [{texts[1]}, {texts[2]}]" if len(texts) == 3 else "")
+
+
+def excludes_zero(value: Row) -> bool:
+    """Whether a difference has an interval that 0 is not in."""
+    low, high = value.get("low"), value.get("high")
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def _count(*path: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        value: Any = row
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return "" if value is None else f"{value:,}"
+
+    return cell
+
+
+def _inside(row: Row) -> str:
+    built = row.get("built", {})
+    shares = [built.get(f"right_inside_{source}") for source in ("sample", "rationalize")]
+    return "" if shares == [None, None] else " | ".join(percent(share) or "-" for share in shares)
+
+
+def _hinted(row: Row) -> str:
+    built = row.get("built", {})
+    return percent(built["hinted"] / built["kept"]) if built.get("hinted") and built.get("kept") else ""
+
+
+COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "iteration": lambda row: str(row["iteration"]),
+    "held-out accuracy": lambda row: interval(row["held_out"], "accuracy") if "held_out" in row else "",
+    "sampled right": lambda row: percent(row.get("sampled", {}).get("accuracy")),
+    "solved": _count("sampled", "solved"),
+    "newly solved": _count("newly_solved"),
+    "lost": _count("lost"),
+    "rationalised": _count("rationalized", "solved"),
+    "kept": _count("built", "kept"),
+    "hinted": _hinted,
+    "right inside": _inside,
+    "distinct": lambda row: f"{row['distinct']['mean']:.2f}" if row.get("distinct") else "",
+    "steps": _count("trained", "steps"),
+    "cut off": lambda row: percent(row.get("sampled", {}).get("truncated")),
+}
+"""Of the iterations: shares in per cent."""
+MEANINGS = {
+    "held-out accuracy": "greedy, after the iteration, with its 95 % interval over problems",
+    "sampled right": "samples of training problems, by the model before the iteration",
+    "solved": "training problems with a right sample",
+    "rationalised": "failures that came back right with the answer as a hint",
+    "hinted": "their share of what was kept",
+    "right inside": "share of the kept completions whose every step is right, sampled | rationalised",
+    "distinct": "different right solutions of a problem",
+    "steps": "of fine-tuning",
+    "cut off": "samples that reached the limit of tokens",
+}
+
+
+def explanation(head: Sequence[str]) -> str:
+    """What the columns mean."""
+    return f"Shares in per cent; {'; '.join(f'{name}: {MEANINGS[name]}' for name in head if name in MEANINGS)}."
+
+
+def iteration_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns that have something to say, and the cells of each iteration."""
+    columns = {name: [cell(row) for row in rows] for name, cell in COLUMNS.items()}
+    there = {name: cells for name, cells in columns.items() if any(cells)}
+    return list(there), [list(cells) for cells in zip(*there.values(), strict=True)]
+
+
+def way_name(way: Way) -> str:
+    """What a way to choose is called."""
+    measure, score = way
+    if score is None:
+        return {"pass": "any of k right (pass@k)", "maj": "majority vote (maj@k)"}.get(measure, measure)
+    return f"best by {score}" if measure == "best-of" else f"vote weighted by {score}"
+
+
+def ways(candidates: Row) -> dict[Way, dict[int, Row]]:
+    """The value of each way at each k: any right one, the compared score, the other scores, votes."""
+    found: dict[Way, dict[int, Row]] = {}
+    for row in candidates["rows"]:
+        found.setdefault((row["measure"], row["score"]), {})[row["k"]] = row["value"]
+    first: list[Way] = [PASS, ("best-of", candidates.get("compared"))]
+    order = {"best-of": 0, "maj": 1, "weighted-vote": 2}
+    rest = sorted((way for way in found if way not in first), key=lambda way: order.get(way[0], 3))
+    return {way: found[way] for way in first + rest if way in found}
+
+
+def differences(candidates: Row) -> dict[Way, dict[int, Row]]:
+    """Best-of-k of the compared score minus each other way, at each k."""
+    found: dict[Way, dict[int, Row]] = {}
+    for one in candidates.get("differences", ()):
+        found.setdefault((one["measure"], one["other"]), {})[one["k"]] = one["value"]
+    order = [way for way in ways(candidates) if way in found]
+    return {way: found[way] for way in order}
+
+
+def ks_of(table: Mapping[Way, Mapping[int, Row]]) -> list[int]:
+    """All values of k, ascending."""
+    return sorted({k for values in table.values() for k in values})
+
+
+def grid(
+    table: Mapping[Way, Mapping[int, Row]], cell: Callable[[Row], str], name: Callable[[Way], str] = way_name
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of a table with a row for each way and a column for each k."""
+    ks = ks_of(table)
+    rows = [[name(way), *(cell(values[k]) if k in values else "" for k in ks)] for way, values in table.items()]
+    return ["", *(f"k = {k}" for k in ks)], rows
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """Sorts names with numbers in them as people do: 2 digits before 10 digits."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def printable(text: str) -> str:
+    """Text that does nothing to a terminal: names and messages hold what task files and models have written."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+    """Cells as lines of at most `width` characters; columns that do not fit follow below, with the first one again."""
+    head, rows = list(map(printable, head)), [list(map(printable, row)) for row in rows]
+    heads = [name.split(" ") if len(name) > 9 and place else [name] for place, name in enumerate(head)]
+    tops = [list(line) for line in zip_longest(*(one[::-1] for one in heads), fillvalue="")][::-1]
+    sizes = [max(map(len, column)) for column in zip(*tops, *rows, strict=True)]
+    blocks: list[list[int]] = [[]]
+    for place in range(1, len(sizes)):
+        used = sizes[0] + sum(sizes[one] + 2 for one in blocks[-1])
+        if blocks[-1] and used + sizes[place] + 2 > width:
+            blocks.append([])
+        blocks[-1].append(place)
+    parts = []
+    for block in blocks:
+        lines = [
+            "  ".join([line[0].ljust(sizes[0]), *(line[place].rjust(sizes[place]) for place in block)]).rstrip()
+            for line in [*tops, *rows]
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)

@@ -1,0 +1,1 @@
+"""What a run leaves in its directory, and the machine that it runs on; torch-free."""

@@ -1,0 +1,207 @@
+"""Which checkpoints of a run are whole. Their bytes are compared with their manifests; no tensor is made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from quietstar.config.values import check_model_path
+from quietstar.errors import CheckpointError, ConfigError
+
+FORMAT = 2
+MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
+
+_NAME = re.compile(r"step-(\d{8,})")
+_TEMPORARY_NAME = re.compile(r"step-\d{8,}\.(new|old)-\d+")
+
+
+def refuse_link(directory: Path) -> None:
+    """A run's checkpoints lie in the run's own directory: a link could make it read, and delete, anything.
+
+    Raises:
+        CheckpointError: `directory` is a link.
+    """
+    if directory.is_symlink():
+        raise CheckpointError(f"{directory}: is a link; needs a directory of the run's own (or no such name yet)")
+
+
+def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
+    """(step, path) of everything named like a checkpoint, oldest first; nothing is read or verified. Links are not."""
+    if not directory.is_dir():
+        return []
+    found = []
+    for path in directory.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_symlink():
+            warnings.warn(f"{path}: is a link, which is not followed; a checkpoint has to lie here", stacklevel=2)
+        elif match and path.is_dir():
+            found.append((match, path))
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def latest_checkpoint(directory: Path | str, *, allow_partial: bool = False) -> Path | None:
+    """The newest checkpoint that is whole. A damaged newer one is named in a warning and passed over.
+
+    Args:
+        directory: The `checkpoints` directory of a run.
+        allow_partial: Take one, too, that lacks everything but its weights; what it lacks is named in a warning.
+
+    Returns:
+        Its path, or None where no checkpoint was ever written.
+
+    Raises:
+        CheckpointError: There are checkpoints and all are damaged; starting over silently would hide that. Or
+            `directory` is a link.
+    """
+    directory = Path(directory)
+    refuse_link(directory)
+    problems = []
+    for _, path in reversed(list_checkpoints(directory)):
+        try:
+            lacking = verify_checkpoint(path, allow_partial=allow_partial)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            warnings.warn(f"passing over a damaged checkpoint: {problem}; using {path}", stacklevel=2)
+        if lacking:
+            warnings.warn(f"{path}: without {' and '.join(lacking)}, which start afresh", stacklevel=2)
+        return path
+    if problems:
+        raise CheckpointError(
+            f"{directory}: no checkpoint is whole ({'; '.join(problems)}). Restore one from a backup, or choose "
+            "another output_dir to start over; with --training.allow_partial true the weights alone are enough"
+        )
+    return None
+
+
+def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
+    """Reads every byte of a checkpoint and compares it with its manifest.
+
+    Args:
+        path: The checkpoint.
+        allow_partial: `optimizer.safetensors` and `state.json` may be missing.
+
+    Returns:
+        Which of these two are missing; empty without `allow_partial`.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, additional, or not as it was written.
+    """
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise CheckpointError(f"{path}: {MANIFEST} is missing")
+    manifest = read_json(manifest_path)
+    expected = manifest.get("files")
+    if manifest.get("format") != FORMAT or not isinstance(expected, dict):
+        raise CheckpointError(f"{manifest_path}: not a manifest of format {FORMAT}")
+    found = listing(path)
+    lacking = sorted({OPTIMIZER, STATE} - found) if allow_partial else []
+    if missing := sorted(expected.keys() - found - set(lacking)):
+        raise CheckpointError(f"{path}: {missing[0]} is missing")
+    if additional := sorted(found - expected.keys()):
+        raise CheckpointError(f"{path}: {additional[0]} does not belong to it")
+    if required := sorted({STATE, OPTIMIZER} - found - set(lacking)):
+        raise CheckpointError(f"{path}: {required[0]} is missing")
+    present = {name: description for name, description in sorted(expected.items()) if name in found}
+    for name, description in present.items():
+        size = (path / name).stat().st_size
+        if not isinstance(description, dict) or size != description.get("size"):
+            raise CheckpointError(f"{path}: {name} has {size} bytes, not those that were written")
+    for name, description in present.items():
+        if describe(path / name) != description:
+            raise CheckpointError(f"{path}: the content of {name} has changed since it was written")
+    return lacking
+
+
+def checkpoint_directory(path: str | os.PathLike[str]) -> str:
+    """Where the model of `path` lies: the newest whole checkpoint of a training run, else `path` itself.
+
+    Raises:
+        ConfigError: Neither a directory nor a hub name, or a directory that holds neither a model nor a run.
+        CheckpointError: A run without a checkpoint, or with damaged ones alone.
+    """
+    check_model_path(path, "checkpoint")
+    directory = Path(path)
+    if not directory.is_dir() or (directory / "config.json").is_file():
+        return os.fspath(path)
+    if not (directory / "checkpoints").is_dir():
+        raise ConfigError(f"{path}: neither a model directory (it has no config.json) nor that of a training run")
+    newest = latest_checkpoint(directory / "checkpoints")
+    if newest is None:
+        raise CheckpointError(f"{path}: the run has no checkpoint yet")
+    return os.fspath(newest)
+
+
+def load_state(path: Path, *, allow_missing: bool = False) -> dict[str, Any]:
+    """The `state.json` of a verified checkpoint; only its step where it may be missing and is.
+
+    Raises:
+        CheckpointError: It is of another format.
+    """
+    if allow_missing and not (path / STATE).is_file():
+        return {"step": int(path.name.removeprefix("step-"))}
+    state = read_json(path / STATE)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{path / STATE}: format {state.get('format')}, this version reads format {FORMAT}")
+    if state.get("step") != int(path.name.removeprefix("step-")):
+        raise CheckpointError(f"{path / STATE}: is of step {state.get('step')}, the directory has another name")
+    return state
+
+
+def remove_old_checkpoints(directory: Path, *, keep: int, newest_step: int, best_step: int | None = None) -> None:
+    """Keeps the newest `keep` checkpoints up to `newest_step` and that of `best_step`; removes what crashed saves left.
+
+    Checkpoints of later steps are not counted: they are damaged ones that were passed over, and counting them would
+    sooner or later remove the good one that training has just continued from. Nothing else is touched, and no link is
+    followed.
+    """
+    if not directory.is_dir() or directory.is_symlink():
+        return
+    current = [(step, path) for step, path in list_checkpoints(directory) if step <= newest_step]
+    old = [path for step, path in current[:-keep] if step != best_step]
+    temporary = [path for path in directory.iterdir() if _TEMPORARY_NAME.fullmatch(path.name)]
+    for path in [*old, *temporary]:
+        shutil.rmtree(path, ignore_errors=True)  # which refuses to enter a link
+
+
+def listing(path: Path) -> set[str]:
+    """Relative names of all files but the manifest. A link gets a name that no manifest has: it may lead anywhere."""
+    names = set()
+    for entry in path.rglob("*"):
+        name = entry.relative_to(path).as_posix()
+        if entry.is_symlink():
+            names.add(f"{name} (a link)")
+        elif entry.is_file() and name != MANIFEST:
+            names.add(name)
+    return names
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """`size` and `sha256` of a file, as a manifest has them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: needs a JSON object")
+    return value

@@ -1,0 +1,145 @@
+"""Reads what a run has written so far. The run may still be going, or may have died in the middle of a line.
+
+What the training run that a checkpoint comes from says about it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quietstar.errors import DataError
+from quietstar.runs.files import CONFIG, ENVIRONMENT, EVENTS, METRICS, SAMPLES
+
+_SAMPLES_NAME = re.compile(r"step-(\d+)\.json")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run's files as plain values.
+
+    Args:
+        name: Of the directory.
+        config: `config.yaml`, nested.
+        lines: `metrics.jsonl`: `step`, `split` and numbers, null as NaN.
+        events: `events.jsonl`: `step`, `event` and `message`.
+        samples: Step and samples of the first and the last file in `samples/`; one where there is only one.
+        environment: `environment.json`, one entry for each start of the run.
+    """
+
+    name: str
+    config: dict[str, Any]
+    lines: list[dict[str, Any]]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
+    environment: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_run(directory: Path) -> RunDirectory:
+    """Reads a run directory; a file that is missing, and a line that is not whole, count as not written.
+
+    Raises:
+        DataError: It is no run directory: neither `config.yaml` nor `metrics.jsonl` is there.
+    """
+    if not any((directory / name).is_file() for name in (CONFIG, METRICS)):
+        raise DataError(f"{directory}: has neither config.yaml nor metrics.jsonl; needs the output_dir of a run")
+    lines = [
+        {key: math.nan if value is None else value for key, value in line.items()}
+        for line in _json_lines(directory / METRICS)
+        if isinstance(line.get("step"), int) and isinstance(line.get("split"), str)
+    ]
+    last = int(lines[-1]["step"]) if lines else 0
+    environment = _json(directory / ENVIRONMENT)
+    return RunDirectory(
+        name=directory.resolve().name,
+        config=_config(directory / CONFIG),
+        lines=lines,
+        events=[
+            line
+            for line in _json_lines(directory / EVENTS)
+            if isinstance(line.get("step"), int) and isinstance(line.get("event"), str)
+        ],
+        samples=_first_and_last_samples(directory / SAMPLES, last),
+        environment=[entry for entry in environment if isinstance(entry, dict)]
+        if isinstance(environment, list)
+        else [],
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _first_and_last_samples(directory: Path, last_step: int) -> list[tuple[int, list[dict[str, Any]]]]:
+    found = {}
+    for path in directory.glob("step-*.json"):
+        if (match := _SAMPLES_NAME.fullmatch(path.name)) and int(match[1]) <= last_step:
+            found[int(match[1])] = path  # later ones are of a part of the run that is being done again
+    steps = sorted(found)
+    ends = steps[:1] + steps[-1:] if len(steps) > 1 else steps
+    read = [(step, _json(found[step])) for step in ends]
+    return [
+        (step, [one for one in content["samples"] if isinstance(one, dict) and isinstance(one.get("text", 0), int)])
+        for step, content in read
+        if isinstance(content, dict) and isinstance(content.get("samples"), list)
+    ]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return []
+    lines = []
+    for line in raw.split(b"\n"):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            lines.append(content)
+    return lines
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The directory of the training run that a checkpoint lies in, or None."""
+    # unresolved where that is enough, so that the paths that are printed are the user's own
+    place = (checkpoint if checkpoint.parent.name == "checkpoints" else checkpoint.resolve()).parent
+    return place.parent if place.name == "checkpoints" and (place.parent / CONFIG).is_file() else None
+
+
+def model_name(checkpoint: Path) -> str:
+    """What a page calls a model: no path of this machine, but a name on the hub whole."""
+    run = run_of(checkpoint)
+    if run is not None:
+        return f"{run.resolve().name}, {checkpoint.resolve().name}"
+    return checkpoint.resolve().name if checkpoint.is_dir() else str(checkpoint)
+
+
+def training_length(checkpoint: Path) -> int | None:
+    """Tokens of the texts that a checkpoint was trained on, where its run says so."""
+    run = run_of(checkpoint)
+    if run is None:
+        return None
+    try:
+        length = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]["length"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return None
+    return length if isinstance(length, int) else None

@@ -1,0 +1,184 @@
+"""What a run ran on: versions, hardware, the state of the code, and the command.
+
+What a running training does when it is told to stop, or to save.
+
+Telling "out of memory" from every other error.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+from quietstar.errors import Interrupted
+
+PACKAGES = ("quietstar", "torch", "transformers", "triton", "safetensors", "peft", "pyarrow", "numpy")
+GIT_SECONDS = 5.0
+
+
+def environment() -> dict[str, Any]:
+    """The machine, as plain JSON values.
+
+    Returns:
+        `started` (UTC), `command`, `python`, `platform`, `packages` (those installed, by name), `cpu`, `cores`,
+        `memory_gib`, `devices` (names of the GPUs), `cuda` (or null), and `git` of the working directory: `commit` and
+        `dirty` (whether a tracked file differs from it), or null where that is no checkout.
+    """
+    import torch  # not at the top: who only reads a report need not wait for it
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": _command(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "devices": [torch.cuda.get_device_name(index) for index in devices],
+        "cuda": torch.version.cuda,
+        "git": _git(),
+    }
+
+
+def _command() -> str:
+    """The command line as it was typed, `python -m` included."""
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if module is not None and module.name:
+        name = module.name.removesuffix(".__main__")
+        return shlex.join(["python", "-m", name, *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git() -> dict[str, Any] | None:
+    commit = _run_git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _run_git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _run_git(*arguments: str) -> str | None:
+    # no lock is taken: another git may be at work in the same checkout
+    command = ["git", "--no-optional-locks", *arguments]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+STOP = (signal.SIGTERM, signal.SIGINT)
+SAVE = signal.SIGUSR1
+
+
+class StopWaiting(BaseException):
+    """A signal came in the middle of a wait."""
+
+
+class Signals:
+    """Notes signals while it is entered, for a loop that looks at it between its steps; afterwards all is as before.
+
+    SIGTERM or SIGINT set `stop`; a second one ends the process at once, as kill -9 would. SIGUSR1 sets `save`. Outside
+    the main thread, where Python allows no handlers, nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self.stop: signal.Signals | None = None
+        self.save = False
+        self._interrupting = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Within this context, a wait that may be long, the first SIGTERM or SIGINT raises `StopWaiting`, too."""
+        self._interrupting = True
+        try:
+            yield
+        finally:
+            self._interrupting = False
+
+    def interruption(self, saved: bool) -> Interrupted:
+        """The exception that ends the process after `stop`, with the exit status that shells expect."""
+        assert self.stop is not None
+        return Interrupted(self.stop, saved)
+
+    def __enter__(self) -> Signals:
+        self.stop, self.save = None, False
+        if threading.current_thread() is threading.main_thread():
+            for number in (*STOP, SAVE):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        received = signal.Signals(number)
+        if received == SAVE:
+            self.save = True
+            return
+        if self.stop is not None:
+            os._exit(128 + number)
+        self.stop = received
+        with suppress(OSError):  # the other end of a pipe may have got the same signal, and be gone
+            # os.write and not print: a handler may run in the middle of another write to the same stream
+            os.write(2, f"\n{received.name}: saving, then stopping; a second signal stops at once\n".encode())
+        if self._interrupting:
+            raise StopWaiting
+
+
+TEXTS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How allocators say it that raise a plain RuntimeError: that of the CPU, CUDA's driver, Triton's launcher, cuBLAS."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no memory left. PyTorch's CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
+
+
+def available_memory() -> int | None:
+    """Bytes of host memory that a process can still get, or None where the system does not say."""
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        return None
+    return None if found is None else int(found[1]) * 1024

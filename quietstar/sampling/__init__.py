@@ -1,0 +1,1 @@
+"""Batched sampling of completions, through transformers or vLLM."""

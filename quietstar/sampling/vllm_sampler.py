@@ -1,0 +1,138 @@
+"""Sampling through vLLM, where it is installed."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from quietstar.config.loops import SamplingOptions
+from quietstar.data.tokenizer import encode_prompt, load_tokenizer
+from quietstar.errors import ConfigError
+from quietstar.model.loading import LOADING_ERRORS, load_configuration
+from quietstar.sampling.requests import Generation, Request, batches_by_length, check_lengths, ending_tokens
+
+ROUNDS = 64
+"""Times `batch_size` requests that the engine gets at once: it starts one where another has ended, and only at the end
+of them all do rows wait for the longest. What a killed run has not got back of them is lost."""
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+class VllmSampler:
+    """Samples from a model directory with vLLM's engine, which frees its memory when it is closed.
+
+    Log-probabilities are the raw ones (`logprobs_mode`): of the model itself, before temperature, top-k and top-p. Each
+    request has its own seed. vLLM schedules the rows itself, so that a repeated run may round otherwise and differ;
+    its environment variable VLLM_BATCH_INVARIANT=1 prevents that on GPUs that can.
+
+    Args:
+        path: Directory or hub name.
+        options: Of the sampling.
+        dtype: Of the weights.
+        stop: Strings that end a completion.
+
+    Raises:
+        ConfigError: vLLM is not installed or does not take the model.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], options: SamplingOptions, *, dtype: str, stop: Sequence[str] = ()
+    ) -> None:
+        if not has_vllm():
+            raise ConfigError("sampling.engine: vllm is not installed; pip install 'quietstar[vllm]', or use auto")
+        self.options = options
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(path)
+        self._stop = [text for text in stop if text]
+        self._ending = sorted(ending_tokens(self.tokenizer, _generation_config(path)))
+        self._context = getattr(load_configuration(path).get_text_config(), "max_position_embeddings", None)
+        self._vllm: Any = importlib.import_module("vllm")
+        try:
+            self._engine: Any = self._vllm.LLM(
+                model=os.fspath(path),
+                dtype=dtype,
+                seed=0,
+                max_num_seqs=options.batch_size,
+                enable_prefix_caching=True,
+                generation_config="vllm",  # no defaults of the model's own: the options alone say how to sample
+                logprobs_mode="raw_logprobs",
+                trust_remote_code=False,
+            )
+        except LOADING_ERRORS as error:
+            raise ConfigError(f"{os.fspath(path)}: vllm can't load it: {' '.join(str(error).split())}") from error
+
+    def batches(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Indices of requests that are handed over together, shortest prompts first.
+
+        Raises:
+            DataError: A prompt has no tokens, or is too long for the model's context.
+        """
+        return batches_by_length(self._encode(requests), ROUNDS * self.options.batch_size)
+
+    def sample(self, requests: Sequence[Request]) -> list[Generation]:
+        """Completions of one batch, in its order.
+
+        Raises:
+            DataError: A prompt has no tokens, or is too long for the model's context.
+        """
+        prompts = [{"prompt_token_ids": prompt} for prompt in self._encode(requests)]
+        settings = [
+            self._vllm.SamplingParams(
+                seed=request.seed,
+                temperature=self.options.temperature,
+                top_p=self.options.top_p,
+                top_k=self.options.top_k,
+                max_tokens=self.options.max_new_tokens,
+                stop=self._stop,
+                stop_token_ids=self._ending,
+                logprobs=1,  # the sampled token's comes along with the likeliest one's
+                skip_special_tokens=True,
+            )
+            for request in requests
+        ]
+        outputs = self._engine.generate(prompts, settings, use_tqdm=False)
+        return [generation(output.outputs[0]) for output in outputs]
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory."""
+        engine, self._engine = self._engine, None
+        shutdown = getattr(getattr(getattr(engine, "llm_engine", None), "engine_core", None), "shutdown", None)
+        if shutdown is not None:
+            shutdown()
+        del engine
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _encode(self, requests: Sequence[Request]) -> list[list[int]]:
+        known: dict[str, list[int]] = {}
+        for request in requests:
+            if request.prompt not in known:
+                known[request.prompt] = encode_prompt(self.tokenizer, request.prompt)
+        prompts = [known[request.prompt] for request in requests]
+        check_lengths(requests, prompts, self.options.max_new_tokens, self._context)
+        return prompts
+
+
+def generation(output: Any) -> Generation:
+    """What vLLM's `CompletionOutput` says in our terms."""
+    tokens = list(output.token_ids)
+    logprob = sum(entry[token].logprob for token, entry in zip(tokens, output.logprobs, strict=True))
+    return Generation(output.text, logprob, len(tokens), "length" if output.finish_reason == "length" else "stop")
+
+
+def _generation_config(path: str | os.PathLike[str]) -> GenerationConfig | None:
+    try:
+        config: GenerationConfig = GenerationConfig.from_pretrained(path)
+    except LOADING_ERRORS:  # many models have none
+        return None
+    return config

@@ -1,0 +1,1 @@
+"""Measures of samples, votes and verifiers, exact where they can be."""

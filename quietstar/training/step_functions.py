@@ -1,0 +1,272 @@
+"""What one micro-batch and one evaluation compute, for each training method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor
+
+from quietstar.config.training import TrainConfig
+from quietstar.data.batches import Batch
+from quietstar.model.attention import ThoughtPass
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.model.padding import read_padding
+from quietstar.objective.learning import Counts, LearnOutput, count, learn
+from quietstar.objective.options import Objective, objective_of
+from quietstar.training.step import Means, StepResult, gain_by_difficulty, step_means, text_targets
+from quietstar_kernels import linear_cross_entropy
+
+ComputeStep = Callable[[QuietStarForCausalLM, Batch, int], StepResult]
+Evaluate = Callable[[QuietStarForCausalLM], Mapping[str, float]]
+
+IGNORE = -100
+"""Target of a token that nothing predicts."""
+EVALUATION_SEED = 1_234_567
+"""Thoughts of every evaluation are sampled from here, so that two evaluations differ by the weights alone."""
+
+
+def compute_step(config: TrainConfig) -> ComputeStep:
+    """The function that a `Trainer` calls for each micro-batch; its metrics are those of `step_means`."""
+    if config.training.method == "language_modeling":
+        return language_modeling_step
+    objective = objective_of(config.objective)
+    counts = StepCounts(config, objective)
+
+    def step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
+        output = _learn(model, batch, config, objective, seed, config.training.reuse_sampling_pass, counts)
+        return StepResult(output.loss, {"policy_loss": output.policy_loss}, means=step_means(output, batch))
+
+    return step
+
+
+class StepCounts:
+    """What the means of a whole optimizer step are over, for its micro-batches: their gradients then add up to those of
+    the uncut step.
+
+    Args:
+        config: Of the run.
+        objective: Says what is counted.
+    """
+
+    def __init__(self, config: TrainConfig, objective: Objective) -> None:
+        self._positions = config.model.positions
+        self._objective = objective
+        self._step: Batch | None = None
+        self._counts: Counts | None = None
+
+    def of(self, model: QuietStarForCausalLM, batch: Batch) -> Counts | None:
+        """For one micro-batch; None where its own counts do: it is the whole step, or all texts have equally many."""
+        whole = batch.step
+        chosen_by_model = self._positions.startswith("entropy")
+        if whole is None or len(whole) == len(batch) or (batch.attention_mask is None and not chosen_by_model):
+            return None
+        if whole is not self._step or self._counts is None:
+            device = batch.tokens.device
+            parts = (whole.part(first, len(batch)).to(device) for first in range(0, len(whole), len(batch)))
+            self._step, self._counts = whole, reduce(add, (self._count(model, part) for part in parts))
+        return self._counts.of_part(len(batch) / len(whole))
+
+    def _count(self, model: QuietStarForCausalLM, part: Batch) -> Counts:
+        anchor = model.choose_anchors(part.tokens, part.attention_mask, self._positions)
+        anchor = anchor.repeat_interleave(model.config.thoughts_per_position, dim=1)
+        return count(read_padding(part.tokens, part.attention_mask), anchor, model.config.lookahead, self._objective)
+
+
+def language_modeling_step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
+    """Plain next-token loss of the base model, without thoughts.
+
+    Args:
+        model: The model whose `base` is trained.
+        batch: Texts; of several documents in one, none sees another.
+        seed: Not used; nothing is random.
+    """
+    loss, _ = _text_loss(model, batch)
+    return StepResult(loss, {"text_nll": loss.detach()}, _weight(batch))
+
+
+def evaluate_on(texts: Tensor, config: TrainConfig, attention_mask: Tensor | None = None) -> Evaluate:
+    """A function that measures a model on held-out texts.
+
+    Args:
+        texts: int64 [n, L]; the first `training.eval_batches` batches are used.
+        config: The run's; of `training` the micro-batch size may change between evaluations.
+        attention_mask: int64 [n, L], as in `Batch`.
+
+    Returns:
+        For a model: `loss` (what is minimised: the talk NLL, or the plain NLL for language modelling), the means of
+        `step_means` with thoughts from a fixed seed, `mixing_weight_deviation` (standard deviation),
+        `gain_by_difficulty`, and of the first batch `gradient_norm_lm` and `gradient_norm_policy`: the 2-norms of the
+        gradients of the two parts of the loss, weights included. Nothing depends on the micro-batch size.
+    """
+    training, objective = config.training, objective_of(config.objective)
+    batches = [
+        Batch(
+            texts[first : first + training.batch_size],
+            None if attention_mask is None else attention_mask[first : first + training.batch_size],
+            (),
+        )
+        for first in range(0, len(texts), training.batch_size)
+    ][: training.eval_batches]
+
+    @torch.no_grad()
+    def evaluate(model: QuietStarForCausalLM) -> dict[str, float]:
+        device = next(model.parameters()).device
+        if training.method == "language_modeling":
+            parts = [_text_means(model, part) for batch in batches for part in _parts(batch, config, device)]
+            text_nll = reduce(add, parts).floats()["text_nll"]
+            return {"text_nll": text_nll, "loss": text_nll}
+        means: list[Means] = []
+        targets: list[Tensor] = []
+        for index, batch in enumerate(batches):
+            for part in _parts(batch, config, device):
+                output = _learn(model, part, config, objective, EVALUATION_SEED + index, reuse_sampling_pass=False)
+                means.append(step_means(output, part))
+                nlls = torch.stack([output.base_nll_at_target, output.talk_nll])
+                targets.append(nlls[:, output.target_mask].cpu())
+        metrics = reduce(add, means).floats()
+        variance = metrics["mixing_weight_square"] - metrics["mixing_weight"] ** 2
+        by_lookahead = [metrics[f"talk_nll_{j}"] for j in range(model.config.lookahead)]
+        metrics |= {
+            "loss": sum(by_lookahead) / len(by_lookahead),
+            "mixing_weight_deviation": max(0.0, variance) ** 0.5,
+            **gain_by_difficulty(*torch.cat(targets, 1)),
+        }
+        if objective.policy_weight > 0 and model.config.thinking == "sample":
+            metrics |= _gradient_norms(model, batches[0], config, objective)
+        return metrics
+
+    return evaluate
+
+
+def _parts(batch: Batch, config: TrainConfig, device: torch.device) -> Iterator[Batch]:
+    size = config.training.micro_batch_size or len(batch)
+    return (batch.part(first, size).to(device) for first in range(0, len(batch), size))
+
+
+def _learn(
+    model: QuietStarForCausalLM,
+    batch: Batch,
+    config: TrainConfig,
+    objective: Objective,
+    seed: int,
+    reuse_sampling_pass: bool,
+    counts: StepCounts | None = None,
+) -> LearnOutput:
+    return learn(
+        model,
+        batch.tokens,
+        batch.attention_mask,
+        anchors=config.model.positions,
+        objective=objective,
+        seed=seed,
+        first_text=batch.first,
+        texts_in_step=batch.step_size,
+        counts=None if counts is None else counts.of(model, batch),
+        reuse_sampling_pass=reuse_sampling_pass,
+    )
+
+
+def _weight(batch: Batch) -> float | None:
+    """With padding, several documents or completions alone, texts have unequally many targets."""
+    same = batch.attention_mask is None and batch.loss_mask is None
+    return None if same else float(text_targets(batch).sum())
+
+
+def text_states(model: QuietStarForCausalLM, batch: Batch) -> Tensor:
+    """Hidden states [B, L, E] of the base model, differentiable; no document of a text sees another."""
+    if batch.attention_mask is None:
+        states: Tensor = model.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        return states
+    padding = read_padding(batch.tokens, batch.attention_mask)
+    no_streams = torch.zeros(len(batch), 0, dtype=torch.int32, device=batch.tokens.device)
+    text_pass = ThoughtPass(batch.tokens.shape[1], 0, no_streams, padding.start, model.config.backend)
+    return model.run_decoder(model.base.get_input_embeddings()(batch.tokens), padding.position_ids, text_pass)
+
+
+def token_nll(model: QuietStarForCausalLM, batch: Batch) -> Tensor:
+    """NLL of each next token in nats, without thoughts: float32 [B, L-1], differentiable, 0 where there is no target.
+
+    Args:
+        model: The model whose `base` is asked.
+        batch: Texts, whose targets are those of `text_targets`.
+    """
+    head = model.head
+    target = batch.tokens[:, 1:].masked_fill(~text_targets(batch), IGNORE)
+    return linear_cross_entropy(
+        text_states(model, batch)[:, :-1].flatten(0, 1),
+        head.weight,
+        target.flatten(),
+        softcap=head.softcap,
+        logit_scale=head.logit_scale,
+        backend=model.config.backend,
+    ).view(target.shape)
+
+
+def _text_loss(model: QuietStarForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean NLL of the next tokens, differentiable, and the NLLs [B * (L-1)], 0 where there is no target."""
+    head, states = model.head, text_states(model, batch)
+    counted = text_targets(batch).flatten()
+    target = batch.tokens[:, 1:].flatten()
+    return linear_cross_entropy(
+        states[:, :-1].flatten(0, 1),
+        head.weight,
+        target if _weight(batch) is None else target.masked_fill(~counted, IGNORE),
+        row_weight=counted.double() / counted.sum().clamp_min(1),
+        softcap=head.softcap,
+        logit_scale=head.logit_scale,
+        backend=model.config.backend,
+    )
+
+
+def _text_means(model: QuietStarForCausalLM, batch: Batch) -> Means:
+    _, nll = _text_loss(model, batch)
+    return Means(("text_nll",), nll.double().sum()[None], text_targets(batch).sum().double()[None])
+
+
+def _gradient_norms(
+    model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective
+) -> dict[str, float]:
+    """2-norms of the gradients of the language-model and of the policy part of the loss, as a training step has them.
+
+    No `.grad` is written, and one part's gradients are gone before the other's are made.
+    """
+    was_training = model.training
+    model.train()  # a layer is checkpointed in this mode alone; there is no dropout
+    try:
+        return {
+            "gradient_norm_lm": _gradient_norm(model, batch, config, replace(objective, policy_weight=0.0)),
+            "gradient_norm_policy": _gradient_norm(
+                model, batch, config, replace(objective, base_weight=0.0, talk_weight=0.0)
+            ),
+        }
+    finally:
+        model.train(was_training)
+
+
+def _gradient_norm(model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective) -> float:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = next(model.parameters()).device
+    parts = list(_parts(batch, config, device))
+    counts, reuse = StepCounts(config, objective), config.training.reuse_sampling_pass
+    sums: list[Tensor | None] = [None] * len(parameters)
+    for part in parts:
+        with torch.enable_grad():
+            output = _learn(model, part, config, objective, EVALUATION_SEED, reuse, counts)
+            loss = output.loss * (len(part) / len(batch))
+            del output
+        found: list[Tensor | None] = list(torch.autograd.grad(loss, parameters, allow_unused=True))
+        del loss
+        for index, gradient in enumerate(found):
+            found[index] = None  # frees it as soon as it is added
+            if gradient is not None:
+                before = sums[index]
+                if before is not None:
+                    before.add_(gradient)
+                else:  # a sum in 16 bits would lose the small ones
+                    sums[index] = gradient.float() if len(parts) > 1 and gradient.dtype.itemsize < 4 else gradient
+    norms = [torch.linalg.vector_norm(total, dtype=torch.float32) for total in sums if total is not None]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))

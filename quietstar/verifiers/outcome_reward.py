@@ -1,0 +1,224 @@
+"""Outcome reward models: a verdict after every token of a completion (Cobbe et al., arXiv 2110.14168).
+
+Scores of the steps of a solution, and where its steps end in tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.config.loops import GeneratorOptions, VerifierOptions
+from quietstar.config.training import FinetuningOptions, TrainingOptions
+from quietstar.data.batches import Batch, permutation
+from quietstar.data.examples import Example, encode_example
+from quietstar.errors import CheckpointError, DataError
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.training.finetuning import apply_finetuning
+from quietstar.training.step import StepResult
+from quietstar.training.step_functions import text_states
+from quietstar.verifiers.pairs import Labelled, distinct, of_completions, require_context, rows_of, trimmed
+from quietstar.verifiers.training import VerifierRun, check_same_tokenizer
+
+REWARD_HEAD = "reward_head.safetensors"
+PER_ROW = 2
+"""Completions in a row, as in a row of a pair: a step of as many rows then reads as much."""
+NOTHING = -1.0
+"""Label of a completion that a row does not have."""
+
+
+class OutcomeRewardModel(nn.Module):
+    """A linear head on the last hidden states of a language model. Untrained it says 1/2 everywhere.
+
+    Args:
+        policy: The language model, trained with the head.
+        loss: `bce`: the head gives the logit of a probability; `mse`: the probability itself, which then may lie
+            outside 0..1.
+    """
+
+    def __init__(self, policy: QuietStarForCausalLM, loss: Literal["bce", "mse"] = "bce") -> None:
+        super().__init__()
+        self.policy = policy
+        self.loss = loss
+        embedding = cast(Tensor, policy.base.get_input_embeddings().weight)
+        dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
+        self.reward_head = nn.Linear(embedding.shape[1], 1, device=embedding.device, dtype=dtype)
+        nn.init.zeros_(self.reward_head.weight)
+        nn.init.constant_(self.reward_head.bias, 0.0 if loss == "bce" else 0.5)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The head's output after each token, float32 [B, L]; no document of a row sees another."""
+        states = text_states(self.policy, batch)
+        output: Tensor = self.reward_head(states.to(self.reward_head.weight.dtype)).squeeze(-1)
+        return output
+
+    def probability(self, batch: Batch) -> Tensor:
+        """How probably each token's completion is right, float32 [B, L]."""
+        output: Tensor = self(batch)
+        return output.sigmoid() if self.loss == "bce" else output
+
+
+def orm_step(model: OutcomeRewardModel, batch: Batch, seed: int) -> StepResult:
+    """The loss of every completion token against the label of its completion, and its mean over tokens.
+
+    Args:
+        model: The model.
+        batch: Rows whose `values` [B, 2] are 1 for a right completion, 0 for a wrong one, below 0 for none.
+        seed: Not used; nothing is random.
+    """
+    labels = cast(Tensor, batch.values)
+    batch = trimmed(batch)
+    document = cast(Tensor, batch.attention_mask)
+    chosen = cast(Tensor, batch.loss_mask) & (document > 0)
+    output = model(batch)[chosen]
+    label = labels.gather(1, (document - 1).clamp_min(0))[chosen].to(output.dtype)
+    measure = binary_cross_entropy_with_logits if model.loss == "bce" else mse_loss
+    right = (output.detach() > (0.0 if model.loss == "bce" else 0.5)) == (label > 0.5)
+    return StepResult(measure(output, label), {"token_accuracy": right.double().mean()}, weight=float(chosen.sum()))
+
+
+def train_orm(
+    base: GeneratorOptions,
+    completions: Sequence[Labelled],
+    options: VerifierOptions,
+    training: TrainingOptions,
+    finetuning: FinetuningOptions,
+    out: Path | str,
+    *,
+    generator: str | None = None,
+) -> Path:
+    """Trains an outcome reward model on all completions, two in a row. Killed and called again it goes on.
+
+    Args:
+        base: What it starts from.
+        completions: Right and wrong ones; equal texts count once.
+        options: Of the verifier: `orm_loss`, and those of the training, which count rows as pairs.
+        training, finetuning, out, generator: As for `train_dpo`.
+
+    Returns:
+        The verifier's directory: a model directory with `verifier.json` and the head, `reward_head.safetensors`.
+
+    Raises:
+        ConfigError, CheckpointError: As `train_dpo`.
+        DataError: All completions are right, or all wrong; or see `train_dpo`.
+    """
+    run = VerifierRun("orm", base, options, training, finetuning, Path(out))
+    check_same_tokenizer(run.tokenizer, str(base.path), generator)
+    known = distinct(completions)
+    if len({one.correct for one in known}) < 2:
+        raise DataError(
+            f"completions: the {len(known)} different ones are all right or all wrong, and an outcome reward model "
+            "needs both; sample more of each problem, or at a higher temperature"
+        )
+    known = [known[index] for index in permutation(len(known), training.seed)]
+    examples = [encode_example(run.tokenizer, one.prompt, one.completion, f"problem {one.problem}") for one in known]
+    require_context(run.policy, examples)
+    places = range(0, len(known), PER_ROW)
+    rows = rows_of([examples[first : first + PER_ROW] for first in places])
+    labels = torch.full((len(rows), PER_ROW), NOTHING)
+    labels.view(-1)[: len(known)] = torch.tensor([float(one.correct) for one in known])
+    rows = replace(rows, labels=labels)
+    if run.is_finished(rows):
+        return run.model_directory
+    apply_finetuning(run.policy, finetuning, "language_modeling")
+    model = OutcomeRewardModel(run.policy, options.orm_loss)
+
+    def save_head(directory: Path) -> None:
+        save_file(dict(model.reward_head.state_dict()), directory / REWARD_HEAD)
+
+    described = {"completions": len(known), "orm_loss": options.orm_loss, "score": "last"}
+    return run.train(model, orm_step, rows, labels, described, save_head)
+
+
+def load_reward_head(policy: QuietStarForCausalLM, directory: Path, loss: Literal["bce", "mse"]) -> OutcomeRewardModel:
+    """The outcome reward model of a directory around its language model.
+
+    Raises:
+        CheckpointError: The head is missing, damaged or of another width.
+    """
+    model = OutcomeRewardModel(policy, loss)
+    try:
+        model.reward_head.load_state_dict(load_file(directory / REWARD_HEAD))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{directory / REWARD_HEAD}: cannot be read as the head of the model ({error})") from None
+    return model.to(policy.device)
+
+
+def token_probabilities(
+    model: OutcomeRewardModel, examples: Sequence[Example], row_length: int | None = None, batch_rows: int = 8
+) -> list[Tensor]:
+    """How probable it is after each completion token that the completion is right, by example.
+
+    Args:
+        model: The model.
+        examples, row_length, batch_rows: As for `score_examples`.
+
+    Returns:
+        float64 [tokens of its completion] on the CPU each.
+    """
+    return of_completions(model.policy, model.probability, examples, row_length, batch_rows)
+
+
+def encode_steps(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, steps: Sequence[str], name: str = "solution"
+) -> tuple[Example, list[int]]:
+    """A solution as an example, and where its steps end in it.
+
+    Args:
+        tokenizer: With an end-of-sequence token.
+        prompt: What they follow.
+        steps: Joined, they are the solution.
+        name: What it is called in messages.
+
+    Returns:
+        The example, and for each step how many of the completion's tokens lie before its end. A token that reaches
+        into the next step belongs to that; the end-of-sequence token belongs to the last.
+
+    Raises:
+        DataError: There is no step.
+    """
+    if not steps:
+        raise DataError(f"{name}: steps: got none, needs at least one")
+    whole = encode_example(tokenizer, prompt, "".join(steps), name)
+    own = whole.tokens[whole.prompt_length :]
+    ends: list[int] = []
+    for count in range(1, len(steps)):
+        begun = encode_example(tokenizer, prompt, "".join(steps[:count]))
+        tokens = begun.tokens[begun.prompt_length : -1]
+        same = next((n for n, (a, b) in enumerate(zip(tokens, own, strict=False)) if a != b), len(tokens))
+        ends.append(max(same, ends[-1] if ends else 0))
+    return whole, [*ends, len(own)]
+
+
+def step_scores(
+    tokens: Tensor, ends: Sequence[int], *, probabilities: bool = False, beta: float | None = None
+) -> list[float]:
+    """A score between 0 and 1 for each step; what they mean stands at `Verifier.score_steps`.
+
+    Args:
+        tokens: [completion tokens]: log-probabilities in nats, or their log-ratios to a reference's, or probabilities
+            that the completion is right.
+        ends: Of `encode_steps`.
+        probabilities: They are these.
+        beta: Where they are log-ratios: that of the DPO loss.
+    """
+    if beta is not None:
+        until = torch.nn.functional.pad(tokens.cumsum(0), (1, 0))
+        return [float(torch.sigmoid(beta * until[end])) for end in ends]
+    scores: list[float] = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        if start == end:
+            scores.append(scores[-1] if scores else 0.5 if probabilities else 1.0)
+        else:
+            score = float(tokens[end - 1] if probabilities else tokens[start:end].mean().exp())
+            scores.append(min(1.0, max(0.0, score)))  # a head that was trained with orm_loss mse may leave 0..1
+    return scores

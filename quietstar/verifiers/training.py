@@ -1,0 +1,270 @@
+"""What the training of every verifier shares: where it starts, its run, and the directory that comes out of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.config.loops import GeneratorOptions, VerifierOptions
+from quietstar.config.training import FinetuningOptions, TrainingOptions
+from quietstar.config.values import resolve_device
+from quietstar.data.batches import Batch, IndexedBatches
+from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
+from quietstar.errors import CheckpointError, ConfigError
+from quietstar.model.adapters import absolute, base_fingerprint, has_adapters, merge_adapters
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.runs.files import changed_options, write_json
+from quietstar.runs.resume_check import MAY_CHANGE
+from quietstar.training.step import ModelT, StepResult
+from quietstar.training.trainer import Trainer
+from quietstar.verifiers.pairs import Rows
+
+VERIFIER = "verifier.json"
+MODEL, RUN = "model", "run"
+"""Directories of the verifier and of the run that made it."""
+FORMAT = 1
+
+
+def load_policy(
+    path: str, dtype: str | None = "float32", backend: str = "auto", device: torch.device | str = "cpu"
+) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerBase]:
+    """A plain causal language model, in which several documents of a row can be told apart, and its tokenizer.
+
+    Args:
+        path: Directory or hub name.
+        dtype: Of the weights; None: that of the checkpoint.
+        backend: Of the kernels.
+        device: Where the model goes.
+
+    Raises:
+        ConfigError: It cannot be loaded, or its tokenizer is another model's.
+        UnsupportedBackboneError: Packed rows would not be what they are alone.
+    """
+    tokenizer = load_tokenizer(path)
+    model = QuietStarForCausalLM.from_base(
+        path,
+        start_text=[0],  # nothing thinks here
+        end_text=[0],
+        dtype=None if dtype is None else getattr(torch, dtype),
+        backend=backend,
+    )
+    embedding: Any = model.base.get_input_embeddings()
+    check_vocabulary(tokenizer, embedding.weight.shape[0])
+    nn.Module.to(model, device)  # transformers' own is untyped
+    return model, tokenizer
+
+
+class VerifierRun:
+    """The training of one verifier in a directory: `run/` while it is trained, then `model/`.
+
+    Args:
+        kind: Of verifier.
+        base: What it starts from.
+        options: Of the verifier.
+        training: Its `seed`, `device` and everything else that `options` does not say.
+        finetuning: Which weights are trained.
+        out: Directory of its own.
+
+    Attributes:
+        policy: The model as `base` has it, on its device.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ConfigError: The base cannot be loaded, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        base: GeneratorOptions,
+        options: VerifierOptions,
+        training: TrainingOptions,
+        finetuning: FinetuningOptions,
+        out: Path,
+    ) -> None:
+        check_options(options)
+        if base.path is None:
+            raise ConfigError("model.path: missing; a verifier starts from a causal language model")
+        self.kind, self.base, self.options, self.finetuning, self.out = kind, base, options, finetuning, out
+        self.device = resolve_device(training.device)
+        self.policy, self.tokenizer = load_policy(base.path, base.dtype, base.backend, self.device)
+        self.fingerprint = base_fingerprint(self.policy)
+        self._training = training
+
+    @property
+    def model_directory(self) -> Path:
+        """Where the verifier is once it is trained."""
+        return self.out / MODEL
+
+    def identity(self, rows: Rows) -> dict[str, Any]:
+        """What decides which verifier comes out, by dotted key."""
+        loop = {key: value for key, value in asdict(self.training_options(len(rows))).items() if key not in MAY_CHANGE}
+        groups = {"verifier": asdict(self.options), "finetuning": asdict(self.finetuning), "training": loop}
+        del groups["verifier"]["score"], groups["verifier"]["baselines"]  # of what is asked of it, and of others
+        del groups["verifier"]["micro_batch_size"], groups["finetuning"]["gradient_checkpointing"]
+        flat = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+        steps = self.training_options(len(rows)).steps
+        own = {"kind": self.kind, "model.fingerprint": self.fingerprint, "rows": rows.sha256(), "steps": steps}
+        return {**own, "tokenizer": tokenizer_fingerprint(self.tokenizer)["sha256"], **flat}
+
+    def is_finished(self, rows: Rows) -> bool:
+        """Whether this very verifier is there.
+
+        Raises:
+            CheckpointError: Another one is there.
+        """
+        if not self.model_directory.exists():
+            return False
+        before = read_description(self.model_directory).get("identity", {})
+        if changed := changed_options(before, self.identity(rows)):
+            raise CheckpointError(
+                f"{self.model_directory}: was trained with other options: {'; '.join(changed)}. Set it back, choose "
+                "another directory, or remove this one"
+            )
+        return True
+
+    def training_options(self, rows: int) -> TrainingOptions:
+        """Those of the loop, for so many rows."""
+        options = self.options
+        steps = options.steps or max(1, math.ceil(options.epochs * rows / options.batch_size))
+        return replace(
+            self._training,
+            method="language_modeling",
+            steps=steps,
+            batch_size=options.batch_size,
+            micro_batch_size=options.micro_batch_size,
+            learning_rate=options.learning_rate,
+            warmup_steps=options.warmup_steps,
+            eval_every=0,
+        )
+
+    def train(
+        self,
+        model: ModelT,
+        step: Callable[[ModelT, Batch, int], StepResult],
+        rows: Rows,
+        values: Tensor | None,
+        description: Mapping[str, Any],
+        save_more: Callable[[Path], None] = lambda directory: None,
+    ) -> Path:
+        """Trains a model around `policy`, or goes on with it, and makes the verifier's directory of it.
+
+        Args:
+            model: The policy itself or a module with it inside.
+            step: What the trainer computes.
+            rows: To be trained on.
+            values: float32 [n, ...], carried in the batches.
+            description: What `verifier.json` says besides.
+            save_more: Writes what belongs to the verifier besides the policy into its directory.
+
+        Returns:
+            The verifier's directory.
+        """
+        options, identity = self.training_options(len(rows)), self.identity(rows)
+        data = IndexedBatches(
+            rows.tokens,
+            options.batch_size,
+            options.seed,
+            rows.attention_mask,
+            loss_mask=rows.loss_mask,
+            values=values,
+        )
+        label = f"train the verifier ({self.kind})"
+        result = Trainer(model, step, data, options, self.out / RUN, run_options=identity, progress_label=label).run()
+        if has_adapters(self.policy):
+            merge_adapters(self.policy)
+        new = self.model_directory.with_name(f"{MODEL}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        self.tokenizer.save_pretrained(new)
+        self.policy.base.save_pretrained(new)
+        save_more(new)
+        write_json(
+            new / VERIFIER,
+            {
+                "format": FORMAT,
+                "kind": self.kind,
+                "dtype": self.base.dtype,
+                "score": self.options.score,
+                "beta": self.options.beta,
+                "tokenizer": tokenizer_fingerprint(self.tokenizer),
+                "reference": {
+                    "path": absolute(str(self.base.path)),
+                    "dtype": self.base.dtype,
+                    "fingerprint": self.fingerprint,
+                },
+                **description,
+                "metrics": result.train_metrics,
+                "identity": identity,
+            },
+        )
+        new.rename(self.model_directory)
+        shutil.rmtree(self.out / RUN / "checkpoints", ignore_errors=True)  # the optimizer's state is twice the model
+        return self.model_directory
+
+
+def check_options(options: VerifierOptions) -> None:
+    """Refuses values that cannot be trained with.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    for key in ("beta", "learning_rate", "epochs"):
+        number = getattr(options, key)
+        if not (number > 0 and math.isfinite(number)):
+            raise ConfigError(f"verifier.{key}: got {number}, needs a finite number above 0")
+    for key in ("batch_size", "pairs_per_problem", "steps", "micro_batch_size"):
+        count = getattr(options, key)
+        if count is not None and count < 1:
+            raise ConfigError(f"verifier.{key}: got {count}, needs at least 1")
+    if not (options.nll_weight >= 0 and math.isfinite(options.nll_weight)):
+        raise ConfigError(f"verifier.nll_weight: got {options.nll_weight}, needs a finite number of at least 0")
+    if options.micro_batch_size is not None and options.batch_size % options.micro_batch_size:
+        raise ConfigError(
+            f"verifier.micro_batch_size: got {options.micro_batch_size}, "
+            f"which does not divide verifier.batch_size ({options.batch_size})"
+        )
+
+
+def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str, generator: str | None) -> None:
+    """Makes sure that the completions' generator and the model that a verifier starts from read texts alike.
+
+    Args:
+        tokenizer: Of the verifier.
+        path: Where it comes from.
+        generator: Model directory or hub name of the generator; None: not known.
+
+    Raises:
+        ConfigError: Their tokenizers differ; both are named.
+    """
+    if generator is None or tokenizer_fingerprint(load_tokenizer(generator)) == tokenizer_fingerprint(tokenizer):
+        return
+    raise ConfigError(
+        f"verifier: it would start from {path}, whose tokenizer is not that of the generator {generator}; start it "
+        "from a model with the generator's tokenizer"
+    )
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """What `verifier.json` says.
+
+    Raises:
+        CheckpointError: It is missing, damaged or of another format.
+    """
+    file = directory / VERIFIER
+    try:
+        description = json.loads(file.read_bytes())
+        found = description["format"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: cannot be read as the description of a verifier ({error!r})") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{file}: format {found}, this version reads format {FORMAT}")
+    return dict(description)
