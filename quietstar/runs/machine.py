@@ -1,9 +1,4 @@
-"""What a run ran on: versions, hardware, the state of the code, and the command.
-
-What a running training does when it is told to stop, or to save.
-
-Telling "out of memory" from every other error.
-"""
+"""The machine that a run uses: its facts, the memory that is left, and the signals that tell it to stop or to save."""
 
 from __future__ import annotations
 
@@ -22,8 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
-
-import torch
 
 from quietstar.errors import Interrupted
 
@@ -170,6 +163,8 @@ TEXTS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the host, had no memory left. PyTorch's CPU allocator raises a plain RuntimeError."""
+    import torch  # as above
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
