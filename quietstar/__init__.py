@@ -19,10 +19,9 @@ from quietstar.imports import lazy_names, register
 if TYPE_CHECKING:
     from quietstar.inference.gate import fit_gate
     from quietstar.inference.loading import load_thinking
-    from quietstar.model.adapters import load_finetuned
     from quietstar.model.authors_checkpoint import load_authors_checkpoint
     from quietstar.model.configuration import QuietStarConfig
-    from quietstar.model.modeling import QuietStarForCausalLM
+    from quietstar.model.modeling import QuietStarForCausalLM, load_finetuned
     from quietstar.model.thoughts import Prediction, Thoughts
     from quietstar.objective.learning import LearnOutput
     from quietstar.objective.options import PRESETS, Objective
@@ -59,9 +58,8 @@ __getattr__, __dir__ = lazy_names(
         "quietstar.inference.loading": ("load_thinking",),
         "quietstar.model.authors_checkpoint": ("load_authors_checkpoint",),
         "quietstar.model.configuration": ("QuietStarConfig",),
-        "quietstar.model.modeling": ("QuietStarForCausalLM",),
+        "quietstar.model.modeling": ("QuietStarForCausalLM", "load_finetuned"),
         "quietstar.model.thoughts": ("Prediction", "Thoughts"),
-        "quietstar.model.adapters": ("load_finetuned",),
         "quietstar.objective.learning": ("LearnOutput", "learn"),
         "quietstar.objective.options": ("PRESETS", "Objective"),
         "quietstar.verifiers.verifier": ("Verifier",),

@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.config.values import resolve_device
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.errors import ConfigError
-from quietstar.model.adapters import is_adapter_checkpoint, load_finetuned
+from quietstar.model.adapters import is_adapter_checkpoint
 from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint, load_authors_checkpoint
 from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.model.modeling import QuietStarForCausalLM, load_finetuned
 from quietstar.runs.checkpoints import checkpoint_directory
 
 WEIGHTS_INDEX = "model.safetensors.index.json"

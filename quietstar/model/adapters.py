@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,13 +31,11 @@ from quietstar.imports import without_bitsandbytes_warnings
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.layers import decoder_layers
 from quietstar.model.loading import LOADING_ERRORS, load_causal_lm, load_configuration
-from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.model.probe import probe_once
+from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import Conv1D
 
-if TYPE_CHECKING:
-    from quietstar.model.modeling import QuietStarForCausalLM
-
-
+ModelT = TypeVar("ModelT", bound=ThinkingModel)
 ALL_LINEAR = "all-linear"
 ADAPTER = "default"
 """peft's name of an adapter, which is a part of its parameters' names."""
@@ -48,18 +46,18 @@ _SEED = 0
 _FINGERPRINT_VALUES = 256  # of each tensor: enough to tell two models apart, and quickly read
 
 
-def has_adapters(model: nn.Module) -> TypeIs[QuietStarForCausalLM]:
+def has_adapters(model: nn.Module) -> TypeIs[ThinkingModel]:
     """Whether the base of a thinking model has adapters."""
     return bool(getattr(getattr(model, "base", None), "peft_config", None))
 
 
-def adapter_options(model: QuietStarForCausalLM) -> Any:
+def adapter_options(model: ThinkingModel) -> Any:
     """The `peft.LoraConfig` of a model that has adapters."""
     options: Any = model.base.peft_config
     return options[ADAPTER]
 
 
-def linear_layers(model: QuietStarForCausalLM) -> dict[str, nn.Module]:
+def linear_layers(model: ThinkingModel) -> dict[str, nn.Module]:
     """The matrices of the decoder layers that can have adapters, by their name in the base; without the output head."""
     inside = {id(module) for layer in decoder_layers(model.decoder) for module in layer.modules()}
     found: dict[str, nn.Module] = {}
@@ -69,7 +67,7 @@ def linear_layers(model: QuietStarForCausalLM) -> dict[str, nn.Module]:
     return found
 
 
-def adapter_targets(model: QuietStarForCausalLM, names: str) -> list[str]:
+def adapter_targets(model: ThinkingModel, names: str) -> list[str]:
     """The layers, by their name in the base, that `finetuning.lora_targets` means.
 
     Args:
@@ -100,7 +98,7 @@ def adapter_targets(model: QuietStarForCausalLM, names: str) -> list[str]:
     return [layer for layer in layers if layer in set(chosen)]
 
 
-def add_adapters(model: QuietStarForCausalLM, rank: int, alpha: float, targets: str = ALL_LINEAR) -> None:
+def add_adapters(model: ThinkingModel, rank: int, alpha: float, targets: str = ALL_LINEAR) -> None:
     """Freeze the base and put untrained adapters into its layers, which change nothing yet.
 
     The adapters have the type of the base. Their random half is the same for every call.
@@ -119,7 +117,7 @@ def add_adapters(model: QuietStarForCausalLM, rank: int, alpha: float, targets: 
     inject(model, rank, alpha, adapter_targets(model, targets), base_path=_base_path(model))
 
 
-def inject(model: QuietStarForCausalLM, rank: int, alpha: float, layers: list[str], base_path: str | None) -> None:
+def inject(model: ThinkingModel, rank: int, alpha: float, layers: list[str], base_path: str | None) -> None:
     """`add_adapters` for layers that are known to be there.
 
     Args:
@@ -155,7 +153,7 @@ def inject(model: QuietStarForCausalLM, rank: int, alpha: float, layers: list[st
         part.requires_grad_(True)
 
 
-def merge_adapters(model: QuietStarForCausalLM) -> None:
+def merge_adapters(model: ThinkingModel) -> None:
     """Add the adapters to the base's weights and take them out: a plain thinking model again, all of it trainable.
 
     In bfloat16 the sum is rounded, so that predictions change in their last digits.
@@ -173,7 +171,7 @@ def merge_adapters(model: QuietStarForCausalLM) -> None:
     model.requires_grad_(True)
 
 
-def trained_state(model: QuietStarForCausalLM) -> dict[str, Tensor]:
+def trained_state(model: ThinkingModel) -> dict[str, Tensor]:
     """What a checkpoint of a model with adapters holds, by name and not copied: all but the base itself."""
     return {
         name: tensor.detach()
@@ -183,7 +181,7 @@ def trained_state(model: QuietStarForCausalLM) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_trained_state(model: QuietStarForCausalLM, tensors: Mapping[str, Tensor]) -> None:
+def load_trained_state(model: ThinkingModel, tensors: Mapping[str, Tensor]) -> None:
     """Copy what `trained_state` gave into a model with the same adapters.
 
     Args:
@@ -208,7 +206,7 @@ def load_trained_state(model: QuietStarForCausalLM, tensors: Mapping[str, Tensor
         own[name].copy_(tensor)
 
 
-def base_fingerprint(model: QuietStarForCausalLM) -> str:
+def base_fingerprint(model: ThinkingModel) -> str:
     """A hash of names, shapes and some values of the base's own weights, the same with adapters and without."""
     digest = hashlib.sha256()
     for name, parameter in model.base.named_parameters():
@@ -226,7 +224,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return str(Path(path).resolve()) if Path(path).is_dir() else str(path)
 
 
-def _base_path(model: QuietStarForCausalLM) -> str | None:
+def _base_path(model: ThinkingModel) -> str | None:
     """Where the base's weights were loaded from: a directory (as an absolute path), a hub name, or nowhere."""
     path = model.config.name_or_path or model.base.config.name_or_path
     return absolute(path) if path else None
@@ -246,7 +244,7 @@ def is_adapter_checkpoint(directory: str | os.PathLike[str]) -> bool:
 
 
 def save_finetuned(
-    model: QuietStarForCausalLM, directory: str | os.PathLike[str], tensors: Mapping[str, Tensor] | None = None
+    model: ThinkingModel, directory: str | os.PathLike[str], tensors: Mapping[str, Tensor] | None = None
 ) -> None:
     """Write a model with adapters, without the weights of its base.
 
@@ -281,7 +279,7 @@ def read_adapters(directory: str | os.PathLike[str]) -> dict[str, Tensor]:
     return adapters | _load(directory / THOUGHTS)
 
 
-def check_base(model: QuietStarForCausalLM, directory: str | os.PathLike[str]) -> None:
+def check_base(model: ThinkingModel, directory: str | os.PathLike[str]) -> None:
     """Compare the base with the one that the adapters of a directory were trained on.
 
     Raises:
@@ -300,27 +298,13 @@ def check_base(model: QuietStarForCausalLM, directory: str | os.PathLike[str]) -
         )
 
 
-def load_finetuned(
+def assemble(
+    model_class: type[ModelT],
     directory: str | os.PathLike[str],
-    *,
-    base: str | os.PathLike[str] | PreTrainedModel | None = None,
-    merge: bool = False,
-) -> QuietStarForCausalLM:
-    """Load a model with adapters: its base, the adapters on it, START, END and the mixing head.
-
-    Args:
-        directory: Where `save_finetuned`, or a training run with `finetuning.lora_rank`, wrote it.
-        base: The base model (a path, or a plain or thinking model), by default from where it was when it was trained.
-            A model is changed in place.
-        merge: Add the adapters to the base's weights. The result has none, and `save_pretrained` writes all of it.
-
-    Returns:
-        In evaluation mode. Without `merge` the base is frozen, so that training goes on where it was.
-
-    Raises:
-        CheckpointError: A file is missing or damaged, or the base is not there or another one.
-        ConfigError: peft is not installed.
-    """
+    base: str | os.PathLike[str] | PreTrainedModel | None,
+    merge: bool,
+) -> ModelT:
+    """What `load_finetuned` loads, as a model of a class; for the other arguments and the errors see there."""
     directory = Path(directory)
     options = _read_options(directory)
     try:
@@ -331,12 +315,12 @@ def load_finetuned(
         raise CheckpointError(f"{directory}: its config.json is of a {config.model_type}, not of a thinking model")
     path = options["base_model_name_or_path"]
     loaded = base if isinstance(base, PreTrainedModel) else _load_base(directory, base or path, config)
-    plain = loaded.base if isinstance(loaded, QuietStarForCausalLM) else loaded
+    plain = loaded.base if isinstance(loaded, ThinkingModel) else loaded
     config.text_config = plain.config
-    model = QuietStarForCausalLM(config, base=plain)
+    model = model_class(config, base=plain)
     for part in model.thinking_parts:
         part.to(device=plain.device, dtype=_dtype(config))
-    model._probe_once()  # the family is what it checks, and adapters would only add their rounding
+    probe_once(model)  # the family is what it checks, and adapters would only add their rounding
     path = path if base is None or isinstance(base, PreTrainedModel) else absolute(base)
     inject(model, options["r"], options["lora_alpha"], options["target_modules"], base_path=path)
     try:
@@ -371,7 +355,7 @@ def _dtype(config: QuietStarConfig) -> torch.dtype | None:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
-def _plain_options(model: QuietStarForCausalLM) -> dict[str, Any]:
+def _plain_options(model: ThinkingModel) -> dict[str, Any]:
     options: dict[str, Any] = adapter_options(model).to_dict()
     return {**options, "inference_mode": True}  # as peft writes it: who loads it there does not want to train it
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.loading import load_configuration
-from quietstar.model.modeling import END, START, QuietStarForCausalLM
+from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.model.thinking_model import END, START
 from quietstar.model.upstream import tied_weights
 
 # theirs: [2, E], row 0 the vector, row 1 an unused log-std

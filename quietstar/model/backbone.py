@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from quietstar.errors import UnsupportedBackboneError
-from quietstar.model.attention import ThoughtPass
-from quietstar.model.layers import LayerRecord, decoder_layers, intercept_layers
-from quietstar.model.upstream import attention_implementation, untested_versions, with_advice
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import LogitOptions, operand_dtype, raw_logits
-
-if TYPE_CHECKING:
-    from quietstar.model.modeling import QuietStarForCausalLM
-
-PROBE_TEXT = 5
-PROBE_STREAM = 2
-PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
-LOW_PRECISION_TOLERANCE = 3e-2
-"""Largest accepted difference of hidden states, relative to their largest value. A dropped argument moves them by a
-tenth or more, a wrong scale by less, which only the tolerance of float32 sees."""
-LOW_PRECISION_GRADIENT = 0.25
-"""The same for gradients, whose rounding adds up over the layers; a lost or doubled one is off by half or more."""
 
 
 @dataclass(frozen=True)
@@ -120,165 +103,3 @@ def disable_dropout(base: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and any(part in name for part in RANDOM_IN_TRAINING):
                 vars(module)[name] = 0.0
-
-
-def probe_backbone(model: QuietStarForCausalLM) -> None:
-    """Run a few tokens and compare with the plain base model.
-
-    A text of five tokens and a stream of two at its second position must give the hidden states that the base gives
-    with its own attention when the stream simply follows the first two tokens, and the head must give its logits. A
-    recorded pass over them must have the gradient of a plain one.
-
-    Raises:
-        UnsupportedBackboneError: Naming the family and what differs, and the releases that are newer than tested.
-    """
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            _probe_states(model)
-            _probe_recording(model)
-    except UnsupportedBackboneError as error:
-        raise UnsupportedBackboneError(with_advice(error)) from error.__cause__
-
-
-def _probe_inputs(model: QuietStarForCausalLM, **options: Any) -> tuple[Tensor, Tensor, Tensor, ThoughtPass]:
-    """Embeddings of the text [1, 5, E] and of the stream [1, 2, E], the positions of both, and the pass over them."""
-    embed: Any = model.base.get_input_embeddings()
-    device = embed.weight.device
-    ids = (torch.arange(PROBE_TEXT, device=device) * 7 + 3)[None] % embed.weight.shape[0]
-    embeds = embed(ids)
-    anchor = torch.tensor([[1]], dtype=torch.int32, device=device)
-    positions = torch.tensor([[*range(PROBE_TEXT), 2, 3]], device=device)
-    thought_pass = ThoughtPass(PROBE_TEXT, PROBE_STREAM, anchor, None, model.config.backend, **options)
-    return embeds, embeds.flip(1)[:, :PROBE_STREAM], positions, thought_pass
-
-
-def _probe_states(model: QuietStarForCausalLM) -> None:
-    base: Any = model.base
-    config = base.config
-    family = config.model_type
-    seen: list[tuple[int, int | None]] = []
-    embeds, stream, positions, thought_pass = _probe_inputs(model, seen=seen)
-    tolerance = PROBE_TOLERANCE.get(embeds.dtype, LOW_PRECISION_TOLERANCE)
-    implementation = attention_implementation(config)
-    try:
-        hidden = model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
-        _check_layers(config, seen)
-        base.set_attn_implementation("eager")  # the family's own attention, with whatever it does to its scores
-        followed = torch.cat([embeds[:, :2], stream], dim=1)
-        plain = model.decoder(inputs_embeds=followed, use_cache=False).last_hidden_state
-        text = model.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        logits = base(inputs_embeds=embeds, use_cache=False).logits.float()
-    except (UnsupportedBackboneError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever the family's code, or a compiler, makes of it
-        raise UnsupportedBackboneError(f"{family}: text and thoughts can't be run in one pass ({error})") from error
-    finally:
-        base.set_attn_implementation(implementation)
-    text_error = _relative(hidden[:, :PROBE_TEXT], text)
-    thought_error = _relative(hidden[:, PROBE_TEXT:], plain[:, 2:])
-    for name, difference in (("text", text_error), ("thought", thought_error)):
-        if not difference <= tolerance:
-            raise UnsupportedBackboneError(
-                f"{family}: {name} states differ from the plain model's by {difference:.1e} of their size; "
-                "its attention does something that thought attention does not know"
-            )
-    head = output_head(base)
-    difference = _relative(head.logits(text).float(), logits)
-    if not difference <= tolerance:
-        raise UnsupportedBackboneError(
-            f"{family}: lm_head applied to the final states gives other logits than the model ({difference:.1e})"
-        )
-
-
-def _probe_recording(model: QuietStarForCausalLM) -> None:
-    """The stream's gradient in a recorded pass must be the one that the base's own attention gives."""
-    base: Any = model.base
-    if any(parameter.is_inference() for parameter in base.parameters()):
-        return  # made in inference mode, it has no gradient and never will
-    embeds, stream, positions, thought_pass = _probe_inputs(model)
-    text, stream = embeds.requires_grad_(), stream.requires_grad_()
-    direction = torch.arange(stream.numel(), device=stream.device).cos().view_as(stream).to(stream.dtype)
-    implementation = attention_implementation(base.config)
-
-    def gradient(hidden: Tensor) -> Tensor:
-        own, foreign = torch.autograd.grad(hidden, (text, stream), direction)
-        return torch.cat([own[:, :2], foreign], dim=1)
-
-    with _frozen(base):  # only the gradient of the inputs is wanted; those of a large base may not fit
-        try:
-            base.set_attn_implementation("eager")
-            with torch.enable_grad(), intercept_layers(model.decoder, LayerRecord().write_text):
-                followed = torch.cat([text[:, :2], stream], dim=1)
-                plain = gradient(model.decoder(inputs_embeds=followed, use_cache=False).last_hidden_state[:, 2:])
-        except torch.OutOfMemoryError:
-            raise
-        except UnsupportedBackboneError:
-            if untested_versions():
-                raise
-            return  # layers that can't be recorded: training says so by name, and can go without
-        except RuntimeError:
-            return  # weights without a gradient, such as some quantised ones: they can think, not learn
-        finally:
-            base.set_attn_implementation(implementation)
-        record = LayerRecord()
-        try:
-            with intercept_layers(model.decoder, record.write_text):
-                model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
-            recorded, layers = len(record.outputs), len(decoder_layers(model.decoder))
-            if not recorded:
-                raise UnsupportedBackboneError(f"{base.config.model_type}: 0 of {layers} layers were recorded")
-            with torch.enable_grad(), intercept_layers(model.decoder, record.replay):
-                hidden = model.run_decoder(torch.cat([text, stream], dim=1), positions, thought_pass)
-                replayed = gradient(hidden[:, PROBE_TEXT:])
-        except (UnsupportedBackboneError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever the family's code, or a compiler, makes of it
-            raise UnsupportedBackboneError(
-                f"{base.config.model_type}: a recorded pass can't be replayed ({error})"
-            ) from error
-    difference = _relative(replayed, plain)
-    # low precision may overflow here where training, with its smaller gradients, does not
-    if bool(plain.isfinite().all()) and not difference <= PROBE_TOLERANCE.get(plain.dtype, LOW_PRECISION_GRADIENT):
-        raise UnsupportedBackboneError(
-            f"{base.config.model_type}: the gradient of a recorded pass differs from the plain model's by "
-            f"{difference:.1e} of its size"
-        )
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-def _relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
-
-
-def _check_layers(config: PreTrainedConfig, seen: list[tuple[int, int | None]]) -> None:
-    """Every layer must have passed thought attention, with the window that the configuration gives it."""
-    family, window = config.model_type, getattr(config, "sliding_window", None)
-    layers = getattr(config, "num_hidden_layers", len(seen))
-    if len(seen) != layers:
-        raise UnsupportedBackboneError(
-            f"{family}: {len(seen)} of {layers} layers passed thought attention (the others do not use transformers' "
-            "attention interface, or do not hand its keyword arguments on)"
-        )
-    if not window or not getattr(config, "use_sliding_window", True):
-        return
-    if window < 2 + PROBE_STREAM:
-        raise UnsupportedBackboneError(
-            f"{family}: a sliding window of {window} is below the {2 + PROBE_STREAM} of the probe"
-        )
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
-    for (layer, told), kind in zip(seen, kinds, strict=True):
-        if (told == window) != (kind == "sliding_attention"):
-            raise UnsupportedBackboneError(
-                f"{family}: layer {layer} is {kind} with a window of {window} and tells the attention function {told}"
-            )

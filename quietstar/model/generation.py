@@ -1,7 +1,4 @@
-"""`generate` of a thinking model, on top of transformers' own.
-
-What `model.generate` adds to transformers' own: checks, a cache, and draws that do not depend on the batch.
-"""
+"""`generate` of a thinking model: transformers' own with checks, a cache, and draws that do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import operator
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +16,12 @@ from quietstar.errors import ConfigError, DataError
 from quietstar.model.draw import draw
 from quietstar.model.think_rule import NO_GATE, parse_think
 from quietstar.model.thinking_cache import Thinking, ThinkingCache, ThinkingRecord
+from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import CACHE, GenerateDecoderOnlyOutput, SuppressTokensLogitsProcessor
-
-if TYPE_CHECKING:
-    from quietstar.model.modeling import QuietStarForCausalLM
-    from quietstar.model.thinking_cache import ThinkingCache, ThinkingRecord
-
-
-# quietstar.inference builds on the model, so it is imported where it is used.
 
 
 class ThinkingGeneration(GenerationMixin):
-    """The part of `QuietStarForCausalLM` that generates; the checks and draws are in `quietstar.inference`."""
+    """The part of `QuietStarForCausalLM` that generates."""
 
     @torch.no_grad()
     def generate(
@@ -79,8 +70,6 @@ class ThinkingGeneration(GenerationMixin):
             DataError: A prompt is empty, padded on the right, too long for the base's context, or holds a token that
                 is kept for thoughts.
         """
-        from quietstar.model.generation import UNSUPPORTED, RowEnds, ThinkingOutput, check_prompt, plan_thinking
-        from quietstar.model.thinking_cache import ThinkingCache
 
         thinking = plan_thinking(self, think, thoughts_per_token, thought_temperature, seed, output_thoughts)
         check_prompt(
@@ -121,7 +110,6 @@ class ThinkingGeneration(GenerationMixin):
         options: dict[str, Any],
     ) -> Any:
         """The base's own `generate`, with what a user has set on this model's `generation_config`."""
-        from quietstar.model.generation import ThinkingOutput, count_new
 
         given = generation_config or GenerationConfig()
         ours, theirs = self.generation_config.to_dict(), self.base.generation_config.to_dict()
@@ -159,7 +147,6 @@ class ThinkingGeneration(GenerationMixin):
     def _get_logits_processor(  # transformers knows the settled options only here
         self: Any, generation_config: GenerationConfig, *arguments: Any, **options: Any
     ) -> LogitsProcessorList:
-        from quietstar.model.generation import finish_processors
 
         processors = super()._get_logits_processor(  # type: ignore[misc]  # transformers' type of self
             generation_config, *arguments, **options
@@ -195,7 +182,6 @@ def thinking_cache(cache: Any) -> ThinkingCache:
     Raises:
         ConfigError: It is another kind of cache.
     """
-    from quietstar.model.thinking_cache import ThinkingCache
 
     if not isinstance(cache, ThinkingCache):
         raise ConfigError(
@@ -230,7 +216,7 @@ class ThinkingOutput(GenerateDecoderOnlyOutput):
 
 
 def plan_thinking(
-    model: QuietStarForCausalLM,
+    model: ThinkingModel,
     think: str,
     thoughts_per_token: int,
     thought_temperature: float | None,
@@ -279,7 +265,7 @@ def plan_thinking(
 
 
 def check_prompt(
-    model: QuietStarForCausalLM, thinking: Thinking, input_ids: Tensor | None, attention_mask: Tensor | None
+    model: ThinkingModel, thinking: Thinking, input_ids: Tensor | None, attention_mask: Tensor | None
 ) -> None:
     """Refuse prompts that are empty or hold a token that only thoughts may use.
 
@@ -326,7 +312,7 @@ def check_prompt(
 
 
 def finish_processors(
-    model: QuietStarForCausalLM,
+    model: ThinkingModel,
     cache: ThinkingCache,
     config: GenerationConfig,
     prompt_length: int,
@@ -410,7 +396,7 @@ def count_new(sequences: Tensor, prompt_length: int, ending: int | Sequence[int]
     return int((ends.cumsum(1) - ends.int() == 0).sum())
 
 
-def _check_context(model: QuietStarForCausalLM, thinking: Thinking, prompt_length: int, max_length: int) -> None:
+def _check_context(model: ThinkingModel, thinking: Thinking, prompt_length: int, max_length: int) -> None:
     limit = getattr(model.base.config, "max_position_embeddings", None)
     thought = 0 if thinking.when.rule == "never" else model.config.thought_length + 1
     if limit is None or max_length + thought <= limit:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,23 @@ def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = Non
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
     return model
+
+
+def text_token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary: int) -> list[int]:
+    if not isinstance(text, str):
+        ids = list(text)
+    elif tokenizer is None:
+        raise ConfigError(f"{name}: got the text {text!r} without a tokenizer; pass tokenizer= or token ids")
+    else:
+        try:
+            ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
+            raise ConfigError(f"{name}: the tokenizer can't encode {text!r}: {error}") from error
+    if not ids:
+        raise ConfigError(f"{name}: {text!r} has no tokens, needs at least one")
+    if not all(0 <= token < vocabulary for token in ids):
+        raise ConfigError(f"{name}: {text!r} has the token ids {ids}, the base has {vocabulary} tokens")
+    return ids
 
 
 def character_tokenizer(symbols: str, end: str | None = None) -> PreTrainedTokenizerFast:

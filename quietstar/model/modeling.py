@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,35 +12,27 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from quietstar.data.tokenizer import load_tokenizer
-from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
-from quietstar.model.attention import IMPLEMENTATION, AttentionPass
-from quietstar.model.backbone import OutputHead, check_configuration, disable_dropout, output_head, probe_backbone
+from quietstar.errors import ConfigError, DataError
+from quietstar.model.adapters import assemble, has_adapters, is_adapter_checkpoint, save_finetuned
+from quietstar.model.backbone import check_configuration, disable_dropout
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.generation import ThinkingGeneration, one_cache, thinking_cache
-from quietstar.model.heads import MixingHead, ThinkingGate, initial_output_bias
-from quietstar.model.loading import load_causal_lm, load_configuration
+from quietstar.model.loading import load_causal_lm, load_configuration, text_token_ids
 from quietstar.model.padding import Padding, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
+from quietstar.model.prediction import predict_next
+from quietstar.model.probe import probe_once
+from quietstar.model.thinking_model import END, START, ThinkingModel
 from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entropy, expand_anchors
-from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast, attention_implementation
-from quietstar.model.upstream import initialization as init
+from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast
 from quietstar_kernels import linear_cross_entropy, sample_tokens
-from quietstar_kernels.dispatch import check_backend
-
-START, END = 0, 1
-"""Rows of `thought_embedding`."""
-PROBING = threading.RLock()
-"""The probe changes a model's attention for a moment: threads that use one for the first time wait for each other."""
-LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "opt", "biogpt")
-"""Families whose positions end where their table ends."""
 
 
-class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin):  # named here for transformers' check
+class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin):  # named here for transformers' check
     """A causal language model that thinks before each prediction (Quiet-STaR, arXiv 2403.09629).
 
     Sub-modules: `base`, the unmodified transformers model; `thought_embedding`, the learned START and END vectors (rows
@@ -56,43 +46,6 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
     Raises:
         UnsupportedBackboneError: The base would be silently wrong; the message names its family and the reason.
     """
-
-    config: QuietStarConfig
-    config_class = QuietStarConfig
-    base_model_prefix = "base"
-    # read where a user switches checkpointing on, and where an attention is chosen for the model as for its base
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    # read where weights are loaded: parts whose name is here stay in float32
-    _keep_in_fp32_modules_strict = ["thinking_gate"]  # noqa: RUF012 (transformers reads it as a plain class attribute)
-
-    def __init__(self, config: QuietStarConfig, base: PreTrainedModel | None = None) -> None:
-        super().__init__(config)
-        text_config = config.text_config
-        if not isinstance(text_config, PreTrainedConfig):
-            raise ConfigError(
-                "text_config: missing; it holds the configuration of the base model. A plain model's checkpoint has "
-                "none: from_base(path) puts a model that learns to think around it, and transformers' "
-                "AutoModelForCausalLM.from_pretrained(path).generate(...) continues texts with it as it is"
-            )
-        check_configuration(text_config)
-        _check_options(config, text_config)
-        if base is None:
-            base = AutoModelForCausalLM.from_config(text_config)
-        self.base: PreTrainedModel = base
-        _use_thought_attention(base)
-        disable_dropout(base)
-        hidden_size = int(base.get_input_embeddings().weight.shape[1])  # type: ignore[index]
-        self.thought_embedding = nn.Embedding(2, hidden_size)
-        self.mixing_head = MixingHead(config, hidden_size)
-        self.thinking_gate = ThinkingGate(hidden_size) if config.thinking_gate else None
-        self._probed = False
-        self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-        # Not from the configuration, whose `temperature` is that of thoughts.
-        self.generation_config = copy.deepcopy(base.generation_config)
-        if config.banned_token_ids and self.generation_config is not None:
-            self.generation_config.suppress_tokens = list(config.banned_token_ids)
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -147,10 +100,10 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
         with torch.no_grad():
             for row, name, text in ((START, "start_text", start_text), (END, "end_text", end_text)):
                 embed: Any = model_base.get_input_embeddings()
-                ids = _token_ids(name, text, tokenizer, embed.weight.shape[0])
+                ids = text_token_ids(name, text, tokenizer, embed.weight.shape[0])
                 vector = embed(torch.tensor(ids, device=parameter.device)).mean(0)
                 model.thought_embedding.weight[row] = vector / config.embedding_scale
-        model._probe_once()
+        probe_once(model)
         return model
 
     @classmethod
@@ -164,11 +117,9 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
         Raises:
             CheckpointError: A part of a model with adapters is missing or damaged, or its base is not there.
         """
-        from quietstar.model.adapters import is_adapter_checkpoint, load_finetuned  # which build on this module
-
         if not is_adapter_checkpoint(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
-        model = load_finetuned(pretrained_model_name_or_path)
+        model = assemble(cls, pretrained_model_name_or_path, None, False)
         nothing: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
         return (model, nothing) if options.get("output_loading_info") else model
 
@@ -179,108 +130,15 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
             save_directory: Made where it does not exist.
             arguments, options: transformers' own; with adapters only `state_dict` counts.
         """
-        from quietstar.model.adapters import (
-            has_adapters,
-            save_finetuned,  # which builds on this module
-        )
-
         if has_adapters(self):
             save_finetuned(self, save_directory, options.get("state_dict"))
         else:
             super().save_pretrained(save_directory, *arguments, **options)
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        # transformers asks for every module that holds parameters itself; the base's own initialise themselves.
-        if module is self.thought_embedding:
-            init.normal_(self.thought_embedding.weight, std=0.02)
-        elif module is self.mixing_head.output:
-            init.zeros_(self.mixing_head.output.weight)
-            if self.mixing_head.output.bias is not None:
-                init.constant_(self.mixing_head.output.bias, initial_output_bias(self.config))
-        elif isinstance(module, ThinkingGate):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            module.reset_parameters()
-
-    # -- parts that the passes and the objective use -------------------------------------------------------------------
-
-    @property
-    def thinking_parts(self) -> list[nn.Module]:
-        """What the model has besides its base."""
-        parts = (self.thought_embedding, self.mixing_head, self.thinking_gate)
-        return [part for part in parts if part is not None]
-
-    @property
-    def decoder(self) -> nn.Module:
-        """The base without its output head."""
-        decoder = self.base.get_decoder()
-        assert isinstance(decoder, nn.Module)
-        return decoder
-
-    @property
-    def head(self) -> OutputHead:
-        """The base's output head."""
-        return output_head(self.base)
-
-    @property
-    def banned(self) -> tuple[int, ...]:
-        """Tokens that no thought may contain."""
-        return tuple(self.config.banned_token_ids or ())
-
-    def thought_vectors(self) -> tuple[Tensor, Tensor]:
-        """The input vectors of START and END, [E] each."""
-        scaled = self.thought_embedding.weight * self.config.embedding_scale
-        return scaled[START], scaled[END]
-
-    def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: AttentionPass) -> Tensor:
-        """Final hidden states [B, N, E] of the N tokens that `thought_pass` lays out.
-
-        Raises:
-            UnsupportedBackboneError: The base's attention was replaced after this model was made.
-            DataError: A position lies behind the base's learned ones.
-        """
-        config = self.base.config
-        implementation = attention_implementation(config)
-        if implementation != IMPLEMENTATION:
-            raise UnsupportedBackboneError(
-                f"{config.model_type}: its attention is now {implementation!r}, under which streams would "
-                f"see everything; set it back with base.set_attn_implementation({IMPLEMENTATION!r})"
-            )
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is not None and config.model_type in LEARNED_POSITIONS:
-            last = int(position_ids.max())
-            if last >= limit:
-                raise DataError(
-                    f"input_ids: a thought would reach position {last}, "
-                    f"the base has {limit} learned positions; use a shorter text"
-                )
-        # A 4-D mask is handed on as it is, so transformers neither builds one nor takes the streams' repeated positions
-        # for packed sequences; thought attention does not read it.
-        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
-        output = self.decoder(
-            inputs_embeds=embeds,
-            position_ids=position_ids,
-            attention_mask=mask,
-            use_cache=False,
-            thought_pass=thought_pass,
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
     def _prepare(self) -> None:
         """What can change between calls: adapters bring dropout of their own; weights arrive after the constructor."""
         disable_dropout(self.base)
-        self._probe_once()
-
-    def _probe_once(self) -> None:
-        if self._probed or any(parameter.is_meta for parameter in self.parameters()):
-            return
-        with PROBING:
-            if not self._probed:
-                probe_backbone(self)
-                self._probed = True
+        probe_once(self)
 
     def _fingerprint(self) -> tuple[object, ...]:
         """What a recording depends on besides its inputs; a write through `.data` alone can't be seen."""
@@ -487,33 +345,8 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
         return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, recording.layers)
 
     def _check_thoughts(self, input_ids: Tensor, thoughts: Thoughts) -> None:
-        streams = thoughts.anchor.shape[-1]
-        wanted = (input_ids.shape[0], streams, self.config.thought_length)
-        if thoughts.tokens.shape != wanted or thoughts.anchor.shape != wanted[:2]:
-            raise DataError(
-                f"thoughts: got tokens {list(thoughts.tokens.shape)} and anchors {list(thoughts.anchor.shape)}, "
-                f"needs tokens {list(wanted)} (texts, streams, T) and anchors {list(wanted[:2])}"
-            )
-        count, length = thoughts.thoughts_per_position, input_ids.shape[1]
-        if streams % count:
-            raise DataError(f"thoughts: {streams} streams are not a multiple of {count} a position")
-        if not streams:
-            return
-        anchor, tokens = thoughts.anchor, thoughts.tokens
-        grouped = anchor.unflatten(1, (-1, count))
-        if bool((grouped != grouped[..., :1]).any() | (anchor[:, 1:] < anchor[:, :-1]).any()):
-            raise DataError(f"thoughts: anchors must not decrease, the {count} thoughts of a position side by side")
-        if int(anchor.min()) < 0 or int(anchor.max()) >= length:
-            raise DataError(
-                f"thoughts: got anchors {int(anchor.min())}..{int(anchor.max())}, needs positions in the text, "
-                f"0..{length - 1}"
-            )
         lowest = PAUSE if self.config.thinking == "pause" else 0
-        vocabulary = self.head.weight.shape[0]
-        if int(tokens.min()) < lowest or int(tokens.max()) >= vocabulary:
-            raise DataError(
-                f"thoughts: got tokens {int(tokens.min())}..{int(tokens.max())}, needs {lowest}..{vocabulary - 1}"
-            )
+        thoughts.check(input_ids, self.config.thought_length, lowest, self.head.weight.shape[0])
 
     # -- predicting ----------------------------------------------------------------------------------------------------
 
@@ -612,8 +445,6 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
         """
         given = one_cache(past_key_values, cache)
         if given is not None:
-            from quietstar.model.prediction import predict_next  # which builds on this module
-
             past = thinking_cache(given)
             if not past.is_open:
                 past.open(input_ids, attention_mask)
@@ -643,41 +474,28 @@ def _step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % (1 << 63)
 
 
-def _check_options(config: QuietStarConfig, text_config: PreTrainedConfig) -> None:
-    try:
-        check_backend(config.backend)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    for token in config.banned_token_ids or ():
-        if not 0 <= token < text_config.vocab_size:
-            raise ConfigError(f"banned_token_ids: got {token}, the base has {text_config.vocab_size} tokens")
+def load_finetuned(
+    directory: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | PreTrainedModel | None = None,
+    merge: bool = False,
+) -> QuietStarForCausalLM:
+    """Load a model with adapters: its base, the adapters on it, START, END and the mixing head.
 
+    Args:
+        directory: Where `save_finetuned`, or a training run with `finetuning.lora_rank`, wrote it.
+        base: The base model (a path, or a plain or thinking model), by default from where it was when it was trained.
+            A model is changed in place.
+        merge: Add the adapters to the base's weights. The result has none, and `save_pretrained` writes all of it.
 
-def _use_thought_attention(base: PreTrainedModel) -> None:
-    reason = "its layers do not use transformers' attention interface"
-    try:
-        base.set_attn_implementation(IMPLEMENTATION)
-    except (KeyError, ValueError) as error:
-        raise UnsupportedBackboneError(f"{base.config.model_type}: {reason} ({error})") from error
-    if attention_implementation(base.config) != IMPLEMENTATION:
-        raise UnsupportedBackboneError(f"{base.config.model_type}: {reason}")
+    Returns:
+        In evaluation mode. Without `merge` the base is frozen, so that training goes on where it was.
 
-
-def _token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary: int) -> list[int]:
-    if not isinstance(text, str):
-        ids = list(text)
-    elif tokenizer is None:
-        raise ConfigError(f"{name}: got the text {text!r} without a tokenizer; pass tokenizer= or token ids")
-    else:
-        try:
-            ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
-            raise ConfigError(f"{name}: the tokenizer can't encode {text!r}: {error}") from error
-    if not ids:
-        raise ConfigError(f"{name}: {text!r} has no tokens, needs at least one")
-    if not all(0 <= token < vocabulary for token in ids):
-        raise ConfigError(f"{name}: {text!r} has the token ids {ids}, the base has {vocabulary} tokens")
-    return ids
+    Raises:
+        CheckpointError: A file is missing or damaged, or the base is not there or another one.
+        ConfigError: peft is not installed.
+    """
+    return assemble(QuietStarForCausalLM, directory, base, merge)
 
 
 AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM, exist_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +16,7 @@ from torch import Tensor
 from quietstar.model.attention import ThoughtCache, ThoughtPass
 from quietstar.model.layers import Interceptor, LayerRecord, intercept_layers
 from quietstar.model.padding import Padding
-
-if TYPE_CHECKING:
-    from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.model.thinking_model import ThinkingModel
 
 PAUSE = -1
 """Token id that stands for a repeated START in place of a thought token (`thinking="pause"`)."""
@@ -49,7 +46,7 @@ def lookahead_tokens(input_ids: Tensor, padding: Padding, anchor: Tensor, lookah
     return input_ids.gather(1, index.flatten(1)).view(index.shape)
 
 
-def embed_stream(model: QuietStarForCausalLM, tokens: Tensor, following: Tensor | None) -> Tensor:
+def embed_stream(model: ThinkingModel, tokens: Tensor, following: Tensor | None) -> Tensor:
     """Embeddings of START, the thought tokens and, unless `following` is None, END and the tokens that follow it.
 
     Args:
@@ -73,7 +70,7 @@ def embed_stream(model: QuietStarForCausalLM, tokens: Tensor, following: Tensor 
 
 
 def talk_pass(
-    model: QuietStarForCausalLM,
+    model: ThinkingModel,
     input_ids: Tensor,
     padding: Padding,
     tokens: Tensor,
@@ -113,7 +110,7 @@ class CachedPass:
         text_hidden: [B, L, E] after the final norm.
     """
 
-    def __init__(self, model: QuietStarForCausalLM, input_ids: Tensor, padding: Padding, record: bool) -> None:
+    def __init__(self, model: ThinkingModel, input_ids: Tensor, padding: Padding, record: bool) -> None:
         self._model = model
         self._padding = padding
         self._cache = ThoughtCache(stream_capacity=model.config.stream_length)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +22,12 @@ from quietstar.model.attention import softcapped_attention
 from quietstar.model.draw import draw
 from quietstar.model.passes import PAUSE
 from quietstar.model.thinking_cache import ThinkingCache, TokenThoughts
+from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import sdpa_attention_forward
-
-if TYPE_CHECKING:
-    from quietstar.model.modeling import QuietStarForCausalLM
 
 
 @torch.no_grad()
-def predict_next(model: QuietStarForCausalLM, tokens: Tensor, cache: ThinkingCache) -> Tensor:
+def predict_next(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> Tensor:
     """Reads new tokens and predicts the next one, with thoughts where `cache.thinking` asks for them.
 
     Args:
@@ -83,7 +80,7 @@ def predict_next(model: QuietStarForCausalLM, tokens: Tensor, cache: ThinkingCac
 
 
 def _think(
-    model: QuietStarForCausalLM, cache: ThinkingCache, rows: Tensor, hidden_start: Tensor | None
+    model: ThinkingModel, cache: ThinkingCache, rows: Tensor, hidden_start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Thoughts at the end of some rows.
 
@@ -126,7 +123,7 @@ def _think(
     return torch.stack(chosen, dim=-1), hidden
 
 
-def _pick(model: QuietStarForCausalLM, hidden: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:
+def _pick(model: ThinkingModel, hidden: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:
     """A token of each stream, int64 [R, K], from its hidden states [R, K, E]."""
     logits = model.head.logits(hidden)
     if model.banned:
@@ -137,7 +134,7 @@ def _pick(model: QuietStarForCausalLM, hidden: Tensor, temperature: float, unifo
     return token.view(hidden.shape[:2])
 
 
-def _mix(model: QuietStarForCausalLM, hidden_base: Tensor, hidden_thought: Tensor) -> tuple[Tensor, Tensor]:
+def _mix(model: ThinkingModel, hidden_base: Tensor, hidden_thought: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [R, V] and mixing weights [R, K], from hidden states [R, E] and [R, K, E]."""
     hidden_base = hidden_base[:, None].expand_as(hidden_thought)
     weight = model.mixing_head(hidden_base, hidden_thought)

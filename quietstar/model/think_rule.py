@@ -13,7 +13,7 @@ from quietstar.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quietstar.model.modeling import QuietStarForCausalLM
+    from quietstar.model.thinking_model import ThinkingModel
 
 FORMS = "always, never, entropy>x (x in nats), every:n, learned or learned>x (x in nats)"
 NO_GATE = (
@@ -46,7 +46,7 @@ class When:
             return index % int(self.value) == 0
         return self.rule != "never"
 
-    def where(self, model: QuietStarForCausalLM, hidden_base: Tensor, base_logits: Tensor | None) -> Tensor:
+    def where(self, model: ThinkingModel, hidden_base: Tensor, base_logits: Tensor | None) -> Tensor:
         """The rows that are thought about, bool [B].
 
         Args:

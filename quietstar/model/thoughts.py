@@ -57,6 +57,44 @@ class Thoughts:
     temperature: float = 1.0
     recording: Recording | None = None
 
+    def check(self, input_ids: Tensor, thought_length: int, lowest: int, vocabulary: int) -> None:
+        """Whether these thoughts can hang from texts.
+
+        Args:
+            input_ids: int64 [B, L], the texts.
+            thought_length: T of the model.
+            lowest: Smallest allowed token id: 0, or `PAUSE` where the model pauses.
+            vocabulary: Number of tokens that the model knows.
+
+        Raises:
+            DataError: A shape, an anchor or a token id does not fit.
+        """
+        streams = self.anchor.shape[-1]
+        wanted = (input_ids.shape[0], streams, thought_length)
+        if self.tokens.shape != wanted or self.anchor.shape != wanted[:2]:
+            raise DataError(
+                f"thoughts: got tokens {list(self.tokens.shape)} and anchors {list(self.anchor.shape)}, "
+                f"needs tokens {list(wanted)} (texts, streams, T) and anchors {list(wanted[:2])}"
+            )
+        count, length = self.thoughts_per_position, input_ids.shape[1]
+        if streams % count:
+            raise DataError(f"thoughts: {streams} streams are not a multiple of {count} a position")
+        if not streams:
+            return
+        anchor, tokens = self.anchor, self.tokens
+        grouped = anchor.unflatten(1, (-1, count))
+        if bool((grouped != grouped[..., :1]).any() | (anchor[:, 1:] < anchor[:, :-1]).any()):
+            raise DataError(f"thoughts: anchors must not decrease, the {count} thoughts of a position side by side")
+        if int(anchor.min()) < 0 or int(anchor.max()) >= length:
+            raise DataError(
+                f"thoughts: got anchors {int(anchor.min())}..{int(anchor.max())}, needs positions in the text, "
+                f"0..{length - 1}"
+            )
+        if int(tokens.min()) < lowest or int(tokens.max()) >= vocabulary:
+            raise DataError(
+                f"thoughts: got tokens {int(tokens.min())}..{int(tokens.max())}, needs {lowest}..{vocabulary - 1}"
+            )
+
 
 @dataclass(frozen=True)
 class Prediction:

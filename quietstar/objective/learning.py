@@ -8,21 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quietstar.errors import ConfigError, DataError
+from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import Padding, read_padding
+from quietstar.model.passes import TalkStates
 from quietstar.model.thoughts import Thoughts
 from quietstar.objective.options import Objective, resolve_objective
 from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
-
-if TYPE_CHECKING:
-    from quietstar.model.modeling import QuietStarForCausalLM
-    from quietstar.model.passes import TalkStates
-
 
 IGNORE = -100
 

@@ -58,7 +58,7 @@ from quietstar.sampling.vllm_sampler import has_vllm
 from quietstar.tasks.task import Problem, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def hollow_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCau
         with replaced(nn.Module, "to", lambda module, *device_and_dtype, **options: module):  # hollow ones can't move
             apply_finetuning(model, config.finetuning)
     # the probe compares values, and a fingerprint addresses, of which there are none
-    vars(model).update(_probed=True, _fingerprint=lambda: ())
+    vars(model).update(probed=True, _fingerprint=lambda: ())
     model.train()
     return model
 

@@ -10,15 +10,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks.file_task import solved_examples
 from quietstar.tasks.task import Demonstration, Problem, Split, Task
-
-if TYPE_CHECKING:
-    from quietstar.config.loops import ProblemOptions
-
 
 MOST_DIGITS = 100
 SET_ASIDE = 700

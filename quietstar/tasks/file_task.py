@@ -19,14 +19,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError, DataError, QuietStarError
 from quietstar.tasks.task import Problem, Split, Task
-
-if TYPE_CHECKING:
-    from quietstar.config.loops import ProblemOptions
-    from quietstar.tasks.task import Split
 
 
 class FileTask(Task):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import DataError
 from quietstar.tasks.file_task import FileTask, Record, begins_with_hint, speaks_of_hint
 from quietstar.tasks.gsm8k import MARKER, equations, through_marker
 from quietstar.tasks.numbers import can_compare, canonical_number, first_after_marker, latex_number, same_expression
 from quietstar.tasks.task import Problem, Verdict
-
-if TYPE_CHECKING:
-    from quietstar.config.loops import ProblemOptions
 
 _ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
 _EXPRESSION = re.compile(r"[\d\\^=+*/]")

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError, QuietStarError
 from quietstar.tasks.addition import Addition
 from quietstar.tasks.code import CodeProblems
@@ -20,9 +21,6 @@ from quietstar.tasks.jsonl import QuestionsAndAnswers
 from quietstar.tasks.math_numeric import MathNumeric
 from quietstar.tasks.routes import Routes
 from quietstar.tasks.task import Task
-
-if TYPE_CHECKING:
-    from quietstar.config.loops import ProblemOptions
 
 
 def _addition_direct(options: ProblemOptions) -> Task:

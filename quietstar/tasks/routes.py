@@ -7,13 +7,10 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks.task import Demonstration, Problem, Split, Task, Verdict
-
-if TYPE_CHECKING:
-    from quietstar.config.loops import ProblemOptions
 
 OPERATIONS = "+-*"
 OPERANDS = range(2, 10)

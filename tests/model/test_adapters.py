@@ -24,13 +24,13 @@ from quietstar.model.adapters import (
     has_adapters,
     is_adapter_checkpoint,
     linear_layers,
-    load_finetuned,
     load_trained_state,
     merge_adapters,
     read_adapters,
     save_finetuned,
     trained_state,
 )
+from quietstar.model.modeling import load_finetuned
 from quietstar.objective.learning import learn
 from tests.model.tiny import assert_same_gradients, gradients, make_base, make_ids, make_model
 

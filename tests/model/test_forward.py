@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from quietstar.errors import ConfigError, DataError
+from quietstar.objective.learning import learn
 from tests.model.tiny import make_ids, make_model
 
 IDS = make_ids(2, 6)
@@ -106,7 +109,7 @@ def test_the_temperature_of_thoughts_is_not_that_of_speech() -> None:
 )
 def test_masks_that_are_refused(mask: torch.Tensor, message: str) -> None:
     model = make_model()
-    for call in (model, model.think, model.learn, model.predict):
+    for call in (model, model.think, partial(learn, model), model.predict):
         with pytest.raises(DataError, match=message):
             call(IDS, mask)
 
@@ -114,6 +117,6 @@ def test_masks_that_are_refused(mask: torch.Tensor, message: str) -> None:
 @pytest.mark.parametrize("ids", [IDS[0], IDS[:, :0], IDS[:0], IDS[None]])
 def test_texts_of_a_wrong_shape(ids: torch.Tensor) -> None:
     model = make_model()
-    for call in (model, model.think, model.learn, model.predict):
+    for call in (model, model.think, partial(learn, model), model.predict):
         with pytest.raises(DataError, match="input_ids: got "):
             call(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_an_attention_that_does_something_else(monkeypatch: pytest.MonkeyPatch, 
 def test_logits_that_the_head_does_not_explain() -> None:
     model = make_model("cohere")
     model.base.config.logit_scale = 0.5  # the probe's view; the module keeps its 0.3
-    model._probed = False
+    model.probed = False
     with pytest.raises(
         UnsupportedBackboneError, match="cohere: lm_head applied to the final states gives other logits"
     ):
@@ -251,7 +252,7 @@ def test_thoughts_that_do_not_fit() -> None:
             learn(model, IDS[:, :3], thoughts=thoughts, reuse_sampling_pass=reuse)
     with pytest.raises(DataError, match="thoughts: got tokens"):
         model.predict(IDS, thoughts=longer)
-    for call in (model.learn, model.predict):
+    for call in (partial(learn, model), model.predict):
         with pytest.raises(ConfigError, match="anchors: can't be given together with thoughts"):
             call(IDS, thoughts=thoughts, anchors="all")
 

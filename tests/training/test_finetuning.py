@@ -16,13 +16,12 @@ from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import (
     base_fingerprint,
     has_adapters,
-    load_finetuned,
     load_trained_state,
     read_adapters,
     save_finetuned,
     trained_state,
 )
-from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.model.modeling import QuietStarForCausalLM, load_finetuned
 from quietstar.objective.learning import learn
 from quietstar.training.finetuning import apply_finetuning, freeze_parameters, set_gradient_checkpointing
 from quietstar.training.optimizer import MasterAdamW, build_optimizer
