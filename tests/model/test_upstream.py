@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from quietstar import QuietStarForCausalLM, UnsupportedBackboneError
-from quietstar.model import backbone, upstream
+from quietstar.model import probe, upstream
 from quietstar.model import preallocated_cache as roomy_cache
 from quietstar.model.layers import decoder_layers
 from quietstar.model.upstream import (
@@ -344,7 +344,7 @@ def break_replay(monkeypatch: pytest.MonkeyPatch) -> str:
         output: Tensor = run(hidden)
         return hidden + (output - hidden).detach()
 
-    monkeypatch.setattr(backbone.LayerRecord, "replay", lambda self, *given: without_gradient(*given))
+    monkeypatch.setattr(probe.LayerRecord, "replay", lambda self, *given: without_gradient(*given))
     return "mistral: the gradient of a recorded pass differs from the plain model's"
 
 
