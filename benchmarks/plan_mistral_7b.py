@@ -85,11 +85,12 @@ def row(name: str, trace: Trace) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Benchmark(__file__, __doc__)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
     parser.add_out("plan_mistral_7b.md")
     options = parser.begin(arguments)
     rows = []
-    for name, extra in SETTINGS.items():
-        rows.append(row(name, trace_setting(extra)))
+    for name in options.settings:
+        rows.append(row(name, trace_setting(SETTINGS[name])))
         print(rows[-1], flush=True)
     columns = [
         "setting",
