@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
@@ -32,9 +31,8 @@ def write_data(folder: Path) -> Path:
 @pytest.mark.usefixtures("one_thread")
 def test_the_table_is_of_the_items_that_were_measured(tmp_path: Path) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "runs"
-    evaluation.main(
-        ["--quick", "--data", str(data), "--output", str(out), "--results", str(tmp_path), "--threads", "1"]
-    )
+    words = ["--data", str(data), "--output", str(out), "--results", str(tmp_path), "--threads", "1"]
+    evaluation.main(["--quick", *words])
     text = (tmp_path / "evaluation.md").read_text()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     for task in ("gsm8k", "commonsenseqa"):
@@ -46,5 +44,3 @@ def test_the_table_is_of_the_items_that_were_measured(tmp_path: Path) -> None:
     measured = {tuple(row[:2]) for row in table}
     assert {("NLL (nats)", "test.txt"), ("chain of thought, maj@8 (%)", "gsm8k")} <= measured
     assert "python -m quietstar.evaluate OUTPUT/thinking" in text and str(tmp_path) not in text
-    config = json.loads((out / "everything" / "evaluation.json").read_text())
-    assert len(config["results"]) == len([row for row in table if row[1] in ("gsm8k", "commonsenseqa", "test.txt")]) - 3
