@@ -38,10 +38,16 @@ from quietstar.vstar import VSTAR
 VOCABULARY = 2048
 SIZES = {"layers": 3, "hidden_size": 192, "intermediate_size": 512}
 ROW = 3072
-QUICK = ("--loop.iterations", "1", "--loop.start_steps", "2", "--sampling.max_new_tokens", "48")
+QUICK_ROW = 256
+"""Without the solved examples before a question: to have read those takes minutes."""
+QUICK = (
+    *("--sampling.few_shot", "false", "--sampling.max_new_tokens", "48", "--loop.row_length", str(QUICK_ROW)),
+    *("--loop.iterations", "1", "--loop.start_steps", "2"),
+)
 QUICK_VERIFIER = (
-    *("--loop.iterations", "1", "--loop.supervised_steps", "2", "--sampling.max_new_tokens", "48"),
-    *("--sampling.samples", "4", "--evaluation.candidates", "2", "--verifier.steps", "2"),
+    *("--sampling.max_new_tokens", "48", "--loop.row_length", str(QUICK_ROW), "--loop.iterations", "1"),
+    *("--loop.supervised_steps", "2", "--sampling.samples", "4"),
+    *("--evaluation.candidates", "2", "--verifier.steps", "2"),
 )
 WITH_EXAMPLES = 0.25
 """Share of the base model's texts that have the solved examples before them: it has to know such long prompts."""
@@ -57,10 +63,9 @@ def make_base(out: Path, problems: ProblemOptions, steps: int, quick: bool) -> P
     sizes = {"layers": 1, "hidden_size": 64, "intermediate_size": 128} if quick else SIZES
     model, tokenizer = save_small_model(out / "fresh", texts, VOCABULARY, **sizes, context=4096)
     rng, before = random.Random(0), task.few_shot()
+    share, row = (0.0, QUICK_ROW) if quick else (WITH_EXAMPLES, ROW)
     examples = [
-        encode_example(
-            tokenizer, (before if rng.random() < WITH_EXAMPLES else "") + one.prompt, one.completion, one.name
-        )
+        encode_example(tokenizer, (before if rng.random() < share else "") + one.prompt, one.completion, one.name)
         for one in shown[: len(shown) // 2] * 4
     ]
     training = TrainingOptions(
@@ -79,7 +84,7 @@ def make_base(out: Path, problems: ProblemOptions, steps: int, quick: bool) -> P
         weights_sha256(model),
         tokenizer,
         examples,
-        ROW,
+        row,
         lambda rows: steps,
         GeneratorOptions(),
         FinetuningOptions(),
