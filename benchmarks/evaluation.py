@@ -161,15 +161,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, commands = make_thinking(options.output, options.data, options)
     torch.set_num_threads(options.threads)  # training has set its own
     common = {"data": options.data, "batch_size": 32, "device": options.device}
+    short, long = (8, 8) if options.quick else (32, 96)
     everything = options.output / "everything"
     begun = everything.is_dir()
-    asked: dict[str, Any] = {"tasks": "gsm8k,commonsenseqa", "metrics": "soft,exact", "max_new_tokens": 32, **common}
+    asked: dict[str, Any] = {"tasks": "gsm8k,commonsenseqa", "metrics": "soft,exact", "max_new_tokens": short, **common}
     if options.problems is not None:
         asked["problems"] = options.problems
     asked |= {"text": options.data / "wikitext2" / "test.txt", "output_dir": everything}
     commands.append(run(evaluate, "evaluate", asked, [str(model)]))
     chains = options.output / "chains"
-    asked = {"tasks": "gsm8k", "metrics": "cot", "max_new_tokens": 96, "problems": options.cot_problems, **common}
+    asked = {"tasks": "gsm8k", "metrics": "cot", "max_new_tokens": long, "problems": options.cot_problems, **common}
     commands.append(run(evaluate, "evaluate", asked | {"output_dir": chains}, [str(model)]))
     found = [json.loads((out / "evaluation.json").read_text(encoding="utf-8")) for out in (everything, chains)]
     results = [row for one in found for row in one["results"]]

@@ -88,6 +88,7 @@ def test_only_the_chosen_lines_are_written(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")
+@pytest.mark.slow
 def test_the_script_tunes_without_a_gpu_and_writes_nothing_when_told_so() -> None:
     before = configurations.PATH.read_bytes()
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
