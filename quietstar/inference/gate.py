@@ -19,7 +19,7 @@ from quietstar.errors import ConfigError, DataError
 from quietstar.inference.gate_choices import Array, GateReport, check_fit, choose_way, measure_choices, ways_to_think
 from quietstar.model.heads import ThinkingGate
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.model.padding import read_padding
+from quietstar.model.padding import Padding, read_padding
 from quietstar.model.passes import CachedPass
 from quietstar.model.thoughts import ENTROPY_CHUNK
 
@@ -244,9 +244,9 @@ def read_gains(
         ConfigError: Unknown positions.
         DataError: A tensor has a wrong shape, or an NLL is not finite.
     """
-    ids, mask = _on_device(model, input_ids, attention_mask)
-    for anchors, counted in _pieces(model, ids, mask, positions):
-        _, hidden_base, hidden_thought, weight = model._end_thoughts(ids, mask, None, anchors, 1, True, 0)
+    ids, padding = _on_device(model, input_ids, attention_mask)
+    for anchors, counted in _pieces(model, ids, padding, positions):
+        _, hidden_base, hidden_thought, weight = model._end_thoughts(ids, padding, None, anchors, 1, True, 0)
         target = ids.gather(1, (anchors.long() + 1).clamp_max(ids.shape[1] - 1))
         nlls = _compare(model, hidden_base[counted], hidden_thought[counted], weight[counted], target[counted])
         gains = Gains(hidden_base[counted], *nlls, text=counted.nonzero()[:, 0])
@@ -274,28 +274,24 @@ def read_states(
         attention_mask: As in `QuietStarForCausalLM.think`.
         positions: `all`, `every:N` or `entropy:K`.
     """
-    ids, mask = _on_device(model, input_ids, attention_mask)
-    pieces = _pieces(model, ids, mask, positions)
-    hidden = CachedPass(model, ids, read_padding(ids, mask), False).text_hidden
+    ids, padding = _on_device(model, input_ids, attention_mask)
+    pieces = _pieces(model, ids, padding, positions)
+    hidden = CachedPass(model, ids, padding, False).text_hidden
     for anchors, counted in pieces:
         row, column = counted.nonzero(as_tuple=True)
         yield hidden[row, anchors.long()[row, column]]
 
 
-def _on_device(
-    model: QuietStarForCausalLM, input_ids: Tensor, attention_mask: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _on_device(model: QuietStarForCausalLM, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Padding]:
     device = model.head.weight.device
-    return input_ids.to(device), None if attention_mask is None else attention_mask.to(device)
+    ids = input_ids.to(device)
+    return ids, read_padding(ids, None if attention_mask is None else attention_mask.to(device))
 
 
-def _pieces(
-    model: QuietStarForCausalLM, ids: Tensor, mask: Tensor | None, positions: str
-) -> list[tuple[Tensor, Tensor]]:
+def _pieces(model: QuietStarForCausalLM, ids: Tensor, padding: Padding, positions: str) -> list[tuple[Tensor, Tensor]]:
     """Anchors [B, some], as many as think at once, and which of them have a next token."""
-    has_next = read_padding(ids, mask).has_next
-    pieces = model.choose_anchors(ids, mask, positions).split(max(1, STREAMS // len(ids)), dim=1)
-    found = [(anchors, has_next.gather(1, anchors.long())) for anchors in pieces]
+    pieces = model.choose_anchors(ids, padding, positions).split(max(1, STREAMS // len(ids)), dim=1)
+    found = [(anchors, padding.has_next.gather(1, anchors.long())) for anchors in pieces]
     return [(anchors, counted) for anchors, counted in found if bool(counted.any())]
 
 

@@ -147,7 +147,9 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         return (config.embedding_scale, config.thinking, config.thought_length, config.lookahead, *weights)
 
     @torch.no_grad()
-    def choose_anchors(self, input_ids: Tensor, attention_mask: Tensor | None, anchors: Tensor | str | None) -> Tensor:
+    def choose_anchors(
+        self, input_ids: Tensor, attention_mask: Tensor | Padding | None, anchors: Tensor | str | None
+    ) -> Tensor:
         """The positions that `think` would hang thoughts from, int32 [B, A], each once; for the arguments see there."""
         self._prepare()
         padding = read_padding(input_ids, attention_mask)
@@ -161,7 +163,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     def think(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Padding | None = None,
         *,
         anchors: Tensor | str | None = None,
         thoughts_per_position: int | None = None,
@@ -179,7 +181,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             input_ids: int64 [B, L].
             attention_mask: [B, L], 0 for padding, which may be on the left, on the right or both, and 1 for text. Where
                 rows hold several documents, text has the number of its document, 1, 2, ..., which never decreases: they
-                see nothing of each other, as if each were a row.
+                see nothing of each other, as if each were a row. Or what `read_padding` made of such a mask.
             anchors: Positions that think: None for all but the last, `"every:N"`, `"entropy:K"` (the K at which the
                 base is most uncertain; K a count or a fraction), or int [A] or [B, A]; see `expand_anchors`.
             thoughts_per_position: K; by default that of the configuration.
@@ -203,9 +205,10 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 f"texts_in_step: got {texts_in_step}, needs at least first_text + the {batch} texts given = "
                 f"{first_text + batch}, and first_text at least 0"
             )
-        thoughts, cached, padding = self._think(
+        padding = read_padding(input_ids, attention_mask)
+        thoughts, cached = self._think(
             input_ids,
-            attention_mask,
+            padding,
             anchors,
             thoughts_per_position,
             tokens,
@@ -221,7 +224,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 rest = embed_stream(self, thoughts.tokens, following)[:, :, self.config.thought_length :]
                 cached.extend(rest)
             assert cached.record is not None
-            mask = None if attention_mask is None else attention_mask.clone()
+            mask = None if padding.attention_mask is None else padding.attention_mask.clone()
             inputs = (input_ids.clone(), mask, thoughts.tokens, thoughts.anchor)
             thoughts = replace(thoughts, recording=Recording(cached.record, self._fingerprint(), inputs))
         return thoughts
@@ -230,7 +233,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     def _think(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
+        padding: Padding,
         anchors: Tensor | str | None,
         thoughts_per_position: int | None,
         tokens: Tensor | None,
@@ -239,7 +242,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         seed: int,
         record: bool,
         place: tuple[int, int] | None = None,
-    ) -> tuple[Thoughts, CachedPass, Padding]:
+    ) -> tuple[Thoughts, CachedPass]:
         """Streams up to the input of the last thought token but one; END and what follows is the caller's."""
         self._prepare()
         config, head = self.config, self.head
@@ -251,7 +254,6 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             raise ConfigError(
                 f"temperature: got {temperature}, needs a value above 0; greedy=True takes the most probable"
             )
-        padding = read_padding(input_ids, attention_mask)
         cached = CachedPass(self, input_ids, padding, record)
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
@@ -280,7 +282,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             else:
                 flat = hidden.flatten(0, 2)
                 logprob = -linear_cross_entropy(flat, head.weight, tokens.flatten(), **head_options).view(tokens.shape)
-            return Thoughts(tokens, anchor, logprob, count, temperature), cached, padding
+            return Thoughts(tokens, anchor, logprob, count, temperature), cached
 
         embed = self.base.get_input_embeddings()
         start, _ = self.thought_vectors()
@@ -301,12 +303,12 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             logprobs.append(logprob.view(batch, streams))
             next_embeds = embed(sampled[-1])[:, :, None]
         tokens, logprob = torch.stack(sampled, -1), torch.stack(logprobs, -1)
-        return Thoughts(tokens, anchor, logprob, count, temperature), cached, padding
+        return Thoughts(tokens, anchor, logprob, count, temperature), cached
 
     def talk(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Padding | None,
         thoughts: Thoughts,
         *,
         reuse_sampling_pass: bool = True,
@@ -330,12 +332,12 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         if not reuse_sampling_pass:
             return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, None)
         recording = thoughts.recording
-        inputs = (input_ids, attention_mask, thoughts.tokens, thoughts.anchor)
+        inputs = (input_ids, padding.attention_mask, thoughts.tokens, thoughts.anchor)
         if recording is None or not recording.fits(self._fingerprint(), inputs):
             anchors = thoughts.anchor[:, :: thoughts.thoughts_per_position]
             recording = self.think(
                 input_ids,
-                attention_mask,
+                padding,
                 anchors=anchors,
                 thoughts_per_position=thoughts.thoughts_per_position,
                 tokens=thoughts.tokens,
@@ -354,7 +356,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     def predict(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Padding | None = None,
         *,
         thoughts: Thoughts | None = None,
         anchors: Tensor | str | None = None,
@@ -382,7 +384,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     def _end_thoughts(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Padding | None,
         thoughts: Thoughts | None,
         anchors: Tensor | str | None,
         thoughts_per_position: int,
@@ -390,19 +392,19 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         seed: int,
     ) -> tuple[Thoughts, Tensor, Tensor, Tensor]:
         """Thoughts, the hidden states [B, P, E] at the anchor and after END, and the mixing weight [B, P]."""
+        padding = read_padding(input_ids, attention_mask)
         if thoughts is None:
-            thoughts, cached, _ = self._think(
-                input_ids, attention_mask, anchors, thoughts_per_position, None, None, greedy, seed, False
+            thoughts, cached = self._think(
+                input_ids, padding, anchors, thoughts_per_position, None, None, greedy, seed, False
             )
         else:
             if anchors is not None:
                 raise ConfigError("anchors: can't be given together with thoughts, which have their own")
             self._check_thoughts(input_ids, thoughts)
             count = thoughts.thoughts_per_position
-            made = self._think(
-                input_ids, attention_mask, thoughts.anchor[:, ::count], count, thoughts.tokens, None, True, 0, False
+            _, cached = self._think(
+                input_ids, padding, thoughts.anchor[:, ::count], count, thoughts.tokens, None, True, 0, False
             )
-            cached = made[1]
         no_lookahead = input_ids.new_empty(*thoughts.anchor.shape, 0)
         ending = embed_stream(self, thoughts.tokens, no_lookahead)[:, :, self.config.thought_length :]
         hidden_thought = cached.extend(ending)[:, :, -1]
@@ -452,7 +454,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 self._prepare()
             output: dict[str, Any] = {"logits": predict_next(self, input_ids, past)[:, None], CACHE: past}
             return CausalLMOutputWithPast(**output)
-        read_padding(input_ids, attention_mask)
+        padding = read_padding(input_ids, attention_mask)
         length = input_ids.shape[1]
         kept = min(logits_to_keep, length) if logits_to_keep else length
         if labels is not None and kept < length:
@@ -460,9 +462,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 f"logits_to_keep: got {logits_to_keep} together with labels, which need all {length} positions"
             )
         positions = torch.arange(length - kept, length, device=input_ids.device)
-        _, hidden_base, hidden_thought, weight = self._end_thoughts(
-            input_ids, attention_mask, None, positions, 1, True, 0
-        )
+        _, hidden_base, hidden_thought, weight = self._end_thoughts(input_ids, padding, None, positions, 1, True, 0)
         logits = self.head.mixed_logits(hidden_base, hidden_thought, weight, self.config.interpolation)
         loss = None
         if labels is not None:

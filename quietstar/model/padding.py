@@ -18,6 +18,7 @@ class Padding:
     """Where the text of each row lies, and where its documents begin and end.
 
     Args:
+        attention_mask: [B, L], what it was read from; None where no row is padded.
         token_mask: bool [B, L], True where there is text.
         start: int32, the first token in sight: [B], that of the row's text, where a row is padded on the left; [B, L],
             that of each token's document, where a row has several documents; None where it is 0 for all.
@@ -27,6 +28,7 @@ class Padding:
             or not.
     """
 
+    attention_mask: Tensor | None
     token_mask: Tensor
     start: Tensor | None
     position_ids: Tensor
@@ -60,14 +62,14 @@ def outside_inference(positions: Tensor) -> Tensor:
         return positions.clone()
 
 
-def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
+def read_padding(input_ids: Tensor, attention_mask: Tensor | Padding | None) -> Padding:
     """Check a batch and find its padding and its documents.
 
     Args:
         input_ids: int64 [B, L].
         attention_mask: [B, L], 0 for padding on the left and on the right, and for text the number of the token's
             document in its row: 1, 2, ..., never decreasing. With 0 and 1 alone every row is one document. None: no
-            padding.
+            padding. What was read before is returned as it is.
 
     Raises:
         DataError: `input_ids` or `attention_mask` has a wrong shape, or a row's text is empty, has a gap or numbers its
@@ -75,10 +77,12 @@ def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
     """
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise DataError(f"input_ids: got shape {list(input_ids.shape)}, needs [batch, length] with at least one token")
+    if isinstance(attention_mask, Padding):
+        return attention_mask
     index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     whole_row = index[:, -1:].expand_as(input_ids)
     if attention_mask is None:
-        return Padding(torch.ones_like(input_ids, dtype=torch.bool), None, index, index < whole_row, whole_row)
+        return Padding(None, torch.ones_like(input_ids, dtype=torch.bool), None, index, index < whole_row, whole_row)
     if attention_mask.shape != input_ids.shape:
         raise DataError(
             f"attention_mask: got shape {list(attention_mask.shape)}, needs that of input_ids, {list(input_ids.shape)}"
@@ -107,10 +111,17 @@ def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
     if not has_several:
         position_ids = (index - start[:, None]).clamp_min(0)
         return Padding(
-            token_mask, outside_inference(start.int()) if is_shifted else None, position_ids, within, whole_row
+            attention_mask,
+            token_mask,
+            outside_inference(start.int()) if is_shifted else None,
+            position_ids,
+            within,
+            whole_row,
         )
     begins = pad(several[:, :-1], (1, 0))
     starts = torch.where(begins, index, start[:, None]).cummax(1).values
     ends = torch.where(several, index, whole_row).flip(1).cummin(1).values.flip(1)
     position_ids = (index - starts).clamp_min(0)
-    return Padding(token_mask, outside_inference(starts.int()), position_ids, within & (step == 0), ends)
+    return Padding(
+        attention_mask, token_mask, outside_inference(starts.int()), position_ids, within & (step == 0), ends
+    )

@@ -62,7 +62,7 @@ class LearnOutput:
 def learn(
     model: QuietStarForCausalLM,
     input_ids: Tensor,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Padding | None = None,
     *,
     thoughts: Thoughts | None = None,
     anchors: Tensor | str | None = None,
@@ -106,10 +106,11 @@ def learn(
             f"thoughts_per_position: got {count}, the leave_one_out baseline needs at least 2 "
             '(or set objective.baseline to "none")'
         )
+    padding = read_padding(input_ids, attention_mask)
     if thoughts is None:
         thoughts = model.think(
             input_ids,
-            attention_mask,
+            padding,
             anchors=anchors,
             seed=seed,
             first_text=first_text,
@@ -118,15 +119,15 @@ def learn(
         )
     elif anchors is not None:
         raise ConfigError("anchors: can't be given together with thoughts, which have their own")
-    states = model.talk(input_ids, attention_mask, thoughts, reuse_sampling_pass=reuse_sampling_pass)
-    return _loss(model, states, input_ids, attention_mask, thoughts, objective, reinforce, counts)
+    states = model.talk(input_ids, padding, thoughts, reuse_sampling_pass=reuse_sampling_pass)
+    return _loss(model, states, input_ids, padding, thoughts, objective, reinforce, counts)
 
 
 def _loss(
     model: QuietStarForCausalLM,
     states: TalkStates,
     input_ids: Tensor,
-    attention_mask: Tensor | None,
+    padding: Padding,
     thoughts: Thoughts,
     objective: Objective,
     reinforce: bool,
@@ -134,7 +135,6 @@ def _loss(
 ) -> LearnOutput:
     config, head = model.config, model.head
     head_options: dict[str, Any] = {"softcap": head.softcap, "logit_scale": head.logit_scale, "backend": config.backend}
-    padding = read_padding(input_ids, attention_mask)
 
     base_target = input_ids[:, 1:].masked_fill(~padding.has_next[:, :-1], IGNORE)
     base_loss, base_nll = _mean_loss(

@@ -71,9 +71,10 @@ class StepCounts:
         return self._counts.of_part(len(batch) / len(whole))
 
     def _count(self, model: QuietStarForCausalLM, part: Batch) -> Counts:
-        anchor = model.choose_anchors(part.tokens, part.attention_mask, self._positions)
+        padding = read_padding(part.tokens, part.attention_mask)
+        anchor = model.choose_anchors(part.tokens, padding, self._positions)
         anchor = anchor.repeat_interleave(model.config.thoughts_per_position, dim=1)
-        return count(read_padding(part.tokens, part.attention_mask), anchor, model.config.lookahead, self._objective)
+        return count(padding, anchor, model.config.lookahead, self._objective)
 
 
 def language_modeling_step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from quietstar import QuietStarForCausalLM, UnsupportedBackboneError
-from quietstar.model import probe, upstream
 from quietstar.model import preallocated_cache as roomy_cache
+from quietstar.model import probe, upstream
 from quietstar.model.layers import decoder_layers
 from quietstar.model.upstream import (
     CACHE,
