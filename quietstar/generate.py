@@ -18,7 +18,7 @@ from quietstar.model.think_rule import FORMS
 from quietstar.runs.checkpoints import checkpoint_directory
 
 if TYPE_CHECKING:
-    from quietstar.inference.completing import Completion
+    from quietstar.inference.completing import CompletedPrompt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def generate(arguments: argparse.Namespace) -> None:
     print(f"{record}{seed}", file=sys.stderr)
 
 
-def _as_json(completion: Completion, tokenizer: Any, with_thoughts: bool) -> dict[str, Any]:
+def _as_json(completion: CompletedPrompt, tokenizer: Any, with_thoughts: bool) -> dict[str, Any]:
     line = {"prompt": completion.prompt.text, "completion": completion.text, "tokens": completion.tokens}
     if with_thoughts:
         line["thoughts"] = [
@@ -118,7 +118,7 @@ def _as_json(completion: Completion, tokenizer: Any, with_thoughts: bool) -> dic
     return line
 
 
-def _table(completion: Completion, tokenizer: Any) -> list[str]:
+def _table(completion: CompletedPrompt, tokenizer: Any) -> list[str]:
     """A line for each thought: the token it came before, its mixing weight, its text."""
     lines = ["weight  token <- thought"]
     for token, thoughts in zip(completion.tokens, completion.thoughts, strict=True):

@@ -13,7 +13,7 @@ from quietstar.evaluation.answers import STEP_BY_STEP, AnswerFormat
 from quietstar.evaluation.item_store import Record, counted, key_of
 from quietstar.evaluation.subject import (
     FORMAT,
-    Completion,
+    Continuation,
     Subject,
     batches,
     effort,
@@ -79,7 +79,7 @@ def _chains(
     problems: Sequence[Problem],
     thinking: bool,
     vote: int,
-) -> tuple[list[Completion], list[Completion]]:
+) -> tuple[list[Continuation], list[Continuation]]:
     settings, writer = subject.settings, subject.writer
     chains = writer.write(
         prompts,

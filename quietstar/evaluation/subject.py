@@ -67,7 +67,7 @@ def think_of(settings: Settings, thinking: bool) -> str:
     return settings.think if thinking else "never"
 
 
-def effort(*parts: Completion) -> Record:
+def effort(*parts: Continuation) -> Record:
     """Fields of a record: what its completions took together."""
     return {
         "tokens": sum(part.tokens for part in parts),
@@ -109,7 +109,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Completion:
+class Continuation:
     """What was written.
 
     Args:
@@ -147,7 +147,7 @@ class Writer:
         is_complete: Callable[[str], bool],
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
-    ) -> list[Completion]:
+    ) -> list[Continuation]:
         """Continues prompts, padded on the left.
 
         Args:
@@ -164,7 +164,7 @@ class Writer:
         rows = continue_texts(self.model, self.tokenizer, prompts, options, seeds, record, is_complete=is_complete)
         each = record.seconds / len(prompts)
         return [
-            Completion(row.text, len(row.tokens), sum(own is not None for own in row.thoughts), each) for row in rows
+            Continuation(row.text, len(row.tokens), sum(own is not None for own in row.thoughts), each) for row in rows
         ]
 
 

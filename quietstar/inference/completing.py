@@ -27,7 +27,7 @@ from quietstar.model.upstream import BaseStreamer
 
 
 @dataclass(frozen=True)
-class Completion:
+class CompletedPrompt:
     """What was added to a prompt.
 
     Args:
@@ -50,7 +50,7 @@ def complete(
     options: CompletionOptions,
     record: ThinkingRecord,
     streamer: BaseStreamer | None = None,
-) -> Iterator[Completion]:
+) -> Iterator[CompletedPrompt]:
     """Completes prompts in their order, all samples of one together.
 
     What is drawn depends on the seed, the prompt and which of several equal prompts it is, not on the batches.
@@ -80,7 +80,7 @@ def complete(
         rows = continue_texts(model, tokenizer, encoded[chosen], options, seeds, record, streamer=streamer)
         for row, continued in enumerate(rows):
             prompt = prompts[first + row // options.samples]
-            yield Completion(prompt, continued.tokens, continued.text, continued.thoughts)
+            yield CompletedPrompt(prompt, continued.tokens, continued.text, continued.thoughts)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class LayerKeysValues:
 
 
 @dataclass
-class ThoughtCache:
+class StreamCache:
     """Keys and values of a text and of the streams that hang from it, by layer index."""
 
     stream_capacity: int
@@ -87,7 +87,7 @@ class ThoughtPass:
     backend: str
     stream_start: Tensor | None = None
     stream_offset: int = 0
-    cache: ThoughtCache | None = None
+    cache: StreamCache | None = None
     seen: list[tuple[int, int | None]] | None = None
     _text_masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quietstar.model.attention import ThoughtCache, ThoughtPass
+from quietstar.model.attention import StreamCache, ThoughtPass
 from quietstar.model.layers import Interceptor, LayerRecord, intercept_layers
 from quietstar.model.padding import Padding
 from quietstar.model.thinking_model import ThinkingModel
@@ -113,7 +113,7 @@ class CachedPass:
     def __init__(self, model: ThinkingModel, input_ids: Tensor, padding: Padding, record: bool) -> None:
         self._model = model
         self._padding = padding
-        self._cache = ThoughtCache(stream_capacity=model.config.stream_length)
+        self._cache = StreamCache(stream_capacity=model.config.stream_length)
         self._length = 0
         self.record = LayerRecord() if record else None
         self._anchor = torch.zeros(input_ids.shape[0], 0, dtype=torch.int32, device=input_ids.device)

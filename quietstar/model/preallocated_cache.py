@@ -14,7 +14,7 @@ GROWTH = 256
 """Tokens of room that are added at least where a text outgrows its memory; a quarter of the text where that is more."""
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """A layer that sees everything; its keys and values are the filled part of memory taken at once.
 
     Args:
@@ -89,10 +89,10 @@ class RoomyLayer(DynamicLayer):
         return keys, values
 
 
-def roomy_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
+def preallocated_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
     """The cache that a model's configuration asks for, with room in all layers that see everything."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -107,6 +107,7 @@ def sees_all(cache: DynamicCache, length: int) -> bool:
     A window counts places of the cache, padding too: between a shared prefix and the rest it would narrow the window.
     """
     return all(
-        type(layer) is RoomyLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= length)
+        type(layer) is PreallocatedLayer
+        or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= length)
         for layer in cache.layers
     )

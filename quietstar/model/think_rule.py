@@ -23,7 +23,7 @@ NO_GATE = (
 
 
 @dataclass(frozen=True)
-class When:
+class ThinkRule:
     """A rule for which new tokens are thought about.
 
     Args:
@@ -65,7 +65,7 @@ class When:
         return hidden_base.new_ones(len(hidden_base)).bool()
 
 
-def parse_think(think: object, threshold: float = 0.0) -> When:
+def parse_think(think: object, threshold: float = 0.0) -> ThinkRule:
     """The rule that an argument `think` names.
 
     Args:
@@ -80,11 +80,11 @@ def parse_think(think: object, threshold: float = 0.0) -> When:
         raise ConfigError(problem)
     text = "".join(think.split())
     if text in ("always", "never", "learned"):
-        return When(text, threshold if text == "learned" else 0.0)  # type: ignore[arg-type]  # a string that was compared is no Literal to mypy
+        return ThinkRule(text, threshold if text == "learned" else 0.0)  # type: ignore[arg-type]  # a string that was compared is no Literal to mypy
     if match := re.fullmatch(r"every:(\d+)", text):
         if int(match[1]) < 1:
             raise ConfigError(f"think: got {think!r}, every:n needs an n of at least 1")
-        return When("every", int(match[1]))
+        return ThinkRule("every", int(match[1]))
     if match := re.fullmatch(r"(entropy|learned)>(.+)", text):
         try:
             value = float(match[2])
@@ -92,7 +92,7 @@ def parse_think(think: object, threshold: float = 0.0) -> When:
             value = math.nan
         if not math.isfinite(value):
             raise ConfigError(f"think: got {think!r}, {match[1]}>x needs a number of nats for x")
-        return When("entropy" if match[1] == "entropy" else "learned", value)
+        return ThinkRule("entropy" if match[1] == "entropy" else "learned", value)
     names = ("always", "never", "entropy>1.0", "every:4", "learned")
     closest = difflib.get_close_matches(text, names, n=1)
     raise ConfigError(problem + (f"; did you mean {closest[0]}?" if closest else ""))

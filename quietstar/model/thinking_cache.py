@@ -15,8 +15,8 @@ from torch import Tensor
 from quietstar.errors import DataError
 from quietstar.model.draw import substream, uniforms
 from quietstar.model.padding import read_padding
-from quietstar.model.preallocated_cache import RoomyLayer
-from quietstar.model.think_rule import When
+from quietstar.model.preallocated_cache import PreallocatedLayer
+from quietstar.model.think_rule import ThinkRule
 from quietstar.model.upstream import Cache
 
 
@@ -68,7 +68,7 @@ class Thinking:
         record: What was done.
     """
 
-    when: When
+    when: ThinkRule
     thoughts_per_token: int = 1
     temperature: float = 0.0
     seeds: tuple[int, ...] = (0,)
@@ -95,7 +95,7 @@ class ThinkingCache(Cache):
     """
 
     def __init__(self, thinking: Thinking) -> None:
-        super().__init__(layer_class_to_replicate=RoomyLayer)
+        super().__init__(layer_class_to_replicate=PreallocatedLayer)
         self.thinking = thinking
         self.text_length = 0
         self.start: Tensor | None = None
@@ -207,12 +207,12 @@ class ThinkingCache(Cache):
                 f"the cache holds {int(self.ids[row, position])}; it was made from another text"
             )
 
-    def layer(self, index: int) -> RoomyLayer:
+    def layer(self, index: int) -> PreallocatedLayer:
         """The memory of a layer."""
         while len(self.layers) <= index:
-            self.layers.append(RoomyLayer())
+            self.layers.append(PreallocatedLayer())
         layer = self.layers[index]
-        assert isinstance(layer, RoomyLayer)
+        assert isinstance(layer, PreallocatedLayer)
         return layer
 
     def drop_thoughts(self) -> None:

@@ -23,7 +23,7 @@ from quietstar.errors import ConfigError, Interrupted
 from quietstar.outer_loop.finetune import make_base
 from quietstar.outer_loop.inputs import load_problems
 from quietstar.outer_loop.phases import Phases
-from quietstar.outer_loop.star import OuterLoop, Surroundings
+from quietstar.outer_loop.star import OuterLoop, RunContext
 from quietstar.outer_loop.store import SampleStore
 from quietstar.outer_loop.summary import summarise_run
 from quietstar.outer_loop.vstar import measure, train_verifiers
@@ -73,7 +73,7 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         append_json(out / ENVIRONMENT, environment())
         phases = Phases(out, events, config.loop.redo, tell)
         base = make_base(config, task, phases) if config.preset in EMBEDDED else str(config.model.path)
-        loop = OuterLoop(Surroundings(config, task, out, base, store, phases, tell))
+        loop = OuterLoop(RunContext(config, task, out, base, store, phases, tell))
         generators = loop.run(lambda: _show(out, loop))
         verifiers = train_verifiers(loop, generators[0]) if with_verifier else {}
         summary = summarise_run(loop)

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunContext:
     """What a loop works with.
 
     Args:
@@ -91,7 +91,7 @@ class OuterLoop:
         around: What it works with.
     """
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: RunContext) -> None:
         # which engine samples is a part of what the samples are
         sampling = replace(around.config.sampling, engine=chosen_engine(around.config))
         self.config, self.task, self.out = replace(around.config, sampling=sampling), around.task, around.out

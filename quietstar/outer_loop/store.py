@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.runs.files import STORE
-from quietstar.sampling.requests import Generation
+from quietstar.sampling.requests import Completion
 from quietstar.tasks.task import Verdict
 
 STORE_VERSION = 1
@@ -53,7 +53,7 @@ class Sample:
     key: str
     seed: int
     hinted: bool
-    generation: Generation
+    generation: Completion
     verdict: Verdict | None = None
     check: str = ""
 
@@ -198,7 +198,7 @@ def _verdict_line(sample: Sample) -> dict[str, Any]:
 
 def _sample(line: dict[str, Any]) -> Sample:
     place = Place(line["iteration"], line["purpose"], line["problem"], line["index"])
-    generation = Generation(line["text"], line["logprob"], line["tokens"], line["finish_reason"])
+    generation = Completion(line["text"], line["logprob"], line["tokens"], line["finish_reason"])
     return Sample(place, line["key"], line["seed"], line["hinted"], generation)
 
 

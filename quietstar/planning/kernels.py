@@ -1,6 +1,6 @@
 """What the engine's kernels take and compute where they run: in PyTorch on a CPU, in Triton on a GPU.
 
-A CPU runs the kernels' own code, on hollow tensors. Triton's takes what is written here: the same chunks and tiles, and
+A CPU runs the kernels' own code, on meta tensors. Triton's takes what is written here: the same chunks and tiles, and
 what lies between two products only in registers.
 """
 

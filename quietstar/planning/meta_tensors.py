@@ -1,7 +1,7 @@
 """Tensors that have a shape but no memory.
 
-Within `HollowTensors` floating-point tensors are PyTorch's fake tensors. Whole numbers and booleans are real: the
-engine reads anchors, targets and masks, and branches on them. A number that is read from a hollow tensor is 0. What
+Within `MetaTensors` floating-point tensors are PyTorch's fake tensors. Whole numbers and booleans are real: the
+engine reads anchors, targets and masks, and branches on them. A number that is read from a meta tensor is 0. What
 real tensors would take and compute is noted in a `Ledger`.
 
 What a step takes and computes: bytes by kind, with their peak, and operations by part of the step.
@@ -28,8 +28,8 @@ Kernel = Callable[..., Any]
 """Runs in place of an operator whose insides count; what it allocates and computes is noted."""
 
 
-class HollowTensors(TorchDispatchMode):
-    """Runs operations on hollow tensors.
+class MetaTensors(TorchDispatchMode):
+    """Runs operations on meta tensors.
 
     Args:
         ledger: Where memory and work are noted.
@@ -51,10 +51,10 @@ class HollowTensors(TorchDispatchMode):
             with self:
                 return self._kernels[func](*args, **kwargs)
         inputs = _tensors((*args, *kwargs.values()))
-        hollow = any(isinstance(tensor, FakeTensor) for tensor in inputs)
-        if hollow and func is aten._local_scalar_dense.default:
+        meta = any(isinstance(tensor, FakeTensor) for tensor in inputs)
+        if meta and func is aten._local_scalar_dense.default:
             return 0.0
-        if hollow or (not inputs and _makes_floats(func, kwargs)):
+        if meta or (not inputs and _makes_floats(func, kwargs)):
             with self._fake:
                 output = func(*args, **kwargs)
             spread = inputs[0].shape[-1] if func is aten.topk.default else 0

@@ -1,4 +1,4 @@
-"""The model and the optimizer of a run, made within `HollowTensors`.
+"""The model and the optimizer of a run, made within `MetaTensors`.
 
 Configurations of base models: a directory's, the hub's, or those of a few well-known models, which need neither.
 """
@@ -72,12 +72,12 @@ def count_parameters(model: QuietStarForCausalLM) -> Parameters:
 
 
 def import_libraries(config: TrainConfig) -> None:
-    """Imports what a run would import, outside of `HollowTensors`: tables made there must be real, they stay."""
+    """Imports what a run would import, outside of `MetaTensors`: tables made there must be real, they stay."""
     if config.finetuning.lora_rank and find_spec("peft") is not None:
         import_module("peft")
 
 
-def hollow_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCausalLM:
+def meta_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCausalLM:
     """What `quietstar.train.load_model` would load, without weights.
 
     Args:
@@ -95,7 +95,7 @@ def hollow_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCau
         model = QuietStarForCausalLM(
             QuietStarConfig(text_config=base, **thinking), AutoModelForCausalLM.from_config(base, dtype=dtype)
         )
-        with replaced(nn.Module, "to", lambda module, *device_and_dtype, **options: module):  # hollow ones can't move
+        with replaced(nn.Module, "to", lambda module, *device_and_dtype, **options: module):  # meta ones can't move
             apply_finetuning(model, config.finetuning)
     # the probe compares values, and a fingerprint addresses, of which there are none
     vars(model).update(probed=True, _fingerprint=lambda: ())
@@ -113,18 +113,18 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def hollow_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
+def meta_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
     """The optimizer of a run; of one that thinks, with the moments that it has after the first step."""
     if options.optimizer == "adamw_8bit":
-        return _HollowAdamW8bit(build_parameter_groups(model, options), master_weights=options.master_weights)
+        return _MetaAdamW8bit(build_parameter_groups(model, options), master_weights=options.master_weights)
     optimizer = build_optimizer(model, options)
     if options.method == "quietstar":
         optimizer.load_state_tensors(optimizer.state_tensors())
     return optimizer
 
 
-class _HollowAdamW8bit(MasterAdamW):
-    """Memory of `MasterAdamW8bit`, whose library has no hollow tensors and need not be installed for a plan."""
+class _MetaAdamW8bit(MasterAdamW):
+    """Memory of `MasterAdamW8bit`, whose library has no meta tensors and need not be installed for a plan."""
 
     BLOCK = 256
     """Numbers that share a scale."""

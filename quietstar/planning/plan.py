@@ -20,8 +20,8 @@ from transformers import PreTrainedConfig
 from quietstar.config.training import TrainConfig, validate
 from quietstar.errors import ConfigError
 from quietstar.planning.gpus import GPUS, RESERVED, Gpu
-from quietstar.planning.meta_tensors import HollowTensors, Ledger, Work
-from quietstar.planning.model import Parameters, base_configuration, count_parameters, hollow_model, import_libraries
+from quietstar.planning.meta_tensors import Ledger, MetaTensors, Work
+from quietstar.planning.model import Parameters, base_configuration, count_parameters, import_libraries, meta_model
 from quietstar.planning.trace import KINDS, OPTIMIZER, PARTS, WEIGHTS, Trace, trace_model
 
 
@@ -120,8 +120,8 @@ def fitting_gpus(trace: Trace) -> dict[str, tuple[bool, float]]:
 def parameters_of(config: TrainConfig, base: PreTrainedConfig) -> Parameters:
     """Counts the parameters of a run's model."""
     import_libraries(config)
-    with HollowTensors(Ledger(), {}):
-        return count_parameters(hollow_model(config, base))
+    with MetaTensors(Ledger(), {}):
+        return count_parameters(meta_model(config, base))
 
 
 def _memory_of_machine() -> int:

@@ -1,4 +1,4 @@
-"""One training step on hollow tensors: the code that trains, so that the plan knows what it will take.
+"""One training step on meta tensors: the code that trains, so that the plan knows what it will take.
 
 Peaks repeat from micro-batch to micro-batch, so a step is cut down to at most two of them: the second has the gradients
 of the first beside it.
@@ -32,8 +32,8 @@ from quietstar.model.layers import LayerRecord, RunLayer, decoder_layers
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.upstream import checkpointing, set_checkpointing
 from quietstar.planning import kernels
-from quietstar.planning.meta_tensors import HollowTensors, Ledger, Work, replaced
-from quietstar.planning.model import hollow_model, hollow_optimizer, import_libraries
+from quietstar.planning.meta_tensors import Ledger, MetaTensors, Work, replaced
+from quietstar.planning.model import import_libraries, meta_model, meta_optimizer
 from quietstar.training.optimizer import MasterAdamW
 from quietstar.training.step import OptimizerStep, StepResult
 from quietstar.training.step_functions import ComputeStep, compute_step
@@ -120,7 +120,7 @@ class Trace:
 
 
 def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Trace:
-    """Runs one step on hollow tensors.
+    """Runs one step on meta tensors.
 
     Args:
         config: Of the run.
@@ -143,11 +143,11 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # which is 0, as the other's
         warnings.filterwarnings("ignore", "training.master_weights")  # judged by weights, which are 0
-        stack.enter_context(HollowTensors(ledger, kernels.KERNELS[backend](ledger)))
+        stack.enter_context(MetaTensors(ledger, kernels.KERNELS[backend](ledger)))
         with ledger.labelled(WEIGHTS):
-            model = hollow_model(config, base)
+            model = meta_model(config, base)
         with ledger.labelled(OPTIMIZER):
-            optimizer = hollow_optimizer(model, options)
+            optimizer = meta_optimizer(model, options)
         watch = _Watch(ledger, model)
         stepper = OptimizerStep(
             model,

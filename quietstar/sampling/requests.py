@@ -33,7 +33,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Generation:
+class Completion:
     """A completion.
 
     Args:
@@ -61,7 +61,7 @@ class Sampler(Protocol):
         """
         ...
 
-    def sample(self, requests: Sequence[Request]) -> list[Generation]:
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of one batch, in its order."""
         ...
 

@@ -20,12 +20,12 @@ from quietstar.config.loops import SamplingOptions
 from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, NonFiniteError, OutOfMemoryError
 from quietstar.model.draw import draw, uniforms
-from quietstar.model.preallocated_cache import keeps_keys, roomy_cache, sees_all
+from quietstar.model.preallocated_cache import keeps_keys, preallocated_cache, sees_all
 from quietstar.model.upstream import cache_argument
 from quietstar.runs.machine import is_out_of_memory
 from quietstar.sampling.requests import (
+    Completion,
     CompletionText,
-    Generation,
     Request,
     batches_by_length,
     check_lengths,
@@ -73,7 +73,7 @@ class TransformersSampler:
         """
         return batches_by_length(self._encode(requests), self.options.batch_size)
 
-    def sample(self, requests: Sequence[Request]) -> list[Generation]:
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of one batch, in its order. Where memory runs out, half as many are sampled at a time.
 
         Raises:
@@ -82,7 +82,7 @@ class TransformersSampler:
             OutOfMemoryError: Not even one completion at a time fits.
         """
         prompts = self._encode(requests)
-        found: list[Generation] = []
+        found: list[Completion] = []
         size = len(requests)  # tried anew for each batch, so that what a batch gives depends on no other
         while len(found) < len(requests):
             size = min(size, len(requests) - len(found))
@@ -126,7 +126,7 @@ class TransformersSampler:
         check_lengths(requests, prompts, self.options.max_new_tokens, self._context)
         return prompts
 
-    def _sample(self, requests: Sequence[Request], prompts: Sequence[tuple[int, ...]]) -> list[Generation]:
+    def _sample(self, requests: Sequence[Request], prompts: Sequence[tuple[int, ...]]) -> list[Completion]:
         assert self._model is not None, "the sampler has been closed"
         options, limit = self.options, self.options.max_new_tokens
         unlike = list(dict.fromkeys(prompts))
@@ -169,10 +169,10 @@ class TransformersSampler:
             for prompt, completion, total in zip(prompts, completions, logprobs, strict=True)
         ]
 
-    def _generation(self, prompt: Sequence[int], completion: Sequence[int], logprob: float) -> Generation:
+    def _generation(self, prompt: Sequence[int], completion: Sequence[int], logprob: float) -> Completion:
         ended = completion[-1] in self._ending
         text, stopped = self._text.decode(prompt, completion[:-1] if ended else completion)
-        return Generation(text, logprob, len(completion), "stop" if ended or stopped else "length")
+        return Completion(text, logprob, len(completion), "stop" if ended or stopped else "length")
 
 
 def _free_cached_memory() -> None:
@@ -210,7 +210,7 @@ class Decoding:
         accepted = inspect.signature(model.forward).parameters
         name = cache_argument(model.forward)
         longest = max(map(len, prompts))
-        self.cache = roomy_cache(model.config, longest + room)
+        self.cache = preallocated_cache(model.config, longest + room)
         if name is None or not keeps_keys(self.cache):
             kind = model.config.model_type
             raise ConfigError(f"model.path: {kind} has no KV cache of the usual kind; set sampling.engine to vllm")

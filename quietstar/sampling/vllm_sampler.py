@@ -16,7 +16,7 @@ from quietstar.config.loops import SamplingOptions
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.model.loading import LOADING_ERRORS, load_configuration
-from quietstar.sampling.requests import Generation, Request, batches_by_length, check_lengths, ending_tokens
+from quietstar.sampling.requests import Completion, Request, batches_by_length, check_lengths, ending_tokens
 
 ROUNDS = 64
 """Times `batch_size` requests that the engine gets at once: it starts one where another has ended, and only at the end
@@ -78,7 +78,7 @@ class VllmSampler:
         """
         return batches_by_length(self._encode(requests), ROUNDS * self.options.batch_size)
 
-    def sample(self, requests: Sequence[Request]) -> list[Generation]:
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of one batch, in its order.
 
         Raises:
@@ -123,11 +123,11 @@ class VllmSampler:
         return prompts
 
 
-def generation(output: Any) -> Generation:
+def generation(output: Any) -> Completion:
     """What vLLM's `CompletionOutput` says in our terms."""
     tokens = list(output.token_ids)
     logprob = sum(entry[token].logprob for token, entry in zip(tokens, output.logprobs, strict=True))
-    return Generation(output.text, logprob, len(tokens), "length" if output.finish_reason == "length" else "stop")
+    return Completion(output.text, logprob, len(tokens), "length" if output.finish_reason == "length" else "stop")
 
 
 def _generation_config(path: str | os.PathLike[str]) -> GenerationConfig | None:

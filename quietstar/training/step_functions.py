@@ -34,7 +34,7 @@ def compute_step(config: TrainConfig) -> ComputeStep:
     if config.training.method == "language_modeling":
         return language_modeling_step
     objective = objective_of(config.objective)
-    counts = StepCounts(config, objective)
+    counts = StepDenominators(config, objective)
 
     def step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
         output = _learn(model, batch, config, objective, seed, config.training.reuse_sampling_pass, counts)
@@ -43,7 +43,7 @@ def compute_step(config: TrainConfig) -> ComputeStep:
     return step
 
 
-class StepCounts:
+class StepDenominators:
     """What the means of a whole optimizer step are over, for its micro-batches: their gradients then add up to those of
     the uncut step.
 
@@ -155,7 +155,7 @@ def _learn(
     objective: Objective,
     seed: int,
     reuse_sampling_pass: bool,
-    counts: StepCounts | None = None,
+    counts: StepDenominators | None = None,
 ) -> LearnOutput:
     return learn(
         model,
@@ -252,7 +252,7 @@ def _gradient_norm(model: QuietStarForCausalLM, batch: Batch, config: TrainConfi
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = next(model.parameters()).device
     parts = list(_parts(batch, config, device))
-    counts, reuse = StepCounts(config, objective), config.training.reuse_sampling_pass
+    counts, reuse = StepDenominators(config, objective), config.training.reuse_sampling_pass
     sums: list[Tensor | None] = [None] * len(parameters)
     for part in parts:
         with torch.enable_grad():
