@@ -224,3 +224,26 @@ class Record:
 
 
 _NUMBERS = ("sums", "last_train", "last_eval", "best_eval")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run reports.
+
+    Args:
+        steps: Optimizer steps done, earlier parts of a resumed run included.
+        train_metrics: The last `train` line of metrics.jsonl.
+        eval_metrics: The last `eval` line; empty if there was none.
+        best_eval: The `eval` line with the smallest `best_metric`.
+        best_eval_step: Its step.
+        checkpoint: The last checkpoint, a model directory.
+        seconds: Wall-clock time of the run, earlier parts included.
+    """
+
+    steps: int
+    train_metrics: dict[str, float]
+    eval_metrics: dict[str, float]
+    best_eval: dict[str, float] | None
+    best_eval_step: int | None
+    checkpoint: Path
+    seconds: float

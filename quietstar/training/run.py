@@ -26,9 +26,10 @@ from quietstar.runs.files import make_output_dir
 from quietstar.runs.machine import environment
 from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.loggers import make_loggers
+from quietstar.training.metrics import TrainingResult
 from quietstar.training.step_functions import EVALUATION_SEED, Evaluate, compute_step, evaluate_on
 from quietstar.training.thought_samples import sample_thoughts, write_samples
-from quietstar.training.trainer import Trainer, TrainingResult
+from quietstar.training.trainer import Trainer
 
 SAMPLED_TEXTS, SAMPLED_THOUGHTS = 8, 24
 """How many held-out texts, and places in them, show their thoughts in the report."""

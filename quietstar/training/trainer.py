@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
@@ -39,7 +39,7 @@ from quietstar.training.checkpoint import (
     load_weights,
 )
 from quietstar.training.loggers import Progress
-from quietstar.training.metrics import MetricsWriter, Record
+from quietstar.training.metrics import MetricsWriter, Record, TrainingResult
 from quietstar.training.optimizer import MasterAdamW, learning_rate
 from quietstar.training.run_checkpoints import NO_BEST, RunCheckpoints
 from quietstar.training.step import (
@@ -61,29 +61,6 @@ class ExtraState(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run reports.
-
-    Args:
-        steps: Optimizer steps done, earlier parts of a resumed run included.
-        train_metrics: The last `train` line of metrics.jsonl.
-        eval_metrics: The last `eval` line; empty if there was none.
-        best_eval: The `eval` line with the smallest `best_metric`.
-        best_eval_step: Its step.
-        checkpoint: The last checkpoint, a model directory.
-        seconds: Wall-clock time of the run, earlier parts included.
-    """
-
-    steps: int
-    train_metrics: dict[str, float]
-    eval_metrics: dict[str, float]
-    best_eval: dict[str, float] | None
-    best_eval_step: int | None
-    checkpoint: Path
-    seconds: float
 
 
 class Loggers(Protocol):
