@@ -48,9 +48,9 @@ class AnswerFormat(ABC):
     leniently: ClassVar[str]
     concluding: ClassVar[str]
 
-    @abstractmethod
     def prompt(self, problem: Problem) -> str:
-        """The question up to `A:`."""
+        """The question up to `A:`, as the loops ask it."""
+        return self.task.prompt(problem)
 
     @abstractmethod
     def answer(self, problem: Problem) -> str:
@@ -123,9 +123,6 @@ class NumberFormat(AnswerFormat):
     strictly = "a first line that is one number and nothing else but its unit, or the number after the first ####"
     leniently = "the last number"
     concluding = "the first number after the sentence that asks for it"
-
-    def prompt(self, problem: Problem) -> str:
-        return f"Q: {problem.question}\nA:"
 
     def answer(self, problem: Problem) -> str:
         return problem.answer
