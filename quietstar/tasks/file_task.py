@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quietstar.config.loops import ProblemOptions
+from quietstar.data.shards import find_shards
 from quietstar.errors import ConfigError, DataError, QuietStarError
 from quietstar.tasks.task import Problem, Split, Task
 
@@ -229,9 +230,7 @@ class PublicHome:
         Raises:
             ConfigError: pyarrow is not installed, or the hub cannot be reached.
         """
-        # both only here: processes that check answers read no problems, and these imports take seconds
-        from quietstar.data.shards import find_shards
-
+        # only here: processes that check answers read no problems, and this import takes seconds
         try:
             parquet: Any = import_module("pyarrow.parquet")
         except ImportError:
