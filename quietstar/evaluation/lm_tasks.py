@@ -90,9 +90,7 @@ def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
         return record
     model = subject.writer.model if side == "on" else subject.writer.model.base
     start = time.perf_counter()
-    logging.getLogger("lm_eval").setLevel(
-        logging.ERROR
-    )  # it warns about every option that it ignores for a loaded model
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of options that a loaded model ignores
     try:
         lm = adapter.HFLM(pretrained=model, tokenizer=subject.writer.tokenizer, batch_size=settings.batch_size)
         results = evaluator.simple_evaluate(
