@@ -136,7 +136,7 @@ def import_libraries(config: TrainConfig) -> None:
 
 
 def meta_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCausalLM:
-    """Returns the model that `quietstar.train.load_model` would load, without weights.
+    """Returns the model that `quietstar.training.run.load_model` would load, without weights.
 
     Args:
         config: Configuration of the run.
