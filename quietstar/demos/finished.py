@@ -1,4 +1,4 @@
-"""What the experiment has finished is kept with the options that it comes from, and is used with equal ones only."""
+"""Finished parts of the experiment, stored with the options that made them and reused with equal options only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ OPTIONS = "options"
 
 
 def of_seed(config: TrainConfig, seed: int, out: Path, base: Path) -> TrainConfig:
-    """The options of one seed.
+    """Returns the options of one seed.
 
     Args:
-        config: Of all seeds.
-        seed: Which.
-        out: Its output directory, where its texts lie too.
-        base: Where its character model lies.
+        config: Options that all seeds share.
+        seed: Seed of the training and of the texts.
+        out: Output directory of the seed, which also has its texts.
+        base: Directory of the seed's character model.
     """
     return replace(
         config,
@@ -37,14 +37,17 @@ def of_seed(config: TrainConfig, seed: int, out: Path, base: Path) -> TrainConfi
 
 
 def base_options(config: TrainConfig) -> dict[str, Any]:
-    """What decides which character model comes out of reading the textbook, by dotted key."""
+    """Returns the options that decide the character model which reads the textbook, by dotted key."""
     textbook = {f"textbook.{name}": value for name, value in asdict(config.textbook).items()}
     del textbook["textbook.seeds"], textbook["textbook.controls"]
     return {**textbook, "training.seed": config.training.seed}
 
 
 def arm_options(config: TrainConfig) -> dict[str, Any]:
-    """What decides the measures of an arm, by dotted key: not where its character model lies, but how it was made."""
+    """Returns the options that decide the measures of an arm, by dotted key.
+
+    The options that made its character model are among them; the directory of that model is not.
+    """
     training = {f"training.{k}": v for k, v in asdict(config.training).items() if k not in MAY_CHANGE - {"steps"}}
     options = {**run_options(config), **training, **base_options(config)}
     del options["model.path"]
@@ -52,15 +55,15 @@ def arm_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def write_finished(file: Path, values: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Write what was finished, and with which options."""
+    """Writes finished values together with the options that made them."""
     write_json(file, {**values, OPTIONS: dict(options)})
 
 
 def read_finished(file: Path, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `write_finished` wrote, without the options; None where nothing is finished yet.
+    """Returns what `write_finished` wrote, without the options; None where nothing is finished yet.
 
     Raises:
-        CheckpointError: It was written with other options, or doesn't say with which.
+        CheckpointError: The values were written with other options, or without any.
     """
     if not file.is_file():
         return None
@@ -75,7 +78,7 @@ def read_finished(file: Path, options: Mapping[str, Any]) -> dict[str, Any] | No
 
 
 def not_the_same(directory: Path, changed: list[str]) -> CheckpointError:
-    """The error for a directory whose content comes from other options."""
+    """Returns the error for a directory whose content comes from other options."""
     return CheckpointError(
         f"{directory}: was made with other options: {'; '.join(changed)}. "
         "Set it back, choose another --output_dir, or start over with --training.resume false"

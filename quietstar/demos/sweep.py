@@ -1,4 +1,4 @@
-"""Runs every arm of a sweep for every seed: trained from the seed's character model, and measured as the default is."""
+"""Runs every arm of a sweep for every seed: trained from the seed's character model, and measured like the default."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from quietstar.runs.files import RunLock, make_output_dir
 
 
 def run_sweep(sweep: Sweep) -> None:
-    """Run what is not finished yet, print the table, and write it with the figure to the default's `output_dir`.
+    """Runs the arms that are not finished, prints the table, and writes it with the figure to the default's
+    `output_dir`.
 
-    A seed is read once and shared by its arms; the report is written after each seed. With `training.resume` off,
-    what the arms of this sweep have written there is deleted first.
+    The character model of a seed is made once and shared by its arms; the report is written after each seed. With
+    `training.resume` off, what the arms of this sweep have written there is deleted first.
 
     Raises:
         ConfigError: The directory cannot be written to, or another sweep runs in it.
-        CheckpointError: Something there was made with other options; nothing has been changed then.
+        CheckpointError: Something there was made with other options; then nothing has been changed.
     """
     started = time.monotonic()
     config = sweep.default.config
@@ -61,7 +62,9 @@ def run_sweep(sweep: Sweep) -> None:
 
 
 def _of_arm(arm: Arm, sweep: Sweep, seed: int) -> TrainConfig:
-    """The options of an arm for one seed. It shares the seed's character model unless it needs one of its own."""
+    """Returns the options of an arm for one seed; it shares the seed's character model unless it needs a different
+    one.
+    """
     directory = seed_directory(Path(sweep.default.config.output_dir), seed)
     own = base_options(arm.config) != base_options(sweep.default.config)
     base = (directory / arm.name if own else directory) / BASE

@@ -1,6 +1,5 @@
-"""Prompts from arguments and files, as tokens; each knows the place that messages about it name.
-
-How prompts are to be completed.
+"""Prompts from arguments and files, with the place that messages about them name, and the options of completing
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 FIELD = "prompt"
-"""Of a JSONL line."""
+"""Field of a JSONL line that holds the prompt."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +29,22 @@ class Prompt:
     """A text to be continued.
 
     Args:
-        text: As it was given.
-        place: `prompt 2` or `file:line`.
+        text: Text as the user gave it.
+        place: Place that messages name, `prompt 2` or `file:line`.
     """
 
     text: str
     place: str
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, banned: Sequence[int] = ()) -> list[int]:
-        """Token ids, with what the tokenizer puts before a text; an empty prompt starts from BOS alone.
+        """Returns the token ids, with those that the tokenizer puts before a text; for an empty prompt, BOS alone.
 
         Args:
-            tokenizer: The model's.
-            banned: Tokens that no prompt may have, because they are kept for thoughts.
+            tokenizer: Tokenizer of the model.
+            banned: Token ids that no prompt may have, because they are reserved for thoughts.
 
         Raises:
-            DataError: It can't be encoded, has a banned token, or is empty without a BOS to start from.
+            DataError: The text can't be encoded, has a banned token, or is empty and the tokenizer has no BOS.
         """
         try:
             tokens = encode_prompt(tokenizer, self.text)
@@ -68,15 +67,16 @@ class Prompt:
 
 
 def read_prompts(texts: Sequence[str] | None, file: str | None) -> list[Prompt]:
-    """The prompts that the arguments `prompt` or `prompts` give.
+    """Returns the prompts that the arguments `prompt` or `prompts` give.
 
     Args:
-        texts: Of `prompt`.
-        file: Of `prompts`: a `.txt` file with one a line, or `.jsonl` with one in the field `prompt` of each line.
+        texts: Values of the argument `prompt`.
+        file: Value of the argument `prompts`: a `.txt` file with one prompt per line, or a `.jsonl` file with one in
+            the field `prompt` of each line.
 
     Raises:
-        ConfigError: There is none, both arguments are there, or the file cannot be read.
-        DataError: A line of the file holds no prompt, naming file:line.
+        ConfigError: Both arguments are missing, both are given, or the file cannot be read.
+        DataError: A line of the file holds no prompt; the message has file:line.
     """
     if (texts is None) == (file is None):
         got = "missing" if texts is None else "got it together with prompts"

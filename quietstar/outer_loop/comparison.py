@@ -1,4 +1,4 @@
-"""Several runs that are compared: each in a directory of its own, and one page about all."""
+"""Runs several outer loops to compare them: each in its own directory, and one report on all."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from quietstar.tasks.registry import load_task
 
 
 def run_arms(arms: Mapping[str, Arm], out: Path, budget: int | None = None) -> None:
-    """Runs each arm in its own directory, and writes `report.html` and `comparison.json`. What is finished is kept.
+    """Runs each arm in its own directory, and writes `report.html` and `comparison.json`; finished work is kept.
 
     Args:
-        arms: By name.
+        arms: Outer loops to compare, by name.
         out: Directory of the comparison.
-        budget: Completions of each training problem to compare at; null: the most that all have.
+        budget: Completions of each training problem to compare at; None for the largest number that all arms have.
     """
     make_output_dir(out)
     with RunLock(out):
@@ -35,7 +35,7 @@ def run_arms(arms: Mapping[str, Arm], out: Path, budget: int | None = None) -> N
 
 
 def shared_base(config: OuterLoopConfig) -> OuterLoopConfig:
-    """Makes the base model of an embedded default, and names it: what several arms start from."""
+    """Makes the base model of an embedded default, and returns options with which several arms start from it."""
     out = Path(config.output_dir)
     make_output_dir(out)
     with RunLock(out):

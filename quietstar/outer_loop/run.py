@@ -1,6 +1,6 @@
-"""A whole run: its directory, its phases, its report.
+"""Runs a whole outer loop: its directory, its phases, its report.
 
-What a run would do, before anything is done.
+`describe` prints what a run would do, before anything is done.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from quietstar.tasks.registry import load_task
 
 
 def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, Any]:
-    """Runs STaR, or V-STaR with its verifier, from where its output directory says it is.
+    """Runs STaR, or V-STaR with its verifier, and continues where its output directory has been left.
 
     Writes `config.yaml`, `environment.json`, `events.jsonl`, `samples.jsonl` (see `SampleStore`), `iteration-NN/` with
     a manifest for each phase, `kept.jsonl`, `train/` and `model/`, then `verifiers/`, `summary.json` and `report.html`.
 
     Args:
-        config: A validated configuration.
-        with_verifier: Train a verifier when the iterations are done.
+        config: Validated configuration of the run.
+        with_verifier: Whether to train a verifier after the iterations.
 
     Returns:
-        What `summary.json` holds.
+        The content of `summary.json`.
 
     Raises:
-        ConfigError, DataError: For what is wrong with the model, the problems or an option.
+        ConfigError, DataError: The model, the problems or an option cannot be used.
         CheckpointError: The directory holds a run of other options, or something damaged.
-        Interrupted: A signal has stopped it; the same command goes on.
+        Interrupted: A signal has stopped the run; the same command continues it.
     """
     task = load_problems(config, with_verifier)
     out = Path(config.output_dir)
@@ -80,18 +80,18 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         if config.evaluation.candidates:
             summary["candidates"] = measure(loop, generators, verifiers)
         write_json(out / SUMMARY, summary)
-        _describe(out, config)  # again: where phases were redone, the options are other ones
+        _describe(out, config)  # again: where phases were redone, the options have changed
         events.write(config.loop.iterations, "finished", f"{time.monotonic() - started:.0f} s")
     write_loop_report(out)
     return summary
 
 
 def _show(out: Path, loop: OuterLoop) -> None:
-    """Writes what the iterations so far have come to."""
+    """Writes the summary and the report of the iterations so far."""
     try:
         write_json(out / SUMMARY, summarise_run(loop))
         write_loop_report(out)
-    except Exception as error:  # a report is worth less than the run that it is about
+    except Exception as error:  # a failing report must not end the run
         tell(f"the report failed: {type(error).__name__}: {error}")
 
 
@@ -103,19 +103,19 @@ def _describe(out: Path, config: OuterLoopConfig) -> None:
 
 
 def tell(text: str) -> None:
-    """A line of progress on stderr; it is lost where nobody takes it."""
+    """Writes a line of progress to stderr; an output that is closed is ignored."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT raise `Interrupted` at once: what is done is on the disk, and the trainer has its own ways."""
+    """Makes SIGTERM and SIGINT raise `Interrupted` at once: finished work is on disk, and the trainer saves its own."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Interrupted(signal.Signals(number), saved=True)
 
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
