@@ -1,4 +1,4 @@
-"""What the engine needs of a base model, and the probe that refuses one which would be silently wrong."""
+"""What the engine needs of a base model: its output head, a supported family, and no dropout."""
 
 from __future__ import annotations
 
@@ -13,21 +13,40 @@ from quietstar.errors import UnsupportedBackboneError
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import LogitOptions, operand_dtype, raw_logits
 
+RANDOM_IN_TRAINING = ("dropout", "layerdrop", "jitter")
+"""Parts of the names of module attributes that are rates of random changes in training."""
+
 
 @dataclass(frozen=True)
 class OutputHead:
-    """How final hidden states become logits: `softcap(logit_scale * lm_head h)`."""
+    """The output head of a base model, which makes logits of final hidden states: `softcap(logit_scale * lm_head h)`.
+
+    Args:
+        weight: Matrix of the head, [V, E].
+        softcap: Soft cap of the logits, softcap * tanh(logits / softcap); None for no cap.
+        logit_scale: Factor of the product with the matrix.
+    """
 
     weight: Tensor
     softcap: float | None
     logit_scale: float
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., E] -> [..., V] in float32, or float64 for float64 states, computed as the losses compute them."""
+        """Return the logits [..., V] of hidden states [..., E], computed as the losses compute them.
+
+        They are float32, or float64 for float64 states.
+        """
         return self._logits(hidden, operand_dtype(self.weight, compute_dtype(hidden, self.weight), hidden))
 
     def mixed_logits(self, hidden_base: Tensor, hidden_thought: Tensor, weight: Tensor, interpolation: str) -> Tensor:
-        """The prediction whose loss `mixed_cross_entropy` gives: [..., E], [..., E] and [...] -> [..., V]."""
+        """Return the mixed prediction whose loss `mixed_cross_entropy` gives, [..., V].
+
+        Args:
+            hidden_base: Hidden states without thought, [..., E].
+            hidden_thought: Hidden states after the thought, [..., E].
+            weight: Mixing weight of the thought, [...].
+            interpolation: Quantity that the weight mixes: "logits" or "log_probs".
+        """
         share = weight[..., None]
         if interpolation == "log_probs":
             base, thought = (self.logits(hidden).log_softmax(-1) for hidden in (hidden_base, hidden_thought))
@@ -37,7 +56,7 @@ class OutputHead:
         return self._logits(mixed, operand_dtype(self.weight, dtype, hidden_base, hidden_thought))
 
     def _logits(self, hidden: Tensor, operand: torch.dtype) -> Tensor:
-        """Logits whose product with the head is in `operand`; see `raw_logits`."""
+        """Return logits whose product with the head has operands of dtype `operand`; see `raw_logits`."""
         raw = raw_logits(hidden.flatten(0, -2), self.weight.to(operand), compute_dtype(hidden, self.weight))
         options = LogitOptions(softcap=self.softcap, logit_scale=self.logit_scale)
         if raw.requires_grad:
@@ -48,10 +67,10 @@ class OutputHead:
 
 
 def check_configuration(config: PreTrainedConfig) -> None:
-    """Refuse families that are known to be wrong before any weight is loaded.
+    """Refuse families that are known to be unsupported, before any weight is loaded.
 
     Raises:
-        UnsupportedBackboneError: Naming the family and the reason.
+        UnsupportedBackboneError: The family is unsupported; the message names it and the reason.
     """
     family = config.model_type
     if family == "quietstar":
@@ -71,7 +90,7 @@ def check_configuration(config: PreTrainedConfig) -> None:
 
 
 def output_head(base: PreTrainedModel) -> OutputHead:
-    """The base model's output head.
+    """Return the output head of a base model.
 
     Raises:
         UnsupportedBackboneError: The head has a bias, or is not one matrix (quantised, or with an adapter).
@@ -91,12 +110,8 @@ def output_head(base: PreTrainedModel) -> OutputHead:
     return OutputHead(head.weight, getattr(config, "final_logit_softcapping", None), scale)
 
 
-RANDOM_IN_TRAINING = ("dropout", "layerdrop", "jitter")
-"""Parts of the names of rates that modules have as attributes."""
-
-
 def disable_dropout(base: nn.Module) -> None:
-    """Set every dropout and router jitter to zero: the states that sampled a thought must be those that are trained."""
+    """Set every dropout and router jitter to 0: the states that sample a thought must be those that are trained."""
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -37,11 +37,11 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
     Sub-modules: `base`, the unmodified transformers model; `thought_embedding`, the learned START and END vectors (rows
     0 and 1), which have no token id; `mixing_head`; `thinking_gate`, None unless the configuration asks for one.
-    Dropout is switched off in the base: the states that sampled a thought must be those that are trained.
+    Dropout is switched off in the base: the states that sample a thought must be those that are trained.
 
     Args:
-        config: With the base's configuration as `text_config`.
-        base: A loaded base model; without one it is built from `text_config` with fresh weights.
+        config: Configuration of the thinking model, with that of the base as `text_config`.
+        base: Loaded base model; None builds one from `text_config` with fresh weights.
 
     Raises:
         UnsupportedBackboneError: The base would be silently wrong; the message names its family and the reason.
@@ -63,12 +63,12 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         """Put an untrained thinking model around a base model.
 
         Args:
-            base: A model id or directory that `AutoModelForCausalLM.from_pretrained` takes, or a loaded model.
-            tokenizer: Turns `start_text` and `end_text` into tokens; loaded from `base` where that is a path.
-            start_text: START begins as the mean embedding of this text's tokens (or of these token ids).
-            end_text: The same for END.
-            dtype: Of the weights where `base` is a path; by default that of the checkpoint.
-            options: Fields of `QuietStarConfig`, e.g. `thought_length=16, lookahead=8`.
+            base: Directory or hub name that `AutoModelForCausalLM.from_pretrained` takes, or a loaded model.
+            tokenizer: Tokenizer for `start_text` and `end_text`; None loads it from `base` where that is a path.
+            start_text: Text, or token ids, whose mean embedding START begins as.
+            end_text: Text, or token ids, whose mean embedding END begins as.
+            dtype: Dtype of the weights where `base` is a path; None takes that of the checkpoint.
+            options: Fields of `QuietStarConfig`, such as `thought_length=16, lookahead=8`.
 
         Raises:
             ConfigError: `base` is not a model, a text has no tokens, or an option is unknown or out of range.
@@ -108,14 +108,15 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **options: Any) -> Any:
-        """As in transformers; a directory with adapters is put together from its base and what was trained.
+        """Load a model as transformers does; one with adapters is assembled from its base and the trained weights.
 
         Args:
             pretrained_model_name_or_path: Directory or hub name.
-            arguments, options: transformers' own. With adapters the weights have the type that they were trained in.
+            arguments, options: Arguments of transformers' method. With adapters they are ignored but for
+                `output_loading_info`: the weights have the dtype that they were trained in.
 
         Raises:
-            CheckpointError: A part of a model with adapters is missing or damaged, or its base is not there.
+            CheckpointError: A part of a model with adapters is missing or damaged, or its base cannot be found.
         """
         if not is_adapter_checkpoint(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
@@ -124,11 +125,11 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         return (model, nothing) if options.get("output_loading_info") else model
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
-        """As in transformers; of a model with adapters what is trained is written, and the name of its base.
+        """Save a model as transformers does; with adapters, write only the trained weights and the base's name.
 
         Args:
-            save_directory: Made where it does not exist.
-            arguments, options: transformers' own; with adapters only `state_dict` counts.
+            save_directory: Directory to write to, made where it does not exist.
+            arguments, options: Arguments of transformers' method; with adapters only `state_dict` is used.
         """
         if has_adapters(self):
             save_finetuned(self, save_directory, options.get("state_dict"))
@@ -136,12 +137,12 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             super().save_pretrained(save_directory, *arguments, **options)
 
     def _prepare(self) -> None:
-        """What can change between calls: adapters bring dropout of their own; weights arrive after the constructor."""
+        """Repeat what may be undone between calls: adapters bring dropout, and weights come after the constructor."""
         disable_dropout(self.base)
         probe_once(self)
 
     def _fingerprint(self) -> tuple[object, ...]:
-        """What a recording depends on besides its inputs; a write through `.data` alone can't be seen."""
+        """Return what a recording depends on besides its inputs; only a write through `.data` stays unseen."""
         config = self.config
         weights = tuple((id(parameter), parameter.data_ptr(), parameter._version) for parameter in self.parameters())
         return (config.embedding_scale, config.thinking, config.thought_length, config.lookahead, *weights)
@@ -150,7 +151,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     def choose_anchors(
         self, input_ids: Tensor, attention_mask: Tensor | Padding | None, anchors: Tensor | str | None
     ) -> Tensor:
-        """The positions that `think` would hang thoughts from, int32 [B, A], each once; for the arguments see there."""
+        """Return the positions where `think` would think, int32 [B, A], each once; it has the same arguments."""
         self._prepare()
         padding = read_padding(input_ids, attention_mask)
         entropy = None
@@ -178,21 +179,21 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         """Sample thoughts, without gradient (step 1 of a training step; section 4.2 of the paper).
 
         Args:
-            input_ids: int64 [B, L].
-            attention_mask: [B, L], 0 for padding, which may be on the left, on the right or both, and 1 for text. Where
-                rows hold several documents, text has the number of its document, 1, 2, ..., which never decreases: they
-                see nothing of each other, as if each were a row. Or what `read_padding` made of such a mask.
+            input_ids: Token ids of the texts, int64 [B, L].
+            attention_mask: Mask of the texts, [B, L], or the `Padding` that `read_padding` made of it: 1 for text and 0
+                for padding, on the left, on the right or both. Where rows hold several documents, text has the number
+                of its document, 1, 2, ..., which never decreases; documents do not see each other.
             anchors: Positions that think: None for all but the last, `"every:N"`, `"entropy:K"` (the K at which the
-                base is most uncertain; K a count or a fraction), or int [A] or [B, A]; see `expand_anchors`.
-            thoughts_per_position: K; by default that of the configuration.
-            tokens: int64 [B, P, T] thoughts to score instead of sampling.
-            temperature: By default that of the configuration.
-            greedy: Take the most probable token each time.
-            seed: The same seed gives the same thoughts.
-            first_text: Where these texts are part of a larger batch: the place of the first of them there. Their
-                thoughts are then drawn with the random numbers that they would have had there.
-            texts_in_step: Texts in the larger batch; by default `first_text` and these.
-            record: Keep the pass for `learn(reuse_sampling_pass=True)`.
+                base is most uncertain; K a count or a fraction), or integers [A] or [B, A]; see `expand_anchors`.
+            thoughts_per_position: Number K of thoughts at each position; None takes that of the configuration.
+            tokens: Token ids of thoughts to score instead of sampling, int64 [B, P, T].
+            temperature: Sampling temperature, above 0; None takes that of the configuration.
+            greedy: Whether to take the most probable token each time instead of sampling.
+            seed: Seed of the sampling; the same seed gives the same thoughts.
+            first_text: Place of the first of these texts in a larger batch that they are part of. Thoughts are drawn
+                with the random numbers that they would have in that batch.
+            texts_in_step: Number of texts in the larger batch; None: the larger batch ends with these texts.
+            record: Whether to keep the pass for `learn(reuse_sampling_pass=True)`.
 
         Raises:
             DataError: A tensor has a wrong shape, or anchors lie outside the text.
@@ -243,7 +244,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         record: bool,
         place: tuple[int, int] | None = None,
     ) -> tuple[Thoughts, CachedPass]:
-        """Streams up to the input of the last thought token but one; END and what follows is the caller's."""
+        """Sample or score thoughts. The streams end before the last thought token; the caller runs it and the rest."""
         self._prepare()
         config, head = self.config, self.head
         count = config.thoughts_per_position if thoughts_per_position is None else thoughts_per_position
@@ -313,15 +314,15 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         *,
         reuse_sampling_pass: bool = True,
     ) -> TalkStates:
-        """Differentiable hidden states of the text and of whole streams (step 2 of a training step).
+        """Compute differentiable hidden states of the text and of whole streams (step 2 of a training step).
 
         Args:
-            input_ids: int64 [B, L], those that `thoughts` were made from.
-            attention_mask: As in `think`.
-            thoughts: What to think.
-            reuse_sampling_pass: Take the layers' outputs from the pass that sampled the thoughts and recompute each
-                layer in the backward pass. Thoughts without a recording, or with one that other weights or another text
-                made, are run once without gradient first. The gradients are those of the plain pass.
+            input_ids: Token ids of the texts that `thoughts` were made from, int64 [B, L].
+            attention_mask: Mask of the texts, [B, L], or their `Padding`, as in `think`; None: no padding.
+            thoughts: Thoughts to run after each anchor.
+            reuse_sampling_pass: Whether to take the layers' outputs from the pass that sampled the thoughts, and
+                recompute each layer in the backward pass. Thoughts without a recording, or with one of other weights or
+                another text, are run once without gradient first. The gradients are those of the plain pass.
 
         Raises:
             DataError: The thoughts do not fit the text or the configuration.
@@ -364,15 +365,20 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         greedy: bool = True,
         seed: int = 0,
     ) -> Prediction:
-        """The next token's prediction at each anchor, without and with a thought.
+        """Predict the next token at each anchor, without and with a thought.
 
         Args:
-            input_ids: int64 [B, L].
-            attention_mask: As in `think`.
+            input_ids: Token ids of the texts, int64 [B, L].
+            attention_mask: Mask of the texts, [B, L], or their `Padding`, as in `think`; None: no padding.
             thoughts: Thoughts to use instead of new ones.
-            anchors: As in `think`; the last position may think too where it is given as a tensor.
-            thoughts_per_position: Streams per anchor.
-            greedy: Think the most probable tokens; otherwise sample with `seed`.
+            anchors: Positions that think, as in `think`; a tensor may name the last position too.
+            thoughts_per_position: Number K of new thoughts at each anchor.
+            greedy: Whether thoughts take the most probable tokens; otherwise they are sampled with `seed`.
+            seed: Seed of the sampled thoughts.
+
+        Raises:
+            DataError: A tensor has a wrong shape, anchors lie outside the text, or `thoughts` do not fit it.
+            ConfigError: `anchors` is an unknown string, or given together with `thoughts`.
         """
         thoughts, hidden_base, hidden_thought, weight = self._end_thoughts(
             input_ids, attention_mask, thoughts, anchors, thoughts_per_position, greedy, seed
@@ -391,7 +397,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         greedy: bool,
         seed: int,
     ) -> tuple[Thoughts, Tensor, Tensor, Tensor]:
-        """Thoughts, the hidden states [B, P, E] at the anchor and after END, and the mixing weight [B, P]."""
+        """Return thoughts, the hidden states [B, P, E] at the anchor and after END, and the mixing weight [B, P]."""
         padding = read_padding(input_ids, attention_mask)
         if thoughts is None:
             thoughts, cached = self._think(
@@ -423,23 +429,24 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits with thoughts mixed in, so that any evaluator that calls the model measures the thinking model.
+        """Compute logits with thoughts mixed in, so that an evaluator that calls the model measures the thinking model.
 
-        Every kept position thinks greedily, so the same input gives the same logits. There is no gradient here: `learn`
-        is the training step.
+        Every kept position thinks greedily, so the same input gives the same logits. There is no gradient: the training
+        step is `quietstar.objective.learning.learn`.
 
         Args:
-            input_ids: int64 [B, L].
-            attention_mask: As in `think`.
-            labels: int64 [B, L]; with it `loss` is the cross entropy of `logits` with labels[:, 1:], -100 ignored.
-            logits_to_keep: Only the last so many positions, all by default.
-            past_key_values: The `ThinkingCache` of a call of `generate`, whose text `input_ids` go on with; only the
-                last position is predicted then, and thinks as that call was asked to.
-            cache: The same; transformers' name for it since 5.24.
-            kwargs: What else transformers passes around (positions) is not used.
+            input_ids: Token ids of the texts, int64 [B, L]; with a cache the tokens that it does not hold yet.
+            attention_mask: Mask of the texts, [B, L], as in `think`; None: no padding.
+            labels: Target token ids, int64 [B, L]; `loss` is the cross entropy of `logits` with labels[:, 1:], where
+                -100 is ignored.
+            logits_to_keep: Number of last positions to predict from; 0 keeps all.
+            past_key_values: `ThinkingCache` of a call of `generate`, whose text `input_ids` continue. Then only the
+                last position is predicted, and thinks as that call asked for.
+            cache: Same as `past_key_values`, under the name that transformers uses since 5.24.
+            kwargs: Other arguments of transformers, such as positions; ignored.
 
         Returns:
-            `logits` float32 [B, L or logits_to_keep, V] and `loss`; with a cache [B, 1, V] and the cache.
+            `logits` float32 [B, L or logits_to_keep, V] and `loss`; with a cache, `logits` [B, 1, V] and the cache.
 
         Raises:
             DataError: A tensor has a wrong shape.
@@ -450,7 +457,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             past = thinking_cache(given)
             if not past.is_open:
                 past.open(input_ids, attention_mask)
-            if past.index <= 0:  # once a call: it goes through all modules
+            if past.index <= 0:  # once per call of `generate`, because it walks through all modules
                 self._prepare()
             output: dict[str, Any] = {"logits": predict_next(self, input_ids, past)[:, None], CACHE: past}
             return CausalLMOutputWithPast(**output)
@@ -483,16 +490,17 @@ def load_finetuned(
     """Load a model with adapters: its base, the adapters on it, START, END and the mixing head.
 
     Args:
-        directory: Where `save_finetuned`, or a training run with `finetuning.lora_rank`, wrote it.
-        base: The base model (a path, or a plain or thinking model), by default from where it was when it was trained.
-            A model is changed in place.
-        merge: Add the adapters to the base's weights. The result has none, and `save_pretrained` writes all of it.
+        directory: Directory that `save_finetuned`, or a training run with `finetuning.lora_rank`, wrote.
+        base: Base model: a path, or a plain or thinking model, which is changed in place. None loads it from where it
+            was in training.
+        merge: Whether to add the adapters to the base's weights. The result has no adapters, and `save_pretrained`
+            writes all of its weights.
 
     Returns:
-        In evaluation mode. Without `merge` the base is frozen, so that training goes on where it was.
+        The model in evaluation mode. Without `merge` the base is frozen, so that training can continue.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the base is not there or another one.
+        CheckpointError: A file is missing or damaged, or the base cannot be found or has other weights.
         ConfigError: peft is not installed.
     """
     return assemble(QuietStarForCausalLM, directory, base, merge)

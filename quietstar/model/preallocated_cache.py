@@ -1,4 +1,4 @@
-"""A KV cache with room for the tokens to come, so that a new token is written without copying all others."""
+"""A KV cache with memory for tokens to come, so that a new token is written without copying all others."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformers import DynamicCache, PreTrainedConfig
 from quietstar.model.upstream import DynamicLayer, DynamicSlidingWindowLayer
 
 GROWTH = 256
-"""Tokens of room that are added at least where a text outgrows its memory; a quarter of the text where that is more."""
+"""Fewest tokens of room that are added when a text outgrows its memory; a quarter of the text where this is more."""
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A layer that sees everything; its keys and values are the filled part of memory taken at once.
+    """A cache layer that keeps all tokens; keys and values are the filled part of memory that was allocated at once.
 
     Args:
-        capacity: Tokens that there is room for at first.
+        capacity: Number of tokens that there is room for at first.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -27,16 +27,16 @@ class PreallocatedLayer(DynamicLayer):
         self._memory: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Puts new keys and values, [B, Hkv, n, D], behind the others and returns them all."""
+        """Appends new keys and values, [B, Hkv, n, D], and returns all of them."""
         return self.append(key_states, value_states)
 
     def append(self, key: Tensor, value: Tensor, rows: Tensor | None = None, batch: int = 0) -> tuple[Tensor, Tensor]:
-        """The same for some rows alone; what the others hold there has no meaning.
+        """Appends new keys and values of some rows, and returns all of them; the other rows hold meaningless values.
 
         Args:
-            key: [len(rows), Hkv, n, D]; value likewise.
-            rows: int64, of the batch's rows; None: all.
-            batch: Rows of the batch, where `rows` is given.
+            key, value: New keys and values, [len(rows), Hkv, n, D].
+            rows: Indices of the rows in the batch, int64; None: all rows.
+            batch: Number of rows of the batch, where `rows` is given.
         """
         if not self.is_initialized:
             self.lazy_initialization(key, value)
@@ -57,7 +57,7 @@ class PreallocatedLayer(DynamicLayer):
             self._fill(length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Makes these rows, int64, its rows; one may come several times."""
+        """Replaces the rows by those with these indices, int64; an index may occur several times."""
         if not self.is_initialized:
             return
         length = self.get_seq_length()
@@ -66,7 +66,7 @@ class PreallocatedLayer(DynamicLayer):
             new = self._room(old, len(beam_idx))
             torch.index_select(old[:, :, :length], 0, beam_idx, out=new[:, :, :length])
             self._memory.append(new)
-            memory[index] = new  # lets go of the old keys before the values are copied
+            memory[index] = new  # frees the old keys before the values are copied
         self._fill(length)
 
     def _grow(self, like: tuple[Tensor, Tensor], rows: int, length: int, least: int) -> None:
@@ -79,7 +79,7 @@ class PreallocatedLayer(DynamicLayer):
             self._memory[index : index + 1] = [new]
 
     def _room(self, like: Tensor, rows: int) -> Tensor:
-        with torch.inference_mode(False):  # so that a text can be gone on with outside of inference mode
+        with torch.inference_mode(False):  # so that a text can be continued outside inference mode
             shape = (rows, like.shape[1], self.capacity, like.shape[-1])
             return torch.empty(shape, dtype=like.dtype, device=like.device)
 
@@ -90,21 +90,21 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def preallocated_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
-    """The cache that a model's configuration asks for, with room in all layers that see everything."""
+    """Returns the cache that a model's configuration asks for, with preallocated layers where there is no window."""
     cache = DynamicCache(config=config)
     cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def keeps_keys(cache: DynamicCache) -> bool:
-    """Whether any layer keeps keys and values: models with a state alone take padding for text."""
+    """Returns whether any layer keeps keys and values; models with a recurrent state alone read padding as text."""
     return not cache.layers or any(isinstance(layer, DynamicLayer) for layer in cache.layers)
 
 
 def sees_all(cache: DynamicCache, length: int) -> bool:
-    """Whether every layer sees all tokens of a text so long, wherever the padding stands.
+    """Returns whether every layer sees all tokens of a text of this length, wherever the padding is.
 
-    A window counts places of the cache, padding too: between a shared prefix and the rest it would narrow the window.
+    A sliding window counts places of the cache, so padding between a shared prefix and the rest would narrow it.
     """
     return all(
         type(layer) is PreallocatedLayer

@@ -1,4 +1,7 @@
-"""Whether a base is one that thoughts can hang from: a few tokens, compared with what it computes alone."""
+"""The probe, which refuses a base model under which thoughts would be silently wrong.
+
+It runs a few tokens with a thought stream, and compares the result with what the base computes alone.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,20 @@ PROBE_TEXT = 5
 PROBE_STREAM = 2
 PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
 LOW_PRECISION_TOLERANCE = 3e-2
-"""Largest accepted difference of hidden states, relative to their largest value. A dropped argument moves them by a
-tenth or more, a wrong scale by less, which only the tolerance of float32 sees."""
+"""Largest accepted difference of hidden states, relative to their largest value. A dropped argument changes them by a
+tenth or more; a wrong scale changes them by less, which only the tolerance of float32 detects."""
 LOW_PRECISION_GRADIENT = 0.25
-"""The same for gradients, whose rounding adds up over the layers; a lost or doubled one is off by half or more."""
+"""The same for gradients, whose rounding adds up over the layers; a lost or doubled gradient is wrong by half or more.
+"""
 PROBING = threading.RLock()
-"""The probe changes a model's attention for a moment: threads that use one for the first time wait for each other."""
+"""Held during a probe, which changes the model's attention for a moment, so that threads do not use it meanwhile."""
 
 
 def probe_once(model: ThinkingModel) -> None:
     """Probes a model once, as soon as it has weights.
 
     Raises:
-        UnsupportedBackboneError: As `probe_backbone`.
+        UnsupportedBackboneError: The probe has failed; see `probe_backbone`.
     """
     if model.probed or any(parameter.is_meta for parameter in model.parameters()):
         return
@@ -48,14 +52,16 @@ def probe_once(model: ThinkingModel) -> None:
 
 
 def probe_backbone(model: ThinkingModel) -> None:
-    """Run a few tokens and compare with the plain base model.
+    """Runs a few tokens and compares the result with the plain base model.
 
-    A text of five tokens and a stream of two at its second position must give the hidden states that the base gives
-    with its own attention when the stream simply follows the first two tokens, and the head must give its logits. A
-    recorded pass over them must have the gradient of a plain one.
+    The pass has a text of five tokens and a stream of two that starts from the text's second position. The stream's
+    hidden states must be those that the base gives with its own attention when these two tokens simply follow the first
+    two of the text; the text's hidden states and the logits of the head must be those of the base. A recorded pass over
+    the same tokens must have the gradient of a plain one.
 
     Raises:
-        UnsupportedBackboneError: Naming the family and what differs, and the releases that are newer than tested.
+        UnsupportedBackboneError: A result differs; the message names the family, what differs, and the libraries whose
+            releases are newer than tested.
     """
     try:
         with torch.inference_mode(False), torch.no_grad():
@@ -66,7 +72,7 @@ def probe_backbone(model: ThinkingModel) -> None:
 
 
 def _probe_inputs(model: ThinkingModel, **options: Any) -> tuple[Tensor, Tensor, Tensor, ThoughtPass]:
-    """Embeddings of the text [1, 5, E] and of the stream [1, 2, E], the positions of both, and the pass over them."""
+    """Returns embeddings of the text [1, 5, E] and the stream [1, 2, E], positions of both, and the pass over them."""
     embed: Any = model.base.get_input_embeddings()
     device = embed.weight.device
     ids = (torch.arange(PROBE_TEXT, device=device) * 7 + 3)[None] % embed.weight.shape[0]
@@ -95,7 +101,7 @@ def _probe_states(model: ThinkingModel) -> None:
         logits = base(inputs_embeds=embeds, use_cache=False).logits.float()
     except (UnsupportedBackboneError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever the family's code, or a compiler, makes of it
+    except Exception as error:  # anything that the family's code, or a compiler, may raise
         raise UnsupportedBackboneError(f"{family}: text and thoughts can't be run in one pass ({error})") from error
     finally:
         base.set_attn_implementation(implementation)
@@ -116,10 +122,10 @@ def _probe_states(model: ThinkingModel) -> None:
 
 
 def _probe_recording(model: ThinkingModel) -> None:
-    """The stream's gradient in a recorded pass must be the one that the base's own attention gives."""
+    """Checks that the stream's gradient in a recorded pass is the one that the base's own attention gives."""
     base: Any = model.base
     if any(parameter.is_inference() for parameter in base.parameters()):
-        return  # made in inference mode, it has no gradient and never will
+        return  # a model made in inference mode never has a gradient
     embeds, stream, positions, thought_pass = _probe_inputs(model)
     text, stream = embeds.requires_grad_(), stream.requires_grad_()
     direction = torch.arange(stream.numel(), device=stream.device).cos().view_as(stream).to(stream.dtype)
@@ -140,9 +146,9 @@ def _probe_recording(model: ThinkingModel) -> None:
         except UnsupportedBackboneError:
             if untested_versions():
                 raise
-            return  # layers that can't be recorded: training says so by name, and can go without
+            return  # layers that can't be recorded: training names them, and can run without recording
         except RuntimeError:
-            return  # weights without a gradient, such as some quantised ones: they can think, not learn
+            return  # weights without a gradient, such as some quantised ones: the model can think, not learn
         finally:
             base.set_attn_implementation(implementation)
         record = LayerRecord()
@@ -157,7 +163,7 @@ def _probe_recording(model: ThinkingModel) -> None:
                 replayed = gradient(hidden[:, PROBE_TEXT:])
         except (UnsupportedBackboneError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever the family's code, or a compiler, makes of it
+        except Exception as error:  # anything that the family's code, or a compiler, may raise
             raise UnsupportedBackboneError(
                 f"{base.config.model_type}: a recorded pass can't be replayed ({error})"
             ) from error
@@ -187,7 +193,7 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _check_layers(config: PreTrainedConfig, seen: list[tuple[int, int | None]]) -> None:
-    """Every layer must have passed thought attention, with the window that the configuration gives it."""
+    """Checks that every layer called thought attention, with the window that the configuration gives the layer."""
     family, window = config.model_type, getattr(config, "sliding_window", None)
     layers = getattr(config, "num_hidden_layers", len(seen))
     if len(seen) != layers:

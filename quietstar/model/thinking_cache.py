@@ -1,6 +1,6 @@
-"""The state of a batch of texts that are being continued with thoughts.
+"""The state of a call of `generate` with thoughts: `Thinking` is what was asked for, `ThinkingRecord` what was done.
 
-What was thought while a text was generated.
+`ThinkingCache` holds the keys and values of the texts between two predictions, and the random stream of each row.
 """
 
 from __future__ import annotations
@@ -20,15 +20,34 @@ from quietstar.model.think_rule import ThinkRule
 from quietstar.model.upstream import Cache
 
 
-@dataclass
-class ThinkingRecord:
-    """Counts of a call of `generate`.
+@dataclass(frozen=True)
+class TokenThoughts:
+    """The thoughts before one new token of each row.
 
     Args:
-        predictions: Next-token predictions made, in all rows that were still running.
-        thought_at: How many of them had thoughts.
-        seconds: Wall time of the call.
-        thoughts: One entry for each new token, None where no row thought; empty unless they were asked for.
+        rows: Rows that thought, int64 [R].
+        tokens: Token ids of the thoughts, int64 [R, K, T].
+        mixing_weight: Mixing weight of each thought, float32 [R, K].
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    mixing_weight: Tensor
+
+    def cpu(self) -> TokenThoughts:
+        """Returns the same on the CPU, where reading a row does not wait for a device."""
+        return TokenThoughts(self.rows.cpu(), self.tokens.cpu(), self.mixing_weight.cpu())
+
+
+@dataclass
+class ThinkingRecord:
+    """Counts, time and thoughts of a call of `generate`.
+
+    Args:
+        predictions: Number of next-token predictions, in all rows that were still running.
+        thought_at: Number of predictions with thoughts.
+        seconds: Wall time of the call, in seconds.
+        thoughts: Thoughts before each new token, None where no row thought; empty unless they were asked for.
     """
 
     predictions: int = 0
@@ -43,7 +62,7 @@ class ThinkingRecord:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens of all rows in a second of wall time, the pass over the prompt included."""
+        """New tokens of all rows per second of wall time, which includes the pass over the prompt."""
         return self.predictions / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
@@ -58,14 +77,14 @@ class Thinking:
     """How `generate` was asked to think.
 
     Args:
-        when: Where.
-        thoughts_per_token: K.
-        temperature: Of thoughts; 0: greedy.
-        seeds: Of thoughts, and of the text where `draw_text`: of each prompt, or one for all of them.
-        draw_text: Draw the text from the rows' own streams.
-        keep_thoughts: In `record`.
-        scores: [B, V] that each token was drawn from, where they are asked for.
-        record: What was done.
+        when: Rule for the tokens that are thought about.
+        thoughts_per_token: Number K of thoughts before each token.
+        temperature: Sampling temperature of thoughts; 0 takes the most probable tokens.
+        seeds: Seeds of the thoughts, and of the text where `draw_text` is set: one for each prompt, or one for all.
+        draw_text: Whether to draw the text from the rows' own random streams.
+        keep_thoughts: Whether to keep the thoughts in `record`.
+        scores: Scores that each token was drawn from, [B, V] for each token, where they are asked for.
+        record: Counts and thoughts of the call so far.
     """
 
     when: ThinkRule
@@ -79,19 +98,19 @@ class Thinking:
 
 
 class ThinkingCache(Cache):
-    """Keys and values of the texts alone, and what their thoughts need: the cache of a thinking model.
+    """The cache of a thinking model: keys and values of the texts, and what thoughts about them need.
 
-    Thoughts are put behind the text and dropped again, so that between two calls it holds nothing but the text. Layers
-    keep every token, those that see a window too: the masks are the passes' own.
+    Thoughts are put after the text and dropped again, so that between two predictions the cache holds only the text.
+    Every layer keeps all tokens, even a layer with a sliding window: each pass makes its own masks.
 
     Args:
-        thinking: How to think.
+        thinking: Arguments of `generate` that concern thoughts.
 
     Attributes:
-        text_length: Tokens stored for each row, left padding included.
-        start: int64 [B], the first token of each text, or None where no row is padded.
-        ids: int64 [B, text_length], what is stored.
-        finished: bool [B], rows that have ended in this call.
+        text_length: Number of tokens stored for each row, left padding included.
+        start: First token of each text, int64 [B]; None where no row is padded.
+        ids: Token ids that are stored, int64 [B, text_length]; None where nothing is.
+        finished: Rows that have ended in this call, bool [B]; None before the call's rows are known.
     """
 
     def __init__(self, thinking: Thinking) -> None:
@@ -105,28 +124,28 @@ class ThinkingCache(Cache):
         self._seeds: list[int] = []
 
     def begin(self, thinking: Thinking) -> None:
-        """Goes on with another call of `generate`: what was read stays."""
+        """Prepares for another call of `generate`; the stored text stays."""
         self.thinking = thinking
         self.finished, self._seeds = None, []
 
     @property
     def index(self) -> int:
-        """Which new token of this call comes next, from 0."""
+        """Index of the next new token of this call, from 0."""
         return self.text_length - self._prompt_length
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the text that are stored; thoughts are never counted."""
+        """Returns the number of stored tokens of the text; thoughts are never counted."""
         return self.text_length
 
     def open(self, prompt: Tensor, attention_mask: Tensor | None) -> None:
-        """Takes in the rows that a call goes on with.
+        """Takes in the rows that a call continues.
 
         Args:
-            prompt: int64 [B, L], the whole texts, those tokens too that are stored already.
-            attention_mask: [B, L] or None.
+            prompt: Token ids of the whole texts, those already stored included, int64 [B, L].
+            attention_mask: Mask of the texts, [B, L], 0 for padding on the left; None: no padding.
 
         Raises:
-            DataError: A text is padded on the right, has a gap, or does not go on with what is stored.
+            DataError: A text is padded on the right, has a gap, or does not begin with what is stored.
         """
         batch, length = prompt.shape
         self._check_continues(prompt)
@@ -145,7 +164,7 @@ class ThinkingCache(Cache):
 
     @property
     def batch(self) -> int:
-        """Rows of the present call."""
+        """Number of rows of the present call."""
         return len(self._seeds)
 
     @property
@@ -154,31 +173,34 @@ class ThinkingCache(Cache):
         return bool(self._seeds)
 
     def read(self, tokens: Tensor) -> None:
-        """Takes in tokens, int64 [B, n], that are about to be stored."""
+        """Notes the ids of tokens, int64 [B, n], that are about to be stored."""
         self.text_length += tokens.shape[1]
         self.ids = tokens if self.ids is None else torch.cat([self.ids, tokens], dim=1)
 
     def end(self, rows: Tensor) -> None:
-        """Nothing is thought any more in these rows, bool [B]."""
+        """Marks rows, bool [B], as ended: they do not think any more."""
         assert self.finished is not None
         self.finished = self.finished | rows
 
     def draws(self, count: int) -> Tensor:
-        """float64 [B, count] in [0, 1) for the next token of each row: the first for the token, the rest for thoughts.
+        """Returns random numbers for the next token of each row, float64 [B, count] in [0, 1).
 
-        More of them begin with the same numbers.
+        The first number is for the token, the others are for thoughts. A larger `count` begins with the same numbers.
         """
         return uniforms([substream(seed, self.index) for seed in self._seeds], count)
 
     def _row_seeds(self, prompt: Tensor) -> list[int]:
-        """A stream for each row from what it is, not where: the seed given, its prompt, and which of equals it is."""
+        """Makes a seed for each row from the given seed, the prompt, and the row's number among equal prompts.
+
+        It does not depend on the row's place in the batch.
+        """
         given = self.thinking.seeds
         starts = [0] * len(prompt) if self.start is None else self.start.tolist()
         seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
         seeds = []
         for row, (tokens, start) in enumerate(zip(prompt.tolist(), starts, strict=True)):
             text = tuple(tokens[start:])
-            seed = given[row * len(given) // len(prompt)]  # several sequences of a prompt stand side by side
+            seed = given[row * len(given) // len(prompt)]  # several sequences of a prompt are neighbours
             key = repr((seed, seen[seed, text], text)).encode()
             seeds.append(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
             seen[seed, text] += 1
@@ -208,7 +230,7 @@ class ThinkingCache(Cache):
             )
 
     def layer(self, index: int) -> PreallocatedLayer:
-        """The memory of a layer."""
+        """Returns the memory of a layer."""
         while len(self.layers) <= index:
             self.layers.append(PreallocatedLayer())
         layer = self.layers[index]
@@ -223,7 +245,7 @@ class ThinkingCache(Cache):
     # -- what transformers lets users do with a cache ------------------------------------------------------------------
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Makes these rows, int64, its rows; one may come several times."""
+        """Replaces the rows of the cache by those with these indices, int64; an index may occur several times."""
         for index in range(len(self.layers)):
             self.layer(index).reorder_cache(beam_idx)
         self.ids = None if self.ids is None else self.ids[beam_idx]
@@ -231,17 +253,21 @@ class ThinkingCache(Cache):
         self.begin(self.thinking)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps these rows, int64."""
+        """Keeps the rows with these indices, int64."""
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Makes several rows of each, side by side."""
+        """Repeats each row this many times, side by side."""
         if self.ids is not None:
             rows = torch.arange(len(self.ids), device=self.ids.device)
             self.reorder_cache(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last -`tokens_to_remove` tokens, a number below 0 as in transformers."""
+        """Forgets the last -`tokens_to_remove` tokens; as in transformers the number is negative.
+
+        Raises:
+            ValueError: The number is above 0.
+        """
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove: got {tokens_to_remove}, needs 0 or less: minus the tokens to forget")
         self.text_length = max(0, self.text_length + tokens_to_remove)
@@ -253,22 +279,3 @@ class ThinkingCache(Cache):
         """Forgets everything, the number of rows too."""
         self.layers, self.text_length, self.ids, self.start = [], 0, None, None
         self.begin(self.thinking)
-
-
-@dataclass(frozen=True)
-class TokenThoughts:
-    """The thoughts in front of one new token of each row.
-
-    Args:
-        rows: int64 [R], the rows that were thought about.
-        tokens: int64 [R, K, T].
-        mixing_weight: float32 [R, K].
-    """
-
-    rows: Tensor
-    tokens: Tensor
-    mixing_weight: Tensor
-
-    def cpu(self) -> TokenThoughts:
-        """The same where it is read without waiting for a device at each row."""
-        return TokenThoughts(self.rows.cpu(), self.tokens.cpu(), self.mixing_weight.cpu())

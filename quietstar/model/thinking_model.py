@@ -1,4 +1,4 @@
-"""The parts of a thinking model: its base, START and END, the mixing head, the gate."""
+"""The parts of a thinking model: base, START and END, mixing head and gate, and a pass through the base's decoder."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from quietstar_kernels.dispatch import check_backend
 START, END = 0, 1
 """Rows of `thought_embedding`."""
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "opt", "biogpt")
-"""Families whose positions end where their table ends."""
+"""Families with a table of learned positions, beyond which there are none."""
 
 
 class ThinkingModel(PreTrainedModel):
-    """A base model and what it thinks with: the parts that passes over thought streams use.
+    """A base model and the parts added to it for thinking: what passes over thought streams use.
 
-    `QuietStarForCausalLM` is the model that users have; it thinks, learns and generates with these parts.
+    `QuietStarForCausalLM` is the class for users; it thinks, predicts and generates with these parts.
 
     Args:
-        config: The configuration of the thinking model, with the base's own as `text_config`.
-        base: A loaded base model; without one it is built from `text_config` with fresh weights.
+        config: Configuration of the thinking model, with that of the base as `text_config`.
+        base: Loaded base model; None builds one from `text_config` with fresh weights.
 
     Raises:
         UnsupportedBackboneError: The base would be silently wrong; the message names its family and the reason.
@@ -39,11 +39,11 @@ class ThinkingModel(PreTrainedModel):
     config: QuietStarConfig
     config_class = QuietStarConfig
     base_model_prefix = "base"
-    # read where a user switches checkpointing on, and where an attention is chosen for the model as for its base
+    # read when a user switches checkpointing on, and when an attention is chosen for the model and its base
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    # read where weights are loaded: parts whose name is here stay in float32
+    # read when weights are loaded: parts named here stay in float32
     _keep_in_fp32_modules_strict = ["thinking_gate"]  # noqa: RUF012 (transformers reads it as a plain class attribute)
 
     def __init__(self, config: QuietStarConfig, base: PreTrainedModel | None = None) -> None:
@@ -68,14 +68,14 @@ class ThinkingModel(PreTrainedModel):
         self.thinking_gate = ThinkingGate(hidden_size) if config.thinking_gate else None
         self.probed = False
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-        # Not from the configuration, whose `temperature` is that of thoughts.
+        # not made from the configuration, where `temperature` is that of thoughts
         self.generation_config = copy.deepcopy(base.generation_config)
         if config.banned_token_ids and self.generation_config is not None:
             self.generation_config.suppress_tokens = list(config.banned_token_ids)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers asks for every module that holds parameters itself; the base's own initialise themselves.
+        # transformers calls this for every module that holds parameters itself; the base initialises its own
         if module is self.thought_embedding:
             init.normal_(self.thought_embedding.weight, std=0.02)
         elif module is self.mixing_head.output:
@@ -90,38 +90,46 @@ class ThinkingModel(PreTrainedModel):
 
     @property
     def thinking_parts(self) -> list[nn.Module]:
-        """What the model has besides its base."""
+        """The parts of the model besides its base."""
         parts = (self.thought_embedding, self.mixing_head, self.thinking_gate)
         return [part for part in parts if part is not None]
 
     @property
     def decoder(self) -> nn.Module:
-        """The base without its output head."""
+        """The base model without its output head."""
         decoder = self.base.get_decoder()
         assert isinstance(decoder, nn.Module)
         return decoder
 
     @property
     def head(self) -> OutputHead:
-        """The base's output head."""
+        """The output head of the base model."""
         return output_head(self.base)
 
     @property
     def banned(self) -> tuple[int, ...]:
-        """Tokens that no thought may contain."""
+        """Ids of the tokens that no thought may contain."""
         return tuple(self.config.banned_token_ids or ())
 
     def thought_vectors(self) -> tuple[Tensor, Tensor]:
-        """The input vectors of START and END, [E] each."""
+        """Return the input vectors of START and END, [E] each."""
         scaled = self.thought_embedding.weight * self.config.embedding_scale
         return scaled[START], scaled[END]
 
     def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: AttentionPass) -> Tensor:
-        """Final hidden states [B, N, E] of the N tokens that `thought_pass` lays out.
+        """Run the decoder on the N tokens that `thought_pass` lays out.
+
+        Args:
+            embeds: Embeddings of the tokens, [B, N, E].
+            position_ids: Positions of the tokens, int64 [B or 1, N].
+            thought_pass: Layout of the tokens: which of them see which.
+
+        Returns:
+            Hidden states after the final norm, [B, N, E].
 
         Raises:
             UnsupportedBackboneError: The base's attention was replaced after this model was made.
-            DataError: A position lies behind the base's learned ones.
+            DataError: A position lies beyond the base's learned ones.
         """
         config = self.base.config
         implementation = attention_implementation(config)
@@ -138,8 +146,8 @@ class ThinkingModel(PreTrainedModel):
                     f"input_ids: a thought would reach position {last}, "
                     f"the base has {limit} learned positions; use a shorter text"
                 )
-        # A 4-D mask is handed on as it is, so transformers neither builds one nor takes the streams' repeated positions
-        # for packed sequences; thought attention does not read it.
+        # transformers passes a 4-D mask on as it is: it neither builds one nor takes the streams' repeated positions
+        # for packed sequences. Thought attention does not read it.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
         output = self.decoder(
             inputs_embeds=embeds,
