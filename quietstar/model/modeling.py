@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from quietstar.config.thinking import ThinkingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
 from quietstar.model.attention import IMPLEMENTATION, AttentionPass
@@ -133,7 +134,7 @@ class QuietStarForCausalLM(ThinkingGeneration, PreTrainedModel, GenerationMixin)
             model_base = load_causal_lm(base, dtype)
             if tokenizer is None and (isinstance(start_text, str) or isinstance(end_text, str)):
                 tokenizer = load_tokenizer(base)
-        known = set(QuietStarConfig.__annotations__) - {"text_config"}
+        known = {*ThinkingOptions.__annotations__, *QuietStarConfig.__annotations__} - {"text_config"}
         for name in options:
             if name not in known:
                 raise ConfigError(f"{name}: not an option of QuietStarConfig, which has {', '.join(sorted(known))}")

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from quietstar.config.objective import Objective, resolve_objective
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.padding import Padding, read_padding
 from quietstar.model.thoughts import Thoughts
-from quietstar.objective.options import Objective, resolve_objective
 from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
 
 if TYPE_CHECKING:
