@@ -207,7 +207,7 @@ def given_thoughts(model: Any, backend: str, input_ids: Tensor, tokens: Tensor) 
 
     REINFORCE is left out: its weights are differences of nearly equal losses, which magnify every rounding.
     """
-    from quietstar.objective.options import resolve_objective
+    from quietstar.config.objective import resolve_objective
 
     clear(model)
     model.config.backend = backend

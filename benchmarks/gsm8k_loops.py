@@ -28,15 +28,14 @@ sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is
 
 from benchmarks.environment import describe, markdown_table, write_markdown
 from quietstar.config.command_line import parse_config
+from quietstar.config.commands import STAR, VSTAR
 from quietstar.config.loops import GeneratorOptions, OuterLoopConfig, ProblemOptions
 from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.examples import encode_example
 from quietstar.model.loading import small_llama
 from quietstar.outer_loop.finetune import MODEL, fine_tune, forget_checkpoints, weights_sha256
 from quietstar.outer_loop.run import run_outer_loop
-from quietstar.star import STAR
 from quietstar.tasks.registry import load_task
-from quietstar.vstar import VSTAR
 
 VOCABULARY = 2048
 LAYERS, HIDDEN = 3, 192

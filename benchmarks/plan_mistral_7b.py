@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
 from benchmarks.environment import describe, markdown_table, write_markdown
-from quietstar.config.command_line import parse_train_config
+from quietstar.config.commands import parse_train_config
 from quietstar.planning.gpus import GPUS
 from quietstar.planning.model import base_configuration
 from quietstar.planning.plan import ASSUMPTIONS, part_seconds, usable_memory

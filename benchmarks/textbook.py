@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
 from benchmarks.environment import describe, markdown_table, write_markdown
-from quietstar.config.command_line import parse_train_config
+from quietstar.config.commands import parse_train_config
 from quietstar.config.values import parse_positions
 from quietstar.demos.report import COLUMNS, markdown, spread
 from quietstar.demos.textbook import run_textbook

@@ -17,6 +17,7 @@ from quietstar.errors import (
 from quietstar.imports import lazy_names, register
 
 if TYPE_CHECKING:
+    from quietstar.config.objective import PRESETS, Objective
     from quietstar.inference.gate import fit_gate
     from quietstar.inference.loading import load_thinking
     from quietstar.model.authors_checkpoint import load_authors_checkpoint
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from quietstar.model.modeling import QuietStarForCausalLM, load_finetuned
     from quietstar.model.thoughts import Prediction, Thoughts
     from quietstar.objective.learning import LearnOutput
-    from quietstar.objective.options import PRESETS, Objective
     from quietstar.verifiers.verifier import Verifier
 
 __version__ = "0.1.0"
@@ -61,7 +61,7 @@ __getattr__, __dir__ = lazy_names(
         "quietstar.model.modeling": ("QuietStarForCausalLM", "load_finetuned"),
         "quietstar.model.thoughts": ("Prediction", "Thoughts"),
         "quietstar.objective.learning": ("LearnOutput", "learn"),
-        "quietstar.objective.options": ("PRESETS", "Objective"),
+        "quietstar.config.objective": ("PRESETS", "Objective"),
         "quietstar.verifiers.verifier": ("Verifier",),
     },
 )

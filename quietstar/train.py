@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quietstar.config.command_line import parse_train_config, run_command
+from quietstar.config.command_line import run_command
+from quietstar.config.commands import parse_train_config
 from quietstar.config.training import TrainConfig
 from quietstar.config.values import set_up
 from quietstar.data.shards import find_shards, is_local

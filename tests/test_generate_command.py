@@ -184,7 +184,7 @@ BAD_ARGUMENTS = {
     "top_p: got 1.5": ["--prompt", "a", "--top_p", "1.5", "--temperature", "1"],
     "top_k: got 5 at temperature 0": ["--prompt", "a", "--top_k", "5"],
     "samples: got 2 at temperature 0": ["--prompt", "a", "--samples", "2"],
-    "stop: got an empty string": ["--prompt", "a", "--stop", ""],
+    "stop: got an empty text": ["--prompt", "a", "--stop", ""],
     "stream: got it with 2 completions": ["--prompt", "a", "--prompt", "b", "--stream"],
     "stream: got it with --json": ["--prompt", "a", "--stream", "--json"],
     "device: got 'tpu'": ["--prompt", "a", "--device", "tpu"],

@@ -1,37 +1,16 @@
-"""Where computations run. Importing this imports no torch.
-
-How the positions that think are written: `all`, `every:N` or `entropy:K`.
-"""
+"""What the values of some options mean: devices, paths of models, positions that think; torch-free until asked for."""
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from quietstar.config.options import DEVICE, Bound
 from quietstar.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-"""Of weights, as commands offer them."""
-
-
-def check_device(name: str, option: str = "training.device") -> None:
-    """Whether a device could have that name, on whatever machine.
-
-    Args:
-        name: `auto`, `cpu`, `cuda` or `cuda:N`.
-        option: For the message.
-
-    Raises:
-        ConfigError: It is none of these.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"{option}: got {name!r}, needs auto, cpu, cuda or cuda:N")
 
 
 def resolve_device(name: str, option: str = "training.device") -> torch.device:
@@ -44,9 +23,9 @@ def resolve_device(name: str, option: str = "training.device") -> torch.device:
     Raises:
         ConfigError: There is no such device.
     """
-    import torch  # not at the top: commands read `DTYPES` and check names before it is needed
+    import torch  # not at the top: commands check names before it is needed
 
-    check_device(name, option)
+    DEVICE.hold(option, name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
@@ -70,9 +49,6 @@ def set_up(threads: int | None) -> None:
     logging.disable_progress_bar()  # of loading and saving; a training has its own
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-WANTED = "needs all, every:N (N at least 1), or entropy:K (K a count of at least 1, or a fraction between 0 and 1)"
 
 
 def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:
@@ -104,15 +80,21 @@ def parse_positions(positions: str, name: str = "positions") -> tuple[str, float
     Raises:
         ConfigError: Anything else.
     """
-    if positions == "all":
-        return positions, 1.0
-    rule, _, amount = positions.partition(":")
+    POSITIONS.hold(name, positions)
+    rule, _, number = positions.partition(":")
+    return rule, float(number or 1)
+
+
+def _are_positions(positions: str) -> bool:
+    rule, _, number = positions.partition(":")
     try:
-        number = float(amount)
+        value = float(number)
     except ValueError:
-        number = 0.0
-    if rule in ("every", "entropy") and amount.isdecimal() and number >= 1:
-        return rule, number
-    if rule == "entropy" and 0 < number < 1:
-        return rule, number
-    raise ConfigError(f"{name}: got {positions!r}, {WANTED}")
+        return positions == "all"
+    return (number.isdecimal() and value >= 1 and rule in ("every", "entropy")) or (rule == "entropy" and 0 < value < 1)
+
+
+POSITIONS = Bound(
+    "all, every:N (N at least 1), or entropy:K (K a count of at least 1, or a fraction between 0 and 1)", _are_positions
+)
+Positions = Annotated[str, POSITIONS]

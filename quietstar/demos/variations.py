@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from quietstar.config.command_line import parse_train_config
+from quietstar.config.command_line import Command, narrowed, option_names, with_text
+from quietstar.config.commands import TRAIN
+from quietstar.config.objective import objective_of
+from quietstar.config.options import Words
 from quietstar.config.training import TrainConfig
 from quietstar.demos.finished import arm_options, of_seed
 from quietstar.errors import ConfigError
-from quietstar.objective.options import objective_of
 
 GRID = {
     "model.thought_length": "2,4,8,12",
@@ -27,6 +29,34 @@ GRID = {
 """Options that a sweep varies unless told otherwise, and their values."""
 
 DEFAULT = "default"
+
+
+@dataclass
+class SweepConfig(TrainConfig):
+    """Trains the embedded default over several seeds, and once more for each other value of an option, all else equal.
+
+    Writes results.md, results.json and sweep.png. The same command goes on where it was stopped. Besides its own, the
+    command has the options of a training run, which hold for every variation.
+
+    Args:
+        vary: Options to vary, as `NAME,NAME` for the values below or `NAME=VALUE,VALUE`, in one word or several; a name
+            is a dotted key or its last part. Without it, all of the options below.
+    """
+
+    vary: Words = ()
+
+
+OF_A_SWEEP = {"output_dir": "runs/sweep", "textbook.seeds": 3, "training.report": False}
+"""In place of the values of a training run."""
+SWEEP = Command(
+    "sweep",
+    SweepConfig,
+    {**TRAIN.presets, "textbook": {**TRAIN.presets["textbook"], **OF_A_SWEEP}},
+    TRAIN.descriptions,
+    TRAIN.default_preset,
+    TRAIN.check,
+    notes="varied without values:\n" + "\n".join(f"  {key:28}{values}" for key, values in GRID.items()),
+)
 
 
 @dataclass(frozen=True)
@@ -73,24 +103,19 @@ class Sweep:
         return list({arm.name: arm for arm in every}.values())
 
 
-def make_sweep(words: Sequence[str], vary: Sequence[str]) -> Sweep:
+def make_sweep(config: SweepConfig) -> Sweep:
     """The sweep that a command line asks for.
-
-    Args:
-        words: Arguments of a training run; they hold for every arm.
-        vary: Names of options separated by commas, or `name=value,value`; a name is a dotted key or its last part.
-            Nothing varies the options of `GRID`.
 
     Raises:
         ConfigError: An unknown option, a value that cannot be used, or an option that changes nothing.
     """
-    default = Arm(DEFAULT, parse_train_config(words))
-    if default.config.preset != "textbook":
+    default = Arm(DEFAULT, narrowed(TrainConfig, config))
+    if config.preset != "textbook":
         raise ConfigError(
-            f"preset: got {default.config.preset}, but a sweep varies the embedded default; "
+            f"preset: got {config.preset}, but a sweep varies the embedded default; "
             "leave out preset, model.path and data.path"
         )
-    return Sweep(default, [_ablation(key, values, words, default) for key, values in _read_vary(vary).items()])
+    return Sweep(default, [_ablation(key, values, default) for key, values in _read_vary(config.vary).items()])
 
 
 def option_value(config: TrainConfig, key: str) -> Any:
@@ -125,7 +150,7 @@ def _read_vary(vary: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _dotted_key(name: str) -> str:
-    known = _keys(asdict(TrainConfig()))
+    known = option_names(TrainConfig)
     found = [key for key in known if key == name] or [key for key in known if key.rpartition(".")[2] == name]
     if len(found) > 1:
         raise ConfigError(f"vary: {name} could be {' or '.join(found)}, needs one of them")
@@ -137,20 +162,12 @@ def _dotted_key(name: str) -> str:
     return found[0]
 
 
-def _keys(options: dict[str, Any], prefix: str = "") -> list[str]:
-    return [
-        key
-        for name, value in options.items()
-        for key in (_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])
-    ]
-
-
-def _ablation(key: str, texts: Sequence[str], words: Sequence[str], default: Arm) -> Ablation:
+def _ablation(key: str, texts: Sequence[str], default: Arm) -> Ablation:
     usual = option_value(default.config, key)
     arms = {usual: default}
     for text in texts:
         try:
-            config = parse_train_config([*words, f"--{key}={text}"])
+            config = with_text(TRAIN, default.config, key, text)
         except ConfigError as error:
             raise ConfigError(f"vary: {key}={text}: {error}") from None
         value = option_value(config, key)

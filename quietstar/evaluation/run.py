@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.config.checkpoint import CheckpointOptions
 from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.answers import AnswerFormat
 from quietstar.evaluation.generated_answers import chain_of_thought, exact_match
@@ -93,7 +94,8 @@ def report(
         found: Comparisons that `evaluate` has made.
         environment: Versions, hardware and the command.
     """
-    shown = {name: _shown(value) for name, value in asdict(settings).items()}
+    loading = CheckpointOptions.__dataclass_fields__
+    shown = {name: _shown(value) for name, value in asdict(settings).items() if name not in loading}
     tasks = {
         form.task.name: {"asked": len(problems), "held_out": total}
         for (form, problems), total in zip(inputs.problems, inputs.total, strict=True)

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quietstar.config.options import check
 from quietstar.errors import ConfigError, DataError
-from quietstar.inference.gate_choices import Array, GateReport, check_fit, choose_way, measure_choices, ways_to_think
+from quietstar.inference.gate_choices import Array, FitOptions, GateReport, choose_way, measure_choices, ways_to_think
 from quietstar.model.heads import ThinkingGate
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import Padding, read_padding
@@ -76,7 +77,7 @@ def fit_gate(
     strengths = [ridge] if isinstance(ridge, (int, float)) else list(ridge)
     if not strengths or not all(0 < strength < float("inf") for strength in strengths):
         raise ConfigError(f"ridge: got {strengths}, needs one or more numbers above 0")
-    check_fit(held_out, batch_size)
+    check(FitOptions(positions, held_out, seed, batch_size))
     read_padding(input_ids, attention_mask)  # refuses wrong shapes before any work is done
     folds, held = _split(input_ids, held_out, seed)
     done = 0

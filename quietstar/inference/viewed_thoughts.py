@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.config.objective import OBJECTIVE_PRESETS
 from quietstar.config.values import parse_positions
 from quietstar.data.sources import encode
 from quietstar.data.tokenizer import pieces, vocabulary
@@ -28,7 +29,6 @@ from quietstar.model.padding import read_padding
 from quietstar.model.passes import CachedPass
 from quietstar.model.thoughts import Prediction, Thoughts, base_entropy
 from quietstar.objective.learning import LearnOutput, learn
-from quietstar.objective.options import PRESETS
 from quietstar.reporting.viewer import VERSION, ViewOptions, write_page
 from quietstar.runs.machine import environment
 
@@ -38,7 +38,7 @@ LOGIT_ELEMENTS = 1 << 25
 SCORE_ELEMENTS = 1 << 27
 """Elements of the attention scores of all heads in memory at once."""
 
-_AGAINST_THE_MEAN = replace(PRESETS["default"], policy_weight=0.0, baseline="mean")
+_AGAINST_THE_MEAN = replace(OBJECTIVE_PRESETS["default"], policy_weight=0.0, baseline="mean")
 
 Progress = Callable[[int, int], None]
 

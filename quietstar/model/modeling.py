@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from quietstar.config.thinking import ThinkingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.adapters import assemble, has_adapters, is_adapter_checkpoint, save_finetuned
@@ -86,7 +87,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             model_base = load_causal_lm(base, dtype)
             if tokenizer is None and (isinstance(start_text, str) or isinstance(end_text, str)):
                 tokenizer = load_tokenizer(base)
-        known = set(QuietStarConfig.__annotations__) - {"text_config"}
+        known = {*ThinkingOptions.__annotations__, *QuietStarConfig.__annotations__} - {"text_config"}
         for name in options:
             if name not in known:
                 raise ConfigError(f"{name}: not an option of QuietStarConfig, which has {', '.join(sorted(known))}")

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quietstar.config.objective import Objective, resolve_objective
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import Padding, read_padding
 from quietstar.model.passes import TalkStates
 from quietstar.model.thoughts import Thoughts
-from quietstar.objective.options import Objective, resolve_objective
 from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
 
 IGNORE = -100

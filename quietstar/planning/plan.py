@@ -214,7 +214,7 @@ def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig
     for key, value in changes.items():
         group, _, name = key.partition(".")
         config = replace(config, **{group: replace(getattr(config, group), **{name: value})})
-    return validate(config, require_inputs=False)
+    return validate(config, ())
 
 
 def _single_changes(config: TrainConfig) -> Iterator[Changes]:

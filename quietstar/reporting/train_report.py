@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.presets import PRESETS
+from quietstar.config.presets import TRAIN_PRESETS
 from quietstar.config.training import TrainConfig
 from quietstar.reporting.charts import DASH, number
 from quietstar.reporting.curves import Curves, lookahead_panels, optimisation_panels, prediction_panels, thought_panels
@@ -60,7 +60,7 @@ def train_report(run: RunDirectory, thoughts: bool = False) -> str:
     notable = [event for event in run.events if event.get("event") not in QUIET_EVENTS]
     marks = [(float(event["step"]), f"step {event['step']}: {event.get('event')}") for event in notable]
     curves = Curves(run.lines, marks)
-    usual = asdict(TrainConfig()) | dict(PRESETS.get(str(run.config.get("preset")), {}))
+    usual = asdict(TrainConfig()) | dict(TRAIN_PRESETS.get(str(run.config.get("preset")), {}))
     return page(
         f"{run.name} · training report",
         [

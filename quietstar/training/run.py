@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.command_line import to_yaml
+from quietstar.config.thinking import ThinkingOptions
 from quietstar.config.training import ModelOptions, TrainConfig, run_options
 from quietstar.data.batches import IndexedBatches
 from quietstar.data.loading import load_batches
@@ -40,11 +41,8 @@ KEPT_OF_A_THINKING_MODEL = ("initial_mixing_weight", "mixing_activation", "embed
 
 def thinking_options(options: ModelOptions) -> dict[str, Any]:
     """The part of the options that `QuietStarForCausalLM.from_base` takes as they are."""
-    names = (
-        "thought_length lookahead thoughts_per_position interpolation mixing_activation initial_mixing_weight "
-        "start_text end_text embedding_scale thinking temperature backend"
-    )
-    return {name: getattr(options, name) for name in names.split()}
+    names = [field.name for field in fields(ThinkingOptions)]
+    return {name: getattr(options, name) for name in (*names, "start_text", "end_text")}
 
 
 def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "train") -> TrainingResult:

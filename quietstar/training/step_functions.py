@@ -10,13 +10,13 @@ from operator import add
 import torch
 from torch import Tensor
 
+from quietstar.config.objective import Objective, objective_of
 from quietstar.config.training import TrainConfig
 from quietstar.data.batches import Batch
 from quietstar.model.attention import ThoughtPass
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import read_padding
 from quietstar.objective.learning import Counts, LearnOutput, count, learn
-from quietstar.objective.options import Objective, objective_of
 from quietstar.training.step import Means, StepResult, gain_by_difficulty, step_means, text_targets
 from quietstar_kernels import linear_cross_entropy
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.config.objective import OBJECTIVE_PRESETS
 from quietstar.data.tokenizer import tokenizer_text
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.objective.learning import learn
-from quietstar.objective.options import PRESETS
 from quietstar.runs.files import SAMPLES, write_whole
 
 BEFORE, AFTER = 48, 12
 """Tokens of text that are shown before and after a thought."""
-_NO_POLICY = replace(PRESETS["default"], policy_weight=0.0)
+_NO_POLICY = replace(OBJECTIVE_PRESETS["default"], policy_weight=0.0)
 """One thought a position has no others to be compared with."""
 
 

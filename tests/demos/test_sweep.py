@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from quietstar.config.command_line import parse_train_config
+from quietstar.config.command_line import parse_config
+from quietstar.config.commands import parse_train_config
 from quietstar.demos import textbook as experiment
 from quietstar.demos.sweep_report import write_sweep_report
-from quietstar.demos.variations import GRID, make_sweep
+from quietstar.demos.variations import GRID, SWEEP, Sweep, make_sweep
 from quietstar.errors import ConfigError
 from quietstar.statistics.seeds import student_t_quantile
 from quietstar.sweep import main
@@ -31,9 +32,13 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "HELD_OUT_TEXTS", 4)
 
 
+def sweep_of(vary: list[str], *words: str) -> Sweep:
+    return make_sweep(parse_config(SWEEP, [*words, *(["--vary", *vary] if vary else [])]))
+
+
 def arms(vary: list[str], *words: str) -> dict[str, dict[str, str]]:
     """The name of each arm, by option and value."""
-    sweep = make_sweep(words, vary)
+    sweep = sweep_of(vary, *words)
     return {ablation.key: {text: arm.name for text, arm in ablation.arms.items()} for ablation in sweep.ablations}
 
 
@@ -47,7 +52,7 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 class TestVariations:
     def test_the_grid_varies_each_option_around_the_default(self) -> None:
-        sweep = make_sweep([], [])
+        sweep = sweep_of([])
         assert [ablation.key for ablation in sweep.ablations] == list(GRID)
         assert len(sweep.arms()) == 1 + sum(len(ablation.arms) - 1 for ablation in sweep.ablations) == 13
         for ablation in sweep.ablations:
@@ -76,7 +81,7 @@ class TestVariations:
         assert arms(["start_text=a/b"])["model.start_text"]["a/b"] == "model.start_text=a%2Fb"
 
     def test_other_arguments_hold_for_every_arm(self) -> None:
-        sweep = make_sweep(["--training.steps", "7"], ["positions"])
+        sweep = sweep_of(["positions"], "--training.steps", "7")
         assert {arm.config.training.steps for arm in sweep.arms()} == {7}
         assert [arm.config.model.positions for arm in sweep.arms()] == ["all", "every:2", "entropy:0.5"]
 
@@ -84,7 +89,7 @@ class TestVariations:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--vary"], "vary: got no value, needs names of options, or NAME=VALUE,VALUE"),
+        (["--vary"], "vary: got no value, needs one: --vary VALUE"),
         (["--vary", "lookahed"], "vary: unknown option 'lookahed'; did you mean model.lookahead?"),
         (["--vary", "modle.lookahead=2"], "vary: unknown option 'modle.lookahead'; did you mean model.lookahead?"),
         (["--vary", "qqq"], "vary: unknown option 'qqq'; --help lists every option"),
@@ -121,7 +126,12 @@ def test_help_and_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert "--vary NAME,NAME" in shown and "model.positions" in shown and "--training.learning_rate" in shown
+    assert (
+        "`NAME,NAME`" in shown
+        and GRID["model.positions"] in shown
+        and "model.positions" in shown
+        and "--training.learning_rate" in shown
+    )
 
     def printed(*words: str) -> tuple[str, int]:
         with pytest.raises(SystemExit, match="0"):
@@ -140,7 +150,7 @@ def test_help_and_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_intervals_and_differences_of_two_seeds(tmp_path: Path) -> None:
     """NLLs 0.1 and 0.3 of the default, 0.2 and 0.5 of the arm: the differences 0.1 and 0.2 come from within a seed."""
-    sweep = make_sweep([], ["lookahead=2"])
+    sweep = sweep_of(["lookahead=2"])
     results = {
         seed: {
             name: {"nll_talk": nll, "accuracy_talk": 0.5, "correct_workings": 1.0, "seconds": 2.0}
@@ -249,4 +259,4 @@ def test_arguments_that_make_a_value_impossible_are_told_before_anything_runs(tm
     words = ["--output_dir", str(tmp_path), "--model.thoughts_per_position", "1", "--objective.baseline", "none"]
     wanted = "^vary: objective.baseline=leave_one_out: model.thoughts_per_position: got 1, needs at least 2"
     with pytest.raises(ConfigError, match=wanted):
-        make_sweep(words, [])
+        sweep_of([], *words)

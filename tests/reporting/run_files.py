@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.command_line import parse_train_config, to_yaml
+from quietstar.config.command_line import to_yaml
+from quietstar.config.commands import parse_train_config
 
 HOSTILE = (
     "</script><script>hacked=1</script><img src=x onerror=hacked=1>&\x00\x07\x1b\u202eevil\u202c\u200b\ud800\ufeff"

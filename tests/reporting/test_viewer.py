@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
+from quietstar.config.objective import resolve_objective
 from quietstar.data.sources import encode, read_text
 from quietstar.data.tokenizer import pieces, vocabulary
 from quietstar.errors import ConfigError, DataError
@@ -22,7 +23,6 @@ from quietstar.inference import viewed_thoughts as measure
 from quietstar.inference.viewed_thoughts import overlap, thoughts_of, window_size, windows, write_view
 from quietstar.model.thoughts import Thoughts
 from quietstar.objective.learning import learn
-from quietstar.objective.options import resolve_objective
 from quietstar.reporting.viewer import ViewOptions
 from tests.reporting.view_models import HOSTILE, WORDS, of_characters, of_words
 
