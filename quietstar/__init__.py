@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         load_authors_checkpoint,
     )
     from quietstar.model.adapter_files import load_finetuned
-    from quietstar.objective import PRESETS, LearnOutput, Objective
+    from quietstar.objective import PRESETS, LearnOutput, Objective, learn
     from quietstar.outer_loop.verifiers.verifier import Verifier
 
 __version__ = "0.1.0"
@@ -49,6 +49,7 @@ __all__ = [
     "UnsupportedBackboneError",
     "Verifier",
     "fit_gate",
+    "learn",
     "load_authors_checkpoint",
     "load_finetuned",
     "load_thinking",
@@ -67,7 +68,7 @@ __getattr__, __dir__ = lazy_names(
             "load_authors_checkpoint",
         ),
         "quietstar.model.adapter_files": ("load_finetuned",),
-        "quietstar.objective": ("PRESETS", "LearnOutput", "Objective"),
+        "quietstar.objective": ("PRESETS", "LearnOutput", "Objective", "learn"),
         "quietstar.outer_loop.verifiers.verifier": ("Verifier",),
     },
 )
