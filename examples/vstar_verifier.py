@@ -14,9 +14,8 @@ from quietstar.tasks import Demonstration, Problem, Task
 
 OPTIONS = """
 --preset routes --characters.layers 2 --characters.hidden_size 64 --characters.steps 250 --characters.learning_rate 4e-3
---sampling.samples 8 --sampling.max_new_tokens 20 --loop.iterations 1 --loop.supervised_start false --loop.start_steps 20
---loop.demonstrations false --verifier.steps 80 --verifier.batch_size 16 --verifier.baselines false
---evaluation.candidates 0 --evaluation.greedy false
+--sampling.samples 8 --loop.iterations 1 --loop.supervised_start false --loop.start_steps 20 --loop.demonstrations false
+--verifier.steps 80 --verifier.batch_size 16 --verifier.baselines false --evaluation.candidates 0
 """
 NUMBERS = random.Random(0).sample([f"{number:03}" for number in range(1000)], 1000)
 
