@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from quietstar.__main__ import main as quietstar_command
+from quietstar.textbook import experiment
 from tests.docs.pages import ROOT, blocks, commands
 from tests.docs.readers_files import (
     LETTERS,
@@ -53,7 +54,7 @@ def test_the_readme_begins_with_its_two_commands() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [one for one in RUN_HERE if not one.endswith(("--help", "--print_config"))])
-def test_every_command_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_runs(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(MODEL)
     write_texts()
     if TRAINED in command:
@@ -72,8 +73,12 @@ def test_every_command_runs(command: str, capsys: pytest.CaptureFixture[str]) ->
         arguments += [*FEW_STEPS.split(), "--model.start_text", "[", "--model.end_text", "]", "--output_dir", "run"]
         if "mistral-7b" in arguments:  # neither the model nor OpenWebMath is here: the preset runs on ours
             arguments += ["--model.path", MODEL, "--data.path", "my-text.jsonl", "--data.field", "body"]
+    if module == "quietstar.plan" and MODEL in arguments:
+        arguments += ["--data.length", "16", "--training.batch_size", "2"]
     if module == "quietstar.sweep":
+        monkeypatch.setattr(experiment, "HELD_OUT_TEXTS", 4)
         arguments += ["--textbook.seeds", "1", "--textbook.pretraining_steps", "2", "--training.steps", "2"]
+        arguments += ["--training.batch_size", "2", "--training.eval_every", "0", "--training.threads", "1"]
     assert import_module(module).main(arguments) == 0
     assert capsys.readouterr().out
     if module == "quietstar.train":
