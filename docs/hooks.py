@@ -19,7 +19,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds each linked file at its own path."""
     pages = [page.content_string for page in files.documentation_pages()]
     for path in sorted({path for page in pages for path in LINK.findall(page)}):
-        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+        if (ROOT / path).is_file():  # of the others mkdocs itself says which page links to them
+            files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
 
