@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from quietstar.model.configuration import QuietStarConfig
     from quietstar.model.modeling import QuietStarForCausalLM, load_finetuned
     from quietstar.model.thoughts import Prediction, Thoughts
-    from quietstar.objective.learning import LearnOutput
+    from quietstar.objective.learning import LearnOutput, learn
     from quietstar.verifiers.verifier import Verifier
 
 __version__ = "0.1.0"
