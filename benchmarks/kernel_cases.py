@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quietstar_kernels.attention import op as thought_attention
 from quietstar_kernels.configurations import Configuration
+from quietstar_kernels.cross_entropy import launches as mixed_cross_entropy
 from quietstar_kernels.launch import Launch
 from quietstar_kernels.logits import LogitOptions, empty_logits
-from quietstar_kernels.mixed_cross_entropy import launches as mixed_cross_entropy
-from quietstar_kernels.thought_attention import op as thought_attention
 from quietstar_kernels.token_sampling import op as token_sampling
 
 B, L, P, S, H, HKV = 8, 256, 256, 16, 32, 8
@@ -159,6 +159,7 @@ def _mix(case: Case, configuration: Configuration) -> Launch:
         states=case.empty(N, E),
         scaled=case.empty(N, E),
         ignore_index=IGNORE_INDEX,
+        residual=None,
         configuration=configuration,
     )
 

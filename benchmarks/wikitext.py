@@ -17,8 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from quietstar.objective.learning import learn
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
@@ -27,6 +25,7 @@ from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from benchmarks.environment import describe, markdown_table, write_markdown
 from quietstar import QuietStarForCausalLM
+from quietstar.objective.learning import learn
 from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main as train
 from quietstar.training.metrics import read_metrics

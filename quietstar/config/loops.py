@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from quietstar.config.training import FinetuningOptions, TrainConfig, TrainingOptions, validate
 from quietstar.errors import ConfigError
+from quietstar_kernels.backends import Backend
 
 
 @dataclass
@@ -27,7 +28,7 @@ class GeneratorOptions:
 
     path: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    backend: Literal["auto", "triton", "torch", "reference"] = "auto"
+    backend: Backend = "auto"
 
 
 @dataclass

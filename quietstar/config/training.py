@@ -15,8 +15,10 @@ from typing import Any, Literal
 from quietstar.config.presets import PRESETS
 from quietstar.config.values import check_device, parse_positions
 from quietstar.errors import ConfigError
+from quietstar_kernels.backends import Backend
 
-LOGGERS = ("tensorboard", "wandb")
+LOGGERS = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases"}
+"""Experiment trackers: the class of each in `quietstar/training/loggers.py`, which needs torch."""
 STREAMED_HOMES = {"openwebmath": "open-web-math/open-web-math", "c4": "allenai/c4"}
 """Hub datasets that a data source stands for."""
 
@@ -59,7 +61,7 @@ class ModelOptions:
     embedding_scale: float = 1.0
     thinking: Literal["sample", "pause"] = "sample"
     temperature: float = 1.0
-    backend: Literal["auto", "triton", "torch", "reference"] = "auto"
+    backend: Backend = "auto"
 
 
 @dataclass
@@ -301,6 +303,18 @@ class TrainConfig:
     textbook: TextbookOptions = field(default_factory=TextbookOptions)
 
 
+def logger_names(log_to: str) -> list[str]:
+    """The trackers that `training.log_to` asks for, in its order.
+
+    Raises:
+        ConfigError: One is not in `LOGGERS`.
+    """
+    names = list(dict.fromkeys(name.strip() for name in log_to.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in LOGGERS]:
+        raise ConfigError(f"training.log_to: got {unknown[0]!r}, needs {' or '.join(LOGGERS)}, or both with a comma")
+    return names
+
+
 def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
     """Checks every value that can be checked without reading a model or a text.
 
@@ -385,9 +399,7 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
             f"which does not divide training.batch_size ({training.batch_size})"
         )
     check_device(training.device)
-    loggers = [name.strip() for name in training.log_to.split(",") if name.strip()]
-    if unknown := sorted(set(loggers) - set(LOGGERS)):
-        raise ConfigError(f"training.log_to: got {unknown[0]!r}, needs {' or '.join(LOGGERS)}, or both with a comma")
+    logger_names(training.log_to)
     if data.path is None and data.source == "stream":
         raise ConfigError("data.path: missing; data.source stream needs a directory of shards or a hub dataset")
     _validate_thinking(config)

@@ -8,11 +8,11 @@ from typing import Any, Literal, Self
 from transformers import PreTrainedConfig
 
 from quietstar.errors import ConfigError
+from quietstar_kernels.backends import BACKENDS
 
 Interpolation = Literal["logits", "log_probs"]
 MixingActivation = Literal["identity", "sigmoid"]
 Thinking = Literal["sample", "pause"]
-Backend = Literal["auto", "triton", "torch", "reference"]
 
 
 class QuietStarConfig(PreTrainedConfig):
@@ -96,7 +96,7 @@ class QuietStarConfig(PreTrainedConfig):
             ("interpolation", ("logits", "log_probs")),
             ("mixing_activation", ("identity", "sigmoid")),
             ("thinking", ("sample", "pause")),
-            ("backend", ("auto", "triton", "torch", "reference")),
+            ("backend", BACKENDS),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, needs one of {', '.join(allowed)}")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from quietstar.planning.meta_tensors import Kernel, Ledger, Work
+from quietstar_kernels.attention import op as attention_op
 from quietstar_kernels.configurations import table
+from quietstar_kernels.cross_entropy.op import compute_head_loss, compute_head_loss_backward
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import empty_logits, rows_in_chunk
-from quietstar_kernels.mixed_cross_entropy.op import compute_head_loss, compute_head_loss_backward
-from quietstar_kernels.thought_attention import op as attention_op
 from quietstar_kernels.token_sampling.op import compute_tokens
 
 LOGITS = "logits chunk"
@@ -160,7 +160,7 @@ class _TritonKernels:
         grad_head: Tensor,
         losses: bool,
     ) -> None:
-        """`quietstar_kernels.mixed_cross_entropy.chunks.Head.run`."""
+        """`quietstar_kernels.cross_entropy.chunks.Head.run`."""
         (N, E), V = hidden_base.shape, lm_head.shape[0]
         same = all(x is None or x.dtype == lm_head.dtype for x in (hidden_base, hidden_thought))
         operand = lm_head.dtype if same else dtype

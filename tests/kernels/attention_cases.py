@@ -213,6 +213,6 @@ def use_blocks(*, splits: int = 2, **sizes: int) -> Iterator[None]:
             chosen = {block: sizes.get(block, 16) for block in blocks} | {"num_warps": 4, "num_stages": 1}
             stack.enter_context(use_configuration(kernel, chosen))
         # by its name: the package's attribute `thought_attention` is the function
-        operators = sys.modules["quietstar_kernels.thought_attention.op"]
+        operators = sys.modules["quietstar_kernels.attention.op"]
         stack.enter_context(mock.patch.object(operators, "MOST_SPLITS", splits))
         yield

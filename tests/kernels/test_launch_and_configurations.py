@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from quietstar_kernels import configurations
+from quietstar_kernels.attention.op import LARGEST_D, case_of, tile_spans
 from quietstar_kernels.configurations import architecture, configuration, table, use_configuration
 from quietstar_kernels.dispatch import interpreting
 from quietstar_kernels.launch import Launch
-from quietstar_kernels.thought_attention.op import LARGEST_D, case_of, tile_spans
 from tests.kernels.attention_cases import KERNELS
 
 ARCHITECTURES = ["sm_80", "sm_86", "sm_90", "sm_100", "gfx942", "interpreter"]

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
 from quietstar_kernels import logits as shared
 from quietstar_kernels.configurations import use_configuration
+from quietstar_kernels.cross_entropy import launches, op, torch_backend
 from quietstar_kernels.dispatch import interpreting
 from quietstar_kernels.logits import LOGITS_IN_CHUNK, LogitOptions, empty_logits, rows_in_chunk
-from quietstar_kernels.mixed_cross_entropy import launches, op, torch_backend
 from tests.kernels.guard_band import SENTINEL, assert_intact, guarded
 from tests.kernels.largest_tensor import LargestTensor
 
@@ -718,7 +718,7 @@ def test_mix_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, mixe
     scale = torch.randn(5, dtype=result)
     (states, states_buffer), (scaled, scaled_buffer) = guarded((5, 11), dtype), guarded((5, 11), dtype)
     residual, residual_buffer = guarded((5, 11), dtype)
-    launches.mix_launch(*inputs, target, scale, states, scaled, -100, WIDTH_BLOCKS, residual).run()
+    launches.mix_launch(*inputs, target, scale, states, scaled, -100, residual, WIDTH_BLOCKS).run()
     wanted = [torch.empty(5, 11, dtype=dtype), torch.empty(5, 11, dtype=dtype)]
     lost = torch.empty(5, 11, dtype=dtype)
     torch_backend.mix_rows(*inputs, target, scale, *wanted, -100, lost)

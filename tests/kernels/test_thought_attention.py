@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quietstar_kernels import thought_attention
+from quietstar_kernels.attention.torch_backend import WORKSPACE_SCORES
 from quietstar_kernels.dispatch import interpreting
 from quietstar_kernels.launch import Launch
-from quietstar_kernels.thought_attention.torch_backend import WORKSPACE_SCORES
 from tests.kernels.attention_cases import (
     NAMES,
     Case,

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from quietstar_kernels import thought_attention
-from quietstar_kernels.dispatch import interpreting
-from quietstar_kernels.thought_attention.op import (
+from quietstar_kernels.attention.op import (
     backward_streams_launch,
     backward_text_launch,
     forward_launch,
@@ -27,6 +26,7 @@ from quietstar_kernels.thought_attention.op import (
     thought_attention_backward_op,
     thought_attention_op,
 )
+from quietstar_kernels.dispatch import interpreting
 from tests.kernels.attention_cases import (
     LAYOUTS,
     RESULTS,

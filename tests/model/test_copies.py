@@ -9,8 +9,8 @@ from torch import Tensor
 from quietstar.model.padding import read_padding
 from quietstar.model.passes import CachedPass
 from quietstar.objective.learning import learn
+from quietstar_kernels.attention.torch_backend import _pack_text
 from quietstar_kernels.positions import Positions
-from quietstar_kernels.thought_attention.torch_backend import _pack_text
 from tests.model.tiny import make_ids, make_model
 
 

@@ -70,7 +70,7 @@ def forward_launch(
         anchor: int32 [P] or [B, P]; text_start: int32 [B], contiguous [B, P], or None; both on q's device.
         out: [B, P, S, H, D] in q's dtype; lse: [B, P, S, H]; both contiguous.
     """
-    from quietstar_kernels.thought_attention import triton_kernels
+    from quietstar_kernels.attention import triton_kernels
 
     B, P, S, H, _ = q.shape
     Hkv = k_text.shape[2]
@@ -126,7 +126,7 @@ def backward_streams_launch(
     Args:
         delta: [B, P, S, H] like lse, written for `backward_text_launch`.
     """
-    from quietstar_kernels.thought_attention import triton_kernels
+    from quietstar_kernels.attention import triton_kernels
 
     B, P, S, H, _ = q.shape
     Hkv = k_text.shape[2]
@@ -182,7 +182,7 @@ def backward_text_launch(
     configuration: Configuration,
 ) -> Launch:
     """The parts of the text's gradients, [splits, B, Hkv, L, D] in lse's dtype, to be summed by the caller."""
-    from quietstar_kernels.thought_attention import triton_kernels
+    from quietstar_kernels.attention import triton_kernels
 
     B, L, Hkv, _ = k_text.shape
     arguments, constants = _shared(q, k_text, v_text, None, None, anchor, text_start, window, scale, softcap)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from quietstar_kernels.cross_entropy.chunks import check_target, make_head, rows_that_count
 from quietstar_kernels.dispatch import compute_dtype, resolve_backend
 from quietstar_kernels.logits import LogitOptions, operand_dtype
-from quietstar_kernels.mixed_cross_entropy.chunks import check_target, make_head, rows_that_count
 
 
 def compute_head_loss(

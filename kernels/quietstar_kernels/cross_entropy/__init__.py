@@ -11,6 +11,9 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from quietstar_kernels.cross_entropy.chunks import check_target
+from quietstar_kernels.cross_entropy.op import head_loss
+from quietstar_kernels.cross_entropy.reference import mixed_cross_entropy_reference
 from quietstar_kernels.dispatch import (
     require_device,
     require_floating,
@@ -18,9 +21,6 @@ from quietstar_kernels.dispatch import (
     require_shape,
 )
 from quietstar_kernels.logits import LogitOptions, is_reference, make_options
-from quietstar_kernels.mixed_cross_entropy.chunks import check_target
-from quietstar_kernels.mixed_cross_entropy.op import head_loss
-from quietstar_kernels.mixed_cross_entropy.reference import mixed_cross_entropy_reference
 
 __all__ = ["linear_cross_entropy", "mixed_cross_entropy"]
 
