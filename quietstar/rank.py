@@ -20,6 +20,7 @@ from quietstar.tasks.task import Problem, Task
 from quietstar.verifiers.candidates import (
     Candidates,
     Process,
+    Score,
     count_votes,
     process_score,
     rank,
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         default="score",
         help="score of the whole, votes, or process: the scores of its steps",
     )
-    p.add_argument("--score", choices=("sum", "mean", "ratio", "last"), help="what the verifier scores by")
+    p.add_argument("--score", choices=get_args(Score), help="what the verifier scores by")
     p.add_argument("--how", choices=get_args(Process), help="what --by process makes of the steps; default: product")
     p.add_argument(
         "--task",
