@@ -76,7 +76,7 @@ def _usage() -> str:
     return f"""usage: {PROGRAM} [--vary NAME,NAME | NAME=VALUE,VALUE ...] [arguments of a training run]
 
 Trains the embedded default over several seeds, and once more for each other value of an option, all else being equal.
-Writes results.md, results.json and sweep.png. The same command goes on where it was stopped.
+Writes results.md, results.json and sweep.svg. The same command goes on where it was stopped.
 
 --vary takes names of options, dotted or their last part, for these values:
 {grid}

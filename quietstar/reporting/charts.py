@@ -205,14 +205,16 @@ def spread_chart(
     for place, one in enumerate(spreads):
         x = frame.across(place + 0.5)
         if one.ends is not None:
-            high, low = (frame.down(min(max(end, y_scale.low), y_scale.high)) for end in (one.ends[1], one.ends[0]))
-            interval = f"M{x - 4:.1f} {high:.1f}h8m-4 0V{low:.1f}m-4 0h8"
-            parts.append(f'<path class="spread s{one.colour}" d="{interval}"/>')
+            inside = [min(max(end, y_scale.low), y_scale.high) for end in one.ends]
+            line = f"M{x:.1f} {frame.down(inside[0]):.1f}V{frame.down(inside[1]):.1f}"
+            bars = [f"M{x - 4:.1f} {frame.down(end):.1f}h8" for end in one.ends if end in inside]
+            parts.append(f'<path class="spread s{one.colour}" d="{line}{"".join(bars)}"/>')
         marker = f"M{x:.1f} {frame.down(one.mean):.1f}{MARKERS[one.colour - 1]}"
         values = ", ".join(map(number, one.values))
         title = plain(f"{one.name}: {number(one.mean)} ({values})")
         parts.append(f'<path class="dots f{one.colour}" d="{marker}"><title>{title}</title></path>')
-        beside = [f"M{x + 12 + 5 * index:.1f} {frame.down(value):.1f}" for index, value in enumerate(one.values)]
+        step = min(5.0, (frame.inner[0] / len(spreads) / 2 - 11) / len(one.values))
+        beside = [f"M{x + 10 + step * index:.1f} {frame.down(value):.1f}" for index, value in enumerate(one.values)]
         parts.append(f'<path class="seed" d="{"".join(point + SEED for point in beside)}"/>')
     return _svg(label, parts)
 
@@ -231,6 +233,11 @@ def keys_of(series: Sequence[Series]) -> list[Key]:
 def colour_key(name: str, colour: int) -> Key:
     """Key of a bar or a band."""
     return name, f'<rect class="f{colour}" x="6" y="0.5" width="14" height="9"/>'
+
+
+def seed_key(name: str) -> Key:
+    """Key of the single values beside a mean."""
+    return name, f'<path class="seed" d="M13 5{SEED}"/>'
 
 
 def marker_key(name: str, colour: int) -> Key:
@@ -466,6 +473,20 @@ class Series:
     dashed: bool = False
     spread: Floats | None = None
     band: tuple[Floats, Floats] | None = None
+
+
+def mean_curve(name: str, x: Sequence[float], runs: Sequence[Sequence[float]], **options: Any) -> Series:
+    """The mean of several runs, with a band from the lowest to the highest.
+
+    Args:
+        name: For the legend.
+        x: [n], ascending.
+        runs: [n] numbers of each run, at least one run.
+        options: Those of `Series`.
+    """
+    y = np.array(runs, float)
+    band = (y.min(axis=0), y.max(axis=0)) if len(runs) > 1 else None
+    return Series(name, np.array(x, float), y.mean(axis=0), band=band, **options)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,9 @@ def _groups(runs: Mapping[str, LoopRun]) -> list[str]:
     for name, run in runs.items():
         x, rows = _stretched([row["iteration"] for row in run.rows], list(run.rows), end)
         axes: dict[str, Any] = {"x_label": "iteration", "x_range": (0.0, end), "y_scale": PER_CENT}
-        drawn.append(progress_card(name, first_of(len(group_names(rows)), "groups"), group_curves(x, rows), **axes))
+        drawn.append(
+            progress_card(name, first_of(len(group_names(rows)), "groups", "its page"), group_curves(x, rows), **axes)
+        )
     return drawn
 
 

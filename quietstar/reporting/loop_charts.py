@@ -36,9 +36,9 @@ PER_CENT = Scale(0, 100, (0, 20, 40, 60, 80, 100))
 GREY = 7
 
 
-def first_of(count: int, things: str) -> str:
+def first_of(count: int, things: str, where: str = "the table") -> str:
     """What a chart's note says where it does not draw all; empty where it does."""
-    return f" The first {MOST_LINES} of {count} {things}; the table has all." if count > MOST_LINES else ""
+    return f" The first {MOST_LINES} of {count} {things}; {where} has all." if count > MOST_LINES else ""
 
 
 def measure(row: Row, *path: str) -> float:
