@@ -28,8 +28,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quietstar.objective.learning import learn
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a checkout is enough: the package need not be installed
 
@@ -50,8 +48,9 @@ from benchmarks.gpu_timing import (
     resolve_device,
     start,
 )
+from quietstar.objective.learning import learn
+from quietstar_kernels.backends import IMPLEMENTED
 
-BACKENDS = ("triton", "torch", "reference")
 MODELS = {
     "mistral-7b": {
         **{"layers": 32, "hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8, "vocabulary": 32000},
@@ -379,7 +378,7 @@ def parser() -> argparse.ArgumentParser:
         what.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"in place of the model's {name}")
     what.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, CPU float32")
     what.add_argument("--no-check", action="store_true", help="skip the check that all backends take the same step")
-    add_options(p, BACKENDS)
+    add_options(p, IMPLEMENTED)
     return p
 
 
@@ -394,7 +393,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes |= {name: getattr(options, name) for name in sizes if getattr(options, name) is not None}
     shape = Shape(**sizes)
     backends = options.sides or (["triton", "torch"] if on_gpu else ["torch", "reference"])
-    session = start(options, BACKENDS[:2], dtype, seconds_on_gpu=10.0, least=2)
+    session = start(options, IMPLEMENTED[:2], dtype, seconds_on_gpu=10.0, least=2)
     device = session.meter.device
     checked = [] if options.no_check else check_backends(shape, dtype, device, backends)
     session.release()

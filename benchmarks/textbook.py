@@ -4,7 +4,7 @@
 
 Every row is `python -m quietstar.train` with the options shown, over the same seeds; rows whose textbook is the same
 start from the same character models. The first row runs the controls too and is the table and figure of the README.
-Writes textbook.md and textbook.png to `--results`, and textbook_options.md where there are other rows; what is finished
+Writes textbook.md and textbook.svg to `--results`, and textbook_options.md where there are other rows; what is finished
 is kept in `--output`, and the same command goes on.
 """
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is
 from benchmarks.environment import describe, markdown_table, write_markdown
 from quietstar.config.commands import parse_train_config
 from quietstar.config.values import parse_positions
-from quietstar.demos.report import COLUMNS, markdown, spread
+from quietstar.demos.report import COLUMNS, CURVES, markdown, spread
 from quietstar.demos.textbook import run_textbook
 
 ROWS: dict[str, dict[str, str]] = {
@@ -117,9 +117,9 @@ def main() -> None:
         if name == "default":
             config = parse_train_config(["--textbook.seeds", str(options.seeds)])
             body = markdown(config, {int(seed): arms for seed, arms in measured[name].items()})
-            body += "\n![curves](textbook.png)"
+            body += "\n![curves](textbook.svg)"
             write_markdown(options.results / "textbook.md", "The embedded default, with its controls", facts, body)
-            shutil.copy(shared / "curves.png", options.results / "textbook.png")
+            shutil.copy(shared / CURVES, options.results / "textbook.svg")
         if len(options.rows) > 1:
             body = options_markdown(measured)
             write_markdown(options.results / "textbook_options.md", "Options of the embedded default", facts, body)

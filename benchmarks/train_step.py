@@ -38,8 +38,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from quietstar.objective.learning import learn
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
 
@@ -186,6 +184,8 @@ class Step:
         return self.result.loss
 
     def _engine_loss(self, input_ids: Any, thought_tokens: Any, objective: str) -> Any:
+        from quietstar.objective.learning import learn
+
         reuse = self.side == "engine"
         thoughts = None
         if thought_tokens is not None:

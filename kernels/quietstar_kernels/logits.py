@@ -155,7 +155,7 @@ def dense(matrix: Tensor) -> Tensor:
 
 
 def is_reference(backend: str) -> bool:
-    """Whether `backend`, of `dispatch.BACKENDS`, names the reference.
+    """Whether `backend`, of `backends.BACKENDS`, names the reference.
 
     This much torch.compile follows. The operators settle the rest when they run, and refuse a name that is none.
     """

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from quietstar.config.options import Count, Natural, NonNegative, Positive, Share, ShareAbove0, Text, at_least, check
-from quietstar.config.thinking import Backend
 from quietstar.config.training import (
     BaseModelOptions,
     FinetuningOptions,
@@ -16,6 +15,7 @@ from quietstar.config.training import (
     check_training,
 )
 from quietstar.errors import ConfigError
+from quietstar_kernels.backends import Backend
 
 
 @dataclass

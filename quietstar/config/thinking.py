@@ -7,8 +7,7 @@ from typing import Literal
 
 from quietstar.config.options import Count, Finite, Positive, check
 from quietstar.errors import ConfigError
-
-Backend = Literal["auto", "triton", "torch", "reference"]
+from quietstar_kernels.backends import Backend
 
 
 @dataclass

@@ -31,7 +31,8 @@ from quietstar.config.values import Positions
 from quietstar.errors import ConfigError
 
 INPUTS = ("model.path", "data.path")
-LOGGERS = ("tensorboard", "wandb")
+LOGGERS = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases"}
+"""Experiment trackers: the class of each in `quietstar/training/loggers.py`, which needs torch."""
 STREAMED_HOMES = {"openwebmath": "open-web-math/open-web-math", "c4": "allenai/c4"}
 """Hub datasets that a data source stands for."""
 
@@ -272,6 +273,18 @@ class TrainConfig:
     textbook: TextbookOptions = field(default_factory=TextbookOptions)
 
 
+def logger_names(log_to: str) -> list[str]:
+    """The trackers that `training.log_to` asks for, in its order.
+
+    Raises:
+        ConfigError: One is not in `LOGGERS`.
+    """
+    names = list(dict.fromkeys(name.strip() for name in log_to.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in LOGGERS]:
+        raise ConfigError(f"training.log_to: got {unknown[0]!r}, needs {' or '.join(LOGGERS)}, or both with a comma")
+    return names
+
+
 def validate(config: TrainConfig, required: Collection[str] = INPUTS) -> TrainConfig:
     """Checks every value that can be checked without reading a model or a text.
 
@@ -300,9 +313,7 @@ def check_training(options: TrainingOptions) -> None:
         ConfigError: naming the dotted key, the value, and what is needed.
     """
     check_micro_batch("training", options)
-    loggers = [name.strip() for name in options.log_to.split(",") if name.strip()]
-    if unknown := sorted(set(loggers) - set(LOGGERS)):
-        raise ConfigError(f"training.log_to: got {unknown[0]!r}, needs {' or '.join(LOGGERS)}, or both with a comma")
+    logger_names(options.log_to)
 
 
 def check_micro_batch(group: str, options: Any) -> None:

@@ -14,6 +14,16 @@ from typing import Any
 import torch
 
 from quietstar.demos.variations import DEFAULT, Ablation, Arm, Sweep
+from quietstar.reporting.charts import (
+    Plate,
+    Scale,
+    Spread,
+    figure,
+    linear_scale,
+    marker_key,
+    seed_key,
+    spread_chart,
+)
 from quietstar.runs.files import write_json, write_whole
 from quietstar.runs.machine import environment
 from quietstar.statistics.seeds import CONFIDENCE, Estimate, estimate
@@ -26,11 +36,11 @@ MEASURES = {
     "accuracy, with thought": "accuracy_talk",
     "correct workings": "correct_workings",
 }
-FIGURE = "sweep.png"
+FIGURE = "sweep.svg"
 
 
 def write_sweep_report(sweep: Sweep, results: Results, out: Path) -> str:
-    """Write `results.json`, `results.md` and, with matplotlib, `sweep.png`.
+    """Write `results.json`, `results.md` and `sweep.svg`.
 
     Args:
         sweep: Its arms.
@@ -45,13 +55,12 @@ def write_sweep_report(sweep: Sweep, results: Results, out: Path) -> str:
         ablation.key: {text: _nlls(arm, results) for text, arm in ablation.arms.items()} for ablation in sweep.ablations
     }
     defaults = {ablation.key: _default_text(ablation) for ablation in sweep.ablations}
-    figure = draw_sweep(panels, defaults, out / FIGURE)
+    write_whole(out / FIGURE, draw_sweep(panels, defaults))
     table = _table(sweep, results)
-    image = f"\n![Answer NLL with thought by option]({FIGURE})\n" if figure else ""
+    image = f"\n![Answer NLL with thought by option]({FIGURE})\n"
     title = "# Options of the embedded default, varied one at a time"
     write_whole(out / "results.md", f"{title}\n\n{table}{image}\n## Measured with\n\n{_facts()}\n")
-    where = f"{table}\nWritten to {out}: results.md, results.json"
-    return f"{where}, {FIGURE}" if figure else f"{where}. (pip install 'quietstar[plot]' adds the figure.)"
+    return f"{table}\nWritten to {out}: results.md, results.json, {FIGURE}"
 
 
 def _table(sweep: Sweep, results: Results) -> str:
@@ -146,81 +155,47 @@ def _facts() -> str:
 Panel = Mapping[str, Sequence[float]]
 """Answer NLL with thought of each seed, by the option's value."""
 
-VARIED, STANDARD = "#0072B2", "#D55E00"  # blue and vermilion look different to colour-blind eyes too
+VARIED, STANDARD = 1, 2
+"""Colours of values and of the default's."""
 MOST_COLUMNS = 3
 LOG_FROM = 4.0
 """Ratio of the largest to the smallest NLL from which the axis is logarithmic."""
 SMALLEST = 1e-6
 
 
-def draw_sweep(panels: Mapping[str, Panel], defaults: Mapping[str, str], file: Path) -> bool:
-    """Draw one panel per option: a point per seed, the mean, and its interval.
+def draw_sweep(panels: Mapping[str, Panel], defaults: Mapping[str, str]) -> str:
+    """One chart per option as an SVG: the mean of each value with its interval, and a point for each seed.
 
     Args:
         panels: By the option's dotted key.
         defaults: The default's value of each option.
-        file: PNG to write.
-
-    Returns:
-        False where there is no matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    columns = min(MOST_COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    size = (4.3 * columns + 0.4, 3.4 * rows + 0.9)
-    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", sharey=True, squeeze=False)
-    for axis in grid.flat[len(panels) :]:
-        axis.set_visible(False)
-    seeds = len(next(iter(next(iter(panels.values())).values())))
-    for axis, (key, panel) in zip(grid.flat, panels.items(), strict=False):
-        for place, (value, nlls) in enumerate(panel.items()):
-            standard = value == defaults[key]
-            color = STANDARD if standard else VARIED
+    chance = math.log(7)
+    scale = _scale([chance, *(nll for panel in panels.values() for nlls in panel.values() for nll in nlls)])
+    plates = []
+    for key, panel in panels.items():
+        spreads = []
+        for value, nlls in panel.items():
             mean = estimate(nlls)
-            if mean.low is not None and mean.high is not None:
-                ends = [max(mean.low, SMALLEST), mean.high]
-                axis.plot([place, place], ends, "-_", color=color, lw=1.8, ms=9, mew=1.8)
-            offsets = [0.16 + 0.07 * index for index in range(len(nlls))]
-            axis.scatter([place + offset for offset in offsets], nlls, s=16, facecolor="none", edgecolor="0.35", lw=0.9)
-            axis.plot(place, mean.mean, "D" if standard else "o", color=color, ms=5.5)
-        axis.axhline(math.log(7), color="0.4", lw=0.8, ls=":")
-        axis.set_xticks(range(len(panel)), panel)
-        axis.set_xlim(-0.5, len(panel) - 0.5 + 0.07 * seeds)
-        axis.set_title(key, fontsize=11)
-        axis.grid(axis="y", alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelleft=True)
-    nlls = [math.log(7), *(nll for panel in panels.values() for seeds in panel.values() for nll in seeds)]
+            ends = None if mean.low is None or mean.high is None else (mean.low, mean.high)
+            spreads.append(Spread(value, mean.mean, nlls, ends, STANDARD if value == defaults[key] else VARIED))
+        label = f"Answer NLL with thought by {key}"
+        chart = spread_chart(spreads, label=label, x_label="value", y_scale=scale, levels=[(chance, "chance")])
+        plates.append(Plate(key, chart))
+    seeds = len(next(iter(next(iter(panels.values())).values())))
+    over = f"mean over {seeds} seeds, {CONFIDENCE:.0%} interval" if seeds > 1 else "one seed"
+    keys = [marker_key("value", VARIED), marker_key("the default's value", STANDARD), seed_key("a seed")]
+    title = f"Answer NLL with thought (nats) on held-out sums modulo 7, one option varied at a time; {over}"
+    return figure(title, plates, columns=MOST_COLUMNS, keys=keys)
+
+
+def _scale(nlls: Sequence[float]) -> Scale:
+    """An axis with all seeds. Intervals may be cut off: of a few seeds that disagree one can be wider than any NLL."""
     low, high = max(min(nlls), SMALLEST), max(nlls)
-    # All seeds are shown. An interval may be cut off: of a few seeds that disagree it can be wider than any NLL.
-    if high / low > LOG_FROM:  # or what works, and how well, would lie in one place
-        grid[0][0].set_yscale("log")
-        grid[0][0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        grid[0][0].yaxis.set_major_formatter("{x:g}")
-        grid[0][0].yaxis.set_minor_formatter(NullFormatter())
-        grid[0][0].set_ylim(low / 1.3, high * 1.3)
-    else:
+    if high / low <= LOG_FROM:
         margin = 0.02 + 0.3 * (high - low)
-        grid[0][0].set_ylim(low - margin, high + margin)
-    for row in grid:
-        row[0].set_ylabel("answer NLL with thought (nats)")
-    handles = [
-        Line2D([], [], color=VARIED, marker="o", lw=0, ms=5.5, label="value"),
-        Line2D([], [], color=STANDARD, marker="D", lw=0, ms=5.5, label="the default's value"),
-        Line2D([], [], color="0.35", marker="o", markerfacecolor="none", lw=0, ms=4, label="a seed"),
-        Line2D([], [], color="0.4", lw=0.8, ls=":", label="chance"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4 if columns > 1 else 2, frameon=False, fontsize=9)
-    spread = f"mean over {seeds} seeds, {CONFIDENCE:.0%} interval" if seeds > 1 else "one seed"
-    figure.suptitle(f"Held-out sums modulo 7, one option varied at a time\n{spread}", fontsize=11)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
-    return True
+        return linear_scale(max(0.0, low - margin), high + margin)
+    low, high = low / 1.3, high * 1.3  # or what works, and how well, would lie in one place
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    return Scale(low, high, tuple(tick for tick in ticks if low <= tick <= high), log=True)

@@ -35,7 +35,7 @@ DEFAULT = "default"
 class SweepConfig(TrainConfig):
     """Trains the embedded default over several seeds, and once more for each other value of an option, all else equal.
 
-    Writes results.md, results.json and sweep.png. The same command goes on where it was stopped. Besides its own, the
+    Writes results.md, results.json and sweep.svg. The same command goes on where it was stopped. Besides its own, the
     command has the options of a training run, which hold for every variation.
 
     Args:

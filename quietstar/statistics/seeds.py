@@ -26,10 +26,10 @@ class Estimate:
     high: float | None = None
 
     def __str__(self) -> str:
-        shown = _rounded(self.mean)
+        shown = rounded(self.mean)
         if self.standard_error is None or self.low is None or self.high is None:
             return shown
-        return f"{shown} ± {_rounded(self.standard_error)} [{_rounded(self.low)}, {_rounded(self.high)}]"
+        return f"{shown} ± {rounded(self.standard_error)} [{rounded(self.low)}, {rounded(self.high)}]"
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
@@ -77,5 +77,6 @@ def _central_probability(angle: float, degrees_of_freedom: int) -> float:
     return (angle + sine * total) * 2 / math.pi if odd else sine * total
 
 
-def _rounded(value: float) -> str:
+def rounded(value: float) -> str:
+    """A number with three decimals, and never -0.000."""
     return f"{round(value, 3) + 0.0:.3f}"  # adding zero turns "-0.000" into "0.000"

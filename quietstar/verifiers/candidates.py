@@ -112,6 +112,8 @@ def _add(problems: dict[str, Candidates], line: dict[str, Any], place: str, ask:
 
 
 RankBy = Literal["score", "majority", "weighted"]
+Score = Literal["sum", "mean", "ratio", "last"]
+"""What some kind of verifier can score by."""
 Process = Literal["product", "minimum", "last"]
 
 

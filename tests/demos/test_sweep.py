@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -166,7 +168,17 @@ def test_intervals_and_differences_of_two_seeds(tmp_path: Path) -> None:
     assert "| 0.150 ± 0.050 [-0.485, 0.785] | 2 |" in table
     arm = json.loads((tmp_path / "results.json").read_text())["arms"]["model.lookahead=2"]
     assert arm["nll_talk"]["high"] == pytest.approx(0.35 + 0.15 * 12.706205)
-    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    figure = ElementTree.parse(tmp_path / "sweep.svg").getroot()
+    names = [title.text for title in figure.iter("{http://www.w3.org/2000/svg}title")]
+    assert names == ["1: 0.2 (0.1, 0.3)", "2: 0.35 (0.2, 0.5)"]
+    means = [path.get("d") for path in figure.iter() if path.get("class", "").startswith("dots f")][-2:]
+    (default, arm), (low, high) = (float(d.split()[1].partition("m")[0]) for d in means), (0.2, 0.35)
+    levels = [(d.get("d"), d.get("class")) for d in figure.iter() if d.get("class") == "mark"]
+    chance = float(levels[0][0].split()[1].partition("h")[0])
+    # a logarithmic axis: ln 7 is as far above 0.35 as their ratio says
+    assert (default - arm) / (arm - chance) == pytest.approx(
+        math.log(high / low) / math.log(math.log(7) / high), rel=0.02
+    )
 
 
 @pytest.mark.slow

@@ -159,7 +159,6 @@ def thought_attention(
         anchor = anchor.clamp(0, sizes["L"] - 1)
     if scale is None:
         scale = sizes["D"] ** -0.5
-    run = {"triton": _triton, "torch": thought_attention_torch, "reference": thought_attention_reference}
     dtype, chosen = q.dtype, resolve_backend(backend, q)
     if chosen == "triton":
         q, k_text, v_text, k_thought, v_thought = _as_autocast_would(q, k_text, v_text, k_thought, v_thought)
@@ -168,7 +167,9 @@ def thought_attention(
             raise refusal
         chosen = "triton" if refusal is None else "torch"
     with torch.autocast(q.device.type, enabled=False):  # autocast would round the scores
-        out, lse = run[chosen](q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
+        out, lse = IMPLEMENTATIONS[chosen](
+            q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap
+        )
     out = out.to(dtype)
     return (out, lse) if return_lse else out
 
@@ -200,6 +201,9 @@ def _triton(
     lse: Tensor
     out, lse = thought_attention_op(q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
     return out, lse
+
+
+IMPLEMENTATIONS = {"triton": _triton, "torch": thought_attention_torch, "reference": thought_attention_reference}
 
 
 def _refusal(q: Tensor, k_text: Tensor, v_text: Tensor, k_thought: Tensor, v_thought: Tensor) -> Exception | None:

@@ -65,6 +65,17 @@ def sample_launch(
     )
 
 
+def _choose_tokens_triton(
+    raw: Tensor, uniform: Tensor | None, token: Tensor, logprob: Tensor, lse: Tensor, options: LogitOptions
+) -> None:
+    options.ban_(raw)
+    chosen = configuration("token_sampling.sample", f"{raw.element_size() * 8}-bit", raw.device)
+    sample_launch(raw, uniform, token, logprob, lse, options, chosen).run()
+
+
+IMPLEMENTATIONS = {"triton": _choose_tokens_triton, "torch": choose_tokens}
+
+
 @torch.library.custom_op("quietstar::draw_uniform", mutates_args=())
 def draw_uniform(hidden: Tensor, seed: int, count: int) -> Tensor:
     """float64 numbers in [0, 1), `count` of them, on the device of hidden: the only randomness."""
@@ -109,12 +120,7 @@ def compute_tokens(
             states = dense(hidden[rows].to(head.dtype))
             raw = product(states, head.T, dtype, out=logits[: rows.stop - first])  # [n, V]
             numbers = None if uniform is None else uniform[rows]
-            if backend == "triton":
-                options.ban_(raw)
-                chosen = configuration("token_sampling.sample", f"{raw.element_size() * 8}-bit", raw.device)
-                sample_launch(raw, numbers, token[rows], logprob[rows], lse[rows], options, chosen).run()
-            else:
-                choose_tokens(raw, numbers, token[rows], logprob[rows], lse[rows], options)
+            IMPLEMENTATIONS[backend](raw, numbers, token[rows], logprob[rows], lse[rows], options)
     return token, logprob, lse
 
 
