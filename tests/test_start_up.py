@@ -242,7 +242,7 @@ def test_importing_the_package_is_light_and_its_names_come_when_they_are_used() 
 
 
 def test_the_package_has_the_names_that_it_lists() -> None:
-    package, name = quietstar, "quietstar"
+    package = quietstar
     assert {public: getattr(package, public) for public in package.__all__}
     assert set(package.__all__) <= set(dir(package))
     told = {  # to a type checker
@@ -254,7 +254,7 @@ def test_the_package_has_the_names_that_it_lists() -> None:
         for alias in statement.names
     }
     assert told and all(getattr(package, public) is value for public, value in told.items())
-    with pytest.raises(AttributeError, match=rf"module '{name}' has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="module 'quietstar' has no attribute 'nothing'"):
         _ = package.nothing
 
 

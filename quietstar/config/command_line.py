@@ -15,7 +15,6 @@ from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING
-from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin
 
@@ -85,22 +84,22 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
             the command's own check refuses.
         SystemExit: with status 0 after `--help` or `--print_config`.
     """
-    cls: type = command.config
+    options = _options(command.config)
     flags = _split_arguments(sys.argv[1:] if argv is None else argv, command)
     print_help, print_config = flags.pop("help", None), flags.pop("print_config", None)
     config_path = flags.pop("config", None)
-    file = {} if config_path is None else _read_yaml(config_path, cls)
+    file = {} if config_path is None else _read_yaml(config_path, list(options))
     preset, preset_values = _choose_preset(command, {**file, **flags})
     parser = _parser(command)
     parser.set_defaults(dict(preset_values))
-    from_file = {key: _typed(parser, cls, key, value, f"{config_path}: ") for key, value in file.items()}
+    from_file = {key: _typed(parser, options[key], key, value, f"{config_path}: ") for key, value in file.items()}
     parser.set_defaults({**from_file, **preset})  # so that --help shows what holds without further flags
     if print_help is not None:
         parser.print_help()
         raise SystemExit(0)
-    from_flags = {key: _typed(parser, cls, key, value) for key, value in flags.items()}
-    defaults = {key: option.default for key, option in _known(cls).items()}
-    config: ConfigT = _build(cls, {**defaults, **preset_values, **from_file, **from_flags, **preset})
+    from_flags = {key: _typed(parser, options[key], key, value) for key, value in flags.items()}
+    defaults = {key: option.default for key, option in options.items()}
+    config: ConfigT = _build(command.config, {**defaults, **preset_values, **from_file, **from_flags, **preset})
     _check(command, config, print_config is None)
     if print_config is not None:
         sys.stdout.write(to_yaml(config))
@@ -120,7 +119,7 @@ def with_text(command: Command[ConfigT], config: ConfigT, key: str, text: str) -
     Raises:
         ConfigError: as `parse_config` does.
     """
-    changed: ConfigT = _replaced(config, key, _typed(_parser(command), command.config, key, text))
+    changed: ConfigT = _replaced(config, key, _typed(_parser(command), _options(command.config)[key], key, text))
     _check(command, changed, True)
     return changed
 
@@ -132,7 +131,7 @@ def _replaced(config: Any, key: str, value: Any) -> Any:
 
 def option_names(cls: type) -> list[str]:
     """The dotted key of every option of a tree of dataclasses."""
-    return list(_known(cls))
+    return list(_options(cls))
 
 
 def narrowed(cls: type[ConfigT], config: Any) -> ConfigT:
@@ -171,7 +170,7 @@ def _choose_preset(command: Command[Any], given: Mapping[str, Any]) -> tuple[dic
 
 def _check(command: Command[ConfigT], config: ConfigT, for_use: bool) -> None:
     """Refuses what cannot be used."""
-    for key, option in _known(command.config).items():
+    for key, option in _options(command.config).items():
         if for_use and option.is_needed and getattr(config, key) is None:
             form = key.upper() if key == command.argument else f"--{key} {key.upper()}"
             raise ConfigError(f"{key}: missing, needs a value: {form}")
@@ -226,19 +225,16 @@ class _Option(NamedTuple):
         return None if self.is_needed else self.field.default
 
 
-def _options(cls: Any, prefix: str = "") -> Iterator[tuple[str, _Option]]:
+def _options(cls: Any, prefix: str = "") -> dict[str, _Option]:
     """Every option by dotted key."""
+    found: dict[str, _Option] = {}
     for field in option_fields(cls):
         plain, hint = (type_hints(cls, extras)[field.name] for extras in (False, True))
         if dataclasses.is_dataclass(plain):
-            yield from _options(plain, f"{prefix}{field.name}.")
+            found |= _options(plain, f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name, _Option(cls, field, plain, hint)
-
-
-@cache
-def _known(cls: Any) -> dict[str, _Option]:
-    return dict(_options(cls))
+            found[prefix + field.name] = _Option(cls, field, plain, hint)
+    return found
 
 
 def _option_help(cls: type) -> dict[str, str]:
@@ -282,7 +278,7 @@ def _parser(command: Command[Any]) -> ArgumentParser:
         general.add_argument(f"--{name}", action="store_true", default=SUPPRESS, help=text)
     general.add_argument("--config", metavar="FILE", default=SUPPRESS, help=_CONFIG_HELP)
     groups: dict[type, Any] = {command.config: general}
-    for key, option in _known(command.config).items():
+    for key, option in _options(command.config).items():
         group, _, name = key.rpartition(".")
         if option.cls not in groups:
             groups[option.cls] = parser.add_argument_group(group, _summary(option.cls))
@@ -297,7 +293,7 @@ def _split_arguments(argv: Sequence[str], command: Command[Any]) -> dict[str, An
 
     The key of a yes-or-no option alone means yes; the values of a list add up.
     """
-    options = _known(command.config)
+    options = _options(command.config)
     known = [*options, "config", *_SWITCHES]
     pairs: dict[str, Any] = {}
     rest = list(argv)
@@ -360,7 +356,7 @@ def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
     return f"; did you mean {' or '.join(closest[:3])}?"
 
 
-def _read_yaml(path: str, cls: type) -> _Flat:
+def _read_yaml(path: str, known: Sequence[str]) -> _Flat:
     """Reads a YAML mapping into dotted keys. The safe loader builds plain values only."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -378,7 +374,6 @@ def _read_yaml(path: str, cls: type) -> _Flat:
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} holds a {type(content).__name__}, needs a mapping of options")
     flat: _Flat = {}
-    known = list(_known(cls))
     groups = {key.rpartition(".")[0] for key in known}
     for key, value in _flatten(content, known):
         if key in groups:
@@ -400,12 +395,12 @@ def _flatten(content: Mapping[Any, Any], known: Sequence[str], prefix: str = "")
             yield key, value
 
 
-def _typed(parser: ArgumentParser, cls: Any, key: str, value: object, source: str = "") -> Any:
+def _typed(parser: ArgumentParser, option: _Option, key: str, value: object, source: str = "") -> Any:
     """Turns a value from YAML, or the text of a flag, into the type of the option."""
-    hint = _known(cls)[key].type
+    hint = option.type
     from_yaml = bool(source)
     if get_origin(hint) is tuple and isinstance(value, str):
-        value = _names(value) if COMMAS in getattr(_known(cls)[key].hint, "__metadata__", ()) else [value]
+        value = _names(value) if COMMAS in getattr(option.hint, "__metadata__", ()) else [value]
     if type(value) is hint or (from_yaml and isinstance(value, str) and hint == str | None):
         return value  # nothing to convert; "null" in quotes in YAML is text, not null
     try:
