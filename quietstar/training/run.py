@@ -1,4 +1,4 @@
-"""A training run from its options: the text, the model, what is written beside the checkpoints."""
+"""Puts a training run together from its options: text, model, trainer, and the reports written beside checkpoints."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from quietstar.training.thought_samples import sample_thoughts, write_samples
 from quietstar.training.trainer import Trainer
 
 SAMPLED_TEXTS, SAMPLED_THOUGHTS = 8, 24
-"""How many held-out texts, and places in them, show their thoughts in the report."""
+"""Numbers of held-out texts, and of places in them, whose thoughts the report shows."""
 
 KEPT_OF_A_THINKING_MODEL = ("initial_mixing_weight", "mixing_activation", "embedding_scale", "start_text", "end_text")
-"""Options that only shape the weights of a model that does not think yet."""
+"""Options that only apply to a base model that does not think yet; a thinking model keeps its own values."""
 
 
 def thinking_options(options: ModelOptions) -> dict[str, Any]:
@@ -53,14 +53,15 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
     `AutoModelForCausalLM.from_pretrained` loads once `quietstar` is imported.
 
     Args:
-        config: A validated configuration that names a model and a text.
-        evaluate: Measures the model instead of `evaluate_on` the held-out text; lower `loss` is better.
-        label: Stands before the progress.
+        config: Validated configuration that names a model and a text.
+        evaluate: Function that measures the model; a lower `loss` is better. None: `evaluate_on` the held-out text.
+        label: Text before the progress on stderr.
 
     Raises:
-        ConfigError, DataError, UnsupportedBackboneError: For what is wrong with the model, the text or an option.
+        ConfigError, DataError, UnsupportedBackboneError: An option, the text or the model cannot be used.
         CheckpointError: `config.output_dir` holds a run of other options, or only damaged checkpoints.
-        NonFiniteError: A loss or gradient was not a number; the last checkpoint is intact.
+        NonFiniteError: A loss or gradient is NaN or infinite; the last checkpoint is intact.
+        OutOfMemoryError: The memory is not enough for one text at a time.
         Interrupted: A signal has stopped training; the last finished step is saved.
     """
     assert config.model.path is not None  # checked with the configuration
@@ -79,7 +80,7 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
     if evaluate is None and held_out is not None:
         evaluate = evaluate_on(held_out.tokens, config, held_out.attention_mask)
     identity = {f"tokenizer.{name}": value for name, value in tokenizer_fingerprint(tokenizer).items()}
-    if held_out is not None:  # evaluations of other texts are not to be compared
+    if held_out is not None:  # evaluations on different texts cannot be compared
         identity["held_out_text.sha256"] = IndexedBatches(held_out.tokens, 1, 0).fingerprint()["sha256"]
     trainer = Trainer(
         model,
@@ -101,7 +102,7 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
     if options.report:
         try:
             write_report(out)
-        except Exception as error:  # a report is worth less than the training that it is about
+        except Exception as error:  # a failed report must not fail the training
             warnings.warn(f"the last report failed: {type(error).__name__}: {error}", stacklevel=2)
     return result
 
@@ -109,12 +110,12 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
 def _reporter(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: PackedTexts | None
 ) -> Callable[[QuietStarForCausalLM, int], None]:
-    """What is written after each evaluation: thoughts at the same places of the held-out text, and the page."""
+    """Return the function that writes, after each evaluation, thoughts at the same held-out places and the report."""
 
     def report(model: QuietStarForCausalLM, step: int) -> None:
         try:
             if held_out is not None and config.training.method == "quietstar":
-                # no more texts at once than a step has: they must fit as well
+                # no more texts at once than a step has: they must fit into the memory too
                 count = min(SAMPLED_TEXTS, config.training.micro_batch_size or config.training.batch_size)
                 mask = None if held_out.attention_mask is None else held_out.attention_mask[:count]
                 samples = sample_thoughts(
@@ -134,13 +135,13 @@ def _reporter(
 
 
 def load_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
-    """The model named by the options: a base model made to think, or a thinking model as it was saved.
+    """Load the model that the options name: a base model, around which a thinking model is put, or a thinking model.
 
-    A saved thinking model keeps START, END and its mixing head; of the options those hold that change no weights, such
+    A saved thinking model keeps START, END and the mixing head. Of the options those apply that change no weights, such
     as `thought_length` and `lookahead`.
 
     Raises:
-        ConfigError, UnsupportedBackboneError: It can't be used; the message says why.
+        ConfigError, UnsupportedBackboneError: The model can't be used; the message says why.
     """
     assert options.path is not None
     dtype = getattr(torch, options.dtype)
@@ -148,7 +149,7 @@ def load_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> Qui
     if load_configuration(options.path).model_type == QuietStarConfig.model_type:
         saved = load_causal_lm(options.path, dtype)
         assert isinstance(saved, QuietStarForCausalLM)
-        if saved.dtype != dtype:  # the type of adapters is that of their training
+        if saved.dtype != dtype:  # adapters are loaded in the dtype of their training
             raise ConfigError(f"model.dtype: got {options.dtype}, but the adapters in {options.path} are {saved.dtype}")
         model = saved
         for name, value in thinking.items():

@@ -1,4 +1,4 @@
-"""Sampled thoughts in the texts that they were thought in."""
+"""Samples of thoughts within their texts, for the report of a run."""
 
 from __future__ import annotations
 
@@ -35,24 +35,25 @@ def sample_thoughts(
     count: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Thoughts at places drawn at random.
+    """Samples thoughts at random places of texts.
 
-    They are the same places whenever the texts and the seed are, so that thoughts at two times can be compared; only
-    where `positions` is `entropy:K` does the model have a say.
+    The places depend only on the texts and the seed, so that thoughts of different steps can be compared; with the
+    positions `entropy:K` they depend on the model too.
 
     Args:
-        model: The thinking model.
-        tokenizer: Of its base.
-        tokens: int64 [B, L], a few texts.
-        attention_mask: int64 [B, L] or None, as in `quietstar.data.Batch`.
-        positions: As in `model.positions`.
-        count: At most so many places.
-        seed: Of the places and the thoughts.
+        model: Thinking model that makes the thoughts.
+        tokenizer: Tokenizer of the base model.
+        tokens: Token ids of a few texts, int64 [B, L].
+        attention_mask: Document numbers of the tokens, 0 at padding, int64 [B, L]; None as in
+            `quietstar.data.batches.Batch`.
+        positions: Positions that think, as in the option `model.positions`.
+        count: Largest number of places.
+        seed: Seed of the places and of the thoughts.
 
     Returns:
-        One plain JSON object for each place, in an order that has nothing to do with what was thought: `text` and
-        `position`, both from 0; `before`, `thought` and `after`, the text around the thought and the thought itself
-        (null where `thinking` is `pause`); `reward` (of all lookahead tokens, nats), and of the next token
+        One plain JSON object for each place, in an order that does not depend on the thoughts: `text` and `position`,
+        both from 0; `before`, `thought` and `after`, the text around the thought and the thought itself (null where
+        `thinking` is `pause`); `reward` (sum over all lookahead tokens, in nats); and for the next token
         `mixing_weight`, `base_nll` and `talk_nll`. Numbers that are not finite are null.
     """
     device = next(model.parameters()).device
@@ -104,15 +105,15 @@ def write_samples(run_directory: Path | str, step: int, samples: Sequence[dict[s
     """Writes `samples/step-00000100.json` in a run directory, whole or not at all.
 
     Args:
-        run_directory: Must exist.
-        step: Optimizer steps done.
-        samples: From `sample_thoughts`.
+        run_directory: Directory of the run, which exists.
+        step: Number of optimizer steps done.
+        samples: Samples that `sample_thoughts` returned.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     path = Path(run_directory) / SAMPLES / f"step-{step:08d}.json"
     path.parent.mkdir(exist_ok=True)
@@ -121,7 +122,7 @@ def write_samples(run_directory: Path | str, step: int, samples: Sequence[dict[s
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
-    """The text that token ids add to what stands before them: alone, many tokenizers drop their leading space."""
+    """Returns the text that token ids add to the text before them; decoded alone, many would lose their first space."""
     start, whole = tokenizer_text(tokenizer, before), tokenizer_text(tokenizer, [*before, *ids])
     return whole[len(start) :] if whole.startswith(start) else tokenizer_text(tokenizer, ids)
 

@@ -51,10 +51,10 @@ class Head:
     """What every chunk shares.
 
     Args:
-        predictions: one or two for each row.
-        matrix: lm_head [V, E] in the dtype of the products' operands.
-        target: [N].
-        options: from raw logits to logits.
+        predictions: the one or two predictions of each row.
+        matrix: [V, E] lm_head, in the dtype of the products' operands.
+        target: [N] target token ids.
+        options: options that make logits of raw logits.
         ignore_index: target of the ignored rows.
         dtype: of logits, losses and sums.
         backend: a name of `ROW_OPERATIONS`.
@@ -109,12 +109,12 @@ class Head:
         """Fill what is given; M predictions.
 
         Args:
-            lse: [M, N], written with `nll`, read without.
-            nll: [M, N], written.
-            row_scales: M factors [N] of the states in `grad_head`.
-            grad_head: [V, E] in `dtype`, added to.
-            to_hidden: [M, N, E], written: d nll / d state.
-            to_weight: [N], written: d nll / d weight of the only, mixed prediction.
+            lse: [M, N] log-sum-exp of the logits; written with `nll`, read without.
+            nll: [M, N] negative log-likelihoods, written.
+            row_scales: [N] factors of the states in `grad_head`, for each of the M predictions.
+            grad_head: [V, E] gradient of lm_head in `dtype`, added to.
+            to_hidden: [M, N, E] d nll / d state, written.
+            to_weight: [N] d nll / d weight of the only, mixed prediction, written.
         """
         operations = ROW_OPERATIONS[self.backend]
         (N,), (V, E) = self.target.shape, self.matrix.shape

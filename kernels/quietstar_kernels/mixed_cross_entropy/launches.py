@@ -90,8 +90,8 @@ def loss_launch(
     """`torch_backend.row_losses`.
 
     Args:
-        raw: [n, V] of `empty_logits`, banned tokens at -inf already; overwritten only as the gradient.
-        gradient: [n, V] of `empty_logits`, or raw; its padding becomes zero.
+        raw: [n, V] raw logits in memory of `empty_logits`, banned tokens at -inf; overwritten only as the gradient.
+        gradient: [n, V] gradient of the raw logits in memory of `empty_logits`, or `raw`; the padding becomes zero.
     """
     from quietstar_kernels.mixed_cross_entropy import triton_kernels
 

@@ -39,8 +39,8 @@ def compute_head_loss(
 
     Args:
         needs_hidden: whether a gradient of a hidden state will be wanted.
-        needs_weight: the same of weight.
-        needs_head: the same of lm_head.
+        needs_weight: whether a gradient of weight will be wanted.
+        needs_head: whether a gradient of lm_head will be wanted.
 
     Returns:
         loss: [N], or with row_weight [], their weighted sum.
@@ -158,10 +158,10 @@ def compute_head_loss_backward(
     """Gradients of hidden_base, hidden_thought, weight and lm_head, each empty unless needed.
 
     Args:
-        grad_loss: [N], or [] with row_weight.
-        hidden_base, hidden_thought, lm_head, lse: for lm_head's gradient without row_weight, else None.
-        to_hidden, to_weight, head_in_forward, head_scale: what the forward pass returned.
-        needs_base, needs_thought, needs_weight, needs_head: what is wanted.
+        grad_loss: [N] upstream gradient of each row's loss, or [] of their sum with row_weight.
+        hidden_base, hidden_thought, lm_head, lse: tensors for lm_head's gradient without row_weight, else None.
+        to_hidden, to_weight, head_in_forward, head_scale: results of the forward pass.
+        needs_base, needs_thought, needs_weight, needs_head: whether the gradient of each of the four is wanted.
     """
     dtype = grad_loss.dtype
     upstream = grad_loss if row_weight is None else grad_loss * row_weight.to(dtype)

@@ -104,20 +104,21 @@ def thought_attention(
         v_text: [B, L, Hkv, D] text values.
         k_thought: [B, P, T, Hkv, D] keys of the streams, T >= S.
         v_thought: [B, P, T, Hkv, D] values of the streams.
-        anchor: int32 or int64, [P] or [B, P], non-decreasing along P, 0 <= anchor < L, on any device.
-        text_start: int32 or int64, on any device, the first text position in sight: [B], that of a whole text, such as
-            the end of its left padding; or [B, P], non-decreasing along P, that of each stream, such as the start of
-            its document where a text holds several. None: 0. A stream whose anchor lies before it sees itself only.
+        anchor: [P] or [B, P] text position that each stream hangs from, int32 or int64 on any device, non-decreasing
+            along P, 0 <= anchor < L.
+        text_start: first text position in sight, int32 or int64 on any device: [B], of a whole text, such as the end of
+            its left padding; or [B, P], non-decreasing along P, of each stream, such as the start of its document where
+            a text holds several. None: 0. A stream with an anchor before its start sees only itself.
         window: sliding window in text positions, measured from the anchor; None: the whole text.
         scale: factor of the scores; None: D ** -0.5.
-        softcap: scores become softcap * tanh(scores / softcap), above 0; None: no cap.
-        backend: "auto", "triton", "torch" or "reference". "triton" wants one dtype for all tensors (under autocast it
-            takes different ones in autocast's, as PyTorch's own attention does), D <= 256, a dense last dimension and
-            B * Hkv < 65536; "auto" takes "torch" where that is not so. Its forward pass needs no
+        softcap: cap of the scores, which become softcap * tanh(scores / softcap), above 0; None: no cap.
+        backend: name of the backend: "auto", "triton", "torch" or "reference". "triton" wants one dtype for all tensors
+            (under autocast it takes different ones in autocast's, as PyTorch's own attention does), D <= 256, a dense
+            last dimension and B * Hkv < 65536; "auto" takes "torch" where that is not so. Its forward pass needs no
             memory but its results; its backward pass the log-sum-exp once more and float32 parts of the text's
             gradients, at most 16 of them and 1 where the text is long. Its sums have one order: the same call gives the
             same bits.
-        return_lse: also return the log-sum-exp of the scaled scores.
+        return_lse: whether to return the log-sum-exp of the scaled scores too.
 
     Returns:
         out [B, P, S, H, D] in q's dtype; with `return_lse` also lse [B, P, S, H], natural logarithm, float32 (float64

@@ -31,7 +31,7 @@ def sample_launch(
     """`torch_backend.choose_tokens`.
 
     Args:
-        raw: [n, V] of `empty_logits`, banned tokens at -inf already; not overwritten.
+        raw: [n, V] raw logits in memory of `empty_logits`, banned tokens at -inf; not overwritten.
     """
     from quietstar_kernels.token_sampling import triton_kernels
 
@@ -101,7 +101,7 @@ def compute_tokens(
     """token, logprob and log-sum-exp of the logits, each [N]; see `quietstar_kernels.sample_tokens`.
 
     Args:
-        uniform: float64 [N] in [0, 1), the number that each row's cumulative distribution is inverted at; None: greedy.
+        uniform: [N] numbers in [0, 1), float64, at which the rows' cumulative distributions are inverted; None: greedy.
     """
     backend = resolve_backend(backend, hidden)
     options = LogitOptions(temperature, softcap, logit_scale, tuple(banned))
