@@ -423,7 +423,7 @@ def _describe(hint: Any) -> str:
     return names.get(hint, "a path")
 
 
-def _build(cls: type[Any], values: _Flat, prefix: str = "") -> Any:
+def _build(cls: Any, values: _Flat, prefix: str = "") -> Any:
     hints = type_hints(cls)
     return cls(
         **{
