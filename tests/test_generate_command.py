@@ -177,7 +177,8 @@ BAD_ARGUMENTS = {
     "max_new_tokens: got 0": ["--prompt", "a", "--max_new_tokens", "0"],
     "batch_size: got 0": ["--prompt", "a", "--batch_size", "0"],
     "temperature: got -1.0": ["--prompt", "a", "--temperature", "-1"],
-    "thought_temperature: got nan": ["--prompt", "a", "--thought_temperature", "nan"],
+    "thought_temperature: got 'nan', needs a number": ["--prompt", "a", "--thought_temperature", "nan"],
+    "thought_temperature: got nan, needs a finite number": ["--prompt", "a", "--thought_temperature", ".nan"],
     "thought_temperature: got 0 with 2 thoughts": [
         *("--prompt", "a", "--thoughts_per_token", "2", "--thought_temperature", "0")
     ],
