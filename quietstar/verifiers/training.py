@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +78,8 @@ class LabelledData:
     pairs: Sequence[Pair]
 
 
-class TokenScores(Protocol):
-    """A loaded verifier's numbers for the tokens of completions."""
-
-    def __call__(self, examples: Sequence[Example], row_length: int, batch_rows: int) -> list[Tensor]:
-        """float64 [tokens of its completion] of each example."""
-
-
+TokenScores = Callable[[Sequence[Example], int, int], list[Tensor]]
+"""(examples, row length, rows at once) -> float64 [tokens of its completion] of each example."""
 Train = Callable[[GeneratorOptions, LabelledData, VerifierOptions, TrainingOptions, FinetuningOptions, Path], Path]
 
 

@@ -5,7 +5,8 @@ Every stream hangs from an anchor in the text: it sees the text up to its anchor
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -183,28 +184,22 @@ def _as_autocast_would(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
-def _triton(
-    q: Tensor,
-    k_text: Tensor,
-    v_text: Tensor,
-    k_thought: Tensor,
-    v_thought: Tensor,
-    anchor: Tensor,
-    text_start: Tensor | None,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def _triton(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """out [B, P, S, H, D] and lse [B, P, S, H]; see `thought_attention`."""
+    *keys_values, anchor, text_start, window, scale, softcap = rest
     anchor = _on_device(anchor, q.device)
     text_start = None if text_start is None else _on_device(text_start, q.device)
     out: Tensor
     lse: Tensor
-    out, lse = thought_attention_op(q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
+    out, lse = thought_attention_op(q, *keys_values, anchor, text_start, window, scale, softcap)
     return out, lse
 
 
-IMPLEMENTATIONS = {"triton": _triton, "torch": thought_attention_torch, "reference": thought_attention_reference}
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "triton": _triton,
+    "torch": thought_attention_torch,
+    "reference": thought_attention_reference,
+}
 
 
 def _refusal(q: Tensor, k_text: Tensor, v_text: Tensor, k_thought: Tensor, v_thought: Tensor) -> Exception | None:

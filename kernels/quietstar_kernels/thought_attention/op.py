@@ -234,18 +234,7 @@ def thought_attention_op(
 
 
 @thought_attention_op.register_fake
-def _(
-    q: Tensor,
-    k_text: Tensor,
-    v_text: Tensor,
-    k_thought: Tensor,
-    v_thought: Tensor,
-    anchor: Tensor,
-    text_start: Tensor | None,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _empty_outputs(q)
 
 
@@ -289,20 +278,7 @@ def thought_attention_backward_op(
 
 @thought_attention_backward_op.register_fake
 def _(
-    q: Tensor,
-    k_text: Tensor,
-    v_text: Tensor,
-    k_thought: Tensor,
-    v_thought: Tensor,
-    anchor: Tensor,
-    text_start: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
+    q: Tensor, k_text: Tensor, v_text: Tensor, k_thought: Tensor, v_thought: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _empty(q), _empty(k_text), _empty(v_text), _empty(k_thought), _empty(v_thought)
 

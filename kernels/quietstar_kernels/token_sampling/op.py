@@ -7,6 +7,7 @@ it is given, but not the function `sample_tokens`, which makes a generator from 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,16 +129,7 @@ sample = torch.library.custom_op("quietstar::sample_tokens", compute_tokens, mut
 
 
 @sample.register_fake
-def _(
-    hidden: Tensor,
-    lm_head: Tensor,
-    uniform: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    logit_scale: float,
-    banned: Sequence[int],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(hidden: Tensor, lm_head: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     N = hidden.shape[0]
     dtype = compute_dtype(hidden, lm_head)
     return (
