@@ -14,7 +14,6 @@ rest. This is what continuous integration runs, so the table leaves out what `is
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import re
@@ -24,8 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 from benchmarks.ahead_of_time import (
     MATRIX_INSTRUCTIONS,
@@ -38,10 +36,9 @@ from benchmarks.ahead_of_time import (
     as_row,
     describe_configuration,
 )
-from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import RESULTS, Benchmark
 
-RESULTS = ROOT / "benchmarks" / "results"
-SCRIPT = "benchmarks/compile_kernels.py"
 KEY = ("architecture", "kernel", "case", "variant")
 MAY_NOT_GROW = ("registers", "spill_stores", "spill_loads", "stack", "shared_memory", "tensor_memory")
 
@@ -213,14 +210,14 @@ spills the vector registers spilled. Matrix instructions are counted in the code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Benchmark(__file__, __doc__)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers that run at a time")
     parser.add_argument("--architectures", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="ARCHITECTURE")
     parser.add_argument("--kernels", default="", metavar="REGEX", help="only kernels whose name matches")
     parser.add_argument("--all", action="store_true", help="every variant for every architecture; not written")
     parser.add_argument("--check", action="store_true", help="compare with the committed table; write nothing")
     parser.add_argument("--reason", help="why the new table may be worse than the committed one")
-    options = parser.parse_args(arguments)
+    options = parser.begin(arguments)
 
     start = time.perf_counter()
     wanted = tasks(options.architectures, options.kernels, everything=options.all)
@@ -256,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if broken or problems or outdated:
             print(
                 "\nMend the kernel, or its line of configurations.json. Where the change is worth it, remake the table "
-                f"with triton {minor_version(triton)}:\n  python {SCRIPT} --reason 'why it is'"
+                f"with triton {minor_version(triton)}:\n  {parser.prog} --reason 'why it is'"
             )
             return 1
         compared = f"no worse than {path.name}" if committed else f"no table of triton {triton} to compare with"
@@ -268,15 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problems and not options.reason:
         print("\nnot written: worse than the committed table, and no --reason says why that is right")
         return 1
-    facts = describe(SCRIPT, sys.argv[1:] if arguments is None else arguments) | {"triton": triton}
+    parser.facts["triton"] = triton
     if options.reason:
-        facts = {"reason": options.reason, **facts}
-    write_csv(path, facts, rows)
+        parser.facts = {"reason": options.reason, **parser.facts}
     note = f"Changed because: {options.reason}\n\n" if options.reason else ""
-    write_markdown(
-        path.with_suffix(".md"), f"Kernels compiled by Triton {triton}", facts, note + LEGEND + "\n\n" + markdown(rows)
-    )
-    print(f"written: {path.relative_to(ROOT)} and .md")
+    parser.write(path, f"Kernels compiled by Triton {triton}", note + LEGEND + "\n\n" + markdown(rows), rows)
     return 0
 
 

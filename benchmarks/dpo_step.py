@@ -34,10 +34,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
-from benchmarks.environment import describe, markdown_table, version, write_csv, write_markdown
+from benchmarks.environment import markdown_table, version
+from benchmarks.script import Benchmark, WithDefaults
 from benchmarks.train_step import MEBIBYTE, Conditions, answer_of, cpu_meter, cuda_meter, difference, prepare
 
 # torch is imported where a measurement needs it and not here: the parent only waits, and should take no memory (or GPU)
@@ -324,11 +324,8 @@ def check_table(checked: dict[str, Any]) -> str:
     return markdown_table(["side", "loss", "relative loss difference", "largest relative gradient difference"], lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    p = argparse.ArgumentParser(prog="python benchmarks/dpo_step.py", description=__doc__, formatter_class=Formatter)
+def parser() -> Benchmark:
+    p = Benchmark(__file__, __doc__, WithDefaults)
     p.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="what to measure")
     p.add_argument("--repeats", type=int, default=1, help="of each side; the table shows least time, median memory")
     p.add_argument("--pairs", type=int, default=4, help="pairs of the step")
@@ -343,14 +340,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the parameters")
     p.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of torch")
     p.add_argument("--seed", type=int, default=0, help="of model and pairs")
-    p.add_argument("--out", type=Path, default=Path("benchmarks/results/dpo_step.md"), help="beside it goes a CSV file")
+    p.add_out("dpo_step.md")
     p.add_argument("--child", help=argparse.SUPPRESS)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parser().parse_args(arguments)
+    benchmark = parser()
+    options = benchmark.begin(argv)
     if options.child is not None:
         child_main(options.child)
         return
@@ -375,8 +372,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             nothing = {"seconds": None, "wall_seconds": None, "peak_bytes": None, "loss": None, "failure": ""}
             rows.append({"side": side, **dataclasses.asdict(shape), "repeat": repeat, **nothing, **reading})
             print(json.dumps(rows[-1]), flush=True)
-    facts = describe("benchmarks/dpo_step.py", arguments, threads=options.threads, device=options.device)
-    facts["trl"] = version("trl")
+    benchmark.facts["trl"] = version("trl")
     body = (
         f"One forward and backward of a DPO step: {shape.pairs} pairs, prompts of {shape.prompt} tokens, completions "
         f"of {shape.completion // 2} to {shape.completion}. Llama: hidden {shape.hidden}, {shape.layers} layers, "
@@ -385,10 +381,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "`benchmarks/dpo_step.py`.\n\n"
         f"{results_table(rows, options.sides)}\n\n## Same pairs, same step\n\n{check_table(checked)}"
     )
-    print(f"\n{body}\n")
-    write_csv(options.out.with_suffix(".csv"), facts, rows)
-    write_markdown(options.out, "DPO step: engine against TRL", facts, body)
-    print(f"written: {options.out}\n         {options.out.with_suffix('.csv')}")
+    benchmark.write(options.out, "DPO step: engine against TRL", body, rows)
 
 
 if __name__ == "__main__":

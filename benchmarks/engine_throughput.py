@@ -18,7 +18,6 @@ reference backend's. The last table is one profiled step, device time by family 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib
 import re
@@ -28,8 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a checkout is enough: the package need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 from torch import Tensor
@@ -38,15 +36,12 @@ from benchmarks.environment import markdown_table
 from benchmarks.gpu_timing import (
     LARGEST_ERROR,
     NOMINAL_BF16,
+    KernelBenchmark,
     Measurement,
     Session,
-    add_options,
     card,
     dtype_name,
-    finish,
     relative_error,
-    resolve_device,
-    start,
 )
 from quietstar.objective.learning import learn
 from quietstar_kernels.backends import IMPLEMENTED
@@ -366,34 +361,27 @@ def csv_rows(
     return rows
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python benchmarks/engine_throughput.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> KernelBenchmark:
+    p = KernelBenchmark(__file__, __doc__, IMPLEMENTED, ("bfloat16", "float32"))
     what = p.add_argument_group("model and step")
     what.add_argument("--model", choices=list(MODELS), help="shape of model and batch (default: of the device)")
     for name in (field.name for field in dataclasses.fields(Shape)):
         what.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"in place of the model's {name}")
-    what.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, CPU float32")
     what.add_argument("--no-check", action="store_true", help="skip the check that all backends take the same step")
-    add_options(p, IMPLEMENTED)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parser().parse_args(arguments)
-    on_gpu = resolve_device(options.device).type == "cuda"
-    dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
+    benchmark = parser()
+    options = benchmark.begin(argv)
+    on_gpu, dtype = options.on_gpu, options.dtype
     sizes = dict(MODELS[options.model or ("mistral-7b" if on_gpu else "tiny")])
     if options.quick:
         sizes |= {"length": 12, "layers": 1}
     sizes |= {name: getattr(options, name) for name in sizes if getattr(options, name) is not None}
     shape = Shape(**sizes)
     backends = options.sides or (["triton", "torch"] if on_gpu else ["torch", "reference"])
-    session = start(options, IMPLEMENTED[:2], dtype, seconds_on_gpu=10.0, least=2)
+    session = benchmark.start(options, IMPLEMENTED[:2], seconds_on_gpu=10.0, least=2)
     device = session.meter.device
     checked = [] if options.no_check else check_backends(shape, dtype, device, backends)
     session.release()
@@ -427,15 +415,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if checked:
         head = ["backend", "relative error of losses", "of all gradients", "of the worst", "which is"]
         parts += ["## Same thoughts, same step\n\nTwo layers, against the reference:", markdown_table(head, checked)]
-    finish(
+    if nominal is not None:
+        benchmark.facts["nominal bf16"] = f"{nominal:.4g} TFLOP/s, dense, data sheet"
+    benchmark.finish(
         session,
         options,
-        arguments,
-        name="engine_throughput",
         title="Training steps by kernel backend",
         body="\n\n".join(parts),
         rows=csv_rows(session, shape, nominal, weights, families),
-        facts={} if nominal is None else {"nominal bf16": f"{nominal:.4g} TFLOP/s, dense, data sheet"},
     )
 
 

@@ -19,16 +19,13 @@ TUNING_PREFIXES = (*LIBRARIES, "PYTORCH_", "CUDA_", "TRITON_", "QUIETSTAR_")
 PACKAGES = ("torch", "transformers", "triton", "quietstar")
 
 
-def describe(
-    script: str, arguments: Sequence[str], *, threads: int | None = None, device: str = "cpu"
-) -> dict[str, str]:
-    """The lines that make a result repeatable.
+def describe(script: str, arguments: Sequence[str], *, threads: int | None = None) -> dict[str, str]:
+    """The lines that make a result repeatable; where a GPU was used, `gpu_name` is one more.
 
     Args:
         script: Path of the benchmark below the repository's root.
         arguments: Its command line arguments.
         threads: CPU threads that torch used.
-        device: "cpu" or a CUDA device; the GPU is named only where it was used.
     """
     facts = {
         "command": shlex.join(["python", script, *map(without_folders, arguments)]),
@@ -43,11 +40,16 @@ def describe(
     tuning = {name: value for name, value in os.environ.items() if name.startswith(TUNING_PREFIXES)}
     if tuning:
         facts["environment"] = " ".join(f"{name}={without_folders(value)}" for name, value in sorted(tuning.items()))
-    if device.startswith("cuda"):
-        import torch
-
-        facts["gpu"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return facts
+
+
+def gpu_name(device: str) -> dict[str, str]:
+    """The line that names a CUDA device; none for a CPU. Apart from the others, since it takes memory of the GPU."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    return {"gpu": f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"}
 
 
 def without_folders(text: str) -> str:

@@ -13,32 +13,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
-from benchmarks.environment import describe, markdown_table, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import Benchmark
+from benchmarks.small_model import save_small_model
 from quietstar import QuietStarForCausalLM
 from quietstar.evaluate import main as evaluate
 from quietstar.evaluation.answers import STEP_BY_STEP, AnswerFormat, load_format
-from quietstar.model.loading import small_llama
 from quietstar.reporting.evaluation_page import HEAD, direction, group_table, results_table
 from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main as train
 
 VOCABULARY = 4096
+SIZES = {"layers": 4, "hidden_size": 192, "intermediate_size": 512}
 TEXT_BYTES = 1_500_000
 
 
@@ -64,25 +64,6 @@ def reasoning(form: AnswerFormat, rationale: str, answer: str) -> str:
     return f" {rationale.partition('####')[0].strip()}{form.conclusion} {answer}\n"
 
 
-def make_model(directory: Path, texts: list[str]) -> None:
-    """A fresh Llama and a tokenizer of the training text, with a token for each digit."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["</s>"], initial_alphabet=alphabet)
-    )
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    model = small_llama(
-        0, len(wrapped), layers=4, hidden_size=192, intermediate_size=512, context=1024, end=wrapped.eos_token_id
-    )
-    wrapped.save_pretrained(directory)
-    model.save_pretrained(directory)
-
-
 def run(command: Any, name: str, arguments: dict[str, Any], positional: list[str] | None = None) -> str:
     """One command; returns its line."""
     words = [*(positional or []), *(word for key, value in arguments.items() for word in (f"--{key}", str(value)))]
@@ -102,7 +83,8 @@ def make_thinking(out: Path, data: Path, options: argparse.Namespace) -> tuple[P
         texts = documents(data)
         out.mkdir(parents=True, exist_ok=True)
         corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        make_model(fresh, texts)
+        sizes = {"layers": 1, "hidden_size": 32, "intermediate_size": 64} if options.quick else SIZES
+        save_small_model(fresh, texts, VOCABULARY, **sizes, context=1024)
     common = {
         "data.path": corpus,
         "data.validation_fraction": 0.01,
@@ -163,24 +145,21 @@ def parameters(run: Path) -> float:
     return sum(one.numel() for one in QuietStarForCausalLM.from_pretrained(checkpoint).parameters()) / 1e6
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--data", type=Path, default=os.environ.get("QUIETSTAR_DATA"), help="default: QUIETSTAR_DATA")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Benchmark(__file__, __doc__)
+    parser.add_folders("runs/evaluation")
+    parser.add_data("gsm8k/, commonsenseqa/ and wikitext2/")
     parser.add_argument("--reading-steps", type=int, default=500)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--problems", type=int, help="of each task; default: all held-out problems")
     parser.add_argument("--cot-problems", type=int, default=128, help="of GSM8K, as in the paper")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_threads(2)
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error("--data: missing, and QUIETSTAR_DATA is not set; needs a folder with gsm8k/")
+    parser.add_quick(reading_steps=2, steps=2, problems=2, cot_problems=2)
+    options = parser.begin(arguments)
     transformers.utils.logging.disable_progress_bar()
-    facts = describe("benchmarks/evaluation.py", sys.argv[1:], threads=options.threads, device=options.device)
     model, commands = make_thinking(options.output, options.data, options)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)  # training has set its own
     common = {"data": options.data, "batch_size": 32, "device": options.device}
     everything = options.output / "everything"
     begun = everything.is_dir()
@@ -213,11 +192,8 @@ def main() -> None:
     parts.append("The commands (DATA is the folder of the data, OUTPUT that of the runs):")
     shown = [line.replace(str(options.data), "DATA").replace(str(options.output), "OUTPUT") for line in commands]
     parts.append("\n".join(f"    {line}" for line in shown))
-    body = "\n\n".join(parts)
-    write_markdown(
-        options.results / "evaluation.md", "The evaluation on real problems, with a small model", facts, body
-    )
-    print(body)
+    title = "The evaluation on real problems, with a small model"
+    parser.write(options.results / "evaluation", title, "\n\n".join(parts))
 
 
 if __name__ == "__main__":

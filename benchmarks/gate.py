@@ -11,7 +11,6 @@ Each gate is fitted with several splits into fitted and held-out texts. With `--
 
 from __future__ import annotations
 
-import argparse
 import re
 import statistics
 import sys
@@ -23,10 +22,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
-from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import Benchmark
 from quietstar.data.packing import pack
 from quietstar.data.sources import read_documents
 from quietstar.demos.corpus import MODULUS
@@ -209,8 +208,8 @@ def thinking_steps(
     return statistics.mean(thought) if thought else 0.0
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Benchmark(__file__, __doc__)
     parser.add_argument(
         "--case", nargs=4, action="append", required=True, metavar=("NAME", "CHECKPOINT", "TEXT", "LENGTH")
     )
@@ -218,11 +217,9 @@ def main() -> None:
     parser.add_argument("--sums", nargs=3, metavar=("CHECKPOINT", "TEXT", "LENGTH"))
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--max_tokens", type=int, default=40_000)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    parser.add_results()
+    options = parser.begin(arguments, threads=1)
     found = fits(options.case, options.splits, options.max_tokens)
-    facts = describe("benchmarks/gate.py", sys.argv[1:], threads=1)
     about = dict(options.about)
     parts = [
         "\n\n".join([summary(name, reports), *([about[name]] if name in about else []), table(reports)])
@@ -231,15 +228,14 @@ def main() -> None:
     if options.sums:
         checkpoint, text, length = options.sums
         parts.append(write_sums(checkpoint, text, int(length)))
-    write_markdown(options.results / "gate.md", "The thinking gate", facts, "\n\n".join([NOTE.strip(), *parts]))
-    lines = [
+    rows = [
         {"case": name, "fit": number, "r_squared": report.r_squared, "mean_gain": report.mean_gain}
         | {"is_advised": choice is report.advised, **vars(choice)}
         for name, reports in found.items()
         for number, report in enumerate(reports)
         for choice in report.choices
     ]
-    write_csv(options.results / "gate.csv", facts, lines)
+    parser.write(options.results / "gate", "The thinking gate", "\n\n".join([NOTE.strip(), *parts]), rows)
 
 
 if __name__ == "__main__":

@@ -35,15 +35,15 @@ from operator import truediv
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a checkout is enough: the package need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, StoppingCriteria
 
-from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
+from benchmarks.environment import markdown_table
 from benchmarks.gpu_timing import Meter, card, resolve_device
+from benchmarks.script import Benchmark
 from benchmarks.train_step import MEBIBYTE
 from quietstar.model.modeling import QuietStarForCausalLM
 
@@ -290,22 +290,22 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Benchmark(__file__, __doc__)
     parser.add_argument("--model", nargs="+", choices=list(MODELS), help="default: tiny small; on a GPU mistral-7b too")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_threads()
     parser.add_argument("--thoughts", type=int, nargs="+", default=[4, 8, 16], metavar="T")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--context", type=int, help="tokens of the prompts; default: 256, and 1024 for one point")
     parser.add_argument("--tokens", type=int, default=9, help="new tokens of a run, two at least")
     parser.add_argument("--anew-tokens", type=int, default=2, help="the same for the side without a cache")
     parser.add_argument("--repeats", type=int, help="default: 3, of the tiny model 11")
-    parser.add_argument("--output-dir", type=Path, default=ROOT / "benchmarks/results")
-    options = parser.parse_args(arguments)
+    parser.add_results("--output-dir")
+    options = parser.begin(arguments)
     if options.tokens < 2:
         parser.error(f"--tokens: got {options.tokens}, needs at least 2: a step lies between two tokens")
-    torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
+    parser.device = str(device)
     names = options.model or ["tiny", "small", *(["mistral-7b"] if device.type == "cuda" else [])]
     rows: list[dict[str, Any]] = []
     shapes = []
@@ -321,12 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"weights:\n\n" + "\n".join(shapes) + "\n\n" + "\n".join(f"- {claim}" for claim in claims(rows))
     )
     body += f"\n\n{table(rows)}"
-    print(body)
-    given = sys.argv[1:] if arguments is None else arguments
-    facts = describe("benchmarks/generation.py", given, threads=options.threads, device=str(device))
-    out = options.output_dir / f"generation_{card(device)}.md"
-    write_markdown(out, "Generating with thoughts", facts, body)
-    write_csv(out.with_suffix(".csv"), facts, rows)
+    parser.write(options.output_dir / f"generation_{card(device)}", "Generating with thoughts", body, rows)
 
 
 if __name__ == "__main__":

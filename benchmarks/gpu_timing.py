@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.environment import describe, markdown_table, version, write_csv, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import RESULTS, Benchmark
 from benchmarks.train_step import MEBIBYTE, OUT_OF_MEMORY, PeakResidentSet
 
 NOT_INSTALLED = "not installed"
@@ -478,33 +479,82 @@ def targets_table(targets: Sequence[Target], card: str) -> str:
 # --------------------------------------------------------------------------------------------------------- the script
 
 
-def add_options(parser: argparse.ArgumentParser, sides: Sequence[str]) -> None:
-    """The options that all kernel benchmarks share."""
-    where = parser.add_argument_group("conditions")
-    where.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto: the GPU where there is one")
-    where.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's)")
-    where.add_argument("--seed", type=int, default=0, help="of the random inputs")
-    where.add_argument("--seconds", type=float, help="of repetitions for each measurement")
-    where.add_argument("--sides", nargs="+", choices=sides, help="what to measure (default: all that fit the device)")
-    where.add_argument("--quick", action="store_true", help="tiny sizes and few repetitions, to see that it works")
-    where.add_argument("--output-dir", type=Path, default=Path("benchmarks/results"), help="for the two files")
+class KernelBenchmark(Benchmark):
+    """The command line of a kernel benchmark: the options that all of them share.
 
+    Args:
+        file: See `Benchmark`.
+        about: See `Benchmark`.
+        sides: What can be measured.
+        dtypes: That it can be measured in.
+    """
 
-def start(
-    options: argparse.Namespace, ours: tuple[str, ...], dtype: torch.dtype, seconds_on_gpu: float = 0.3, least: int = 5
-) -> Session:
-    """Settle the device and measure its ceilings; see `Meter` and `Session`."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    device = resolve_device(options.device)
-    seconds = options.seconds if options.seconds is not None else (seconds_on_gpu if device.type == "cuda" else 0.1)
-    meter = Meter(device, 0.01, 1, 2) if options.quick else Meter(device, seconds, least)
-    if meter.on_gpu:
-        torch.cuda.set_device(device)
-    session = Session(meter, Ceilings.measure(meter, dtype), ours)
-    print("; ".join(f"{name}: {value}" for name, value in session.ceilings.facts().items()), flush=True)
-    return session
+    def __init__(
+        self,
+        file: str,
+        about: str | None,
+        sides: Sequence[str],
+        dtypes: Sequence[str] = ("bfloat16", "float16", "float32"),
+    ) -> None:
+        super().__init__(file, about)
+        where = self.add_argument_group("conditions")
+        where.add_argument("--dtype", choices=dtypes, help="default: bfloat16, CPU float32")
+        where.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto: the GPU where there is one")
+        where.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's)")
+        where.add_argument("--seed", type=int, default=0, help="of the random inputs")
+        where.add_argument("--seconds", type=float, help="of repetitions for each measurement")
+        where.add_argument("--sides", nargs="+", choices=sides, help="what to measure (default: all that fit it)")
+        self.add_quick()
+        where.add_argument("--output-dir", type=Path, default=RESULTS, help="for the two files")
+
+    def begin(self, arguments: Sequence[str] | None = None, threads: int | None = None) -> argparse.Namespace:
+        """As of every benchmark; also settles the device and its dtype (`options.device`, `.on_gpu`, `.dtype`)."""
+        options = super().begin(arguments, threads)
+        torch.manual_seed(options.seed)
+        options.device = resolve_device(options.device)
+        options.on_gpu = options.device.type == "cuda"
+        options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.on_gpu else "float32"))
+        self.device = str(options.device)
+        return options
+
+    def start(
+        self, options: argparse.Namespace, ours: tuple[str, ...], seconds_on_gpu: float = 0.3, least: int = 5
+    ) -> Session:
+        """Measures the device's ceilings; see `Meter` and `Session`."""
+        seconds = options.seconds if options.seconds is not None else (seconds_on_gpu if options.on_gpu else 0.1)
+        meter = Meter(options.device, 0.01, 1, 2) if options.quick else Meter(options.device, seconds, least)
+        if meter.on_gpu:
+            torch.cuda.set_device(options.device)
+        session = Session(meter, Ceilings.measure(meter, options.dtype), ours)
+        self.facts |= session.ceilings.facts()
+        print("; ".join(f"{name}: {value}" for name, value in session.ceilings.facts().items()), flush=True)
+        return session
+
+    def finish(
+        self,
+        session: Session,
+        options: argparse.Namespace,
+        title: str,
+        body: str,
+        rows: Sequence[Mapping[str, object]],
+    ) -> None:
+        """Writes both files, named after the script and the card; exits with 1 if a side of ours has failed."""
+        name = f"{Path(self.path).stem}_{card(session.meter.device)}"
+        self.write(options.output_dir / name, title, body, rows)
+        failed = session.failures_of_ours()
+        if failed:
+            raise SystemExit(
+                "error: "
+                + "; ".join(f"{row.side}, {row.work}, {row.point}: {row.failure} {row.note}" for row in failed)
+            )
+
+    def finish_kernel(
+        self, session: Session, options: argparse.Namespace, title: str, introduction: str, targets: Sequence[Target]
+    ) -> None:
+        """`finish` with the table of all rows, below what the reader must know of it, and that of the targets."""
+        ours = "triton" if "triton" in options.sides else "torch"
+        parts = [introduction, session.table(ours), "## Targets", targets_table(targets, card(session.meter.device))]
+        self.finish(session, options, title, "\n\n".join(parts), session.csv_rows(ours))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -522,79 +572,6 @@ def card(device: torch.device) -> str:
         return "cpu"
     words = torch.cuda.get_device_name(device).lower().replace("nvidia", "").replace("amd", "").split()
     return "_".join("".join(c for c in word if c.isalnum()) for word in words)
-
-
-def finish(
-    session: Session,
-    options: argparse.Namespace,
-    arguments: Sequence[str],
-    *,
-    name: str,
-    title: str,
-    body: str,
-    rows: Sequence[Mapping[str, object]],
-    facts: Mapping[str, str] | None = None,
-) -> None:
-    """Print the tables, write both files; exit with 1 if a side of ours failed.
-
-    Args:
-        session: with its rows.
-        options: of the command line.
-        arguments: the command line.
-        name: of the script, without its suffix, and of the two files, to which the card's is appended.
-        title: of the Markdown file.
-        body: of the Markdown file.
-        rows: of the CSV.
-        facts: beside those that every benchmark writes.
-    """
-    device = session.meter.device
-    described = {
-        **describe(f"benchmarks/{name}.py", arguments, threads=torch.get_num_threads(), device=str(device)),
-        **session.ceilings.facts(),
-        **(facts or {}),
-    }
-    print(f"\n{body}\n")
-    csv_path, markdown_path = (options.output_dir / f"{name}_{card(device)}{suffix}" for suffix in (".csv", ".md"))
-    write_csv(csv_path, described, rows)
-    write_markdown(markdown_path, title, described, body)
-    print(f"written: {csv_path}\n         {markdown_path}")
-    failed = session.failures_of_ours()
-    if failed:
-        raise SystemExit(
-            "error: " + "; ".join(f"{row.side}, {row.work}, {row.point}: {row.failure} {row.note}" for row in failed)
-        )
-
-
-def finish_kernel(
-    session: Session,
-    options: argparse.Namespace,
-    arguments: Sequence[str],
-    *,
-    name: str,
-    title: str,
-    introduction: str,
-    targets: Sequence[Target],
-    packages: Sequence[str] = (),
-) -> None:
-    """`finish` with the table of all rows and that of the targets.
-
-    Args:
-        introduction: what the reader must know to read the table.
-        targets: beside their measured values.
-        packages: comparators whose versions count.
-    """
-    ours = "triton" if "triton" in options.sides else "torch"
-    parts = [introduction, session.table(ours), "## Targets", targets_table(targets, card(session.meter.device))]
-    finish(
-        session,
-        options,
-        arguments,
-        name=name,
-        title=title,
-        body="\n\n".join(parts),
-        rows=session.csv_rows(ours),
-        facts={package: version(package) for package in packages},
-    )
 
 
 @contextmanager

@@ -12,69 +12,54 @@ Writes gsm8k_loops.md to `--results`; what is finished is kept in `--output`, an
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
-from benchmarks.environment import describe, markdown_table, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import Benchmark
+from benchmarks.small_model import save_small_model
 from quietstar.config.command_line import parse_config
 from quietstar.config.commands import STAR, VSTAR
 from quietstar.config.loops import GeneratorOptions, OuterLoopConfig, ProblemOptions
 from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.examples import encode_example
-from quietstar.model.loading import small_llama
 from quietstar.outer_loop.finetune import MODEL, fine_tune, forget_checkpoints, weights_sha256
 from quietstar.outer_loop.run import run_outer_loop
 from quietstar.tasks.registry import load_task
 
 VOCABULARY = 2048
-LAYERS, HIDDEN = 3, 192
+SIZES = {"layers": 3, "hidden_size": 192, "intermediate_size": 512}
 ROW = 3072
+QUICK = ("--loop.iterations", "1", "--loop.start_steps", "2", "--sampling.max_new_tokens", "48")
+QUICK_VERIFIER = (
+    *("--loop.iterations", "1", "--loop.supervised_steps", "2", "--sampling.max_new_tokens", "48"),
+    *("--sampling.samples", "4", "--evaluation.candidates", "2", "--verifier.steps", "2"),
+)
 WITH_EXAMPLES = 0.25
 """Share of the base model's texts that have the solved examples before them: it has to know such long prompts."""
 
 
-def make_base(out: Path, problems: ProblemOptions, steps: int) -> Path:
+def make_base(out: Path, problems: ProblemOptions, steps: int, quick: bool) -> Path:
     """A small Llama that has read the first half of the training problems with their solutions."""
     if (out / MODEL).is_dir():
         return out / MODEL
     task = load_task("gsm8k", problems)
     shown = task.demonstrations()
     texts = [one.prompt + one.completion for one in shown]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["</s>"], initial_alphabet=alphabet)
-    )
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    model = small_llama(
-        0,
-        len(wrapped),
-        layers=LAYERS,
-        hidden_size=HIDDEN,
-        intermediate_size=512,
-        context=4096,
-        end=wrapped.eos_token_id,
-    )
-    wrapped.save_pretrained(out / "fresh")
-    model.save_pretrained(out / "fresh")
+    sizes = {"layers": 1, "hidden_size": 64, "intermediate_size": 128} if quick else SIZES
+    model, tokenizer = save_small_model(out / "fresh", texts, VOCABULARY, **sizes, context=4096)
     rng, before = random.Random(0), task.few_shot()
     examples = [
-        encode_example(wrapped, (before if rng.random() < WITH_EXAMPLES else "") + one.prompt, one.completion, one.name)
+        encode_example(
+            tokenizer, (before if rng.random() < WITH_EXAMPLES else "") + one.prompt, one.completion, one.name
+        )
         for one in shown[: len(shown) // 2] * 4
     ]
     training = TrainingOptions(
@@ -91,7 +76,7 @@ def make_base(out: Path, problems: ProblemOptions, steps: int) -> Path:
     fine_tune(
         out / "fresh",
         weights_sha256(model),
-        wrapped,
+        tokenizer,
         examples,
         ROW,
         lambda rows: steps,
@@ -110,18 +95,11 @@ def star_options(problems: ProblemOptions, base: Path, out: Path, options: argpa
     return [
         *("--preset", "star-paper", "--task", "gsm8k", "--model.path", str(base), "--output_dir", str(out)),
         *("--model.dtype", "float32", "--training.device", "cpu", "--training.learning_rate", "3e-4"),
-        *(
-            "--training.warmup_steps",
-            "5",
-            "--loop.start_steps",
-            "20",
-            "--loop.iterations",
-            "2",
-            "--sampling.batch_size",
-            "32",
-        ),
+        *("--training.warmup_steps", "5", "--loop.start_steps", "20", "--loop.iterations", "2"),
+        *("--sampling.batch_size", "32"),
         *("--problems.test_limit", str(options.held_out)),
         *("--training.batch_size", "2", "--problems.path", str(problems.path)),
+        *(QUICK if options.quick else ()),
     ]
 
 
@@ -135,6 +113,7 @@ def vstar_options(problems: ProblemOptions, base: Path, out: Path, options: argp
         *("--problems.test_limit", str(options.held_out)),
         *("--evaluation.candidates", "16", "--verifier.steps", "40", "--verifier.batch_size", "8"),
         *("--verifier.baselines", "true", "--problems.path", str(problems.path)),
+        *(QUICK_VERIFIER if options.quick else ()),
     ]
 
 
@@ -170,30 +149,24 @@ def candidates_table(table: dict[str, Any]) -> str:
     return markdown_table(["at k", *map(str, ks)], rows, text_columns=1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/gsm8k-loops"))
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--data", type=Path, default=os.environ.get("QUIETSTAR_DATA"), help="default: QUIETSTAR_DATA")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Benchmark(__file__, __doc__)
+    parser.add_folders("runs/gsm8k-loops")
+    parser.add_data("gsm8k/")
     parser.add_argument("--steps", type=int, default=250, help="of the base model's training")
     parser.add_argument("--problems", type=int, default=128, help="to learn from, the first ones")
     parser.add_argument("--held-out", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error("--data: missing, and QUIETSTAR_DATA is not set; needs a folder with gsm8k/")
-    torch.set_num_threads(options.threads)
+    parser.add_threads()
+    parser.add_quick(steps=80, problems=4, held_out=2)
+    options = parser.begin(arguments)
     transformers.utils.logging.disable_progress_bar()
-    facts = describe("benchmarks/gsm8k_loops.py", sys.argv[1:], threads=options.threads)
     folder, own = options.data / "gsm8k", options.output / "problems"
     own.mkdir(parents=True, exist_ok=True)
     for name, count in (("train", options.problems), ("test", None)):
         lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
         (own / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    problems = ProblemOptions(
-        path=str(own),
-    )
-    base = make_base(options.output / "base", problems, options.steps)
+    problems = ProblemOptions(path=str(own))
+    base = make_base(options.output / "base", problems, options.steps, options.quick)
     parts = [
         f"{options.problems} training problems, of which the model has read the first half with their solutions, so "
         "that what it gets right of those it remembers. Intervals are bootstrapped over problems.\n"
@@ -208,9 +181,7 @@ def main() -> None:
         if "candidates" in summary:
             parts.append(candidates_table(summary["candidates"]) + "\n")
         parts += [f"- {warning}\n" for warning in summary["warnings"]]
-    body = "\n".join(parts)
-    write_markdown(options.results / "gsm8k_loops.md", "Both loops on GSM8K, with a small model", facts, body)
-    print(body)
+    parser.write(options.results / "gsm8k_loops", "Both loops on GSM8K, with a small model", "\n".join(parts))
 
 
 if __name__ == "__main__":

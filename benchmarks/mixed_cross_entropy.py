@@ -28,26 +28,23 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a checkout is enough: the package need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.environment import version
 from benchmarks.gpu_timing import (
     LARGEST_ERROR,
+    KernelBenchmark,
     Measurement,
     NotTried,
     Session,
     Target,
-    add_options,
     dtype_name,
-    finish_kernel,
     importable_from,
     milliseconds,
-    resolve_device,
-    start,
     times_faster,
     worst_error,
 )
@@ -308,30 +305,23 @@ def shapes(options: argparse.Namespace, on_gpu: bool) -> Iterator[Shape]:
                 yield Shape(loss, model, count, **MODELS[model])
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python benchmarks/mixed_cross_entropy.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> KernelBenchmark:
+    p = KernelBenchmark(__file__, __doc__, list(SIDES))
     what = p.add_argument_group("problems")
     what.add_argument("--models", nargs="+", choices=list(MODELS), help="heads (default: of the device)")
     what.add_argument("--rows", type=int, nargs="+", help="rows N (default: 2048 8192 20480; CPU 512 2048)")
     what.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which losses")
     what.add_argument("--work", nargs="+", choices=WORK, default=list(WORK), help="what is done")
-    what.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, CPU float32")
     what.add_argument("--comparators", type=Path, help="folder with packages that are not installed")
-    add_options(p, list(SIDES))
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parser().parse_args(arguments)
-    on_gpu = resolve_device(options.device).type == "cuda"
-    dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
+    benchmark = parser()
+    options = benchmark.begin(argv)
+    on_gpu, dtype = options.on_gpu, options.dtype
     options.sides = options.sides or [side for side in SIDES if on_gpu or side not in ON_GPU_ONLY]
-    session = start(options, OURS, dtype)
+    session = benchmark.start(options, OURS)
     chosen = list(shapes(options, on_gpu))
     heads = ", ".join(
         f"{name}: V {s.vocabulary}, E {s.hidden}" for name, s in {shape.model: shape for shape in chosen}.items()
@@ -342,16 +332,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             measure_shape(session, problem, options)
             del problem
             session.release()
-        finish_kernel(
+        benchmark.facts |= {package: version(package) for package in ("liger-kernel", "cut-cross-entropy")}
+        benchmark.finish_kernel(
             session,
             options,
-            arguments,
-            name="mixed_cross_entropy",
             title="Loss after the mixing head",
             introduction=f"{dtype_name(dtype)}; {heads}. `both` is forward and backward. What the sides and the "
             "columns are is said at the top of `benchmarks/mixed_cross_entropy.py`.",
             targets=targets(session),
-            packages=("liger-kernel", "cut-cross-entropy"),
         )
 
 

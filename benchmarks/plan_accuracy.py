@@ -11,7 +11,6 @@ the plan says, in the same process, without having seen any of it.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 import tempfile
@@ -22,15 +21,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig
 
-from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import Benchmark
 from quietstar.config.training import DataOptions, FinetuningOptions, ModelOptions, TrainConfig, TrainingOptions
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.planning.trace import trace_model
@@ -249,12 +248,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser = Benchmark(__file__, __doc__)
+    parser.add_threads()
     parser.add_argument("--only", default="", help="part of the names of the configurations to measure")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plan_accuracy")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    parser.add_out("plan_accuracy")
+    options = parser.begin(arguments)
     rows = []
     for case in cases():
         if options.only in case.name:
@@ -266,12 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{len(rows)} configurations is {largest:.1%}. What is measured is said at the top of "
         f"`benchmarks/plan_accuracy.py`.\n\n{table(rows)}"
     )
-    print(body)
-    facts = describe(
-        "benchmarks/plan_accuracy.py", sys.argv[1:] if arguments is None else arguments, threads=options.threads
-    )
-    write_csv(options.out.with_suffix(".csv"), facts, rows)
-    write_markdown(options.out.with_suffix(".md"), "Memory: plan and run", facts, body)
+    parser.write(options.out, "Memory: plan and run", body, rows)
     return 0 if largest <= LIMIT else 1
 
 

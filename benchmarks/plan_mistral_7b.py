@@ -9,15 +9,14 @@ printed with them.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
-from benchmarks.environment import describe, markdown_table, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import Benchmark
 from quietstar.config.commands import parse_train_config
 from quietstar.planning.gpus import GPUS
 from quietstar.planning.model import base_configuration
@@ -85,12 +84,13 @@ def row(name: str, trace: Trace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plan_mistral_7b.md")
-    options = parser.parse_args(arguments)
+    parser = Benchmark(__file__, __doc__)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
+    parser.add_out("plan_mistral_7b.md")
+    options = parser.begin(arguments)
     rows = []
-    for name, extra in SETTINGS.items():
-        rows.append(row(name, trace_setting(extra)))
+    for name in options.settings:
+        rows.append(row(name, trace_setting(SETTINGS[name])))
         print(rows[-1], flush=True)
     columns = [
         "setting",
@@ -112,9 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{', '.join(GPUS)}; seconds are expected, not measured, assuming {ASSUMPTIONS}.\n\n"
         f"{markdown_table(columns, rows)}\n\n{commands}"
     )
-    print(body)
-    given = sys.argv[1:] if arguments is None else arguments
-    write_markdown(options.out, "Plans for Mistral-7B", describe("benchmarks/plan_mistral_7b.py", given), body)
+    parser.write(options.out, "Plans for Mistral-7B", body)
     return 0
 
 

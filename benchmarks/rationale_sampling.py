@@ -14,7 +14,6 @@ GSM8K's (six solved examples before each question), `addition` those of short su
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import statistics
@@ -27,14 +26,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a checkout is enough: the package need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import Benchmark
 from quietstar.config.loops import SamplingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.model.loading import load_causal_lm
@@ -229,17 +228,16 @@ def table(rows: Sequence[dict[str, Any]], measure: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Benchmark(__file__, __doc__)
     parser.add_argument("--model", help="directory or hub name; by default a random one, made on the spot")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch-size", type=int, default=16, help="completions at once")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_threads()
     parser.add_argument("--tiny", action="store_true", help="a tiny model and one tiny setting, to see that it runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/rationale_sampling.md")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    parser.add_out("rationale_sampling.md")
+    options = parser.begin(arguments)
     sizes = (
         {"hidden": 64, "layers": 1, "vocabulary": 64}
         if options.tiny
@@ -265,11 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"alternating runs. Times as fast: by {by.replace('_', ' ')}. What is counted is said at the top of "
         f"`benchmarks/rationale_sampling.py`.\n\n{table(rows, by)}"
     )
-    print(body)
-    given = sys.argv[1:] if arguments is None else arguments
-    facts = describe("benchmarks/rationale_sampling.py", given, threads=options.threads, device=options.device)
-    write_markdown(options.out, "Sampling rationales", facts, body)
-    write_csv(options.out.with_suffix(".csv"), facts, rows)
+    parser.write(options.out, "Sampling rationales", body, rows)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
-from benchmarks.environment import describe, markdown_table, write_markdown
+from benchmarks.environment import ROOT, markdown_table
+from benchmarks.script import Benchmark
 from quietstar.reporting.charts import Plate, figure, keys_of, line_chart, linear_scale, mean_curve
 from quietstar.statistics.seeds import estimate
 
@@ -39,6 +39,18 @@ REGIMES: dict[str, dict[str, str]] = {
         "loop.iterations": "2",
     },
 }
+QUICK = {
+    "problems.digits": "1",
+    "problems.limit": "8",
+    "problems.test_limit": "8",
+    "characters.layers": "1",
+    "characters.hidden_size": "32",
+    "characters.steps": "150",
+    "characters.learning_rate": "1e-2",
+    "loop.iterations": "1",
+    "loop.start_steps": "4",
+    "loop.added_steps": "1",
+}
 ARMS = {"with-rationalisation": "with", "without-rationalisation": "without", "answers-alone": "answers alone"}
 
 
@@ -51,16 +63,16 @@ class Run:
     seconds: float
 
 
-def command_of(regime: str, seed: int, out: Path, extra: list[str]) -> list[str]:
+def command_of(regime: str, seed: int, out: Path, options: argparse.Namespace) -> list[str]:
     seeds = {"training.seed": str(seed), "problems.seed": str(seed)}
-    options = {**REGIMES[regime], **seeds, "output_dir": str(out)}
-    words = [word for key, value in options.items() for word in (f"--{key}", value)]
-    return [sys.executable, "-m", "quietstar.star", *words, *extra]
+    settings = {**REGIMES[regime], **(QUICK if options.quick else {}), **seeds, "output_dir": str(out)}
+    words = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    return [sys.executable, "-m", "quietstar.star", *words, *options.extra]
 
 
 def run(regime: str, seed: int, options: argparse.Namespace) -> Run:
     out = options.output / regime.replace(" ", "-") / f"seed-{seed}"
-    words = command_of(regime, seed, out, options.extra)
+    words = command_of(regime, seed, out, options)
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     if not (out / "comparison.json").exists():
         print("==", " ".join(words[1:]), flush=True)
@@ -180,20 +192,17 @@ def draw(file: Path, measured: Mapping[str, list[Run]]) -> None:
     file.write_text(figure(title, plates, columns=2, keys=keys_of(series)), encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/star-seeds"))
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Benchmark(__file__, __doc__)
+    parser.add_folders("runs/star-seeds")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
+    parser.add_threads(help="CPU threads of a run")
     parser.add_argument("--workers", type=int, default=2, help="runs at once")
+    parser.add_quick(seeds=1)
     parser.add_argument("--regimes", nargs="*", default=list(REGIMES), choices=list(REGIMES), metavar="REGIME")
     parser.add_argument("extra", nargs="*", help="after --: options of quietstar.star for every run")
-    options = parser.parse_args()
-    options.output, facts = (
-        options.output.resolve(),
-        describe("benchmarks/star.py", sys.argv[1:], threads=options.threads),
-    )
+    options = parser.begin(arguments)
+    options.output = options.output.resolve()
     jobs = [(regime, seed) for seed in range(options.seeds) for regime in options.regimes]
     with ThreadPoolExecutor(options.workers) as pool:
         finished = list(pool.map(lambda job: run(*job, options), jobs))
@@ -205,8 +214,7 @@ def main() -> None:
     write_csv(options.results / "star.csv", measured)
     draw(options.results / "star.svg", measured)
     title = "STaR on addition: with and without rationalisation"
-    write_markdown(options.results / "star.md", title, facts, body + "\n![accuracy by iteration](star.svg)")
-    print(body)
+    parser.write(options.results / "star", title, body, after="\n![accuracy by iteration](star.svg)")
 
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
-
-from benchmarks.environment import describe, markdown_table, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import Benchmark
 from quietstar.config.commands import parse_train_config
 from quietstar.config.values import parse_positions
 from quietstar.demos.report import COLUMNS, CURVES, markdown, spread
@@ -100,16 +99,13 @@ def options_markdown(measured: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/textbook-options"))
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Benchmark(__file__, __doc__)
+    parser.add_folders("runs/textbook-options")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_threads(2)
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)  # of measuring too, not of training alone
-    facts = describe("benchmarks/textbook.py", sys.argv[1:], threads=options.threads)
+    options = parser.begin(arguments)
     shared = options.output / "default"
     measured: dict[str, dict[str, Any]] = {}
     for name in options.rows:
@@ -117,13 +113,12 @@ def main() -> None:
         if name == "default":
             config = parse_train_config(["--textbook.seeds", str(options.seeds)])
             body = markdown(config, {int(seed): arms for seed, arms in measured[name].items()})
-            body += "\n![curves](textbook.svg)"
-            write_markdown(options.results / "textbook.md", "The embedded default, with its controls", facts, body)
+            title = "The embedded default, with its controls"
+            parser.write(options.results / "textbook", title, body, after="\n![curves](textbook.svg)")
             shutil.copy(shared / CURVES, options.results / "textbook.svg")
         if len(options.rows) > 1:
-            body = options_markdown(measured)
-            write_markdown(options.results / "textbook_options.md", "Options of the embedded default", facts, body)
-        print(body, flush=True)
+            title = "Options of the embedded default"
+            parser.write(options.results / "textbook_options", title, options_markdown(measured))
 
 
 if __name__ == "__main__":

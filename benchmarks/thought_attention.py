@@ -33,8 +33,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a checkout is enough: the package need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 import torch.nn.functional as F
@@ -43,16 +42,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_timing import (
     LARGEST_ERROR,
+    KernelBenchmark,
     Measurement,
     NotTried,
     Session,
     Target,
-    add_options,
     dtype_name,
-    finish_kernel,
     milliseconds,
-    resolve_device,
-    start,
     times_faster,
     worst_error,
 )
@@ -788,31 +784,24 @@ def shapes(options: argparse.Namespace, on_gpu: bool) -> Iterator[tuple[Shape, b
                 first = False
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python benchmarks/thought_attention.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> KernelBenchmark:
+    p = KernelBenchmark(__file__, __doc__, SIDES)
     what = p.add_argument_group("problems")
     what.add_argument("--models", nargs="+", choices=list(MODELS), help="head shapes (default: of the device)")
     what.add_argument("--lengths", type=int, nargs="+", help="text lengths L (default: 256 1024 4096; CPU 64 256)")
     what.add_argument("--stream-lengths", type=int, nargs="+", help="stream lengths S (default: 16 24; CPU 16)")
     what.add_argument("--batch", type=int, help="texts B (default: 8; CPU 2)")
-    what.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, CPU float32")
     what.add_argument("--work", nargs="+", choices=WORK, default=list(WORK), help="what is done")
     what.add_argument("--largest-mask", type=int, default=LARGEST_MASK, help="bytes above which no dense mask is tried")
-    add_options(p, SIDES)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parser().parse_args(arguments)
-    on_gpu = resolve_device(options.device).type == "cuda"
-    dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
+    benchmark = parser()
+    options = benchmark.begin(argv)
+    on_gpu, dtype = options.on_gpu, options.dtype
     options.sides = options.sides or (list(SIDES) if on_gpu else ["torch", "reference", "sdpa", "parts"])
-    session = start(options, OURS, dtype)
+    session = benchmark.start(options, OURS)
     chosen = list(shapes(options, on_gpu))
     for shape, sweep in chosen:
         problem = Problem(shape, dtype, session.meter.device)
@@ -823,11 +812,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{name}: {s.heads}:{s.kv_heads} heads of {s.head_size}, B {s.batch}"
         for name, s in {shape.model: shape for shape, _ in chosen}.items()
     )
-    finish_kernel(
+    benchmark.finish_kernel(
         session,
         options,
-        arguments,
-        name="thought_attention",
         title="Thought attention",
         introduction=f"{dtype_name(dtype)}; {batches}. Every text position is an anchor. What the sides and "
         "the columns are is said at the top of `benchmarks/thought_attention.py`.",

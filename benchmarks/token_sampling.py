@@ -26,24 +26,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a checkout is enough: the package need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_timing import (
     LARGEST_ERROR,
+    KernelBenchmark,
     Measurement,
     Session,
     Target,
-    add_options,
     dtype_name,
-    finish_kernel,
     milliseconds,
     relative_error,
-    resolve_device,
-    start,
 )
 from benchmarks.mixed_cross_entropy import HEAD_STD, MODELS
 from quietstar_kernels import sample_tokens
@@ -195,28 +191,21 @@ def shapes(options: argparse.Namespace, on_gpu: bool) -> Iterator[Shape]:
             yield Shape(model, rows, **MODELS[model])
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python benchmarks/token_sampling.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> KernelBenchmark:
+    p = KernelBenchmark(__file__, __doc__, list(SIDES))
     what = p.add_argument_group("problems")
     what.add_argument("--models", nargs="+", choices=list(MODELS), help="heads (default: of the device)")
     what.add_argument("--rows", type=int, nargs="+", help="rows N (default: 2048)")
     what.add_argument("--work", nargs="+", choices=WORK, default=list(WORK), help="what is done")
-    what.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, CPU float32")
-    add_options(p, list(SIDES))
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parser().parse_args(arguments)
-    on_gpu = resolve_device(options.device).type == "cuda"
-    dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
+    benchmark = parser()
+    options = benchmark.begin(argv)
+    on_gpu, dtype = options.on_gpu, options.dtype
     options.sides = options.sides or [side for side in SIDES if on_gpu or side != "triton"]
-    session = start(options, OURS, dtype)
+    session = benchmark.start(options, OURS)
     chosen = list(shapes(options, on_gpu))
     for shape in chosen:
         measure_shape(session, Problem(shape, dtype, session.meter.device), options)
@@ -224,11 +213,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     heads = ", ".join(
         f"{name}: V {s.vocabulary}, E {s.hidden}" for name, s in {shape.model: shape for shape in chosen}.items()
     )
-    finish_kernel(
+    benchmark.finish_kernel(
         session,
         options,
-        arguments,
-        name="token_sampling",
         title="Sampling tokens from hidden states",
         introduction=f"{dtype_name(dtype)}; {heads}. What the sides and the columns are is said at the top of "
         "`benchmarks/token_sampling.py`.",

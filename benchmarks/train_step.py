@@ -38,10 +38,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
-from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import RESULTS, Benchmark, WithDefaults
 
 # torch is imported where a measurement needs it and not here: the parent only waits, and should take no memory (or GPU)
 # from the child that it measures.
@@ -597,11 +597,8 @@ def check_table(checked: dict[str, Any]) -> str:
     )
 
 
-def parser() -> argparse.ArgumentParser:
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    p = argparse.ArgumentParser(prog="python benchmarks/train_step.py", description=__doc__, formatter_class=Formatter)
+def parser() -> Benchmark:
+    p = Benchmark(__file__, __doc__, WithDefaults)
     sweep = p.add_argument_group("sweeps")
     sweep.add_argument("--lengths", type=int, nargs="*", default=[64, 128, 256, 512], help="text lengths L")
     sweep.add_argument("--stream-lengths", type=int, nargs="*", default=[8, 16, 32], help="stream lengths S")
@@ -628,15 +625,15 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of parameters and states")
     where.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of torch")
     where.add_argument("--seed", type=int, default=0, help="of model, text and thoughts")
-    where.add_argument("--output-dir", type=Path, default=Path("benchmarks/results"), help="for the two files")
+    where.add_argument("--output-dir", type=Path, default=RESULTS, help="for the two files")
     where.add_argument("--name", default="train_step", help="of the CSV and the Markdown file in it")
     where.add_argument("--child", help=argparse.SUPPRESS)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parser().parse_args(arguments)
+    benchmark = parser()
+    options = benchmark.begin(argv)
     if options.child is not None:
         child_main(options.child)
         return
@@ -663,13 +660,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise SystemExit(f"error: the sides do not compute the same step, so nothing is compared: {row}")
 
     rows = measure_all(points, options.sides, conditions, options.repeats, lambda line: print(line, flush=True))
-    facts = describe("benchmarks/train_step.py", arguments, threads=options.threads, device=options.device)
     body = report_body(points, options.sides, summarise(rows), conditions, checked)
-    print(f"\n{body}\n")
-    csv_path, markdown_path = (options.output_dir / f"{options.name}{suffix}" for suffix in (".csv", ".md"))
-    write_csv(csv_path, facts, rows)
-    write_markdown(markdown_path, "Training step: engine against naive", facts, body)
-    print(f"written: {csv_path}\n         {markdown_path}")
+    benchmark.write(options.output_dir / options.name, "Training step: engine against naive", body, rows)
 
 
 if __name__ == "__main__":

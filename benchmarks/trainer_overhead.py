@@ -11,7 +11,6 @@ in a fresh process.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
 import subprocess
@@ -22,12 +21,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 
-from benchmarks.environment import describe, markdown_table, write_csv, write_markdown
+from benchmarks.environment import ROOT, markdown_table
+from benchmarks.script import Benchmark
 from quietstar.config.training import DataOptions, ModelOptions, TrainConfig, TrainingOptions
 from quietstar.demos.textbook import character_model, character_tokenizer
 from quietstar.model.modeling import QuietStarForCausalLM
@@ -138,12 +137,11 @@ def table(seconds: dict[str, float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Benchmark(__file__, __doc__)
     parser.add_argument("--steps", type=int, default=200, help="training steps")
     parser.add_argument("--repeats", type=int, default=5, help="processes whose start is timed")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/trainer_overhead")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    parser.add_out("trainer_overhead")
+    options = parser.begin(arguments, threads=1)
     run(2)  # what is loaded and compiled once is no part of a step
     seconds, startup = run(options.steps), startup_seconds(options.repeats)
     share = outside(seconds)
@@ -153,17 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{OUTSIDE_LIMIT:.0%} is allowed).\n\n{table(seconds)}\n\n"
         f"`quietstar --help` takes {startup:.2f} s of CPU time (at most {STARTUP_LIMIT} s)."
     )
-    print(body)
-    given = sys.argv[1:] if arguments is None else arguments
-    facts = describe("benchmarks/trainer_overhead.py", given, threads=1)
     total = sum(seconds.values())
     rows: list[dict[str, object]] = [
         {"measured": name, "cpu_seconds": round(value, 3), "share": round(value / total, 5)}
         for name, value in seconds.items()
     ]
     rows.append({"measured": "quietstar --help", "cpu_seconds": round(startup, 3), "share": ""})
-    write_csv(options.out.with_suffix(".csv"), facts, rows)
-    write_markdown(options.out.with_suffix(".md"), "What the trainer costs", facts, body)
+    parser.write(options.out, "What the trainer costs", body, rows)
     return 0 if share < OUTSIDE_LIMIT and startup < STARTUP_LIMIT else 1
 
 

@@ -17,7 +17,6 @@ The chosen rows replace those of the architecture in the table, unless `--dry-ru
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -29,8 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 
@@ -38,6 +36,7 @@ from benchmarks import kernel_cases
 from benchmarks.ahead_of_time import TARGETS, Compiled, Compilers, Task, clean_environment, describe_configuration
 from benchmarks.environment import markdown_table
 from benchmarks.gpu_timing import Meter
+from benchmarks.script import Benchmark
 from quietstar_kernels import configurations
 from quietstar_kernels.configurations import Configuration
 
@@ -287,7 +286,7 @@ def write(chosen: dict[Problem, Candidate]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Benchmark(__file__, __doc__)
     parser.add_argument("--by", choices=("time", "compile"), required=True, help="how to choose")
     parser.add_argument(
         "--architectures", nargs="+", choices=TARGETS, metavar="ARCHITECTURE", help="for --by compile (default: all)"
@@ -299,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="for --by time")
     parser.add_argument("--keep", action="store_true", help="for --by compile: keep what fits and does not spill")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
-    options = parser.parse_args(arguments)
+    options = parser.begin(arguments)
     if options.by == "time" and options.architectures:
         parser.error("--architectures: --by time measures the GPU that is there")
     if options.by == "time" and not torch.cuda.is_available():

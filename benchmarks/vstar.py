@@ -15,26 +15,46 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
-from benchmarks.environment import describe, markdown_table, write_markdown
+from benchmarks.environment import ROOT, markdown_table
+from benchmarks.script import Benchmark
 from quietstar.reporting.charts import WIDE, Plate, figure, keys_of, line_chart
 from quietstar.reporting.loop_charts import best_of_k
 from quietstar.statistics.seeds import estimate
 
 Table = dict[str, Any]
+QUICK = {
+    "task": "addition",  # of one digit: a model of a few seconds is right now and then, at routes it never is
+    "problems.digits": 1,
+    "problems.limit": 8,
+    "problems.test_limit": 8,
+    "characters.layers": 1,
+    "characters.hidden_size": 32,
+    "characters.steps": 150,
+    "characters.learning_rate": 1e-2,
+    "sampling.samples": 8,
+    "loop.iterations": 1,
+    "loop.supervised_steps": 2,
+    "loop.start_steps": 4,
+    "verifier.steps": 4,
+    "verifier.batch_size": 4,
+    "evaluation.candidates": 4,
+    "evaluation.ks": "1,2,4",
+}
 FIXED = {"pass": "pass@k (a perfect verifier)", "maj": "majority vote"}
 
 
 def run(seed: int, options: argparse.Namespace) -> Table:
     out = options.output / f"seed-{seed}"
     words = [sys.executable, "-m", "quietstar.vstar", "--training.seed", str(seed), "--problems.seed", str(seed)]
-    words += ["--output_dir", str(out), *options.extra]
+    settings = {**(QUICK if options.quick else {}), "output_dir": out}
+    words += [word for key, value in settings.items() for word in (f"--{key}", str(value))] + options.extra
     if not (out / "report.html").exists():
         print("== python", *words[1:], flush=True)
         out.mkdir(parents=True, exist_ok=True)
@@ -150,17 +170,16 @@ def draw(file: Path, summaries: dict[int, Table]) -> None:
     file.write_text(figure(title, plates, columns=1, size=WIDE), encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/vstar-seeds"))
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Benchmark(__file__, __doc__)
+    parser.add_folders("runs/vstar-seeds")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
+    parser.add_threads(help="CPU threads of a run")
     parser.add_argument("--workers", type=int, default=2, help="runs at once")
+    parser.add_quick(seeds=1)
     parser.add_argument("extra", nargs="*", help="after --: options of quietstar.vstar for every run")
-    options = parser.parse_args()
+    options = parser.begin(arguments)
     options.output = options.output.resolve()
-    facts = describe("benchmarks/vstar.py", sys.argv[1:], threads=options.threads)
     with ThreadPoolExecutor(options.workers) as pool:
         found = list(pool.map(lambda seed: run(seed, options), range(options.seeds)))
     summaries = dict(enumerate(found))
@@ -169,8 +188,7 @@ def main() -> None:
     write_csv(options.results / "vstar.csv", summaries)
     draw(options.results / "vstar.svg", summaries)
     title = "V-STaR on routes: what the verifier is worth"
-    write_markdown(options.results / "vstar.md", title, facts, body + "\n\n![Best-of-k](vstar.svg)")
-    print(body)
+    parser.write(options.results / "vstar", title, body, after="\n\n![Best-of-k](vstar.svg)")
 
 
 if __name__ == "__main__":

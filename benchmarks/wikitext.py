@@ -10,21 +10,21 @@ wikitext.svg to `--results`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, only this file's own folder is on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
 import torch
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
-from benchmarks.environment import describe, markdown_table, write_markdown
+from benchmarks.environment import markdown_table
+from benchmarks.script import Benchmark
 from quietstar import QuietStarForCausalLM
 from quietstar.objective.learning import learn
 from quietstar.reporting.charts import MOST_LINES, Plate, figure, keys_of, line_chart, mean_curve
@@ -103,15 +103,14 @@ def draw(metrics: list[dict[str, Any]], path: Path) -> None:
     path.write_text(figure("Quiet-STaR on WikiText-2 at CPU size", plates, columns=3), encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Benchmark(__file__, __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.txt and valid.txt")
-    parser.add_argument("--output", type=Path, default=Path("runs/wikitext"))
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_folders("runs/wikitext")
     parser.add_argument("--reading-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    parser.add_threads(2)
+    options = parser.begin(arguments)
     data = {"data.path": options.data / "train.txt", "data.validation_path": options.data / "valid.txt"}
     common = {**data, "training.threads": options.threads, "training.adam_beta2": 0.98, "training.weight_decay": 0.01}
     fresh, read = options.output / "fresh", options.output / "read"
@@ -171,10 +170,7 @@ def main() -> None:
             "\n".join(f"    {command.replace(folder, 'DATA')}" for command in commands),
         ]
     )
-    arguments = [argument.replace(folder, "DATA") for argument in sys.argv[1:]]
-    facts = describe("benchmarks/wikitext.py", arguments, threads=options.threads)
-    write_markdown(options.results / "wikitext.md", "Quiet-STaR on WikiText-2 at CPU size", facts, body)
-    print(body)
+    parser.write(options.results / "wikitext", "Quiet-STaR on WikiText-2 at CPU size", body)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -266,6 +268,14 @@ def thinking(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 AUTO = "from transformers import AutoConfig, AutoModelForCausalLM"
+
+
+def usual_and_more(ways: Iterable[str]) -> list[Any]:
+    """Each takes a process that imports everything: only the first is among the tests that everyone runs."""
+    first, *more = ways
+    return [first, *(pytest.param(way, marks=pytest.mark.slow) for way in more)]
+
+
 IMPORTS = {
     "transformers first": f"{AUTO}; import quietstar",
     "a lazy transformers first": f"import transformers, quietstar; {AUTO}",
@@ -280,7 +290,7 @@ IMPORTS = {
 }
 
 
-@pytest.mark.parametrize("order", IMPORTS)
+@pytest.mark.parametrize("order", usual_and_more(IMPORTS))
 def test_the_auto_classes_know_the_model_whatever_is_imported_first(order: str, thinking: Path) -> None:
     said = python(
         f"{IMPORTS[order]}\n"
@@ -290,18 +300,19 @@ def test_the_auto_classes_know_the_model_whatever_is_imported_first(order: str, 
     assert said.split() == ["QuietStarConfig", "QuietStarForCausalLM"]
 
 
-@pytest.mark.parametrize("order", ["import quietstar, transformers", "import transformers, quietstar"])
+@pytest.mark.parametrize("order", usual_and_more(["import transformers, quietstar", "import quietstar, transformers"]))
 def test_the_auto_config_alone_knows_the_configuration(order: str, thinking: Path) -> None:
     said = python(f"{order}\nprint(type(transformers.AutoConfig.from_pretrained({str(thinking)!r})).__name__)")
     assert said.split() == ["QuietStarConfig"]
 
 
-@pytest.mark.parametrize("module", ["model.loading", "inference.completing", "objective.learning"])
+@pytest.mark.parametrize("module", usual_and_more(["model.loading", "inference.completing", "objective.learning"]))
 def test_any_module_can_be_imported_first(module: str) -> None:
     """transformers imports its Auto classes in the middle of modules of its own that these import."""
     assert python(f"import quietstar.{module}; print('whole')") == "whole\n"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_spawned_knows_the_model(thinking: Path, tmp_path: Path) -> None:
     script = tmp_path / "spawn.py"
     script.write_text(

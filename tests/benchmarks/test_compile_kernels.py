@@ -18,6 +18,7 @@ import pytest
 
 from benchmarks import ahead_of_time, compile_kernels
 from benchmarks.ahead_of_time import Compiled, Task, as_row
+from benchmarks.environment import write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")
@@ -204,7 +205,7 @@ def test_a_spill_of_one_release_is_excused_under_that_release_alone() -> None:
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     row = as_row(TASK, COMPILED)
     path = tmp_path / "table.csv"
-    compile_kernels.write_csv(path, {"reason": "because, of 1 # thing"}, [row])
+    write_csv(path, {"reason": "because, of 1 # thing"}, [row])
     read = compile_kernels.read_table(path)
     assert read == [{name: str(value) for name, value in row.items()}]
     assert compile_kernels.compare(read, [row]) == []

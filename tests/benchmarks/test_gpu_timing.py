@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import sys
@@ -15,6 +14,7 @@ import torch
 from benchmarks import gpu_timing
 from benchmarks.gpu_timing import (
     Ceilings,
+    KernelBenchmark,
     Measurement,
     Meter,
     NotTried,
@@ -22,7 +22,6 @@ from benchmarks.gpu_timing import (
     Target,
     Timing,
     card,
-    finish_kernel,
     importable_from,
     quantile,
     relative_error,
@@ -213,13 +212,12 @@ def test_files_are_written_before_a_failure_of_ours_ends_the_run(tmp_path: Path)
     measured = session()
     measured.rows = [row("torch", seconds=0.004), row("torch", "backward")]
     measured.rows[1].failure = "wrong result"
-    options = argparse.Namespace(sides=["torch"], output_dir=tmp_path)
+    benchmark = KernelBenchmark("attention.py", None, ["torch"])
+    options = benchmark.begin(["--quick", "--device", "cpu", "--sides", "torch", "--output-dir", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"torch, backward.*wrong result"):
-        finish_kernel(
-            measured, options, ["--quick"], name="attention", title="Attention", introduction="Text.", targets=[]
-        )
+        benchmark.finish_kernel(measured, options, "Attention", "Text.", targets=[])
     lines = (tmp_path / "attention_cpu.csv").read_text().splitlines()
-    assert "# command: python benchmarks/attention.py --quick" in lines
+    assert lines[0].startswith("# command: python benchmarks/attention.py --quick --device cpu")
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     assert [found["failure"] for found in rows] == ["", "wrong result"]
     assert "# Attention\n\nText.\n\n| N " in (tmp_path / "attention_cpu.md").read_text()

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import plan_accuracy
-from benchmarks.plan_accuracy import LIMIT, QUANTITIES, ROOT, Case, compare, estimate, measure, mistral, table, worst
+from benchmarks.environment import ROOT
+from benchmarks.plan_accuracy import LIMIT, QUANTITIES, Case, compare, estimate, measure, mistral, table, worst
 
 SHALLOW = mistral(num_hidden_layers=2)
 SHORT = {"thought_length": 1, "lookahead": 2}

@@ -164,12 +164,20 @@ def test_torch_backend_equals_reference(**problem: Any) -> None:
 
 
 @pytest.mark.skipif(not interpreting(), reason="CPU tensors")
-@settings(max_examples=16)  # the interpreter is slow
+@settings(max_examples=3)  # the interpreter is slow
 @problems(9, [150, CPU_CHUNK])
 @example(seed=0, N=9, E=17, V=33, ignored=0.4, interpolation="log_probs", options=OPTIONS[3], chunk=90)
 @example(seed=0, N=9, E=17, V=33, ignored=0.0, interpolation="logits", options=OPTIONS[5], chunk=90)
 @example(seed=0, N=0, E=3, V=7, ignored=0.0, interpolation="logits", options=OPTIONS[4], chunk=90)
 def test_triton_backend_equals_reference(**problem: Any) -> None:
+    assert_equals_reference("triton", **problem)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not interpreting(), reason="CPU tensors")
+@settings(max_examples=14)
+@problems(9, [150, CPU_CHUNK])
+def test_triton_backend_equals_reference_at_more_problems(**problem: Any) -> None:
     assert_equals_reference("triton", **problem)
 
 
@@ -348,7 +356,13 @@ def test_a_retained_graph_gives_the_same_gradients_twice(backend: str, weighted:
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize(
-    ("weighted", "interpolation"), [(True, "logits"), (True, "log_probs"), (False, "log_probs"), (False, "linear")]
+    ("weighted", "interpolation"),
+    [
+        (True, "logits"),
+        pytest.param(True, "log_probs", marks=pytest.mark.slow),
+        (False, "log_probs"),
+        pytest.param(False, "linear", marks=pytest.mark.slow),
+    ],
 )
 def test_opcheck(backend: str, weighted: bool, interpolation: str) -> None:
     (base, thought, weight, head), target = random_inputs(23, 5, 3, 9, ignored=0.3, low=2, dtype=torch.float32)
@@ -624,7 +638,7 @@ def test_upstream_gradient_multiplies_in_full_precision(
 @pytest.mark.usefixtures("_large_blocks")
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("gradient", [False, True])
-@pytest.mark.parametrize("weight", [1e-4, 1e-3, 1e-2, 1e-1])
+@pytest.mark.parametrize("weight", [1e-4, 1e-3, *(pytest.param(w, marks=pytest.mark.slow) for w in (1e-2, 1e-1))])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_reward_of_a_small_weight_is_not_rounding_noise(
@@ -735,7 +749,7 @@ def test_mix_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, mixe
 
 
 @needs_interpreter
-@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[3], OPTIONS[5]])
+@pytest.mark.parametrize("options", [OPTIONS[0], pytest.param(OPTIONS[3], marks=pytest.mark.slow), OPTIONS[5]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("gradient_dtype", [None, torch.bfloat16, torch.float16, "in place"])

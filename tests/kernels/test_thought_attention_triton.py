@@ -55,8 +55,7 @@ def _few_splits() -> Any:
 BLOCK = st.sampled_from([16, 32])
 
 
-@settings(max_examples=12)
-@given(
+problems = given(
     seed=st.integers(0, 2**16),
     B=st.integers(1, 2),
     P=st.integers(0, 7),
@@ -74,6 +73,10 @@ BLOCK = st.sampled_from([16, 32])
     blocks=st.fixed_dictionaries({"BLOCK_M": BLOCK, "BLOCK_N": BLOCK, "BLOCK_OWN": BLOCK}),
     splits=st.sampled_from([1, 2, 3]),
 )
+
+
+@settings(max_examples=2)  # the interpreter is slow
+@problems
 # a stream of 42 rows, more than a block
 @example(0, 1, 3, 6, 1, (1, 7), 5, 9, "own", "stream", 4, None, None, "buffers", {}, 2)
 # the same number of anchors as keys, every border of a tile at a border of a window
@@ -122,6 +125,13 @@ def test_equals_reference(
     )
     with use_blocks(splits=splits, **blocks):
         assert_close(results(case, "triton"), results(case, "reference"), 1e-11)
+
+
+@pytest.mark.slow
+@settings(max_examples=12)
+@problems
+def test_equals_reference_at_more_problems(**problem: Any) -> None:
+    test_equals_reference.hypothesis.inner_test(**problem)
 
 
 def test_many_thoughts_at_every_position() -> None:

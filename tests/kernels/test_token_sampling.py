@@ -58,9 +58,17 @@ def test_torch_backend_equals_reference_and_its_logprob_is_the_negative_loss(**p
 
 
 @pytest.mark.skipif(not interpreting(), reason="CPU tensors")
-@settings(max_examples=20)  # the interpreter is slow
+@settings(max_examples=6)  # the interpreter is slow
 @problems
 def test_triton_backend_equals_reference_and_its_logprob_is_the_negative_loss(**problem: Any) -> None:
+    assert_equals_reference("triton", **problem)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not interpreting(), reason="CPU tensors")
+@settings(max_examples=20)
+@problems
+def test_triton_backend_equals_reference_at_more_problems(**problem: Any) -> None:
     assert_equals_reference("triton", **problem)
 
 

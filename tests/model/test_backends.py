@@ -43,8 +43,11 @@ def assert_same_step(
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("mistral_window", {}), ("gemma2", {"interpolation": "log_probs"}), ("gpt2", {})],
-    ids=["mistral_window", "gemma2", "gpt2"],
+    [
+        pytest.param("mistral_window", {}, id="mistral_window"),
+        pytest.param("gemma2", {"interpolation": "log_probs"}, id="gemma2", marks=pytest.mark.slow),
+        pytest.param("gpt2", {}, id="gpt2", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets only where there is no GPU")
 def test_interpreted_kernels_and_torch_make_the_same_step(family: str, options: dict[str, Any]) -> None:

@@ -287,6 +287,7 @@ def test_tokens_are_suppressed_and_streamed_as_generate_does_it() -> None:
     assert seen == [IDS[:1].tolist(), [text[0]], [text[1]], "end"], "a streamer is not told the prompt, tokens and end"
 
 
+@pytest.mark.slow
 def test_a_name_that_has_moved_says_which_release_is_newer() -> None:
     """As when a release renames what is imported: not only that there is no such name."""
     code = (

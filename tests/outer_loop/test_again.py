@@ -155,6 +155,7 @@ def test_a_directory_in_use_is_refused(adder: Path, plain: Path, capsys: pytest.
         assert "is in use by process" in error_of(capsys, arguments(adder, plain, loop__iterations=2))
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_samples(adder: Path, zygote: Zygote, whole: Path, tmp_path: Path) -> None:
     """It ends as a signalled process does, and leaves no half of a line; the same command goes on."""
     run = tmp_path / "run"
@@ -167,6 +168,7 @@ def test_a_signal_while_it_samples(adder: Path, zygote: Zygote, whole: Path, tmp
     assert manifests(run) == manifests(whole) and store_lines(run)[: len(stored)] == stored
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_it_samples(adder: Path, zygote: Zygote, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = arguments(adder, run, VERIFIER, loop__rationalize="true")

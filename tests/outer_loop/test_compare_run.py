@@ -21,6 +21,8 @@ from tests.outer_loop.few_sums import SUMS, TASK
 from tests.outer_loop.loops import TEST, TRAIN, VERIFIER, arguments, outputs, rows, store_lines
 from tests.outer_loop.recomputed import accuracy, by_problem, is_right, lines_of, mean_of_subsets
 
+pytestmark = pytest.mark.slow
+
 ARMS, BUDGET, CANDIDATES = ("star-paper", "rft", "vstar"), 5, 3
 
 
@@ -128,7 +130,6 @@ def test_the_command_prints_what_it_has_written(printed: str, out: Path) -> None
         assert cells[:2] == [name, "2"] and cells[2].startswith(f"{100 * right:.1f} ") and cells[3] == str(steps)
 
 
-@pytest.mark.slow
 def test_the_embedded_default_runs_its_controls_from_one_base(tmp_path: Path) -> None:
     """Rationalisation, none, and answers alone, trained on for as long as the last iteration is."""
     changes = {

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.faults.launch import Zygote
 from tests.outer_loop.loops import VERIFIER, arguments, manifests, rows, store_lines
 
@@ -33,6 +35,7 @@ def verdicts(run: Path) -> set[str]:
     return {json.dumps(line, sort_keys=True) for line in store_lines(run, "verdict")}
 
 
+@pytest.mark.slow
 def test_killed_in_every_phase(adder: Path, zygote: Zygote, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = arguments(adder, run, VERIFIER, loop__rationalize="true")

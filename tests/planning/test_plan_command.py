@@ -45,6 +45,7 @@ def test_without_a_gpu_the_cpu_is_planned_for(directory: str, capsys: pytest.Cap
     assert "expected" not in text
 
 
+@pytest.mark.slow
 def test_the_papers_setting_is_planned_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
     assert main(["--preset", "mistral-7b", "--gpu", "H200", "--json", str(file)]) == 0

@@ -77,6 +77,7 @@ def test_nothing_is_suggested_where_nothing_helps(run: Run) -> None:
     assert suggest(run(training__batch_size=4), 101, bytes_of) == []
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_suggests_what_does(run: Run, small: Callable[..., MistralConfig]) -> None:
     config = run(
         model__path="in memory",

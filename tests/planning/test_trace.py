@@ -75,6 +75,7 @@ def test_text_and_stream_tokens_are_those_of_the_whole_step(small: Small, run: R
     assert step.flops(THINK) == pytest.approx(6 * default.flops(THINK), rel=0.05)  # a CPU multiplies hidden keys too
 
 
+@pytest.mark.slow
 def test_a_deep_model_follows_exactly_from_two_shallow_ones(small: Small, run: Run) -> None:
     config = run(model__dtype="bfloat16", model__thought_length=1, finetuning__lora_rank=2)
     deep = small(num_hidden_layers=4)
