@@ -7,7 +7,7 @@ import string
 from pathlib import Path
 
 from quietstar.demos.textbook import character_model, character_tokenizer
-from quietstar.model import QuietStarForCausalLM
+from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.loading import character_tokenizer as letters
 from quietstar.model.loading import small_llama
 
