@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 from benchmarks.environment import ROOT, markdown_table
 from benchmarks.script import Benchmark
 from quietstar.reporting.charts import Plate, figure, keys_of, line_chart, linear_scale, mean_curve
-from quietstar.statistics.seeds import estimate
+from quietstar.statistics.intervals import estimate
 
 REGIMES: dict[str, dict[str, str]] = {
     "default": {},

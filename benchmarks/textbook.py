@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 from benchmarks.environment import markdown_table
 from benchmarks.script import Benchmark
 from quietstar.config.commands import parse_train_config
-from quietstar.config.values import parse_positions
+from quietstar.config.options import parse_positions
 from quietstar.demos.report import COLUMNS, CURVES, markdown, spread
 from quietstar.demos.textbook import run_textbook
 

@@ -26,7 +26,7 @@ from benchmarks.environment import ROOT, markdown_table
 from benchmarks.script import Benchmark
 from quietstar.reporting.charts import WIDE, Plate, figure, keys_of, line_chart
 from quietstar.reporting.loop_charts import best_of_k
-from quietstar.statistics.seeds import estimate
+from quietstar.statistics.intervals import estimate
 
 Table = dict[str, Any]
 QUICK = {

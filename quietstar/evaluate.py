@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from quietstar.config.command_line import parse_config, run_command
-from quietstar.evaluation.evaluate_command import evaluate_checkpoint
+from quietstar.evaluation.command import evaluate_checkpoint
 from quietstar.evaluation.settings import EVALUATE
 
 

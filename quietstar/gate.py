@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from quietstar.config.command_line import parse_config, run_command
-from quietstar.inference.gate_command import GATE, write_gate
+from quietstar.inference.commands import GATE, write_gate
 
 
 def main(argv: Sequence[str] | None = None) -> int:

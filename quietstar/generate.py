@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from quietstar.config.command_line import parse_config, run_command
-from quietstar.inference.generate_command import GENERATE, generate
+from quietstar.inference.commands import GENERATE, generate
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from quietstar.config.command_line import narrowed, parse_config, run_command
 from quietstar.config.commands import PLAN, PlanConfig
+from quietstar.config.options import check_model_path
 from quietstar.config.training import TrainConfig
-from quietstar.config.values import check_model_path
 from quietstar.errors import ConfigError
 from quietstar.planning.gpus import find_gpu, gpu_here
 

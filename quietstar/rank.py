@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from quietstar.config.command_line import parse_config, run_command
-from quietstar.verifiers.rank_command import RANK, rank_file
+from quietstar.verifiers.ranking import RANK, rank_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from quietstar.config.command_line import parse_config, run_command
-from quietstar.config.values import set_up
-from quietstar.demos.variations import SWEEP, make_sweep
+from quietstar.config.options import set_up
+from quietstar.demos.options import SWEEP, make_sweep
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from quietstar.config.command_line import parse_config, run_command
-from quietstar.inference.view_command import VIEW, view
+from quietstar.inference.commands import VIEW, view
 
 
 def main(argv: Sequence[str] | None = None) -> int:

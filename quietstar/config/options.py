@@ -2,18 +2,28 @@
 
 `Annotated[int, at_least(2)]`, or one of the types below, bounds a field. `check` holds every bound of a tree of such
 dataclasses, and `--help` shows it.
+
+What the values of some options mean: devices, paths of models, positions that think; torch-free until asked for.
+
+Which model a command loads.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from quietstar.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,3 +130,110 @@ def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
             for bound in (*_fixed_texts(hint), *bounds(hint)):
                 for one in value if isinstance(value, tuple) else (value,):
                     bound.hold(prefix + field.name, one)
+
+
+def resolve_device(name: str, option: str = "training.device") -> torch.device:
+    """The device that an option names.
+
+    Args:
+        name: `auto` (the first GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
+        option: For the message.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    import torch  # not at the top: commands check names before it is needed
+
+    DEVICE.hold(option, name)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = name.partition(":")[2]
+    if int(index or 0) >= count:
+        raise ConfigError(f"{option}: got {name}, but PyTorch sees {count} CUDA devices here")
+    return torch.device("cuda", int(index) if index else torch.cuda.current_device())
+
+
+def set_up(threads: int | None) -> None:
+    """Readies a process for a command that trains.
+
+    Args:
+        threads: Of PyTorch, on the CPU; None leaves its choice.
+    """
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and saving; a training has its own
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:
+    """Whether there could be a model at a path; a hub is not asked.
+
+    Args:
+        path: What should be a directory or a hub name.
+        option: For the message.
+
+    Raises:
+        ConfigError: It is no directory and cannot be a hub name.
+    """
+    name = os.fspath(path)
+    local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if not Path(name).is_dir() and (local or Path(name).exists()):
+        raise ConfigError(f"{option}: {name} is not a directory; a model is a directory or a hub name")
+
+
+def parse_positions(positions: str, name: str = "positions") -> tuple[str, float]:
+    """Read `all`, `every:N` or `entropy:K`.
+
+    Args:
+        positions: What to read. A count is written with digits alone: 1.0 could be a count or all of the text.
+        name: What the message calls it.
+
+    Returns:
+        The rule, and its number: N, a count K as a whole number or a fraction K below 1; 1 for `all`.
+
+    Raises:
+        ConfigError: Anything else.
+    """
+    POSITIONS.hold(name, positions)
+    rule, _, number = positions.partition(":")
+    return rule, float(number or 1)
+
+
+def _are_positions(positions: str) -> bool:
+    rule, _, number = positions.partition(":")
+    try:
+        value = float(number)
+    except ValueError:
+        return positions == "all"
+    return (number.isdecimal() and value >= 1 and rule in ("every", "entropy")) or (rule == "entropy" and 0 < value < 1)
+
+
+POSITIONS = Bound(
+    "all, every:N (N at least 1), or entropy:K (K a count of at least 1, or a fraction between 0 and 1)", _are_positions
+)
+Positions = Annotated[str, POSITIONS]
+
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """A thinking model, and how it is loaded.
+
+    Args:
+        checkpoint: Thinking model: a directory, a training run, or a hub name.
+        device: Device of the model.
+        dtype: Type of the weights. Null: as saved.
+        tokenizer: Directory of the tokenizer, for a checkpoint that has none beside it.
+    """
+
+    checkpoint: str
+    device: Device = "auto"
+    dtype: Dtype | None = None
+    tokenizer: str | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quietstar.config.values import check_model_path
+from quietstar.config.options import check_model_path
 from quietstar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

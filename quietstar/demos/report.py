@@ -12,7 +12,7 @@ from quietstar.config.training import TrainConfig
 from quietstar.demos.measure import CLASSES
 from quietstar.reporting.charts import Plate, Series, figure, keys_of, line_chart, linear_scale, mean_curve
 from quietstar.runs.files import METRICS
-from quietstar.statistics.seeds import estimate, rounded
+from quietstar.statistics.intervals import estimate, rounded
 from quietstar.training.metrics import read_metrics
 
 ARMS = {

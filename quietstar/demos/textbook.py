@@ -21,7 +21,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from quietstar.config.training import ModelOptions, TrainConfig, TrainingOptions, parse_operands
 from quietstar.data.loading import load_texts
 from quietstar.demos.corpus import SYMBOLS, direct_text, textbook_text
-from quietstar.demos.finished import (
+from quietstar.demos.measure import find_answers, measure_answers, measure_characters, sample_thoughts
+from quietstar.demos.options import (
     arm_options,
     base_options,
     not_the_same,
@@ -29,7 +30,6 @@ from quietstar.demos.finished import (
     read_finished,
     write_finished,
 )
-from quietstar.demos.measure import find_answers, measure_answers, measure_characters, sample_thoughts
 from quietstar.demos.report import ARMS, write_report
 from quietstar.model import loading as from_scratch
 from quietstar.model.modeling import QuietStarForCausalLM

@@ -18,8 +18,8 @@ from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.item_store import Record, counted
 from quietstar.evaluation.subject import Subject, Writer
 from quietstar.evaluation.token_texts import CLASSES, decode, first_tokens, token_classes
-from quietstar.statistics.bootstrap import Array, Interval, block_intervals
 from quietstar.statistics.comparison import Comparison, Group
+from quietstar.statistics.intervals import Array, Interval, block_intervals
 
 Mask = NDArray[np.bool_]
 

@@ -21,8 +21,8 @@ from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.item_store import Record
 from quietstar.evaluation.settings import is_task_file, read_task
 from quietstar.evaluation.subject import Subject, think_of
-from quietstar.statistics.bootstrap import CONFIDENCE, RESAMPLES, Interval
 from quietstar.statistics.comparison import SIDES, Comparison, compare
+from quietstar.statistics.intervals import CONFIDENCE, RESAMPLES, Interval
 
 Aggregation = Callable[[Sequence[Any]], float]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config.checkpoint import CheckpointOptions
+from quietstar.config.options import CheckpointOptions
 from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.answers import AnswerFormat
 from quietstar.evaluation.generated_answers import chain_of_thought, exact_match

@@ -8,19 +8,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 
-from quietstar.config.checkpoint import CheckpointOptions
 from quietstar.config.command_line import Command
-from quietstar.config.options import NOT_AN_OPTION, Count, Names, Natural, Positive, at_least
+from quietstar.config.options import NOT_AN_OPTION, CheckpointOptions, Count, Names, Natural, Positive, at_least
 from quietstar.data.sources import read_text
 from quietstar.errors import ConfigError
 from quietstar.evaluation.answers import AnswerFormat, load_format
 from quietstar.model.think_rule import parse_think
 from quietstar.runs.files import make_output_dir
 from quietstar.tasks.task import Problem
+
+if TYPE_CHECKING:
+    pass
+
 
 METRICS = ("soft", "exact", "cot")
 TASKS = ("gsm8k", "commonsenseqa")

@@ -18,8 +18,8 @@ from quietstar.evaluation.settings import UNBOUNDED, Settings
 from quietstar.evaluation.token_texts import Texts
 from quietstar.inference.completing import continue_texts, pad_left
 from quietstar.inference.prompts import CompletionOptions
+from quietstar.model.cache import ThinkingRecord
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.model.thinking_cache import ThinkingRecord
 from quietstar.tasks.task import Problem
 
 Item = TypeVar("Item")

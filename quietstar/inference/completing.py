@@ -20,10 +20,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 
 from quietstar.errors import DataError
 from quietstar.inference.prompts import CompletionOptions, Prompt
+from quietstar.model.cache import ThinkingRecord, TokenThoughts
 from quietstar.model.draw import substream
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.passes import PAUSE
-from quietstar.model.thinking_cache import ThinkingRecord, TokenThoughts
 from quietstar.model.upstream import BaseStreamer
 
 

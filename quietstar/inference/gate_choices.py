@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quietstar.config.options import Count, ProperShare
-from quietstar.config.values import Positions
-from quietstar.statistics.bootstrap import bootstrap_intervals
+from quietstar.config.options import Count, Positions, ProperShare
+from quietstar.statistics.intervals import bootstrap_intervals
 
 Array = NDArray[np.float64]
 

@@ -13,15 +13,15 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.config.values import resolve_device
+from quietstar.config.options import resolve_device
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.errors import ConfigError
-from quietstar.model.adapters import is_adapter_checkpoint
+from quietstar.model.adapters import assemble, is_adapter_checkpoint
 from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint, load_authors_checkpoint
 from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.model.modeling import QuietStarForCausalLM, load_finetuned
+from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.checkpoints import checkpoint_directory
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -112,3 +112,28 @@ def _authors_ids(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> li
     vocabulary = tokenizer.get_vocab()
     named = [vocabulary[name] for name in AUTHORS_TOKENS if name in vocabulary]
     return named or list(range(max(vocabulary.values()) + 1, vocabulary_size)) or None
+
+
+def load_finetuned(
+    directory: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | PreTrainedModel | None = None,
+    merge: bool = False,
+) -> QuietStarForCausalLM:
+    """Load a model with adapters: its base, the adapters on it, START, END and the mixing head.
+
+    Args:
+        directory: Directory that `save_finetuned`, or a training run with `finetuning.lora_rank`, wrote.
+        base: Base model: a path, or a plain or thinking model, which is changed in place. None loads it from where it
+            was in training.
+        merge: Whether to add the adapters to the base's weights. The result has no adapters, and `save_pretrained`
+            writes all of its weights.
+
+    Returns:
+        The model in evaluation mode. Without `merge` the base is frozen, so that training can continue.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the base cannot be found or has other weights.
+        ConfigError: peft is not installed.
+    """
+    return assemble(QuietStarForCausalLM, directory, base, merge)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.objective import OBJECTIVE_PRESETS
-from quietstar.config.values import parse_positions
+from quietstar.config.options import parse_positions
 from quietstar.data.sources import encode
 from quietstar.data.tokenizer import pieces, vocabulary
 from quietstar.errors import ConfigError, DataError

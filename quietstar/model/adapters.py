@@ -28,10 +28,10 @@ from typing_extensions import TypeIs
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.imports import without_bitsandbytes_warnings
+from quietstar.model.backbone import probe_once
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.layers import decoder_layers
 from quietstar.model.loading import LOADING_ERRORS, load_causal_lm, load_configuration
-from quietstar.model.probe import probe_once
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import Conv1D
 

@@ -7,11 +7,11 @@ from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
-from quietstar.config.thinking import ThinkingOptions, check_thinking
+from quietstar.config.training import ThinkingOptions, check_thinking
 
 
 class QuietStarConfig(PreTrainedConfig, ThinkingOptions):
-    """How a base model thinks: the options of `quietstar.config.thinking.ThinkingOptions`, and these.
+    """How a base model thinks: the options of `quietstar.config.training.ThinkingOptions`, and these.
 
     Args:
         text_config: Configuration of the base model, as an object or as its dict.

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from quietstar.errors import ConfigError, DataError
+from quietstar.model.cache import Thinking, ThinkingCache, ThinkingRecord
 from quietstar.model.draw import draw
 from quietstar.model.think_rule import NO_GATE, parse_think
-from quietstar.model.thinking_cache import Thinking, ThinkingCache, ThinkingRecord
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import CACHE, GenerateDecoderOnlyOutput, SuppressTokensLogitsProcessor
 

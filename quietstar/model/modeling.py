@@ -15,19 +15,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from quietstar.config.thinking import ThinkingOptions
+from quietstar.config.training import ThinkingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.adapters import assemble, has_adapters, is_adapter_checkpoint, save_finetuned
-from quietstar.model.backbone import check_configuration, disable_dropout
+from quietstar.model.backbone import probe_once
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.generation import ThinkingGeneration, one_cache, thinking_cache
 from quietstar.model.loading import load_causal_lm, load_configuration, text_token_ids
 from quietstar.model.padding import Padding, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.prediction import predict_next
-from quietstar.model.probe import probe_once
-from quietstar.model.thinking_model import END, START, ThinkingModel
+from quietstar.model.thinking_model import END, START, ThinkingModel, check_configuration, disable_dropout
 from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entropy, expand_anchors
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast
 from quietstar_kernels import linear_cross_entropy, sample_tokens
@@ -480,31 +479,6 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
 def _step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % (1 << 63)
-
-
-def load_finetuned(
-    directory: str | os.PathLike[str],
-    *,
-    base: str | os.PathLike[str] | PreTrainedModel | None = None,
-    merge: bool = False,
-) -> QuietStarForCausalLM:
-    """Load a model with adapters: its base, the adapters on it, START, END and the mixing head.
-
-    Args:
-        directory: Directory that `save_finetuned`, or a training run with `finetuning.lora_rank`, wrote.
-        base: Base model: a path, or a plain or thinking model, which is changed in place. None loads it from where it
-            was in training.
-        merge: Whether to add the adapters to the base's weights. The result has no adapters, and `save_pretrained`
-            writes all of its weights.
-
-    Returns:
-        The model in evaluation mode. Without `merge` the base is frozen, so that training can continue.
-
-    Raises:
-        CheckpointError: A file is missing or damaged, or the base cannot be found or has other weights.
-        ConfigError: peft is not installed.
-    """
-    return assemble(QuietStarForCausalLM, directory, base, merge)
 
 
 AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM, exist_ok=True)

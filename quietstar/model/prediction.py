@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from quietstar.model.attention import softcapped_attention
+from quietstar.model.cache import ThinkingCache, TokenThoughts
 from quietstar.model.draw import draw
 from quietstar.model.passes import PAUSE
-from quietstar.model.thinking_cache import ThinkingCache, TokenThoughts
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import sdpa_attention_forward
 

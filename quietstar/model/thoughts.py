@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quietstar.config.values import parse_positions
+from quietstar.config.options import parse_positions
 from quietstar.errors import DataError
-from quietstar.model.backbone import OutputHead
 from quietstar.model.layers import LayerRecord
 from quietstar.model.padding import Padding
+from quietstar.model.thinking_model import OutputHead
 
 ENTROPY_CHUNK = 1 << 24
 """Elements of a float32 logits chunk while entropies are computed (64 MiB)."""

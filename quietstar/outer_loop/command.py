@@ -10,8 +10,8 @@ from pathlib import Path
 from quietstar.config.command_line import narrowed
 from quietstar.config.commands import CompareConfig
 from quietstar.config.loops import EMBEDDED, OuterLoopConfig
+from quietstar.config.options import set_up
 from quietstar.config.presets import STAR_PRESETS
-from quietstar.config.values import set_up
 from quietstar.errors import ConfigError
 from quietstar.outer_loop.inputs import Arm, at_budget, load_problems, star_arms
 from quietstar.reporting.loop_report import print_table
@@ -32,8 +32,7 @@ def run_loop(config: OuterLoopConfig, with_verifier: bool) -> None:
 
         describe(config)
         return
-    from quietstar.outer_loop.comparison import run_arms, shared_base
-    from quietstar.outer_loop.run import run_outer_loop
+    from quietstar.outer_loop.run import run_arms, run_outer_loop, shared_base
 
     if config.preset in EMBEDDED and config.controls and not with_verifier:
         run_arms(star_arms(shared_base(config)), Path(config.output_dir))
@@ -69,7 +68,7 @@ def compare(config: CompareConfig, of_presets: Mapping[str, CompareConfig]) -> N
             describe(arm.config)
         return
     set_up(config.training.threads)
-    from quietstar.outer_loop.comparison import run_arms
+    from quietstar.outer_loop.run import run_arms
 
     run_arms(arms, out, config.budget)
     print(f"report: {out / 'report.html'}")

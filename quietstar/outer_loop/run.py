@@ -1,6 +1,8 @@
 """Runs a whole outer loop: its directory, its phases, its report.
 
 `describe` prints what a run would do, before anything is done.
+
+Runs several outer loops to compare them: each in its own directory, and one report on all.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,12 +24,13 @@ from quietstar.config.loops import EMBEDDED, OuterLoopConfig, fine_tuning_steps
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer
 from quietstar.errors import ConfigError, Interrupted
 from quietstar.outer_loop.finetune import make_base
-from quietstar.outer_loop.inputs import load_problems
+from quietstar.outer_loop.inputs import Arm, load_problems
 from quietstar.outer_loop.phases import Phases
 from quietstar.outer_loop.star import OuterLoop, RunContext
 from quietstar.outer_loop.store import SampleStore
 from quietstar.outer_loop.summary import summarise_run
 from quietstar.outer_loop.vstar import measure, train_verifiers
+from quietstar.reporting.comparison_report import print_comparison, write_comparison
 from quietstar.reporting.loop_report import write_loop_report
 from quietstar.runs.files import (
     CONFIG,
@@ -152,3 +156,31 @@ def describe(config: OuterLoopConfig) -> None:
         )
     for title, hint in (("a prompt", False), ("the same with the hint", True)):
         print(f"{title}:\n{json.dumps(task.prompt(train[0], hint), ensure_ascii=False)}")
+
+
+def run_arms(arms: Mapping[str, Arm], out: Path, budget: int | None = None) -> None:
+    """Runs each arm in its own directory, and writes `report.html` and `comparison.json`; finished work is kept.
+
+    Args:
+        arms: Outer loops to compare, by name.
+        out: Directory of the comparison.
+        budget: Completions of each training problem to compare at; None for the largest number that all arms have.
+    """
+    make_output_dir(out)
+    with RunLock(out):
+        for name, arm in arms.items():
+            tell(f"== {name}")
+            run_outer_loop(arm.config, arm.with_verifier)
+        directories = {name: Path(arm.config.output_dir) for name, arm in arms.items()}
+        write_comparison(out, directories, budget)
+        print_comparison(directories, budget)
+
+
+def shared_base(config: OuterLoopConfig) -> OuterLoopConfig:
+    """Makes the base model of an embedded default, and returns options with which several arms start from it."""
+    out = Path(config.output_dir)
+    make_output_dir(out)
+    with RunLock(out):
+        phases = Phases(out, EventLog(out), config.loop.redo, tell)
+        base = make_base(config, load_task(config.task, config.problems), phases)
+    return replace(config, preset="plain", model=replace(config.model, path=base))

@@ -15,14 +15,14 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import OuterLoopConfig, SamplingOptions, fine_tuning_steps
+from quietstar.config.options import resolve_device
 from quietstar.config.training import FinetuningOptions
-from quietstar.config.values import resolve_device
 from quietstar.data.examples import encode_example, end_of_sequence
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer, tokenizer_fingerprint
 from quietstar.errors import CheckpointError, ConfigError, DataError
@@ -54,10 +54,6 @@ from quietstar.sampling.choice import make_sampler
 from quietstar.sampling.requests import Request, Sampler, check_lengths, sample_seed
 from quietstar.sampling.vllm_sampler import has_vllm
 from quietstar.tasks.task import Problem, Task
-
-if TYPE_CHECKING:
-    pass
-
 
 SCHEDULE = (
     *("schedule", "start_steps", "growth", "added_steps", "start_epochs", "added_epochs", "supervised_epochs"),

@@ -25,10 +25,9 @@ from quietstar.runs.resume_check import MAY_CHANGE
 from quietstar.statistics.candidate_table import measure_candidates
 from quietstar.statistics.candidates import Candidates
 from quietstar.statistics.ranking import calibration
-from quietstar.verifiers.kinds import KINDS, PLAIN
 from quietstar.verifiers.pairs import Labelled, make_pairs
 from quietstar.verifiers.training import Kind, LabelledData
-from quietstar.verifiers.verifier import Verifier
+from quietstar.verifiers.verifier import KINDS, PLAIN, Verifier
 
 VERIFIERS = "verifiers"
 SCORES = "scores.jsonl"

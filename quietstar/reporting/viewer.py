@@ -40,8 +40,7 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, Any
 
-from quietstar.config.options import NOT_AN_OPTION, Count, Positive, at_least, check, within
-from quietstar.config.values import Positions
+from quietstar.config.options import NOT_AN_OPTION, Count, Positions, Positive, at_least, check, within
 from quietstar.errors import ConfigError
 from quietstar.reporting.page import plain
 from quietstar.runs.files import write_whole

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.values import check_model_path
+from quietstar.config.options import check_model_path
 from quietstar.errors import CheckpointError, ConfigError
 
 FORMAT = 2

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from quietstar.config.loops import SamplingOptions
-from quietstar.config.values import resolve_device
+from quietstar.config.options import resolve_device
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.model.loading import load_causal_lm

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quietstar.config.loops import SamplingOptions
 from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, NonFiniteError, OutOfMemoryError
+from quietstar.model.cache import keeps_keys, preallocated_cache, sees_all
 from quietstar.model.draw import draw, uniforms
-from quietstar.model.preallocated_cache import keeps_keys, preallocated_cache, sees_all
 from quietstar.model.upstream import cache_argument
 from quietstar.runs.machine import is_out_of_memory
 from quietstar.sampling.requests import (

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 
 from quietstar.errors import ConfigError
-from quietstar.statistics.bootstrap import RESAMPLES, Array, Interval, bootstrap_intervals
 from quietstar.statistics.candidates import (
     SUBSETS,
     Candidates,
@@ -19,6 +18,7 @@ from quietstar.statistics.candidates import (
     pass_at_k,
     weighted_vote_at_k,
 )
+from quietstar.statistics.intervals import RESAMPLES, Array, Interval, bootstrap_intervals
 from quietstar.statistics.ranking import Discrimination, discrimination, rank_weights, ranked_correctness
 
 Measure = Literal["pass", "maj", "best-of", "weighted-vote"]

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quietstar.errors import ConfigError, DataError
-from quietstar.statistics.bootstrap import Array, check_k, numbers, same_length, truths
+from quietstar.statistics.intervals import Array, check_k, numbers, same_length, truths
 
 Places = NDArray[np.int64]
 Seed = int | tuple[int, ...]

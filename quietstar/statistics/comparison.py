@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from quietstar.statistics.bootstrap import Interval, bootstrap_interval, paired_difference
+from quietstar.statistics.intervals import Interval, bootstrap_interval, paired_difference
 
 SIDES = ("off", "on")
 

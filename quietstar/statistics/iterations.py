@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quietstar.errors import DataError
-from quietstar.statistics.bootstrap import RESAMPLES, numbers, paired_difference, same_length, truths, within
+from quietstar.statistics.intervals import RESAMPLES, numbers, paired_difference, same_length, truths, within
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quietstar.errors import ConfigError
-from quietstar.statistics.bootstrap import Array, check_k, numbers, same_length, truths, within
+from quietstar.statistics.intervals import Array, check_k, numbers, same_length, truths, within
 
 
 def best_of_k(scores: ArrayLike, correct: ArrayLike, k: int) -> float:

@@ -9,7 +9,9 @@ infinity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -427,3 +429,23 @@ def write_batch(run_directory: Path, step: int, batch: Batch, problem: str, seed
     except (OSError, SafetensorError):
         return None
     return file
+
+
+@contextmanager
+def in_training(model: nn.Module, device: torch.device, options: TrainingOptions) -> Iterator[None]:
+    """Sets training mode, threads and determinism for the run; on exit these and the global generators are restored."""
+    was_training, threads_before = model.training, torch.get_num_threads()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
+        try:
+            if options.threads is not None:
+                torch.set_num_threads(options.threads)
+            if options.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS has no fixed order
+                torch.use_deterministic_algorithms(True)
+            model.train()
+            yield
+        finally:
+            torch.set_num_threads(threads_before)
+            torch.use_deterministic_algorithms(was_deterministic)
+            model.train(was_training)

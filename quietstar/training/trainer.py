@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from quietstar.config.options import resolve_device
 from quietstar.config.training import TrainingOptions
-from quietstar.config.values import resolve_device
 from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
 from quietstar.runs.checkpoints import latest_checkpoint, load_state
@@ -50,6 +49,7 @@ from quietstar.training.step import (
     OptimizerStep,
     StepResult,
     as_floats,
+    in_training,
     refuse_reserved,
     thought_seed,
     write_batch,
@@ -187,7 +187,7 @@ class Trainer(Generic[ModelT]):
         make_output_dir(self.output_dir)
         with (
             RunLock(self.output_dir),
-            _surroundings(self.model, self.device, self.options),
+            in_training(self.model, self.device, self.options),
             self._signals,
         ):
             start = self._resume()
@@ -487,23 +487,3 @@ class Trainer(Generic[ModelT]):
             f"{path}: belongs to another run: {'; '.join(changed)}. Set it back, or choose another output_dir; "
             "--training.override true resumes all the same"
         )
-
-
-@contextmanager
-def _surroundings(model: nn.Module, device: torch.device, options: TrainingOptions) -> Iterator[None]:
-    """Sets training mode, threads and determinism for the run; on exit these and the global generators are restored."""
-    was_training, threads_before = model.training, torch.get_num_threads()
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
-        try:
-            if options.threads is not None:
-                torch.set_num_threads(options.threads)
-            if options.deterministic:
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS has no fixed order
-                torch.use_deterministic_algorithms(True)
-            model.train()
-            yield
-        finally:
-            torch.set_num_threads(threads_before)
-            torch.use_deterministic_algorithms(was_deterministic)
-            model.train(was_training)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import GeneratorOptions, VerifierOptions
+from quietstar.config.options import resolve_device
 from quietstar.config.training import FinetuningOptions, TrainingOptions
-from quietstar.config.values import resolve_device
 from quietstar.data.batches import Batch, IndexedBatches
 from quietstar.data.examples import Example
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint

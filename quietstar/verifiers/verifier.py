@@ -10,16 +10,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quietstar.config.values import resolve_device
+from quietstar.config.options import resolve_device
 from quietstar.data.examples import Example, encode_example
 from quietstar.data.tokenizer import tokenizer_fingerprint
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import base_fingerprint
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.verifiers.kinds import KINDS, PLAIN
-from quietstar.verifiers.outcome_reward import encode_steps, step_scores
+from quietstar.verifiers.dpo import DPO, LIKELIHOOD
+from quietstar.verifiers.outcome_reward import ORM, encode_steps, step_scores
 from quietstar.verifiers.pairs import token_logprobs
-from quietstar.verifiers.training import VERIFIER, load_policy, read_description
+from quietstar.verifiers.training import VERIFIER, Kind, load_policy, read_description
+
+KINDS: dict[str, Kind] = {"dpo": DPO, "likelihood": LIKELIHOOD, "orm": ORM}
+"""By the name that `verifier.json` and a run's directories know a kind by. V-STaR's verifier is the first one, and the
+others are what it is compared with."""
+
+PLAIN = "likelihood"
+"""What a model directory without `verifier.json` is."""
 
 
 class Verifier:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quietstar.config.values import parse_positions
+from quietstar.config.options import parse_positions
 from quietstar.errors import ConfigError
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from quietstar.config.command_line import parse_config
 from quietstar.demos import textbook as experiment
-from quietstar.demos.sweep_report import write_sweep_report
-from quietstar.demos.variations import GRID, SWEEP, Sweep, make_sweep
+from quietstar.demos.options import GRID, SWEEP, Sweep, make_sweep
+from quietstar.demos.sweep import write_sweep_report
 from quietstar.errors import ConfigError
-from quietstar.statistics.seeds import student_t_quantile
+from quietstar.statistics.intervals import student_t_quantile
 from quietstar.sweep import main
 
 TINY = [

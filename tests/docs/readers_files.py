@@ -7,9 +7,9 @@ import string
 from pathlib import Path
 
 from quietstar.demos.textbook import character_model, character_tokenizer
-from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.loading import character_tokenizer as letters
 from quietstar.model.loading import small_llama
+from quietstar.model.modeling import QuietStarForCausalLM
 
 MODEL, LETTERS = "model", "letters"
 """Directories of the two models: of the textbook's characters, and of all that can be printed."""

@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from quietstar import ConfigError, DataError, QuietStarForCausalLM
+from quietstar.model.cache import PreallocatedLayer, ThinkingCache
 from quietstar.model.generation import plan_thinking
-from quietstar.model.preallocated_cache import PreallocatedLayer
-from quietstar.model.thinking_cache import ThinkingCache
 from quietstar.model.upstream import CACHE, BaseStreamer
 from tests.inference.generated import PROMPTS, generate, new_tokens_of, pad_left, thinking_model, thoughts_of
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from quietstar import QuietStarForCausalLM, UnsupportedBackboneError
-from quietstar.model import preallocated_cache, probe, upstream
+from quietstar.model import backbone as probe
+from quietstar.model import cache as preallocated_cache
+from quietstar.model import upstream
 from quietstar.model.layers import decoder_layers
 from quietstar.model.upstream import (
     CACHE,

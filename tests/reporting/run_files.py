@@ -105,7 +105,7 @@ def write_lines(path: Path, content: list[Mapping[str, Any]] | list[dict[str, An
 
 def write_full_run(directory: Path, steps: int = 40) -> Path:
     """Everything that a run may leave behind."""
-    from quietstar.training.thought_samples import write_samples
+    from quietstar.training.run import write_samples
 
     write_run(directory, lines(steps), **{"training.learning_rate": 3e-5, "training.steps": steps})
     for step in (0, steps):

@@ -16,13 +16,12 @@ from quietstar.config.loops import GeneratorOptions
 from quietstar.config.training import FinetuningOptions
 from quietstar.data.examples import Example
 from quietstar.errors import CheckpointError, ConfigError, DataError
-from quietstar.verifiers.candidates import process_score
 from quietstar.verifiers.dpo import train_dpo
-from quietstar.verifiers.kinds import KINDS
 from quietstar.verifiers.outcome_reward import encode_steps, step_scores
 from quietstar.verifiers.pairs import make_pairs, token_logprobs
+from quietstar.verifiers.ranking import process_score
 from quietstar.verifiers.training import Kind, TokenScores
-from quietstar.verifiers.verifier import Verifier
+from quietstar.verifiers.verifier import KINDS, Verifier
 from tests.verifiers.tiny import CHARACTERS, labelled, options, tokenizer, training, write_model
 
 PROMPT = labelled()[0].prompt

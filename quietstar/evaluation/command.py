@@ -1,4 +1,4 @@
-"""What `quietstar.evaluate` does: everything that an evaluation measures and writes, for a checkpoint."""
+"""What the `evaluate` command does: refuses what it can without torch, measures, and writes the report."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from quietstar.runs.machine import environment
 
 if TYPE_CHECKING:
     from quietstar.model.modeling import QuietStarForCausalLM
+
 
 VIEWED_TOKENS = 2000
 """Of the text, on the page of thoughts."""
