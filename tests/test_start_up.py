@@ -18,6 +18,7 @@ import pytest
 
 import quietstar
 from quietstar.__main__ import COMMANDS
+from tests.marks import slow
 from tests.model.tiny import make_model
 
 HEAVY = ("torch", "transformers")
@@ -273,7 +274,7 @@ AUTO = "from transformers import AutoConfig, AutoModelForCausalLM"
 def usual_and_more(ways: Iterable[str]) -> list[Any]:
     """Each takes a process that imports everything: only the first is among the tests that everyone runs."""
     first, *more = ways
-    return [first, *(pytest.param(way, marks=pytest.mark.slow) for way in more)]
+    return [first, *map(slow, more)]
 
 
 IMPORTS = {

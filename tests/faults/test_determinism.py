@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.faults.runs import Runs, assert_same_end, lines, newest
+from tests.marks import slow
 
 ONE_STEP: dict[str, Any] = {
     "training__steps": 1,
@@ -30,7 +31,9 @@ def _gradients(run: Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): 10 * t.double() for name, t in tensors.items() if name.startswith(prefix)}
 
 
-@pytest.mark.parametrize("changes", [{}, {"training__method": "language_modeling"}, {"data__packing": "crop"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, slow({"training__method": "language_modeling"}), slow({"data__packing": "crop"})], ids=str
+)
 def test_two_fresh_runs_are_bitwise_equal(runs: Runs, tmp_path: Path, changes: dict[str, Any]) -> None:
     runs.run(tmp_path, **changes)
     assert_same_end(tmp_path, runs.whole(**changes))
@@ -41,7 +44,7 @@ def test_another_seed_is_another_run(runs: Runs, tmp_path: Path) -> None:
     assert lines(tmp_path) != lines(runs.whole())
 
 
-@pytest.mark.parametrize("packing", ["joined", "separate", "crop"])
+@pytest.mark.parametrize("packing", ["joined", slow("separate"), slow("crop")])
 @pytest.mark.parametrize("method", ["quietstar", "language_modeling"])
 def test_one_batch_of_8_is_8_batches_of_1(runs: Runs, tmp_path: Path, packing: str, method: str) -> None:
     """To rounding in float32, and the rounding has no direction: its mean is not to be told from 0."""
@@ -68,8 +71,8 @@ def test_one_batch_of_8_is_8_batches_of_1(runs: Runs, tmp_path: Path, packing: s
     "changes",
     [
         {"training__reuse_sampling_pass": "false"},
-        {"training__method": "language_modeling"},
-        {"training__reuse_sampling_pass": "false", "data__packing": "separate"},
+        slow({"training__method": "language_modeling"}),
+        slow({"training__reuse_sampling_pass": "false", "data__packing": "separate"}),
     ],
     ids=str,
 )

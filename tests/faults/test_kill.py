@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.runs import Runs, assert_same_end, steps
 from tests.faults.shards import stream_options
+from tests.marks import slow
 
 STEP = "step-00000006"
 WRITTEN = ("config.json", "generation_config.json", "tokenizer_config.json", "state.json", "MANIFEST.json")
@@ -102,7 +103,7 @@ def test_kill_at_random_moments(runs: Runs, tmp_path: Path, shards: Path, seed: 
     assert_same_end(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("packing", ["joined", "separate", "crop"])
+@pytest.mark.parametrize("packing", ["joined", slow("separate"), slow("crop")])
 def test_kill_in_the_middle_of_an_accumulation(runs: Runs, tmp_path: Path, packing: str) -> None:
     """With the gradients of the first of two micro-batches, in step 2 before any checkpoint, and in steps 4 and 7."""
     for micro_batch in (3, 7, 5):  # the second and third process begin with step 1 and step 5

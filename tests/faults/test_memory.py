@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.faults.runs import Runs, assert_same_end, events, happened, lines, newest, state, steps
+from tests.marks import slow
 
 
 def _assert_close_end(output_dir: Path, whole: Path) -> None:
@@ -24,9 +25,9 @@ def _assert_close_end(output_dir: Path, whole: Path) -> None:
     ("fault", "step", "held_out"),
     [
         (("no_memory_forward", 1), 0, 0.1),  # found by the evaluation of step 0
-        (("no_memory_forward", 1), 1, 0),
+        slow(("no_memory_forward", 1), 1, 0),
         (("no_memory_backward", 6, 6), 3, 0.1),
-        (("no_memory_moments",), 1, 0.1),
+        slow(("no_memory_moments",), 1, 0.1),
     ],
     ids=["evaluation", "forward", "backward", "optimizer"],
 )

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from quietstar.training.metrics import read_metrics
 from tests.faults.runs import Runs, assert_same_end, happened, lines, newest, steps
+from tests.marks import slow
 
 FIRST_OF_STEP_3 = 5
 LAST_OF_STEP_3 = 6
@@ -27,7 +28,7 @@ SOURCES = {
 """The third normalised state of a pass is the last one: the sixth is that of the first token of every thought."""
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [slow(one) if one.startswith("infinite") else one for one in SOURCES])
 def test_stop(runs: Runs, tmp_path: Path, source: str) -> None:
     """The default. The same command again meets no fault and ends as ever, so nothing of the bad step has stayed."""
     text = runs.run(tmp_path, SOURCES[source], expect=2)

@@ -21,6 +21,7 @@ from quietstar_kernels.logits import LOGITS_IN_CHUNK, LogitOptions, empty_logits
 from quietstar_kernels.mixed_cross_entropy import launches, op, torch_backend
 from tests.kernels.guard_band import SENTINEL, assert_intact, guarded
 from tests.kernels.largest_tensor import LargestTensor
+from tests.marks import slow
 
 CPU_CHUNK = LOGITS_IN_CHUNK["cpu"]
 FAST = ["torch", pytest.param("triton", marks=pytest.mark.skipif(not interpreting(), reason="CPU tensors"))]
@@ -359,9 +360,9 @@ def test_a_retained_graph_gives_the_same_gradients_twice(backend: str, weighted:
     ("weighted", "interpolation"),
     [
         (True, "logits"),
-        pytest.param(True, "log_probs", marks=pytest.mark.slow),
+        slow(True, "log_probs"),
         (False, "log_probs"),
-        pytest.param(False, "linear", marks=pytest.mark.slow),
+        slow(False, "linear"),
     ],
 )
 def test_opcheck(backend: str, weighted: bool, interpolation: str) -> None:
@@ -638,7 +639,7 @@ def test_upstream_gradient_multiplies_in_full_precision(
 @pytest.mark.usefixtures("_large_blocks")
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("gradient", [False, True])
-@pytest.mark.parametrize("weight", [1e-4, 1e-3, *(pytest.param(w, marks=pytest.mark.slow) for w in (1e-2, 1e-1))])
+@pytest.mark.parametrize("weight", [1e-4, 1e-3, slow(1e-2), slow(1e-1)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_reward_of_a_small_weight_is_not_rounding_noise(
@@ -749,7 +750,7 @@ def test_mix_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, mixe
 
 
 @needs_interpreter
-@pytest.mark.parametrize("options", [OPTIONS[0], pytest.param(OPTIONS[3], marks=pytest.mark.slow), OPTIONS[5]])
+@pytest.mark.parametrize("options", [OPTIONS[0], slow(OPTIONS[3]), OPTIONS[5]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("gradient_dtype", [None, torch.bfloat16, torch.float16, "in place"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quietstar.objective.learning import learn
+from tests.marks import slow
 from tests.model.tiny import assert_same_gradients, gradients, make_ids, make_model
 
 
@@ -44,10 +45,11 @@ def assert_same_step(
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        pytest.param("mistral_window", {}, id="mistral_window"),
-        pytest.param("gemma2", {"interpolation": "log_probs"}, id="gemma2", marks=pytest.mark.slow),
-        pytest.param("gpt2", {}, id="gpt2", marks=pytest.mark.slow),
+        ("mistral_window", {}),
+        slow("gemma2", {"interpolation": "log_probs"}),
+        slow("gpt2", {}),
     ],
+    ids=["mistral_window", "gemma2", "gpt2"],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets only where there is no GPU")
 def test_interpreted_kernels_and_torch_make_the_same_step(family: str, options: dict[str, Any]) -> None:
