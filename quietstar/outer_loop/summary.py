@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quietstar.outer_loop.sampled import verdict_of
+from quietstar.outer_loop.star import OuterLoop
 from quietstar.outer_loop.store import Sample
 from quietstar.outer_loop.training_set import Kept, read_kept
 from quietstar.runs.files import KEPT
 from quietstar.statistics.bootstrap import bootstrap_interval
 from quietstar.statistics.iterations import coverage_falls, distinct_solutions, growth, held_out_falls
 from quietstar.statistics.ranking import compare_step_counts
-
-if TYPE_CHECKING:
-    from quietstar.outer_loop.star import OuterLoop
 
 
 def summarise_run(loop: OuterLoop) -> dict[str, Any]:
