@@ -24,7 +24,7 @@ from benchmarks.environment import markdown_table
 from benchmarks.script import Benchmark
 from quietstar.config.commands import parse_train_config
 from quietstar.config.options import parse_positions
-from quietstar.demos.report import COLUMNS, CURVES, markdown, spread
+from quietstar.demos.results import COLUMNS, CURVES, markdown, spread
 from quietstar.demos.textbook import run_textbook
 
 ROWS: dict[str, dict[str, str]] = {

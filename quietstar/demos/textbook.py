@@ -30,7 +30,7 @@ from quietstar.demos.options import (
     read_finished,
     write_finished,
 )
-from quietstar.demos.report import ARMS, write_report
+from quietstar.demos.results import ARMS, write_report
 from quietstar.model import loading as from_scratch
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.files import make_output_dir

@@ -13,7 +13,7 @@ from quietstar.config.loops import EMBEDDED, OuterLoopConfig
 from quietstar.config.options import set_up
 from quietstar.config.presets import STAR_PRESETS
 from quietstar.errors import ConfigError
-from quietstar.outer_loop.inputs import Arm, at_budget, load_problems, star_arms
+from quietstar.outer_loop.inputs import ComparedRun, at_budget, load_problems, star_with_controls
 from quietstar.reporting.loop_report import print_table
 
 
@@ -32,10 +32,10 @@ def run_loop(config: OuterLoopConfig, with_verifier: bool) -> None:
 
         describe(config)
         return
-    from quietstar.outer_loop.run import run_arms, run_outer_loop, shared_base
+    from quietstar.outer_loop.run import run_compared, run_outer_loop, shared_base
 
     if config.preset in EMBEDDED and config.controls and not with_verifier:
-        run_arms(star_arms(shared_base(config)), Path(config.output_dir))
+        run_compared(star_with_controls(shared_base(config)), Path(config.output_dir))
     else:
         print_table(run_outer_loop(config, with_verifier))
     print(f"report: {Path(config.output_dir) / 'report.html'}")
@@ -57,7 +57,9 @@ def compare(config: CompareConfig, of_presets: Mapping[str, CompareConfig]) -> N
     out, arms = Path(config.output_dir), {}
     for name, own in of_presets.items():
         loop = replace(narrowed(OuterLoopConfig, own), output_dir=str(out / name))
-        arms[name] = Arm(loop if config.budget is None else at_budget(loop, config.budget), name not in STAR_PRESETS)
+        arms[name] = ComparedRun(
+            loop if config.budget is None else at_budget(loop, config.budget), name not in STAR_PRESETS
+        )
     for arm in arms.values():
         load_problems(arm.config, arm.with_verifier)
     if config.dry_run:
@@ -68,7 +70,7 @@ def compare(config: CompareConfig, of_presets: Mapping[str, CompareConfig]) -> N
             describe(arm.config)
         return
     set_up(config.training.threads)
-    from quietstar.outer_loop.run import run_arms
+    from quietstar.outer_loop.run import run_compared
 
-    run_arms(arms, out, config.budget)
+    run_compared(arms, out, config.budget)
     print(f"report: {out / 'report.html'}")

@@ -24,7 +24,7 @@ from quietstar.config.loops import EMBEDDED, OuterLoopConfig, fine_tuning_steps
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer
 from quietstar.errors import ConfigError, Interrupted
 from quietstar.outer_loop.finetune import make_base
-from quietstar.outer_loop.inputs import Arm, load_problems
+from quietstar.outer_loop.inputs import ComparedRun, load_problems
 from quietstar.outer_loop.phases import Phases
 from quietstar.outer_loop.star import OuterLoop, RunContext
 from quietstar.outer_loop.store import SampleStore
@@ -158,7 +158,7 @@ def describe(config: OuterLoopConfig) -> None:
         print(f"{title}:\n{json.dumps(task.prompt(train[0], hint), ensure_ascii=False)}")
 
 
-def run_arms(arms: Mapping[str, Arm], out: Path, budget: int | None = None) -> None:
+def run_compared(arms: Mapping[str, ComparedRun], out: Path, budget: int | None = None) -> None:
     """Runs each arm in its own directory, and writes `report.html` and `comparison.json`; finished work is kept.
 
     Args:
