@@ -8,6 +8,7 @@ check: # the same
 	ruff check
 	ruff format --check
 	mypy
+	lint-imports
 
 docs: # pip install -e '.[docs]'; the pages are then in site/
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
