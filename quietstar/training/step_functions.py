@@ -99,7 +99,7 @@ def evaluate_on(texts: Tensor, config: TrainConfig, attention_mask: Tensor | Non
     Args:
         texts: Token ids of the held-out texts, int64 [n, L]; the first `training.eval_batches` batches are used.
         config: Configuration of the run; `training.micro_batch_size` may change between evaluations.
-        attention_mask: Document numbers of the tokens, 0 at padding, int64 [n, L]; None as in `Batch`.
+        attention_mask: Document numbers of the tokens, 0 at padding, int64 [n, L]; None: one document each, unpadded.
 
     Returns:
         A function of a model that returns its metrics: `loss` (the talk NLL, or the plain NLL for language modelling),

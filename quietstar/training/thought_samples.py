@@ -44,8 +44,8 @@ def sample_thoughts(
         model: Thinking model that makes the thoughts.
         tokenizer: Tokenizer of the base model.
         tokens: Token ids of a few texts, int64 [B, L].
-        attention_mask: Document numbers of the tokens, 0 at padding, int64 [B, L]; None as in
-            `quietstar.data.batches.Batch`.
+        attention_mask: Document numbers of the tokens, 0 at padding, int64 [B, L], as in
+            `quietstar.data.batches.Batch`; None: one document per text, unpadded.
         positions: Positions that think, as in the option `model.positions`.
         count: Largest number of places.
         seed: Seed of the places and of the thoughts.
