@@ -93,9 +93,9 @@ class IndexedBatches:
         tokens: Token ids of all texts, int64 [n, L].
         batch_size: Number of texts per optimizer step.
         seed: Seed of the order of the texts.
-        attention_mask: Document numbers of all tokens, 0 at padding, int64 [n, L]; None as in `Batch`.
+        attention_mask: Document numbers of all tokens, 0 at padding, int64 [n, L]; None: one document each, unpadded.
         skipped: Number of rows of the data that could not be used.
-        loss_mask: Mask of the tokens that are learned, bool [n, L]; None as in `Batch`.
+        loss_mask: Mask of the tokens that are learned, bool [n, L]; None learns all but the first of a document.
         values: Numbers that belong to each text, float32 [n, ...].
 
     Raises:

@@ -165,7 +165,7 @@ class BadRows:
     """Stops at the first row that cannot be used, or skips up to a number of such rows.
 
     Args:
-        policy: What a bad row does: `stop` the run, or be `skip`ped and counted.
+        policy: Treatment of a bad row: `stop` raises an error, `skip` skips and counts it.
         limit: Largest number of rows that may be skipped.
 
     Attributes:

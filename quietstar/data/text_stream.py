@@ -31,7 +31,7 @@ class Text(NamedTuple):
 
     Args:
         tokens: Token ids, int64 [length].
-        attention_mask: Number of each token's document, and 0 at padding, int64 [length]; None as in `Batch`.
+        attention_mask: Number of each token's document, 0 at padding, int64 [length]; None: one document, unpadded.
         name: Place that the text comes from, for messages.
     """
 
@@ -78,7 +78,7 @@ class TextStream:
         tokenizer: Tokenizer of the base model; each thread gets a copy.
         field: Field or column that holds the text.
         length: Number of tokens in each text.
-        packing: How documents become texts, as in `DataOptions`: `joined`, `separate` or `crop`.
+        packing: Way in which documents become texts, as in `DataOptions`: `joined`, `separate` or `crop`.
         append_eos: Whether to put the end-of-sequence token after each document.
         seed: Seed of the places that are cropped.
         bad_rows: Policy for rows that cannot be used. Each row counts once, in the first epoch.

@@ -157,7 +157,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[i
 
     Args:
         tokenizer: Tokenizer of the model; any transformers tokenizer.
-        ids: Token ids to show; ids that only the model has, whose vocabulary may be larger, are shown as numbers.
+        ids: Token ids to show; ids beyond the vocabulary of the tokenizer, which a model may have, become numbers.
     """
     return {token: _alone(tokenizer, token) for token in sorted(set(ids))}
 

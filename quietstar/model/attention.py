@@ -34,7 +34,7 @@ class LayerKeysValues:
 
     Args:
         text_key, text_value: Keys and values of the text, [B, L, Hkv, D].
-        stream_key, stream_value: Memory for those of the streams, [B, P, capacity, Hkv, D]; None before the first.
+        stream_key, stream_value: Memory for keys and values of the streams, [B, P, capacity, Hkv, D]; None before use.
     """
 
     text_key: Tensor

@@ -16,14 +16,13 @@ from quietstar.data.batches import Batch
 from quietstar.model.attention import ThoughtPass
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import read_padding
-from quietstar.objective.learning import Counts, LearnOutput, count, learn
+from quietstar.objective.learning import IGNORE, Counts, LearnOutput, count, learn
 from quietstar.training.step import Means, StepResult, gain_by_difficulty, step_means, text_targets
 from quietstar_kernels import linear_cross_entropy
 
 ComputeStep = Callable[[QuietStarForCausalLM, Batch, int], StepResult]
 Evaluate = Callable[[QuietStarForCausalLM], Mapping[str, float]]
 
-IGNORE = -100
 """Target id of a token that is not predicted."""
 EVALUATION_SEED = 1_234_567
 """Seed of the thoughts of every evaluation, so that two evaluations differ only by the weights."""
@@ -99,7 +98,7 @@ def evaluate_on(texts: Tensor, config: TrainConfig, attention_mask: Tensor | Non
     Args:
         texts: Token ids of the held-out texts, int64 [n, L]; the first `training.eval_batches` batches are used.
         config: Configuration of the run; `training.micro_batch_size` may change between evaluations.
-        attention_mask: Document numbers of the tokens, 0 at padding, int64 [n, L]; None as in `Batch`.
+        attention_mask: Document numbers of the tokens, 0 at padding, int64 [n, L]; None: one document each, unpadded.
 
     Returns:
         A function of a model that returns its metrics: `loss` (the talk NLL, or the plain NLL for language modelling),
