@@ -110,9 +110,7 @@ class AnswerFormat(ABC):
         return "" if found is None else self._marked(found)
 
     def chain(self, text: str) -> str:
-        """Returns a chain of thought up to where it concludes by itself in the same words, or starts another
-        question.
-        """
+        """Returns a chain of thought up to its own conclusion in the same words, or up to another question."""
         return text.partition(NEXT_QUESTION)[0].partition(self.conclusion)[0].rstrip()
 
     def is_chain_complete(self, text: str) -> bool:

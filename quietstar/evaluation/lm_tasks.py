@@ -280,8 +280,8 @@ def aggregation_of(
 
     Returns:
         The first of these that gives lm-eval's number: the function that the task names, the metric's own, or the mean.
-        The mean also where lm-eval has no finite number because some documents have none. None where the task has a
-        function of its own.
+        The mean also where lm-eval has no finite number because some documents have none. None where no function
+        gives that number, such as for a custom function of the task.
     """
     metric, score = place.partition(",")[0], scores.get(place, math.nan)
     registry: Any = importlib.import_module("lm_eval.api.registry")

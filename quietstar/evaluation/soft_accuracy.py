@@ -1,4 +1,4 @@
-"""The paper's accuracy: how probable the gold answer is among all answers of its kind.
+"""The paper's accuracy: how probable the gold answer is among all answers of the same form.
 
 `soft_accuracy` is read first; `Allowed` has the tokens of gold answers, and the tokens that count in their places.
 """

@@ -45,7 +45,7 @@ def fit_gate(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> GateReport:
-    """Gives a model a gate that predicts, before each thought, what it will gain.
+    """Gives a model a gate that predicts, before each thought, how much the thought will gain.
 
     The target is log p(next token) with a greedy thought minus without, at every position. The fit is ridge regression
     on the text's hidden states, in closed form in float64. It takes one pass with thoughts over the texts, and one

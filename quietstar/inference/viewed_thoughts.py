@@ -55,7 +55,7 @@ def write_view(
     """Writes the page of a text, and its data in a file ending in `.json` beside it; neither file is ever incomplete.
 
     Args:
-        model: Thinking model whose thoughts are shown.
+        model: Thinking model to show the thoughts of.
         tokenizer: Tokenizer of the model's base.
         text: Text of at least two tokens.
         out: Path of the page, usually `thoughts.html`; its directory is made where it does not exist.
@@ -333,8 +333,8 @@ class Window:
     """A part of a text, and the positions that think in it.
 
     Args:
-        start: Position of its first token in the text.
-        end: Position after its last token in the text.
+        start: Position of the window's first token in the text.
+        end: Position after the window's last token in the text.
         anchors: Positions that think, in the whole text and increasing; each is in one window only.
     """
 

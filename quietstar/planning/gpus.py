@@ -15,7 +15,7 @@ class Gpu:
 
     Args:
         name: Name of the GPU for the option `--gpu`.
-        memory: Size of its memory in bytes.
+        memory: Size of the GPU's memory in bytes.
         bf16_tflops: Peak of dense bfloat16 products with float32 sums, in 1e12 FLOP/s.
         float32_tflops: Peak of float32 products without tensor cores, in 1e12 FLOP/s.
         bandwidth: Memory bandwidth in bytes/s.

@@ -55,7 +55,7 @@ def cuda_kernels(ledger: Ledger) -> dict[Any, Kernel]:
 def triton_attention(
     q: Tensor, *keys_values: Tensor, text_start: Tensor | None, window: int | None, scale: float | None, **options: Any
 ) -> Tensor:
-    """Runs `quietstar_kernels.thought_attention` as on a GPU, where dispatch would find none."""
+    """Runs `quietstar_kernels.thought_attention` as a GPU does; on meta tensors dispatch would take the CPU's code."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     arguments = (q, *keys_values, text_start, window, scale, options.get("softcap"))
     out: Tensor = operators.thought_attention(*arguments)[0]

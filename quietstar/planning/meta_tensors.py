@@ -163,9 +163,9 @@ class Work:
     """The work of one operation.
 
     Args:
-        flops: FLOPs of its matrix products and attention; a multiplication and its addition count as two.
-        bytes: Number of bytes read and written.
-        dtype: Dtype of the numbers that it multiplies.
+        flops: FLOPs of the operation's matrix products and attention; a multiplication and an addition count as two.
+        bytes: Number of bytes that the operation reads and writes.
+        dtype: Dtype of the numbers that the operation multiplies.
     """
 
     flops: int
@@ -209,7 +209,7 @@ class Ledger:
 
     @contextmanager
     def labelled(self, kind: str | None = None, part: str | None = None) -> Iterator[None]:
-        """Within the block, counts memory as `kind` and work as `part`; None leaves the current one."""
+        """Counts memory as `kind` and work as `part` within the block; None leaves the current one."""
         before = self.kind, self.part
         self.kind, self.part = kind or self.kind, part or self.part
         try:

@@ -104,7 +104,7 @@ def make_plan(config: TrainConfig, gpu: Gpu | None) -> Plan:
     """Plans a run.
 
     Args:
-        config: Validated configuration of the run; of its text only the length is used.
+        config: Validated configuration of the run; of the texts only their length is used.
         gpu: GPU to plan for; None for this machine's CPU.
 
     Raises:

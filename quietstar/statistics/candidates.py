@@ -233,7 +233,7 @@ def weighted_vote_at_k(
     cells = (groups + shape[1] * np.arange(shape[0])[:, None]).ravel()
     counts = np.bincount(cells, minlength=math.prod(shape)).reshape(shape)[:, :-1]
     sums = np.bincount(cells, votes.ravel(), math.prod(shape)).reshape(shape)[:, :-1]
-    # an answer of weight 0 may tie with another, an absent one never
+    # an answer of weight 0 may tie with another, an answer that the subset does not have never leads
     leads = (counts > 0) & (sums >= sums.max(1, keepdims=True) * (1 - 1e-12))
     return float((leads @ np.array(values) / leads.sum(1).clip(1)).mean())
 
@@ -252,7 +252,7 @@ def _groups(answers: Sequence[str | None], correct: ArrayLike) -> tuple[Places, 
 
 
 def _binomials(n: int, most: int) -> Array:
-    """C(n, x) for x = 0 .. most, float64."""
+    """Returns C(n, x) for x = 0 .. most, float64."""
     return np.array([math.comb(n, x) for x in range(most + 1)], dtype=np.float64)
 
 

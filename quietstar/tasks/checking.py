@@ -165,7 +165,7 @@ class _Worker:
         return json.loads(line)
 
     def _bury(self, process: subprocess.Popen[bytes]) -> str:
-        """Ends a process with everything that it started, and returns how it had ended by itself; empty where it had
+        """Ends a process with everything that it started, and returns how the process had ended before; empty if it had
         not.
         """
         with suppress(subprocess.TimeoutExpired):  # one that has closed its pipe may take a moment to be gone

@@ -72,7 +72,7 @@ def _check(task: Task, request: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(verdict.answer, str | None):
             raise TypeError(f"check found an answer of type {type(verdict.answer).__name__}, needs a str or None")
         reply = {"answer": verdict.answer, "correct": bool(verdict.correct), "failure": verdict.failure}
-    except BaseException as error:  # SystemExit is no reason to stop
+    except BaseException as error:  # SystemExit must not end the worker
         return {"answer": None, "correct": False, "failure": f"the check raised {_told(error)}"}
     return reply
 
