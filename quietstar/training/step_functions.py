@@ -23,7 +23,6 @@ from quietstar_kernels import linear_cross_entropy
 ComputeStep = Callable[[QuietStarForCausalLM, Batch, int], StepResult]
 Evaluate = Callable[[QuietStarForCausalLM], Mapping[str, float]]
 
-"""Target id of a token that is not predicted."""
 EVALUATION_SEED = 1_234_567
 """Seed of the thoughts of every evaluation, so that two evaluations differ only by the weights."""
 
