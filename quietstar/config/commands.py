@@ -100,7 +100,8 @@ class CompareConfig(OuterLoopConfig):
 
 
 def _first_preset(given: Mapping[str, Any]) -> str:
-    return str(next(iter(given.get("presets") or ["plain"])))
+    names = given.get("presets") or ["plain"]
+    return str(names.split(",")[0] if isinstance(names, str) else names[0]).strip()
 
 
 COMPARE = Command(
