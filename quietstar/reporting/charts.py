@@ -324,10 +324,10 @@ FIGURE_STYLE = """.ground { fill: var(--card); } text { font: 12px var(--sans); 
 
 
 def _key_lines(keys: Sequence[Key], left: float, top: float, width: float) -> tuple[list[str], int]:
-    """A legend as SVG, broken into lines, and where what follows may begin; letters are taken for 6.4 wide."""
+    """A legend as SVG, broken into lines, and where what follows may begin; letters are taken for 7 wide."""
     parts, x, y = [], left, top
     for name, drawn in keys:
-        needed = 32 + 6.4 * len(name) + 14
+        needed = 32 + 7 * len(name) + 14
         if x > left and x + needed > left + width:
             x, y = left, y + 17
         parts.append(
