@@ -31,7 +31,7 @@ from quietstar.demos.options import (
     write_finished,
 )
 from quietstar.demos.results import ARMS, write_report
-from quietstar.model import loading as from_scratch
+from quietstar.model import loading
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.files import make_output_dir
 from quietstar.training.run import load_model, thinking_options, train
@@ -302,9 +302,9 @@ def read_textbook(config: TrainConfig) -> None:
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
     """Returns a tokenizer with one token per character of the textbook."""
-    return from_scratch.character_tokenizer(SYMBOLS)
+    return loading.character_tokenizer(SYMBOLS)
 
 
 def character_model(seed: int) -> LlamaForCausalLM:
     """Returns a Llama with 2 layers of 128, about 0.4 million parameters, with random weights from `seed`."""
-    return from_scratch.small_llama(seed, len(SYMBOLS), layers=2)
+    return loading.small_llama(seed, len(SYMBOLS), layers=2)

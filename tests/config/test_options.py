@@ -16,14 +16,12 @@ from quietstar.config import options
 from quietstar.config.command_line import Command, option_names, parse_config, to_yaml, with_text
 from quietstar.config.commands import COMPARE, PLAN, STAR, TRAIN, VSTAR, of_preset
 from quietstar.config.options import Count, Names, Positive, Text, Words, at_least, check, within
-from quietstar.demos.variations import SWEEP
+from quietstar.demos.options import SWEEP
 from quietstar.errors import ConfigError
 from quietstar.evaluation.settings import EVALUATE
-from quietstar.inference.gate_command import GATE
-from quietstar.inference.generate_command import GENERATE
-from quietstar.inference.view_command import VIEW
+from quietstar.inference.commands import GATE, GENERATE, VIEW
 from quietstar.reporting.any_report import REPORT_COMMAND
-from quietstar.verifiers.rank_command import RANK
+from quietstar.verifiers.ranking import RANK
 
 ALL = (TRAIN, STAR, VSTAR, GENERATE, EVALUATE, VIEW, GATE, RANK, COMPARE, PLAN, REPORT_COMMAND, SWEEP)
 NEEDED = {
