@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from benchmarks.environment import ROOT, markdown_table
 from benchmarks.script import Benchmark
-from quietstar.reporting.charts import Plate, figure, keys_of, line_chart, linear_scale, mean_curve
+from quietstar.reporting.charts import Plate, figure, keys_of, line_chart
+from quietstar.reporting.scales import linear_scale, mean_curve
 from quietstar.statistics.intervals import estimate
 
 REGIMES: dict[str, dict[str, str]] = {
@@ -187,8 +188,7 @@ def draw(file: Path, measured: Mapping[str, list[Run]]) -> None:
         title = f"{regime}, {len(runs)} seeds"
         chart = line_chart(series, label=title, x_label="iteration", y_scale=linear_scale(0.0, 100.0))
         plates.append(Plate(title, chart))
-    what = "Held-out accuracy in per cent, with and without rationalisation"
-    title = f"{what}; mean of the seeds, shaded from lowest to highest"
+    title = "Held-out accuracy in per cent: mean of the seeds, shaded from lowest to highest"
     file.write_text(figure(title, plates, columns=2, keys=keys_of(series)), encoding="utf-8")
 
 

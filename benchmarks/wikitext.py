@@ -27,7 +27,8 @@ from benchmarks.environment import markdown_table
 from benchmarks.script import Benchmark
 from quietstar import QuietStarForCausalLM
 from quietstar.objective.learning import learn
-from quietstar.reporting.charts import MOST_LINES, Plate, figure, keys_of, line_chart, mean_curve
+from quietstar.reporting.charts import MOST_LINES, Plate, figure, keys_of, line_chart
+from quietstar.reporting.scales import mean_curve
 from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main as train
 from quietstar.training.metrics import read_metrics

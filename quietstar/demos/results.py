@@ -10,7 +10,8 @@ from typing import Any
 
 from quietstar.config.training import TrainConfig
 from quietstar.demos.measure import CLASSES
-from quietstar.reporting.charts import Plate, Series, figure, keys_of, line_chart, linear_scale, mean_curve
+from quietstar.reporting.charts import Plate, figure, keys_of, line_chart
+from quietstar.reporting.scales import Series, linear_scale, mean_curve
 from quietstar.runs.files import METRICS
 from quietstar.statistics.intervals import estimate, rounded
 from quietstar.training.metrics import read_metrics

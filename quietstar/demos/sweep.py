@@ -30,16 +30,8 @@ from quietstar.demos.textbook import (
     train_arm,
     write_texts,
 )
-from quietstar.reporting.charts import (
-    Plate,
-    Scale,
-    Spread,
-    figure,
-    linear_scale,
-    marker_key,
-    seed_key,
-    spread_chart,
-)
+from quietstar.reporting.charts import Plate, Spread, figure, marker_key, seed_key, spread_chart
+from quietstar.reporting.scales import Scale, linear_scale
 from quietstar.runs.files import RunLock, make_output_dir, write_json, write_whole
 from quietstar.runs.machine import environment
 from quietstar.statistics.intervals import CONFIDENCE, Estimate, estimate

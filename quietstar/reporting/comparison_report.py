@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from quietstar.errors import DataError
-from quietstar.reporting.charts import MOST_LINES, number
+from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.loop_charts import PER_CENT, accuracy_curve, first_of, group_curves, group_names, progress_card
 from quietstar.reporting.loop_files import (
     LoopRun,
@@ -34,6 +34,7 @@ from quietstar.reporting.loop_files import (
 )
 from quietstar.reporting.page import escaped, folded_table, header, page, panels, section, table, visible, warning_list
 from quietstar.reporting.run_facts import flatten, machines, shown
+from quietstar.reporting.scales import number
 from quietstar.runs.files import COMPARISON, REPORT, write_json, write_whole
 
 OWN = frozenset({"output_dir", "preset"})

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from quietstar.reporting.charts import MOST_LINES, Floats, Series, bar_chart, chart_card, colour_key, legend, number
+from quietstar.reporting.charts import MOST_LINES, Floats, bar_chart, chart_card, colour_key, legend
 from quietstar.reporting.page import panel
+from quietstar.reporting.scales import Series, number
 
 Lines = Sequence[Mapping[str, Any]]
 SPLITS = {"train": "training", "eval": "held-out"}

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from quietstar.reporting.charts import DASH, MINUS, bar_chart
+from quietstar.reporting.charts import bar_chart
 from quietstar.reporting.page import details, escaped, facts, header, page, panel, panels, section, table, visible
+from quietstar.reporting.scales import DASH, MINUS
 from quietstar.statistics.comparison import SIDES
 
 Row = Mapping[str, Any]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.errors import DataError
-from quietstar.reporting.charts import MINUS, MOST_LINES
+from quietstar.reporting.charts import MOST_LINES
+from quietstar.reporting.scales import MINUS
 from quietstar.runs.directory import RunDirectory, read_run
 from quietstar.runs.files import KEPT, STORE, SUMMARY
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from quietstar.config.presets import TRAIN_PRESETS
 from quietstar.config.training import TrainConfig
-from quietstar.reporting.charts import DASH, number
 from quietstar.reporting.curves import Curves, lookahead_panels, optimisation_panels, prediction_panels, thought_panels
 from quietstar.reporting.page import details, header, page, panels, reading, readings, section, table, visible
 from quietstar.reporting.run_facts import configuration, duration, machines
+from quietstar.reporting.scales import DASH, number
 from quietstar.runs.directory import RunDirectory, read_run
 from quietstar.runs.files import REPORT, THOUGHTS, write_whole
 

@@ -12,24 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar.reporting.charts import (
-    DASH,
-    MINUS,
     MOST_LINES,
-    MOST_POINTS,
     Plate,
-    Series,
     Spread,
     bar_chart,
     figure,
     keys_of,
     legend,
     line_chart,
+    seed_key,
+    spread_chart,
+)
+from quietstar.reporting.scales import (
+    DASH,
+    MINUS,
+    MOST_POINTS,
+    Series,
     linear_scale,
     log_scale,
     mean_curve,
     number,
-    seed_key,
-    spread_chart,
     thin,
 )
 
