@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from quietstar.reporting.charts import MOST_LINES, Floats, bar_chart, chart_card, colour_key, legend
+from quietstar.reporting.charts import MOST_LINES, bar_chart, chart_card, colour_key, legend
 from quietstar.reporting.page import panel
-from quietstar.reporting.scales import Series, number
+from quietstar.reporting.scales import Floats, Series, number
 
 Lines = Sequence[Mapping[str, Any]]
 SPLITS = {"train": "training", "eval": "held-out"}

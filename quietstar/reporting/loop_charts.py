@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quietstar.reporting.charts import MOST_LINES, Floats, chart_card
+from quietstar.reporting.charts import MOST_LINES, chart_card
 from quietstar.reporting.loop_files import (
     MAJORITY,
     PASS,
@@ -31,7 +31,7 @@ from quietstar.reporting.loop_files import (
     ways,
 )
 from quietstar.reporting.page import details, escaped, folded_table, panels, section, table, visible
-from quietstar.reporting.scales import DASH, Scale, Series, linear_scale
+from quietstar.reporting.scales import DASH, Floats, Scale, Series, linear_scale
 
 PER_CENT = Scale(0, 100, (0, 20, 40, 60, 80, 100))
 GREY = 7
