@@ -44,8 +44,8 @@ from benchmarks.gpu_timing import (
     relative_error,
 )
 from quietstar.objective.learning import learn
+from quietstar_kernels.backends import IMPLEMENTED
 
-BACKENDS = ("triton", "torch", "reference")
 MODELS = {
     "mistral-7b": {
         **{"layers": 32, "hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8, "vocabulary": 32000},
@@ -201,7 +201,7 @@ def given_thoughts(model: Any, backend: str, input_ids: Tensor, tokens: Tensor) 
 
     REINFORCE is left out: its weights are differences of nearly equal losses, which magnify every rounding.
     """
-    from quietstar.objective.options import resolve_objective
+    from quietstar.config.objective import resolve_objective
 
     clear(model)
     model.config.backend = backend
@@ -362,7 +362,7 @@ def csv_rows(
 
 
 def parser() -> KernelBenchmark:
-    p = KernelBenchmark(__file__, __doc__, BACKENDS, ("bfloat16", "float32"))
+    p = KernelBenchmark(__file__, __doc__, IMPLEMENTED, ("bfloat16", "float32"))
     what = p.add_argument_group("model and step")
     what.add_argument("--model", choices=list(MODELS), help="shape of model and batch (default: of the device)")
     for name in (field.name for field in dataclasses.fields(Shape)):
@@ -381,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes |= {name: getattr(options, name) for name in sizes if getattr(options, name) is not None}
     shape = Shape(**sizes)
     backends = options.sides or (["triton", "torch"] if on_gpu else ["torch", "reference"])
-    session = benchmark.start(options, BACKENDS[:2], seconds_on_gpu=10.0, least=2)
+    session = benchmark.start(options, IMPLEMENTED[:2], seconds_on_gpu=10.0, least=2)
     device = session.meter.device
     checked = [] if options.no_check else check_backends(shape, dtype, device, backends)
     session.release()

@@ -26,14 +26,13 @@ from benchmarks.environment import markdown_table
 from benchmarks.script import Benchmark
 from benchmarks.small_model import save_small_model
 from quietstar.config.command_line import parse_config
+from quietstar.config.commands import STAR, VSTAR
 from quietstar.config.loops import GeneratorOptions, OuterLoopConfig, ProblemOptions
 from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.examples import encode_example
 from quietstar.outer_loop.finetune import MODEL, fine_tune, forget_checkpoints, weights_sha256
 from quietstar.outer_loop.run import run_outer_loop
-from quietstar.star import STAR
 from quietstar.tasks.registry import load_task
-from quietstar.vstar import VSTAR
 
 VOCABULARY = 2048
 SIZES = {"layers": 3, "hidden_size": 192, "intermediate_size": 512}

@@ -159,6 +159,7 @@ def _mix(case: Case, configuration: Configuration) -> Launch:
         states=case.empty(N, E),
         scaled=case.empty(N, E),
         ignore_index=IGNORE_INDEX,
+        residual=None,
         configuration=configuration,
     )
 

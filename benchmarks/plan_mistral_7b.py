@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from benchmarks.environment import markdown_table
 from benchmarks.script import Benchmark
-from quietstar.config.command_line import parse_train_config
+from quietstar.config.commands import parse_train_config
 from quietstar.planning.gpus import GPUS
 from quietstar.planning.model import base_configuration
 from quietstar.planning.plan import ASSUMPTIONS, part_seconds, usable_memory

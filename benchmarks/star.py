@@ -3,7 +3,7 @@
     python benchmarks/star.py
 
 Every run is `python -m quietstar.star` with the options shown: one base model for each seed, and three arms from it.
-Writes star.md, star.csv and star.png to `--results`; what is finished is kept in `--output`, and the same command goes
+Writes star.md, star.csv and star.svg to `--results`; what is finished is kept in `--output`, and the same command goes
 on.
 """
 
@@ -25,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from benchmarks.environment import ROOT, markdown_table
 from benchmarks.script import Benchmark
-from quietstar.statistics.seeds import estimate
+from quietstar.reporting.charts import Plate, figure, keys_of, line_chart
+from quietstar.reporting.scales import linear_scale, mean_curve
+from quietstar.statistics.intervals import estimate
 
 REGIMES: dict[str, dict[str, str]] = {
     "default": {},
@@ -172,34 +174,22 @@ def write_csv(file: Path, measured: Mapping[str, list[Run]]) -> None:
 
 
 def draw(file: Path, measured: Mapping[str, list[Run]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(measured), figsize=(5.2 * len(measured), 3.6), sharey=True, squeeze=False)
-    colours = {"with-rationalisation": "#0072b2", "without-rationalisation": "#d55e00", "answers-alone": "#666666"}
-    for panel, (regime, runs) in zip(panels[0], measured.items(), strict=True):
+    colours = {"with-rationalisation": 1, "without-rationalisation": 2, "answers-alone": 7}
+    plates, series = [], []
+    for regime, runs in measured.items():
+        series = []
+        end = max(len(accuracies(found, arm)) for found in runs for arm in ARMS) - 1
         for arm, name in ARMS.items():
             by_seed = [accuracies(found, arm) for found in runs]
-            if arm == "answers-alone":
-                level = estimate([row[0] for row in by_seed]).mean
-                panel.axhline(level, color=colours[arm], linestyle=":", label=name)
-                continue
-            for row in by_seed:
-                panel.plot(range(len(row)), row, color=colours[arm], alpha=0.25, linewidth=1)
-            means = [estimate(column).mean for column in zip(*by_seed, strict=True)]
-            panel.plot(range(len(means)), means, color=colours[arm], linewidth=2.5, marker="o", label=name)
-        panel.set_title(f"{regime}, {len(runs)} seeds")
-        panel.set_xlabel("iteration")
-        panel.set_xticks(range(max(len(accuracies(found, arm)) for found in runs for arm in ARMS)))
-        panel.set_ylim(0, 102)
-        panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("held-out accuracy, %")
-    panels[0][-1].legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(file, dpi=130)
-    pyplot.close(figure)
+            if arm == "answers-alone":  # one fine-tuning, as long as the last iteration's: a level line
+                by_seed = [[row[0], row[0]] for row in by_seed]
+            x = [0, end] if arm == "answers-alone" else list(range(len(by_seed[0])))
+            series.append(mean_curve(name, x, by_seed, colour=colours[arm], dashed=arm == "answers-alone"))
+        title = f"{regime}, {len(runs)} seeds"
+        chart = line_chart(series, label=title, x_label="iteration", y_scale=linear_scale(0.0, 100.0))
+        plates.append(Plate(title, chart))
+    title = "Held-out accuracy in per cent: mean of the seeds, shaded from lowest to highest"
+    file.write_text(figure(title, plates, columns=2, keys=keys_of(series)), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -222,9 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     body = markdown(measured)
     options.results.mkdir(parents=True, exist_ok=True)
     write_csv(options.results / "star.csv", measured)
-    draw(options.results / "star.png", measured)
+    draw(options.results / "star.svg", measured)
     title = "STaR on addition: with and without rationalisation"
-    parser.write(options.results / "star", title, body, after="\n![accuracy by iteration](star.png)")
+    parser.write(options.results / "star", title, body, after="\n![accuracy by iteration](star.svg)")
 
 
 if __name__ == "__main__":

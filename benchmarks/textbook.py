@@ -4,7 +4,7 @@
 
 Every row is `python -m quietstar.train` with the options shown, over the same seeds; rows whose textbook is the same
 start from the same character models. The first row runs the controls too and is the table and figure of the README.
-Writes textbook.md and textbook.png to `--results`, and textbook_options.md where there are other rows; what is finished
+Writes textbook.md and textbook.svg to `--results`, and textbook_options.md where there are other rows; what is finished
 is kept in `--output`, and the same command goes on.
 """
 
@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from benchmarks.environment import markdown_table
 from benchmarks.script import Benchmark
-from quietstar.config.command_line import parse_train_config
-from quietstar.config.values import parse_positions
-from quietstar.demos.report import COLUMNS, markdown, spread
+from quietstar.config.commands import parse_train_config
+from quietstar.config.options import parse_positions
+from quietstar.demos.results import COLUMNS, CURVES, markdown, spread
 from quietstar.demos.textbook import run_textbook
 
 ROWS: dict[str, dict[str, str]] = {
@@ -114,8 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = parse_train_config(["--textbook.seeds", str(options.seeds)])
             body = markdown(config, {int(seed): arms for seed, arms in measured[name].items()})
             title = "The embedded default, with its controls"
-            parser.write(options.results / "textbook", title, body, after="\n![curves](textbook.png)")
-            shutil.copy(shared / "curves.png", options.results / "textbook.png")
+            parser.write(options.results / "textbook", title, body, after="\n![curves](textbook.svg)")
+            shutil.copy(shared / CURVES, options.results / "textbook.svg")
         if len(options.rows) > 1:
             title = "Options of the embedded default"
             parser.write(options.results / "textbook_options", title, options_markdown(measured))

@@ -3,7 +3,7 @@
     python benchmarks/vstar.py
 
 Every run is `python -m quietstar.vstar` with another seed: the problems to learn from, all weights and all samples
-differ, the 300 held-out problems are the same. Writes vstar.md, vstar.csv and vstar.png to `--results`; what is
+differ, the 300 held-out problems are the same. Writes vstar.md, vstar.csv and vstar.svg to `--results`; what is
 finished is kept in `--output`, and the same command goes on.
 """
 
@@ -24,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from benchmarks.environment import ROOT, markdown_table
 from benchmarks.script import Benchmark
-from quietstar.statistics.seeds import estimate
+from quietstar.reporting.charts import WIDE, Plate, figure, keys_of, line_chart
+from quietstar.reporting.loop_charts import best_of_k
+from quietstar.statistics.intervals import estimate
 
 Table = dict[str, Any]
 QUICK = {
@@ -151,35 +153,21 @@ def write_csv(file: Path, summaries: dict[int, Table]) -> None:
 
 
 def draw(file: Path, summaries: dict[int, Table]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    values: dict[str, dict[int, list[float]]] = {}
+    """One score of each model, as on a run's page; the intervals are those over seeds."""
+    by_way: dict[tuple[str, int, str | None], list[float]] = {}
     for summary in summaries.values():
         for row in summary["candidates"]["rows"]:
-            if row["measure"] != "weighted-vote":
-                values.setdefault(name_of(row), {}).setdefault(row["k"], []).append(100 * row["value"]["mean"])
-    compared = next(iter(summaries.values()))["candidates"]["compared"]
-    kinds = ("verifier", "right completions alone", "SFT generator", "final generator", "outcome reward model")
-    left_out = {f"{kind} (mean)" for kind in kinds} - {compared}
-    styles = {compared: {"linewidth": 3, "color": "#0072b2"}, FIXED["pass"]: {"linestyle": ":", "color": "#666666"}}
-    colours = iter(["#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"])
-    figure, panel = pyplot.subplots(figsize=(6.8, 4.4))
-    for name, by_k in sorted(values.items(), key=lambda item: -max(map(max, item[1].values()))):
-        if name not in left_out:
-            style = styles.get(name) or {"color": next(colours), "linewidth": 1.5}
-            panel.plot(list(by_k), [estimate(found).mean for found in by_k.values()], marker="o", label=name, **style)
-    panel.set_xscale("log", base=2)
-    panel.set_xticks(ks := sorted(next(iter(values.values()))), [str(k) for k in ks])
-    panel.set_xlabel("candidates k")
-    panel.set_ylabel("held-out problems solved, %")
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=130)
-    pyplot.close(figure)
+            by_way.setdefault((row["measure"], row["k"], row["score"]), []).append(row["value"]["mean"])
+    rows = [
+        {"measure": measure, "k": k, "score": score, "value": vars(estimate(means))}
+        for (measure, k, score), means in by_way.items()
+    ]
+    curves, axis = best_of_k({"rows": rows, "compared": next(iter(summaries.values()))["candidates"]["compared"]})
+    title = "Held-out problems solved in per cent when one of k candidates is chosen"
+    chart = line_chart(curves, label=title, size=WIDE, **axis)
+    seeds = f"mean of {len(summaries)} seeds; shaded: 95 % interval over seeds"
+    plates = [Plate(seeds, chart, keys_of(curves))]
+    file.write_text(figure(title, plates, columns=1, size=WIDE), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -198,9 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     body = markdown(summaries)
     options.results.mkdir(parents=True, exist_ok=True)
     write_csv(options.results / "vstar.csv", summaries)
-    draw(options.results / "vstar.png", summaries)
+    draw(options.results / "vstar.svg", summaries)
     title = "V-STaR on routes: what the verifier is worth"
-    parser.write(options.results / "vstar", title, body, after="\n\n![Best-of-k](vstar.png)")
+    parser.write(options.results / "vstar", title, body, after="\n\n![Best-of-k](vstar.svg)")
 
 
 if __name__ == "__main__":

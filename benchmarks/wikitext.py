@@ -5,12 +5,13 @@
 The model (4 layers of 128, 4.9 million parameters) is made from scratch and first reads the text as a plain language
 model; then Quiet-STaR trains it on the same text. Both are runs of `quietstar.train`, whose command lines are printed.
 The tokenizer comes from `mistral-common` (`pip install mistral-common`), which ships it. Writes wikitext.md and
-wikitext.png to `--results`.
+wikitext.svg to `--results`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from benchmarks.environment import markdown_table
 from benchmarks.script import Benchmark
 from quietstar import QuietStarForCausalLM
 from quietstar.objective.learning import learn
+from quietstar.reporting.charts import MOST_LINES, Plate, figure, keys_of, line_chart
+from quietstar.reporting.scales import mean_curve
 from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main as train
 from quietstar.training.metrics import read_metrics
@@ -85,24 +88,20 @@ def thoughts_table(checkpoint: Path, text: str, seed: int) -> list[str]:
 
 def draw(metrics: list[dict[str, Any]], path: Path) -> None:
     """The evaluations' curves."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     steps = [point["step"] for point in metrics]
-    for axis, names, title in (
-        (axes[0], ("base_nll", "talk_nll"), "held-out NLL (nats per token)"),
-        (axes[1], tuple(name for name in metrics[0] if name.startswith("gain")), "gain of the thought (nats)"),
-        (axes[2], ("mixing_weight",), "mixing weight"),
+    gains = [name for name in metrics[0] if re.fullmatch(r"gain(_\d+)?", name)]
+    plates = []
+    for title, names in (
+        ("Held-out NLL (nats per token)", ["base_nll", "talk_nll"]),
+        ("Gain of the thought (nats)", gains[:MOST_LINES]),
+        ("Mixing weight", ["mixing_weight"]),
     ):
-        for name in names:
-            axis.plot(steps, [point[name] for point in metrics], label=name, marker=".")
-        axis.set(title=title, xlabel="optimizer step")
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+        series = [
+            mean_curve(name, steps, [[point[name] for point in metrics]], colour=colour)
+            for colour, name in enumerate(names, start=1)
+        ]
+        plates.append(Plate(title, line_chart(series, label=title, x_label="optimizer step"), keys_of(series)))
+    path.write_text(figure("Quiet-STaR on WikiText-2 at CPU size", plates, columns=3), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -157,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert thinking is not None
     metrics = read_metrics(options.output / "thinking" / "metrics.jsonl", split="eval")
     options.results.mkdir(parents=True, exist_ok=True)
-    draw(metrics, options.results / "wikitext.png")
+    draw(metrics, options.results / "wikitext.svg")
     names = [name for name in metrics[0] if name not in ("split", "seconds")]
     rows = [[f"{point[name]:.4g}" for name in names] for point in metrics]
     text = (options.data / "valid.txt").read_text(encoding="utf-8")[2000:3000]

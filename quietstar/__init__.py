@@ -17,14 +17,14 @@ from quietstar.errors import (
 from quietstar.imports import lazy_names, register
 
 if TYPE_CHECKING:
+    from quietstar.config.objective import PRESETS, Objective
     from quietstar.inference.gate import fit_gate
-    from quietstar.inference.loading import load_thinking
+    from quietstar.inference.loading import load_finetuned, load_thinking
     from quietstar.model.authors_checkpoint import load_authors_checkpoint
     from quietstar.model.configuration import QuietStarConfig
-    from quietstar.model.modeling import QuietStarForCausalLM, load_finetuned
+    from quietstar.model.modeling import QuietStarForCausalLM
     from quietstar.model.thoughts import Prediction, Thoughts
-    from quietstar.objective.learning import LearnOutput
-    from quietstar.objective.options import PRESETS, Objective
+    from quietstar.objective.learning import LearnOutput, learn
     from quietstar.verifiers.verifier import Verifier
 
 __version__ = "0.1.0"
@@ -55,13 +55,13 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "quietstar.inference.gate": ("fit_gate",),
-        "quietstar.inference.loading": ("load_thinking",),
+        "quietstar.inference.loading": ("load_finetuned", "load_thinking"),
         "quietstar.model.authors_checkpoint": ("load_authors_checkpoint",),
         "quietstar.model.configuration": ("QuietStarConfig",),
-        "quietstar.model.modeling": ("QuietStarForCausalLM", "load_finetuned"),
+        "quietstar.model.modeling": ("QuietStarForCausalLM",),
         "quietstar.model.thoughts": ("Prediction", "Thoughts"),
         "quietstar.objective.learning": ("LearnOutput", "learn"),
-        "quietstar.objective.options": ("PRESETS", "Objective"),
+        "quietstar.config.objective": ("PRESETS", "Objective"),
         "quietstar.verifiers.verifier": ("Verifier",),
     },
 )

@@ -1,4 +1,4 @@
-"""What can go wrong with what a user gives. Every message names the culprit, what was wrong and what would be right."""
+"""The errors that a user's input can cause. Every message names the culprit, what was wrong and what would be right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ConfigError(QuietStarError):
 
 
 class DataError(QuietStarError):
-    """Training text cannot be read or is not enough; the message names the file and, where there is one, the line."""
+    """Data cannot be read or used, or is not enough; the message names the file and, where there is one, the line."""
 
 
 class CheckpointError(QuietStarError):
@@ -22,11 +22,11 @@ class CheckpointError(QuietStarError):
 
 
 class UnsupportedBackboneError(QuietStarError):
-    """The base model would ignore or distort the thoughts, and is refused instead of being silently wrong."""
+    """The base model would ignore or distort thoughts, so it is refused instead of giving silently wrong results."""
 
 
 class NonFiniteError(QuietStarError, ArithmeticError):
-    """A loss or gradient became NaN or infinite; training stopped before the optimizer used it."""
+    """A loss, gradient or prediction became NaN or infinite; in training the optimizer has not used it."""
 
 
 class OutOfMemoryError(QuietStarError, MemoryError):
@@ -37,7 +37,7 @@ class Interrupted(SystemExit):
     """A signal has stopped training. Uncaught, it ends the process with status 128 + signal: 143 or 130.
 
     Args:
-        received: The signal.
+        received: Signal that stopped the training.
         saved: Whether a checkpoint of the last finished step is on the disk.
     """
 

@@ -1,15 +1,13 @@
-"""Packages whose names are imported when somebody uses them (PEP 562), so that importing the package costs nothing.
+"""How the package imports: names on first use, registration with transformers without importing it, quiet libraries.
 
-transformers' Auto classes know the thinking model, whichever of the two packages is imported first.
+`lazy_names` makes a package import its names when they are used (PEP 562), so that importing the package costs nothing.
 
-`AutoConfig` is told of `QuietStarConfig` as soon as the module that defines it has been imported: now, or when somebody
-imports it, so that `import quietstar` need not bring transformers. `AutoModelForCausalLM` is told of the model where
-that is defined, which the first `QuietStarConfig` imports: no Auto class gets at a model without one.
-
-What is imported within another import must never wait for that one, in whatever thread: `quietstar.model.configuration`
-imports nothing that imports the Auto classes.
-
-Libraries that say more on import than their users want to read.
+`register` makes the thinking model known to transformers' Auto classes, whichever package is imported first.
+`AutoConfig` learns of `QuietStarConfig` as soon as the module that defines `AutoConfig` has been imported: at once, or
+later, so that `import quietstar` does not import transformers. `AutoModelForCausalLM` learns of the model in
+`quietstar.model.modeling`, which the first `QuietStarConfig` imports; no Auto class makes a model without one. Code
+that runs within an import must not wait for that import, in any thread, so `quietstar.model.configuration` imports
+nothing that imports the Auto classes.
 """
 
 from __future__ import annotations
@@ -25,16 +23,18 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+DEFINES_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+
 
 def lazy_names(
     package: str, homes: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package, which has its modules as attributes too.
+    """Makes the functions `__getattr__` and `__dir__` of a package, which has its modules as attributes too.
 
     Args:
-        package: Its `__name__`.
-        homes: Names by the module that defines them; the package's `if TYPE_CHECKING:` block says the same to a type
-            checker.
+        package: `__name__` of the package.
+        homes: Names of the package by the module that defines them; the package's `if TYPE_CHECKING:` block says the
+            same to a type checker.
     """
     module = sys.modules[package]
     home_of = {name: home for home, names in homes.items() for name in names}
@@ -46,17 +46,14 @@ def lazy_names(
             value = import_module(f"{package}.{name}")
         else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        setattr(module, name, value)  # found without this function from now on
+        setattr(module, name, value)  # from now on found without this function
         return value
 
     return get, lambda: sorted({*vars(module), *home_of})
 
 
-DEFINES_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
-
-
 class _Finder(MetaPathFinder):
-    """Finds the one module as everybody does, and registers when it has been run."""
+    """Finds the module that defines `AutoConfig` in the usual way, and registers after the module has run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -84,7 +81,7 @@ def _register_with(module: ModuleType) -> None:
 
 
 def register() -> None:
-    """Registers now, or sees to it. Calling it again changes nothing."""
+    """Registers `QuietStarConfig` now, or as soon as `AutoConfig` is defined. A second call changes nothing."""
     if DEFINES_AUTO_CONFIG in sys.modules:
         _register_with(import_module(DEFINES_AUTO_CONFIG))
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -93,7 +90,7 @@ def register() -> None:
 
 @contextmanager
 def without_bitsandbytes_warnings() -> Iterator[None]:
-    """Without a GPU bitsandbytes warns about kernels for 4-bit models, also when it is peft that imports it."""
+    """Silences bitsandbytes within this context: without a GPU it warns of kernels, even where peft imports it."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)

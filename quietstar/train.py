@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quietstar.config.command_line import parse_train_config, run_command
+from quietstar.config.command_line import run_command
+from quietstar.config.commands import parse_train_config
+from quietstar.config.options import set_up
 from quietstar.config.training import TrainConfig
-from quietstar.config.values import set_up
 from quietstar.data.shards import find_shards, is_local
 from quietstar.data.sources import document_files
 from quietstar.data.tokenizer import check_tokenizer

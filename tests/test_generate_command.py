@@ -177,14 +177,15 @@ BAD_ARGUMENTS = {
     "max_new_tokens: got 0": ["--prompt", "a", "--max_new_tokens", "0"],
     "batch_size: got 0": ["--prompt", "a", "--batch_size", "0"],
     "temperature: got -1.0": ["--prompt", "a", "--temperature", "-1"],
-    "thought_temperature: got nan": ["--prompt", "a", "--thought_temperature", "nan"],
+    "thought_temperature: got 'nan', needs a number": ["--prompt", "a", "--thought_temperature", "nan"],
+    "thought_temperature: got nan, needs a finite number": ["--prompt", "a", "--thought_temperature", ".nan"],
     "thought_temperature: got 0 with 2 thoughts": [
         *("--prompt", "a", "--thoughts_per_token", "2", "--thought_temperature", "0")
     ],
     "top_p: got 1.5": ["--prompt", "a", "--top_p", "1.5", "--temperature", "1"],
     "top_k: got 5 at temperature 0": ["--prompt", "a", "--top_k", "5"],
     "samples: got 2 at temperature 0": ["--prompt", "a", "--samples", "2"],
-    "stop: got an empty string": ["--prompt", "a", "--stop", ""],
+    "stop: got an empty text": ["--prompt", "a", "--stop", ""],
     "stream: got it with 2 completions": ["--prompt", "a", "--prompt", "b", "--stream"],
     "stream: got it with --json": ["--prompt", "a", "--stream", "--json"],
     "device: got 'tpu'": ["--prompt", "a", "--device", "tpu"],

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from benchmarks.naive_step import NaiveObjective, naive_step
 from quietstar import QuietStarForCausalLM
+from quietstar.config.objective import OBJECTIVE_PRESETS, Objective
 from quietstar.objective.learning import LearnOutput, learn
-from quietstar.objective.options import PRESETS, Objective
 from tests.golden_recording import RECORDINGS, Recording, load_recording, relative_error
 
 ABSOLUTE = 1e-4
@@ -89,7 +89,7 @@ def naive_gradients(
 def test_language_modelling_terms_without_reinforce(name: str, backend: str) -> None:
     recording = load_recording(name)
     model = recording.model(backend=backend)
-    objective = replace(PRESETS["authors"], policy_weight=0.0)
+    objective = replace(OBJECTIVE_PRESETS["authors"], policy_weight=0.0)
     step = run_step(recording, model, objective, reuse_sampling_pass=True)
     base, talk = recorded_losses(recording)
     close(step.loss.detach(), 0.5 * base + 0.5 * talk)
@@ -109,7 +109,7 @@ def test_step_equals_the_authors(name: str, reuse_sampling_pass: bool, backend: 
     expected = recording.tensors
     model = recording.model(backend=backend)
     length, lookahead = expected["input_ids"].shape[1], recording.lookahead
-    step = run_step(recording, model, PRESETS["authors"], reuse_sampling_pass)
+    step = run_step(recording, model, OBJECTIVE_PRESETS["authors"], reuse_sampling_pass)
 
     base_loss, talk_loss = recorded_losses(recording)
     close(step.base_loss, base_loss)

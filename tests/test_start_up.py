@@ -78,27 +78,29 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "problems.path: ./none: no such file": ["--task", "gsm8k", "--model.path", "a/b", "--problems.path", "./none"],
     },
     "generate": {
-        "unrecognized arguments: --promt": ["a/b", "--promt", "x"],
-        "argument --max_new_tokens: invalid int value: 'x'": ["a/b", "--max_new_tokens", "x"],
+        "unknown option --promt; did you mean --prompt?": ["a/b", "--promt", "x"],
+        "max_new_tokens: got 'x', needs a whole number": ["a/b", "--max_new_tokens", "x"],
         "max_new_tokens: got 0, needs at least 1": ["a/b", "--prompt", "x", "--max_new_tokens", "0"],
         "think: got 'allways'": ["a/b", "--prompt", "x", "--think", "allways"],
         "device: got 'gpu', needs auto": ["a/b", "--prompt", "x", "--device", "gpu"],
         "prompt: missing": ["a/b"],
+        "checkpoint: missing, needs a value: CHECKPOINT": ["--prompt", "x"],
+        "unexpected argument 'c/d'": ["a/b", "c/d"],
         "prompts: cannot read none.txt (No such file or directory)": ["a/b", "--prompts", "none.txt"],
         "checkpoint: ./none is not a directory": ["./none", "--prompt", "x"],
         "plain: neither a model directory": ["plain", "--prompt", "x"],
     },
     "evaluate": {
-        "unrecognized arguments: --txt": ["a/b", "--txt", "x"],
+        "unknown option --txt; did you mean --text?": ["a/b", "--txt", "x"],
         "tasks: got 'gms8k', needs some of gsm8k, commonsenseqa; did you mean gsm8k?": ["a/b", "--tasks", "gms8k"],
-        "votes: got 0, needs 1 or more": ["a/b", *TEXT, "--votes", "0"],
+        "votes: got 0, needs at least 1": ["a/b", *TEXT, "--votes", "0"],
         "device: got 'gpu', needs auto": ["a/b", *TEXT, "--device", "gpu"],
         "text: none.txt: cannot be read: No such file or directory": ["a/b", "--text", "none.txt"],
         "problems.path: none: no such file or directory": ["a/b", "--tasks", "gsm8k", "--data", "none"],
         "checkpoint: ./none is not a directory": ["./none", *TEXT],
     },
     "view": {
-        "unrecognized arguments: --txt": ["a/b", *TEXT, "--txt", "x"],
+        "unknown option --txt; did you mean --text?": ["a/b", *TEXT, "--txt", "x"],
         "top_k: got 0, needs 1 to 100": ["a/b", *TEXT, "--top_k", "0"],
         "device: got 'gpu', needs auto": ["a/b", *TEXT, "--device", "gpu"],
         "positions: got 'some', needs all": ["a/b", *TEXT, "--positions", "some"],
@@ -107,17 +109,22 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "plain/x.json is the name of the data": ["a/b", *TEXT, "--out", "plain/x.json"],
     },
     "gate": {
-        "the following arguments are required: --out": ["a/b", *TEXT],
+        "out: missing, needs a value: --out OUT": ["a/b", *TEXT],
         "out: plain exists already": ["a/b", *TEXT, "--out", "plain"],
         "held_out: got 2.0, needs a share between 0 and 1": ["a/b", *TEXT, "--out", "new", "--held_out", "2"],
-        "length: is 1, needs at least 2": ["a/b", *TEXT, "--out", "new", "--length", "1"],
+        "length: got 1, needs at least 2": ["a/b", *TEXT, "--out", "new", "--length", "1"],
         "positions: got 'some', needs all": ["a/b", *TEXT, "--out", "new", "--positions", "some"],
         "device: got 'gpu', needs auto": ["a/b", *TEXT, "--out", "new", "--device", "gpu"],
         "text: none.txt: no such file or directory": ["a/b", "--text", "none.txt", "--out", "new"],
         "checkpoint: ./none is not a directory": ["./none", *TEXT, "--out", "new"],
     },
     "rank": {
-        "invalid choice: 'vote'": ["--candidates", "candidates.jsonl", "--by", "vote"],
+        "by: got 'vote', needs one of score, majority, weighted, process": [
+            "--candidates",
+            "candidates.jsonl",
+            "--by",
+            "vote",
+        ],
         "verifier: missing": ["--candidates", "candidates.jsonl"],
         "task: got 'gms8k', needs one of": ["--candidates", "candidates.jsonl", "--verifier", "a/b", "--task", "gms8k"],
         "candidates: cannot read none.jsonl (No such file": ["--candidates", "none.jsonl", "--verifier", "a/b"],
@@ -127,7 +134,7 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
     "compare": {
         "presets: missing": [],
         "preset: got 'rtf'": ["--presets", "rtf", "--model.path", "a/b"],
-        "budget: got '0', needs a whole number from 1": ["--presets", "rft", "--budget", "0"],
+        "budget: got 0, needs at least 1": ["--presets", "rft", "--budget", "0"],
         "unknown option --loop.iteration": ["--presets", "rft", "--model.path", "a/b", "--loop.iteration", "3"],
         "model.path: ./none is not a directory": ["--presets", "rft", "--model.path", "./none"],
         "problems.path: ./none: no such file": [
@@ -141,7 +148,7 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "model.path: ./none is not a directory": ["--model.path", "./none"],
     },
     "report": {
-        "report: got 0 arguments, needs one": [],
+        "run_directory: missing, needs a value: RUN_DIRECTORY": [],
         "none: has neither config.yaml nor metrics.jsonl": ["none"],
     },
     "sweep": {
@@ -238,7 +245,7 @@ def test_importing_the_package_is_light_and_its_names_come_when_they_are_used() 
 
 
 def test_the_package_has_the_names_that_it_lists() -> None:
-    package, name = quietstar, "quietstar"
+    package = quietstar
     assert {public: getattr(package, public) for public in package.__all__}
     assert set(package.__all__) <= set(dir(package))
     told = {  # to a type checker
@@ -250,7 +257,7 @@ def test_the_package_has_the_names_that_it_lists() -> None:
         for alias in statement.names
     }
     assert told and all(getattr(package, public) is value for public, value in told.items())
-    with pytest.raises(AttributeError, match=rf"module '{name}' has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="module 'quietstar' has no attribute 'nothing'"):
         _ = package.nothing
 
 

@@ -34,7 +34,7 @@ def pinned(python: str) -> dict[str, Version]:
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_everything_that_the_readme_installs_is_pinned_within_its_range(python: str) -> None:
-    extras = [*PROJECT["optional-dependencies"]["plot"], *PROJECT["optional-dependencies"]["test"]]
+    extras = PROJECT["optional-dependencies"]["test"]
     found = pinned(python)
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
         version = found.get(canonicalize_name(requirement.name))

@@ -5,12 +5,47 @@ head, `linear_cross_entropy` the same loss of one hidden state, `sample_tokens` 
 Every function takes `backend=`: "reference" is the readable specification, whole mask and whole logits; "torch" is
 structured PyTorch, which holds neither; "triton" kernels for GPUs. "auto" is "triton" for CUDA tensors of 16 or 32 bits
 and "torch" for others, or what the environment variable `QUIETSTAR_BACKEND` says.
+
+The functions are imported when they are used (PEP 562): the names of the backends need no torch.
 """
 
 from __future__ import annotations
 
-from quietstar_kernels.mixed_cross_entropy import linear_cross_entropy, mixed_cross_entropy
-from quietstar_kernels.thought_attention import thought_attention
-from quietstar_kernels.token_sampling import sample_tokens
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quietstar_kernels.mixed_cross_entropy import linear_cross_entropy, mixed_cross_entropy
+    from quietstar_kernels.thought_attention import thought_attention
+    from quietstar_kernels.token_sampling import sample_tokens
 
 __all__ = ["linear_cross_entropy", "mixed_cross_entropy", "sample_tokens", "thought_attention"]
+
+_HOMES = {
+    "linear_cross_entropy": "mixed_cross_entropy",
+    "mixed_cross_entropy": "mixed_cross_entropy",
+    "sample_tokens": "token_sampling",
+    "thought_attention": "thought_attention",
+}
+
+
+class _Operations(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # importing a package binds its name here, which two functions have as well: the function stays
+        is_package = isinstance(value, ModuleType) and name in __all__
+        super().__setattr__(name, getattr(value, name) if is_package else value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        setattr(self, name, value)  # found without this method from now on
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*vars(self), *__all__})
+
+
+sys.modules[__name__].__class__ = _Operations

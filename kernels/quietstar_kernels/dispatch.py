@@ -10,7 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "triton", "torch", "reference")
+from quietstar_kernels.backends import BACKENDS
+
 BACKEND_VARIABLE = "QUIETSTAR_BACKEND"
 """Environment variable that replaces "auto": what a whole run or test suite uses, without a change to its code."""
 
@@ -42,9 +43,9 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
     """Name the backend that will run: "triton", "torch" or "reference".
 
     Args:
-        backend: one of `BACKENDS`; "auto" is "triton" for CUDA tensors of 16 or 32 bits on sm_80 and later,
-            and else "torch".
-        tensor: the first argument, whose device and dtype decide.
+        backend: name of a backend, one of `BACKENDS`; "auto" is "triton" for CUDA tensors of 16 or 32 bits on sm_80 and
+            later, and else "torch".
+        tensor: first tensor argument of the operation, whose device and dtype decide.
 
     Raises:
         ValueError: the name is unknown, or "triton" cannot run where the tensor is.
@@ -119,10 +120,10 @@ def require_shape(name: str, tensor: Tensor, letters: Sequence[str], sizes: dict
     """Match a shape against named sizes; a letter seen for the first time takes its size from this tensor.
 
     Args:
-        name: the argument's name for the message.
-        tensor: the argument.
-        letters: one name for each dimension, as in ("B", "L", "Hkv", "D").
-        sizes: the sizes known so far; extended in place.
+        name: name of the argument in error messages.
+        tensor: tensor whose shape is checked.
+        letters: name of each dimension, as in ("B", "L", "Hkv", "D").
+        sizes: sizes known so far, by name; extended in place.
 
     Raises:
         ValueError: another number of dimensions, or a size that differs from the known one.

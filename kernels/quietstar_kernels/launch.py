@@ -13,12 +13,12 @@ class Launch:
     """One call of a Triton kernel.
 
     Args:
-        kernel: the `@triton.jit` function.
-        grid: programs along each axis.
+        kernel: `@triton.jit` function to launch.
+        grid: number of programs along each axis.
         arguments: run-time arguments by name: tensors, ints, floats, None.
         constants: `tl.constexpr` arguments by name.
-        num_warps: warps of a program.
-        num_stages: stages of the software pipeline.
+        num_warps: number of warps of a program.
+        num_stages: number of stages of the software pipeline.
     """
 
     kernel: Any

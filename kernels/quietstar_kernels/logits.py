@@ -124,9 +124,9 @@ def rows_in_chunk(rows: int, vocabulary: int, device: torch.device, *, gradient:
     """Rows whose logits are held at a time: `rows` in equal parts, of at most LOGITS_IN_CHUNK logits or one row.
 
     Args:
-        rows: how many there are.
-        vocabulary: logits of a row.
-        device: where they are.
+        rows: number of all rows.
+        vocabulary: number of logits of a row, V.
+        device: device of the logits.
         gradient: whether logits are read more than once; else there are at most LOGITS_IN_CACHE of them too, or
             LEAST_ROWS rows.
     """
@@ -155,7 +155,7 @@ def dense(matrix: Tensor) -> Tensor:
 
 
 def is_reference(backend: str) -> bool:
-    """Whether `backend`, of `dispatch.BACKENDS`, names the reference.
+    """Whether `backend`, of `backends.BACKENDS`, names the reference.
 
     This much torch.compile follows. The operators settle the rest when they run, and refuse a name that is none.
     """
@@ -204,8 +204,8 @@ def raw_logits(hidden: Tensor, head: Tensor, result: torch.dtype) -> Tensor:
     one. For a moment that holds twice the logits.
 
     Args:
-        hidden: [N, E] in head's dtype, or in `result`.
-        head: [V, E] in the dtype of the product, `operand_dtype`.
+        hidden: [N, E] hidden states, in head's dtype or in `result`.
+        head: [V, E] output embedding, in the dtype of the product's operands (`operand_dtype`).
         result: dtype of the [N, V] logits.
     """
     high = hidden.to(head.dtype)

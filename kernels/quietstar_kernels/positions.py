@@ -17,11 +17,11 @@ class Positions:
     """Copies of one integer tensor.
 
     Args:
-        tensor: int32 or int64, on any device.
+        tensor: positions, int32 or int64, on any device.
 
     Attributes:
-        host: int64 on the CPU.
-        checked: what `host` has been found to satisfy, for the caller to fill.
+        host: the same positions, int64 on the CPU.
+        checked: conditions that `host` has been found to satisfy, filled by the caller.
     """
 
     def __init__(self, tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""From arguments and YAML to a tree of options, such as a `TrainConfig`, and back to YAML.
+"""From arguments and YAML to the options of a command, such as a `TrainConfig`, and back to YAML.
 
 Later ones win: defaults, preset, `--config` file, `--key value` flags, in whatever order they are written.
 """
@@ -8,21 +8,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import os
 import re
 import sys
+import textwrap
 from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from quietstar.config.presets import DESCRIPTIONS, PRESETS
-from quietstar.config.training import TrainConfig, validate
+from quietstar.config.options import COMMAS, SEVERAL, bounds, check, option_fields, type_hints
 from quietstar.errors import ConfigError, QuietStarError
 
 _Flat = dict[str, Any]
@@ -31,131 +30,152 @@ _Flat = dict[str, Any]
 ConfigT = TypeVar("ConfigT")
 
 
+def _no_preset(given: Mapping[str, Any]) -> str:
+    return ""
+
+
+def _no_more_checks(config: Any, for_use: bool) -> None:
+    pass
+
+
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[ConfigT]):
     """What the command line of a command is made of.
 
     Args:
-        config: The dataclass of all options, with `preset` and `output_dir` among its own.
-        presets: Values by dotted key, by name of the preset.
+        name: As in `quietstar NAME`.
+        config: The dataclass of its options, whose docstring is its help.
+        presets: Values by dotted key, by name of the preset; where there are any, `preset` is one of the options.
         descriptions: A line about each preset.
         default_preset: Its name where none is given, for the options that are.
-        validate: `(configuration, require_inputs) -> configuration`; raises ConfigError.
+        check: `(configuration, for use) -> None`; raises ConfigError for values within their bounds that cannot be
+            used, or cannot be used together. What is printed only may lack inputs.
+        argument: The option that an argument without a name sets.
+        notes: What the help says besides.
     """
 
+    name: str
     config: type[ConfigT]
-    presets: Mapping[str, Mapping[str, Any]]
-    descriptions: Mapping[str, str]
-    default_preset: Callable[[Mapping[str, Any]], str]
-    validate: Callable[[ConfigT, bool], ConfigT]
+    presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    descriptions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default_preset: Callable[[Mapping[str, Any]], str] = _no_preset
+    check: Callable[[ConfigT, bool], object] = _no_more_checks
+    argument: str | None = None
+    notes: str = ""
+
+    @property
+    def program(self) -> str:
+        """How a user calls it."""
+        return f"python -m quietstar.{self.name}"
 
 
-def _train_preset(given: Mapping[str, Any]) -> str:
-    own_input = given.get("model.path") is not None or given.get("data.path") is not None
-    return "plain" if own_input else "textbook"
-
-
-TRAIN: Command[TrainConfig] = Command(TrainConfig, PRESETS, DESCRIPTIONS, _train_preset, validate)
-
-
-def parse_train_config(argv: Sequence[str] | None = None, program: str = "python -m quietstar.train") -> TrainConfig:
-    """`parse_config` of a training run."""
-    return parse_config(TRAIN, argv, program)
-
-
-def parse_config(command: Command[ConfigT], argv: Sequence[str] | None, program: str) -> ConfigT:
+def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -> ConfigT:
     """Reads a command line.
 
     Args:
         command: Whose.
         argv: The arguments; None takes those of the process.
-        program: How the user called it, for `--help`.
 
     Returns:
-        A validated configuration.
+        A checked configuration.
 
     Raises:
-        ConfigError: for an unknown key (with a suggestion), a value of a wrong type, or one that `validate` refuses.
+        ConfigError: for an unknown key (with a suggestion), a value of a wrong type or out of its bounds, or one that
+            the command's own check refuses.
         SystemExit: with status 0 after `--help` or `--print_config`.
     """
-    cls = command.config
-    flags = _split_arguments(sys.argv[1:] if argv is None else argv, cls)
+    options = _options(command.config)
+    flags = _split_arguments(sys.argv[1:] if argv is None else argv, command)
     print_help, print_config = flags.pop("help", None), flags.pop("print_config", None)
     config_path = flags.pop("config", None)
-    file = {} if config_path is None else _read_yaml(config_path, cls)
-    given = {**file, **flags}
-    preset = given.get("preset")
-    if preset is None:
-        preset = command.default_preset(given)
-    if not isinstance(preset, str) or preset not in command.presets:
-        suggestion = _did_you_mean(str(preset), list(command.presets))
-        raise ConfigError(f"preset: got {preset!r}, needs one of {', '.join(command.presets)}{suggestion}")
-
-    parser = _parser(command, program)
-    parser.set_defaults(dict(command.presets[preset]))
-    from_file = {key: _typed(parser, cls, key, value, f"{config_path}: ") for key, value in file.items()}
-    parser.set_defaults({**from_file, "preset": preset})  # so that --help shows what holds without further flags
+    file = {} if config_path is None else _read_yaml(config_path, list(options))
+    preset, preset_values = _choose_preset(command, {**file, **flags})
+    parser = _parser(command)
+    parser.set_defaults(dict(preset_values))
+    from_file = {key: _typed(parser, options[key], key, value, f"{config_path}: ") for key, value in file.items()}
+    parser.set_defaults({**from_file, **preset})  # so that --help shows what holds without further flags
     if print_help is not None:
         parser.print_help()
         raise SystemExit(0)
-    from_flags = {key: _typed(parser, cls, key, value) for key, value in flags.items()}
-    values = {**_defaults(cls), **command.presets[preset], **from_file, **from_flags, "preset": preset}
-    config = command.validate(_build(cls, values), print_config is None)
+    from_flags = {key: _typed(parser, options[key], key, value) for key, value in flags.items()}
+    defaults = {key: option.default for key, option in options.items()}
+    config: ConfigT = _build(command.config, {**defaults, **preset_values, **from_file, **from_flags, **preset})
+    _check(command, config, print_config is None)
     if print_config is not None:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
     return config
 
 
-def load_config(path: str | os.PathLike[str]) -> TrainConfig:
-    """Reads a YAML file of any subset of the options; the rest comes from the file's preset, or else the defaults.
+def with_text(command: Command[ConfigT], config: ConfigT, key: str, text: str) -> ConfigT:
+    """The configuration with another value of one option.
+
+    Args:
+        command: Whose.
+        config: Of `parse_config`.
+        key: The dotted key.
+        text: The value as the command line takes it.
 
     Raises:
-        ConfigError: naming the file for anything that is not a valid configuration.
+        ConfigError: as `parse_config` does.
     """
-    return parse_train_config(["--config", os.fspath(path)])
+    changed: ConfigT = _replaced(config, key, _typed(_parser(command), _options(command.config)[key], key, text))
+    _check(command, changed, True)
+    return changed
 
 
-def save_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
-    """Writes every option to a YAML file, from which `load_config` restores an equal configuration."""
-    Path(path).write_text(to_yaml(config), encoding="utf-8")
+def _replaced(config: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(config, **{name: _replaced(getattr(config, name), rest, value) if rest else value})
+
+
+def option_names(cls: type) -> list[str]:
+    """The dotted key of every option of a tree of dataclasses."""
+    return list(_options(cls))
+
+
+def narrowed(cls: type[ConfigT], config: Any) -> ConfigT:
+    """The part of a command's options that are those of a class which it extends."""
+    return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]  # a dataclass
 
 
 def to_yaml(config: Any) -> str:
     """The whole configuration as YAML, in the order of the dataclasses."""
     # not allow_unicode: PyYAML then writes some line separators in a way that it does not read back
-    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=120)
+    text: str = yaml.safe_dump(_tree(config), sort_keys=False, width=120)
     return text
 
 
-def take_options(arguments: Sequence[str], names: Container[str]) -> tuple[dict[str, str], list[str]]:
-    """Divides a command line.
+def _tree(config: Any) -> dict[str, Any]:
+    """Plain values of every option."""
+    values = {field.name: getattr(config, field.name) for field in option_fields(config)}
+    return {
+        name: _tree(value) if dataclasses.is_dataclass(value) else str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+    }
 
-    Args:
-        arguments: All of it.
-        names: Options of the command's own, each with a value.
 
-    Returns:
-        Those by name, and the arguments of the run that it is about.
+def _choose_preset(command: Command[Any], given: Mapping[str, Any]) -> tuple[dict[str, str], Mapping[str, Any]]:
+    """The option `preset` and the values of the preset; neither where the command has none."""
+    if not command.presets:
+        return {}, {}
+    preset = given.get("preset")
+    if preset is None:
+        preset = command.default_preset(given)
+    if not isinstance(preset, str) or preset not in command.presets:
+        suggestion = _did_you_mean(str(preset), list(command.presets))
+        raise ConfigError(f"preset: got {preset!r}, needs one of {', '.join(command.presets)}{suggestion}")
+    return {"preset": preset}, command.presets[preset]
 
-    Raises:
-        ConfigError: One of its own has no value.
-    """
-    own: dict[str, str] = {}
-    rest: list[str] = []
-    remaining = list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or name not in names:
-            rest.append(argument)
-            continue
-        if not equals:
-            if not remaining or remaining[0].startswith("--"):
-                raise ConfigError(f"{name}: got no value, needs one: --{name} VALUE")
-            value = remaining.pop(0)
-        own[name] = value
-    return own, rest
+
+def _check(command: Command[ConfigT], config: ConfigT, for_use: bool) -> None:
+    """Refuses what cannot be used."""
+    for key, option in _options(command.config).items():
+        if for_use and option.is_needed and getattr(config, key) is None:
+            form = key.upper() if key == command.argument else f"--{key} {key.upper()}"
+            raise ConfigError(f"{key}: missing, needs a value: {form}")
+    check(config)
+    command.check(config, for_use)
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -184,36 +204,71 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the line breaks of the list of presets."""
 
 
-def _options(cls: type, prefix: str = "") -> Iterator[tuple[type, str, Any, Any]]:
-    """Yields (dataclass, dotted key, type, default) of every option."""
-    hints = get_type_hints(cls)
-    default = cls()
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _options(hints[field.name], f"{prefix}{field.name}.")
+class _Option(NamedTuple):
+    """One option: the dataclass that it is a field of, the field, its plain type, and its type with the bounds."""
+
+    cls: type
+    field: dataclasses.Field[Any]
+    type: Any
+    hint: Any
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it has to be given."""
+        return self.field.default is MISSING and self.field.default_factory is MISSING
+
+    @property
+    def default(self) -> Any:
+        """None where there is none."""
+        if self.field.default_factory is not MISSING:
+            return self.field.default_factory()
+        return None if self.is_needed else self.field.default
+
+
+def _options(cls: Any, prefix: str = "") -> dict[str, _Option]:
+    """Every option by dotted key."""
+    found: dict[str, _Option] = {}
+    for field in option_fields(cls):
+        plain, hint = (type_hints(cls, extras)[field.name] for extras in (False, True))
+        if dataclasses.is_dataclass(plain):
+            found |= _options(plain, f"{prefix}{field.name}.")
         else:
-            yield cls, prefix + field.name, hints[field.name], getattr(default, field.name)
-
-
-def _defaults(cls: type) -> _Flat:
-    return {key: default for _, key, _, default in _options(cls)}
+            found[prefix + field.name] = _Option(cls, field, plain, hint)
+    return found
 
 
 def _option_help(cls: type) -> dict[str, str]:
-    """The `Args` section of a dataclass's docstring, by field."""
-    section = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text) for name, text in entries}
+    """The `Args` sections of the docstrings of a dataclass and those that it extends, by field."""
+    found: dict[str, str] = {}
+    for own in reversed(cls.__mro__):
+        section = inspect.cleandoc(own.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
+        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
+        found |= {name: re.sub(r"\s+", " ", text) for name, text in entries}
+    return found
 
 
-def _parser(command: Command[ConfigT], program: str) -> ArgumentParser:
+def _summary(cls: type) -> str:
+    """What a docstring says before its sections, in one paragraph."""
+    text = re.split(r"\n *(?:Args|Raises):", inspect.cleandoc(cls.__doc__ or ""))[0]
+    return textwrap.fill(" ".join(text.split()), 110)
+
+
+def _parser(command: Command[Any]) -> ArgumentParser:
     """A parser that knows every option; `_split_arguments` has taken the line apart before it is used."""
-    width = max(12, 2 + max(map(len, command.descriptions)))
+    width = 2 + max(map(len, [*command.descriptions, " " * 10]))
     presets = "\n".join(f"  {name:{width}}{text}" for name, text in command.descriptions.items())
+    parts = [
+        _summary(command.config),
+        f"presets:\n{presets}" if presets else "",
+        command.notes,
+        f"precedence: defaults < {'preset < ' if presets else ''}--config < --KEY VALUE",
+    ]
+    argument = f" {command.argument.upper()}" if command.argument else ""
+    preset = " [--preset NAME]" if presets else ""
     parser = ArgumentParser(
-        prog=program,
-        usage=f"{program} [--preset NAME] [--config FILE] [--KEY VALUE ...] [--print_config] [--help]",
-        description=f"presets:\n{presets}\n\nprecedence: defaults < preset < --config < --KEY VALUE",
+        prog=command.program,
+        usage=f"{command.program}{argument}{preset} [--config FILE] [--KEY VALUE ...] [--print_config] [--help]",
+        description="\n\n".join(filter(None, parts)),
         add_help=False,
         exit_on_error=False,
         formatter_class=_Formatter,
@@ -223,29 +278,35 @@ def _parser(command: Command[ConfigT], program: str) -> ArgumentParser:
         general.add_argument(f"--{name}", action="store_true", default=SUPPRESS, help=text)
     general.add_argument("--config", metavar="FILE", default=SUPPRESS, help=_CONFIG_HELP)
     groups: dict[type, Any] = {command.config: general}
-    for cls, key, hint, default in _options(command.config):
+    for key, option in _options(command.config).items():
         group, _, name = key.rpartition(".")
-        if cls not in groups:
-            summary, _, rest = inspect.cleandoc(cls.__doc__ or "").partition("\n")
-            more = rest.partition("Args:")[0].strip()
-            groups[cls] = parser.add_argument_group(group, f"{summary} {more}".strip())
-        groups[cls].add_argument(f"--{key}", type=hint, default=default, help=_option_help(cls)[name])
+        if option.cls not in groups:
+            groups[option.cls] = parser.add_argument_group(group, _summary(option.cls))
+        text = _option_help(option.cls)[name] + "".join(f" Needs {bound.needs}." for bound in bounds(option.hint))
+        default = SUPPRESS if option.field.default is MISSING else option.field.default
+        groups[option.cls].add_argument(f"--{key}", type=option.type, default=default, help=text)
     return parser
 
 
-def _split_arguments(argv: Sequence[str], cls: type) -> dict[str, str]:
-    """Splits arguments into `--key value` or `--key=value` pairs; the key of a yes-or-no option alone means yes."""
-    hints = _hints(cls)
-    known = [*_defaults(cls), "config", *_SWITCHES]
-    pairs: dict[str, str] = {}
+def _split_arguments(argv: Sequence[str], command: Command[Any]) -> dict[str, Any]:
+    """Splits arguments into `--key value` or `--key=value` pairs, and what stands without a key.
+
+    The key of a yes-or-no option alone means yes; the values of a list add up.
+    """
+    options = _options(command.config)
+    known = [*options, "config", *_SWITCHES]
+    pairs: dict[str, Any] = {}
     rest = list(argv)
     while rest:
         argument = "--help" if rest[0] == "-h" else rest[0]
         del rest[0]
         name, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
-            hint = f"; an option is written --{name} VALUE" if name in known else "; --help lists every option"
-            raise ConfigError(f"unexpected argument {argument!r}{hint}")
+            if command.argument is None or command.argument in pairs:
+                hint = f"; an option is written --{name} VALUE" if name in known else "; --help lists every option"
+                raise ConfigError(f"unexpected argument {argument!r}{hint}")
+            pairs[command.argument] = argument
+            continue
         if name not in known:
             raise ConfigError(f"unknown option --{name}{_did_you_mean(name, known, '--')}")
         if name in _SWITCHES:
@@ -254,15 +315,28 @@ def _split_arguments(argv: Sequence[str], cls: type) -> dict[str, str]:
         elif not equals:
             # only the name of an option is no value: the default of model.start_text begins with two dashes
             no_value = not rest or (rest[0].startswith("--") and rest[0][2:].partition("=")[0] in known)
-            if no_value and hints.get(name) is bool:
-                rest.insert(0, "true")
+            stands_alone = no_value or (command.argument is not None and rest[0] not in ("true", "false"))
+            if name in options and options[name].type is bool and stands_alone:
+                value = "true"
             elif no_value:
                 raise ConfigError(f"{name}: got no value, needs one: --{name} VALUE")
-            value = rest.pop(0)
+            else:
+                value = rest.pop(0)
         if name == "config" and name in pairs:
             raise ConfigError(f"config: given twice ({pairs[name]} and {value}), needs one file")
-        pairs[name] = value
+        if name in options and get_origin(options[name].type) is tuple:
+            written = getattr(options[name].hint, "__metadata__", ())
+            values = _names(value) if COMMAS in written else [value]
+            while SEVERAL in written and rest and not rest[0].startswith("--"):
+                values.append(rest.pop(0))
+            pairs[name] = (*pairs.get(name, ()), *values)
+        else:
+            pairs[name] = value
     return pairs
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
@@ -282,7 +356,7 @@ def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
     return f"; did you mean {' or '.join(closest[:3])}?"
 
 
-def _read_yaml(path: str, cls: type) -> _Flat:
+def _read_yaml(path: str, known: Sequence[str]) -> _Flat:
     """Reads a YAML mapping into dotted keys. The safe loader builds plain values only."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -300,7 +374,6 @@ def _read_yaml(path: str, cls: type) -> _Flat:
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} holds a {type(content).__name__}, needs a mapping of options")
     flat: _Flat = {}
-    known = list(_defaults(cls))
     groups = {key.rpartition(".")[0] for key in known}
     for key, value in _flatten(content, known):
         if key in groups:
@@ -322,10 +395,12 @@ def _flatten(content: Mapping[Any, Any], known: Sequence[str], prefix: str = "")
             yield key, value
 
 
-def _typed(parser: ArgumentParser, cls: type, key: str, value: object, source: str = "") -> Any:
+def _typed(parser: ArgumentParser, option: _Option, key: str, value: object, source: str = "") -> Any:
     """Turns a value from YAML, or the text of a flag, into the type of the option."""
-    hint = _hints(cls)[key]
+    hint = option.type
     from_yaml = bool(source)
+    if get_origin(hint) is tuple and isinstance(value, str):
+        value = _names(value) if COMMAS in getattr(option.hint, "__metadata__", ()) else [value]
     if type(value) is hint or (from_yaml and isinstance(value, str) and hint == str | None):
         return value  # nothing to convert; "null" in quotes in YAML is text, not null
     try:
@@ -337,27 +412,24 @@ def _typed(parser: ArgumentParser, cls: type, key: str, value: object, source: s
     raise ConfigError(f"{source}{key}: got {value!r}, needs {_describe(hint)}")
 
 
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return {key: hint for _, key, hint, _ in _options(cls)}
-
-
 def _describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a list of texts"
     if get_args(hint):
         return " or ".join(_describe(part) for part in get_args(hint))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    return names[hint]
+    return names.get(hint, "a path")
 
 
-def _build(cls: type[Any], values: _Flat, prefix: str = "") -> Any:
-    hints = get_type_hints(cls)
+def _build(cls: Any, values: _Flat, prefix: str = "") -> Any:
+    hints = type_hints(cls)
     return cls(
         **{
             field.name: _build(hints[field.name], values, f"{prefix}{field.name}.")
             if dataclasses.is_dataclass(hints[field.name])
             else values[prefix + field.name]
-            for field in dataclasses.fields(cls)
+            for field in option_fields(cls)
         }
     )

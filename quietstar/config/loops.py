@@ -1,33 +1,32 @@
-"""Every option of a STaR or V-STaR run, and what is wrong with them.
-
-The options of STaR and V-STaR runs: one tree of dataclasses, as for training.
-
-The options of tasks.
-"""
+"""Every option of a STaR or V-STaR run: one tree of dataclasses, as for training."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from quietstar.config.training import FinetuningOptions, TrainConfig, TrainingOptions, validate
+from quietstar.config.options import Count, Natural, NonNegative, Positive, Share, ShareAbove0, Text, at_least, check
+from quietstar.config.training import (
+    BaseModelOptions,
+    FinetuningOptions,
+    TrainingOptions,
+    check_micro_batch,
+    check_training,
+)
 from quietstar.errors import ConfigError
+from quietstar_kernels.backends import Backend
 
 
 @dataclass
-class GeneratorOptions:
+class GeneratorOptions(BaseModelOptions):
     """The base model, which every fine-tuning starts from.
 
     Args:
-        path: Directory or hub name of a Hugging Face causal language model. Only a hub name uses the network.
-        dtype: Type of the parameters. The optimizer keeps float32 copies of bfloat16 ones.
         backend: Which kernels to use; `auto` picks the fastest that the device has.
     """
 
-    path: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    backend: Literal["auto", "triton", "torch", "reference"] = "auto"
+    backend: Backend = "auto"
 
 
 @dataclass
@@ -44,13 +43,13 @@ class CharacterModelOptions:
         learning_rate: Peak learning rate.
     """
 
-    layers: int = 3
-    hidden_size: int = 128
-    context: int = 256
-    steps: int = 700
-    batch_size: int = 4
-    row_length: int = 192
-    learning_rate: float = 2e-3
+    layers: Count = 3
+    hidden_size: Annotated[int, at_least(4)] = 128
+    context: Annotated[int, at_least(8)] = 256
+    steps: Count = 700
+    batch_size: Count = 4
+    row_length: Annotated[int, at_least(8)] = 192
+    learning_rate: Positive = 2e-3
 
 
 @dataclass
@@ -91,18 +90,18 @@ class ProblemOptions:
     answer: str = "answer"
     rationale: str | None = None
     id: str | None = None
-    limit: int | None = None
-    test_limit: int | None = None
+    limit: Count | None = None
+    test_limit: Count | None = None
     digits: str = "1-5"
-    per_group: int = 500
-    test_per_group: int = 100
-    solved: int = 3
-    hinted: int = 100
-    copied: float = 0.0
+    per_group: Count = 500
+    test_per_group: Count = 100
+    solved: Natural = 3
+    hinted: Natural = 100
+    copied: Share = 0.0
     scratchpad: Literal["local", "paper"] = "local"
     reverse: bool = False
     seed: int = 0
-    timeout: float = 5.0
+    timeout: Positive = 5.0
 
 
 @dataclass
@@ -122,12 +121,12 @@ class SamplingOptions:
     """
 
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 256
-    batch_size: int = 64
+    samples: Count = 1
+    temperature: NonNegative = 0.0
+    top_p: ShareAbove0 = 1.0
+    top_k: Natural = 0
+    max_new_tokens: Count = 256
+    batch_size: Count = 64
     few_shot: bool = True
 
 
@@ -166,27 +165,27 @@ class LoopOptions:
             to go on; samples that still fit are used.
     """
 
-    iterations: int = 5
+    iterations: Natural = 5
     rationalize: bool = True
-    rationalization_fraction: float = 1.0
+    rationalization_fraction: Share = 1.0
     start_from: Literal["base", "previous"] = "base"
     accumulate: Literal["all", "last"] = "last"
     demonstrations: bool = False
     supervised_start: bool = False
-    supervised_epochs: float = 2.0
-    supervised_steps: int | None = None
-    supervised_learning_rate: float | None = None
+    supervised_epochs: Positive = 2.0
+    supervised_steps: Count | None = None
+    supervised_learning_rate: Positive | None = None
     few_shot_in_training: bool = False
     deduplicate: Literal["none", "exact", "solution"] = "exact"
-    max_per_problem: int | None = None
+    max_per_problem: Count | None = None
     drop_hint_quotes: bool = True
     schedule: Literal["exponential", "linear", "epochs"] = "exponential"
-    start_steps: int = 40
-    growth: float = 1.2
-    added_steps: int = 20
-    start_epochs: float = 1.0
-    added_epochs: float = 0.2
-    row_length: int = 1024
+    start_steps: Count = 40
+    growth: Positive = 1.2
+    added_steps: Natural = 20
+    start_epochs: Positive = 1.0
+    added_epochs: NonNegative = 0.2
+    row_length: Annotated[int, at_least(2)] = 1024
     keep_models: Literal["all", "last"] = "all"
     redo: bool = False
 
@@ -212,18 +211,18 @@ class VerifierOptions:
         orm_loss: Outcome reward model: `bce` or `mse` of every token of a completion.
     """
 
-    beta: float = 0.1
-    nll_weight: float = 0.0
-    pairs_per_problem: int = 8
+    beta: Positive = 0.1
+    nll_weight: NonNegative = 0.0
+    pairs_per_problem: Count = 8
     score: Literal["sum", "mean", "ratio"] = "sum"
-    steps: int | None = None
-    epochs: float = 1.0
-    batch_size: int = 32
-    micro_batch_size: int | None = None
-    learning_rate: float = 5e-7
-    warmup_steps: int = 20
+    steps: Count | None = None
+    epochs: Positive = 1.0
+    batch_size: Count = 32
+    micro_batch_size: Count | None = None
+    learning_rate: Positive = 5e-7
+    warmup_steps: Natural = 20
     baselines: bool = False
-    orm_learning_rate: float | None = None
+    orm_learning_rate: Positive | None = None
     orm_loss: Literal["bce", "mse"] = "bce"
 
 
@@ -240,16 +239,16 @@ class EvaluationOptions:
         resamples: Of the bootstrap over problems.
     """
 
-    candidates: int = 0
-    temperature: float = 0.7
+    candidates: Natural = 0
+    temperature: NonNegative = 0.7
     ks: str = "1,2,4,8,16,32,64"
     greedy: bool = True
-    resamples: int = 1000
+    resamples: Count = 1000
 
 
 @dataclass
 class OuterLoopConfig:
-    """One run.
+    """One run of STaR or V-STaR.
 
     Args:
         preset: Name of the set of values that this run started from; see `quietstar/config/presets.py`.
@@ -270,7 +269,7 @@ class OuterLoopConfig:
     """
 
     preset: str = "plain"
-    output_dir: str = "runs/star"
+    output_dir: Text = "runs/star"
     task: str = "addition"
     controls: bool = True
     dry_run: bool = False
@@ -298,73 +297,10 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
     Raises:
         ConfigError: naming the dotted key, the value, and what is needed.
     """
-    validate(TrainConfig(preset="plain", training=config.training, finetuning=config.finetuning), False)
-    problems, sampling, loop = config.problems, config.sampling, config.loop
-    verifier, evaluation = config.verifier, config.evaluation
-    for key, value, minimum in (
-        ("characters.layers", config.characters.layers, 1),
-        ("characters.hidden_size", config.characters.hidden_size, 4),
-        ("characters.context", config.characters.context, 8),
-        ("characters.steps", config.characters.steps, 1),
-        ("characters.batch_size", config.characters.batch_size, 1),
-        ("characters.row_length", config.characters.row_length, 8),
-        ("problems.limit", problems.limit, 1),
-        ("problems.test_limit", problems.test_limit, 1),
-        ("problems.per_group", problems.per_group, 1),
-        ("problems.test_per_group", problems.test_per_group, 1),
-        ("problems.solved", problems.solved, 0),
-        ("problems.hinted", problems.hinted, 0),
-        ("sampling.samples", sampling.samples, 1),
-        ("sampling.top_k", sampling.top_k, 0),
-        ("sampling.max_new_tokens", sampling.max_new_tokens, 1),
-        ("sampling.batch_size", sampling.batch_size, 1),
-        ("loop.iterations", loop.iterations, 0),
-        ("loop.supervised_steps", loop.supervised_steps, 1),
-        ("loop.max_per_problem", loop.max_per_problem, 1),
-        ("loop.start_steps", loop.start_steps, 1),
-        ("loop.added_steps", loop.added_steps, 0),
-        ("loop.row_length", loop.row_length, 2),
-        ("verifier.pairs_per_problem", verifier.pairs_per_problem, 1),
-        ("verifier.steps", verifier.steps, 1),
-        ("verifier.batch_size", verifier.batch_size, 1),
-        ("verifier.micro_batch_size", verifier.micro_batch_size, 1),
-        ("verifier.warmup_steps", verifier.warmup_steps, 0),
-        ("evaluation.candidates", evaluation.candidates, 0),
-        ("evaluation.resamples", evaluation.resamples, 1),
-    ):
-        if value is not None and value < minimum:
-            raise ConfigError(f"{key}: got {value}, needs at least {minimum}")
-    for key, number in (
-        ("characters.learning_rate", config.characters.learning_rate),
-        ("problems.timeout", problems.timeout),
-        ("sampling.top_p", sampling.top_p),
-        ("loop.growth", loop.growth),
-        ("loop.start_epochs", loop.start_epochs),
-        ("loop.supervised_epochs", loop.supervised_epochs),
-        ("verifier.beta", verifier.beta),
-        ("verifier.epochs", verifier.epochs),
-        ("verifier.learning_rate", verifier.learning_rate),
-        ("verifier.orm_learning_rate", verifier.orm_learning_rate),
-        ("loop.supervised_learning_rate", loop.supervised_learning_rate),
-    ):
-        if number is not None and not (number > 0 and math.isfinite(number)):
-            raise ConfigError(f"{key}: got {number}, needs a finite number above 0")
-    for key, number in (
-        ("sampling.temperature", sampling.temperature),
-        ("evaluation.temperature", evaluation.temperature),
-        ("loop.added_epochs", loop.added_epochs),
-        ("verifier.nll_weight", verifier.nll_weight),
-    ):
-        if not (number >= 0 and math.isfinite(number)):
-            raise ConfigError(f"{key}: got {number}, needs a finite number of at least 0")
-    if sampling.top_p > 1:
-        raise ConfigError(f"sampling.top_p: got {sampling.top_p}, needs at most 1")
-    for key, share in (
-        ("loop.rationalization_fraction", loop.rationalization_fraction),
-        ("problems.copied", problems.copied),
-    ):
-        if not 0 <= share <= 1:
-            raise ConfigError(f"{key}: got {share}, needs 0 to 1")
+    check(config)
+    check_training(config.training)
+    check_micro_batch("verifier", config.verifier)
+    sampling, loop = config.sampling, config.loop
     if sampling.temperature == 0 and sampling.samples > 1:
         raise ConfigError(
             f"sampling.samples: got {sampling.samples}, but at temperature 0 all samples of a problem are the same; "
@@ -372,14 +308,7 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
         )
     if loop.iterations == 0 and not loop.supervised_start:
         raise ConfigError("loop.iterations: got 0, which leaves nothing to do unless loop.supervised_start is on")
-    if verifier.micro_batch_size is not None and verifier.batch_size % verifier.micro_batch_size:
-        raise ConfigError(
-            f"verifier.micro_batch_size: got {verifier.micro_batch_size}, which does not divide verifier.batch_size "
-            f"({verifier.batch_size})"
-        )
-    if not config.output_dir:
-        raise ConfigError("output_dir: got an empty text")
-    parse_ks(evaluation.ks)
+    parse_ks(config.evaluation.ks)
     if require_inputs and config.model.path is None and config.preset not in EMBEDDED:
         raise ConfigError(f"model.path: missing; preset {config.preset} needs a causal language model")
     if config.model.path is not None and config.preset in EMBEDDED:

@@ -1,7 +1,5 @@
 """Sets of option values, by name. A preset replaces defaults; a configuration file and flags replace a preset.
 
-Sets of option values, by name. A preset replaces defaults; a configuration file and flags replace a preset.
-
 Numbers without a remark are those of the method's paper; a remark names what the paper does not say.
 """
 
@@ -9,14 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-DESCRIPTIONS: dict[str, str] = {
+Preset = dict[str, Any]
+"""Values by dotted key."""
+
+TRAIN_DESCRIPTIONS: dict[str, str] = {
     "textbook": "the embedded default: a small model, made on the spot, learns which aside to think; needs no files",
     "plain": "your own model and text with the default values; taken where model.path or data.path is given",
     "mistral-7b": "the paper's setting: Mistral-7B on OpenWebMath, the released code's numbers",
     "pause-tokens": "its control: the same streams with pause tokens for thoughts, trained by the prediction alone",
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+TRAIN_PRESETS: dict[str, Preset] = {
     "textbook": {
         "output_dir": "runs/textbook",
         "model.thought_length": 8,
@@ -72,15 +73,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What thoughts have to beat (Goyal et al., arXiv 2310.02226): as much computation at the same places, but START and
 # fixed tokens without content. All thoughts of a position would be the same, so there is one.
-PRESETS["pause-tokens"] = {
-    **PRESETS["mistral-7b"],
+TRAIN_PRESETS["pause-tokens"] = {
+    **TRAIN_PRESETS["mistral-7b"],
     "model.thinking": "pause",
     "model.thoughts_per_position": 1,
     "objective.policy_weight": 0.0,
 }
-
-
-Preset = dict[str, Any]
 
 # arXiv 2203.14465, section 3.1 and appendix H, and the released scripts: Adam, 1e-6 constant after 100 steps of
 # warm-up, 8 packed rows of 1,024 tokens, 40 steps growing by 1.2, greedy samples of 96 tokens, 10,000 problems per

@@ -1,4 +1,6 @@
-"""Every option of a training run: one tree of dataclasses.
+"""How a base model thinks: the options that a run and a saved model share.
+
+Every option of a training run: one tree of dataclasses.
 
 The same tree is the YAML file, the command line (`--training.learning_rate 1e-5`) and the saved `config.yaml`.
 The `Args` of each docstring are its `--help`. Values are plain, so that what is printed can be read back exactly.
@@ -8,58 +10,119 @@ Options of the embedded default experiment, the textbook of sums.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from quietstar.config.presets import PRESETS
-from quietstar.config.values import check_device, parse_positions
+from quietstar.config.objective import ObjectiveOptions, objective_of
+from quietstar.config.options import (
+    Count,
+    Device,
+    Finite,
+    Natural,
+    NonNegative,
+    Positions,
+    Positive,
+    Share,
+    ShareBelow1,
+    Text,
+    at_least,
+    check,
+)
+from quietstar.config.presets import TRAIN_PRESETS
 from quietstar.errors import ConfigError
+from quietstar_kernels.backends import Backend
 
-LOGGERS = ("tensorboard", "wandb")
+
+@dataclass
+class ThinkingOptions:
+    """How a base model thinks before each token (Quiet-STaR, arXiv 2403.09629, sections 4.1-4.4).
+
+    Args:
+        thought_length: Sampled tokens in one thought, START and END not counted.
+        lookahead: True tokens after a thought that it is judged by (the paper's non-myopic loss, section 4.4).
+        thoughts_per_position: Thoughts sampled at each position in training (K); their rewards are each other's
+            baseline.
+        interpolation: What the mixing weight w joins: `logits` (the released code: `softmax(w z_thought + (1-w)
+            z_base)`) or `log_probs` (the paper's equation in section 4.3).
+        mixing_activation: What turns the mixing head's output into w: `identity` leaves it unbounded as the released
+            code does, `sigmoid` bounds it.
+        initial_mixing_weight: Mixing weight of an untrained model. Null is the released code's head: no output bias and
+            exactly 0 (a half with `sigmoid`). At 0 every reward and every gradient of START and END is exactly 0 too,
+            so that learning starts only after the mixing head alone has moved; a small positive weight avoids that.
+        embedding_scale: START and END are stored divided by this, which under AdamW multiplies their learning rate. The
+            authors use 100; with 1 the trainer gives them a learning rate of their own instead.
+        thinking: `sample` tokens for each thought, or `pause`: START in their place, tokens without content, as a
+            control.
+        temperature: Sampling temperature of the thoughts.
+        backend: Which kernels to use; `auto` picks the fastest that the device has.
+    """
+
+    thought_length: Count = 8
+    lookahead: Count = 4
+    thoughts_per_position: Count = 2
+    interpolation: Literal["logits", "log_probs"] = "logits"
+    mixing_activation: Literal["identity", "sigmoid"] = "identity"
+    initial_mixing_weight: Finite | None = 0.1
+    embedding_scale: Positive = 1.0
+    thinking: Literal["sample", "pause"] = "sample"
+    temperature: Positive = 1.0
+    backend: Backend = "auto"
+
+
+def check_thinking(options: ThinkingOptions, prefix: str = "") -> None:
+    """Refuses what no model can do.
+
+    Args:
+        options: Or an object with more fields, whose others are not looked at.
+        prefix: What stands before a field's name in messages.
+
+    Raises:
+        ConfigError: naming the option, the value, and what is needed.
+    """
+    check(options, prefix, ThinkingOptions)
+    weight = options.initial_mixing_weight
+    if weight is not None and options.mixing_activation == "sigmoid" and not 0 < weight < 1:
+        raise ConfigError(
+            f"{prefix}initial_mixing_weight: got {weight}, but with {prefix}mixing_activation sigmoid it lies strictly "
+            "between 0 and 1"
+        )
+
+
+INPUTS = ("model.path", "data.path")
+LOGGERS = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases"}
+"""Experiment trackers: the class of each in `quietstar/training/loggers.py`, which needs torch."""
 STREAMED_HOMES = {"openwebmath": "open-web-math/open-web-math", "c4": "allenai/c4"}
 """Hub datasets that a data source stands for."""
 
 
 @dataclass
-class ModelOptions:
-    """The base model and how it thinks.
+class BaseModelOptions:
+    """The base model.
 
     Args:
         path: Directory or hub name of a Hugging Face causal language model. Only a hub name uses the network.
         dtype: Type of the parameters. The optimizer keeps float32 copies of bfloat16 ones.
-        thought_length: Sampled tokens in one thought, START and END not counted.
-        lookahead: True tokens after a thought that it is judged by (the paper's non-myopic loss, section 4.4).
-        thoughts_per_position: Thoughts sampled at each position; their rewards are each other's baseline.
-        positions: Where to think: `all`, `every:N` (every N-th position), or `entropy:K` (the K positions of a text
-            whose next token the base model is least sure of; K below 1 is a fraction of the text).
-        interpolation: What the mixing weight joins: `logits` (the released code) or `log_probs` (the paper).
-        mixing_activation: `identity` leaves the mixing weight unbounded as the released code does, `sigmoid` bounds it.
-        initial_mixing_weight: Mixing weight at the first step. Null is the released code's head: exactly 0, no bias.
-            At 0 every reward and every gradient of START and END is exactly 0 too, so learning starts slowly.
-        start_text: Text whose embedding START begins as.
-        end_text: Text whose embedding END begins as.
-        embedding_scale: START and END are stored divided by this, which under AdamW multiplies their learning rate.
-        thinking: `sample` tokens for each thought, or `pause`: tokens without content instead, as a control.
-        temperature: Sampling temperature of the thoughts.
-        backend: Which kernels to use; `auto` picks the fastest that the device has.
     """
 
     path: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    thought_length: int = 8
-    lookahead: int = 4
-    thoughts_per_position: int = 2
-    positions: str = "all"
-    interpolation: Literal["logits", "log_probs"] = "logits"
-    mixing_activation: Literal["identity", "sigmoid"] = "identity"
-    initial_mixing_weight: float | None = 0.1
-    start_text: str = "---"
-    end_text: str = "---"
-    embedding_scale: float = 1.0
-    thinking: Literal["sample", "pause"] = "sample"
-    temperature: float = 1.0
-    backend: Literal["auto", "triton", "torch", "reference"] = "auto"
+
+
+@dataclass
+class ModelOptions(ThinkingOptions, BaseModelOptions):
+    """The base model and how it thinks.
+
+    Args:
+        positions: Where to think; `every:N` is every N-th position, `entropy:K` the K positions of a text whose next
+            token the base model is least sure of (K below 1 is a fraction of the text).
+        start_text: Text whose embedding START begins as.
+        end_text: Text whose embedding END begins as.
+    """
+
+    positions: Positions = "all"
+    start_text: Text = "---"
+    end_text: Text = "---"
 
 
 @dataclass
@@ -76,8 +139,8 @@ class FinetuningOptions:
             with training.reuse_sampling_pass off, and in language modelling. Less memory, the same gradients.
     """
 
-    lora_rank: int = 0
-    lora_alpha: float | None = None
+    lora_rank: Natural = 0
+    lora_alpha: Positive | None = None
     lora_targets: str = "all-linear"
     freeze: str = ""
     gradient_checkpointing: bool = False
@@ -119,48 +182,16 @@ class DataOptions:
     path: str | None = None
     shards: str | None = None
     validation_path: str | None = None
-    validation_fraction: float = 0.05
-    field: str = "text"
-    length: int = 256
+    validation_fraction: ShareBelow1 = 0.05
+    field: Text = "text"
+    length: Annotated[int, at_least(2)] = 256
     packing: Literal["joined", "separate", "crop"] = "joined"
     append_eos: bool = True
-    shuffle_rows: int = 10_000
-    workers: int = 1
+    shuffle_rows: Count = 10_000
+    workers: Natural = 1
     on_bad_row: Literal["stop", "skip"] = "stop"
-    max_bad_rows: int = 100
-    max_row_bytes: int = 10_000_000
-
-
-@dataclass
-class ObjectiveOptions:
-    """What is minimised: a preset, and overrides of single options of it (null keeps the preset's value).
-
-    Args:
-        preset: `default`, `paper` (its equations) or `authors` (the released code, number for number).
-        base_weight: Weight of the loss of the prediction without thought.
-        talk_weight: Weight of the loss of the mixed prediction.
-        policy_weight: Weight of the REINFORCE loss of the thoughts; 0 turns it off.
-        baseline: What is subtracted from a reward: `leave_one_out` (mean of the other thoughts at the position),
-            `mean` (mean of all of them) or `none`.
-        clamp_negative_advantage: Learn only from the thoughts that were better than the baseline.
-        policy_temperature: Temperature of the log-probability in the REINFORCE loss.
-        token_reduction: Sum or mean of the log-probabilities over the tokens of a thought.
-        reward_precision: Precision of the losses that a reward is the difference of: float32, or the model's own.
-        policy_positions: Thoughts that the REINFORCE loss uses: `valid`, or `authors` (those in the padding too).
-        loss_mean: Denominator of the mean losses: `valid` targets, or `nonzero` losses as in the released code.
-    """
-
-    preset: Literal["default", "paper", "authors"] = "default"
-    base_weight: float | None = None
-    talk_weight: float | None = None
-    policy_weight: float | None = None
-    baseline: Literal["leave_one_out", "mean", "none"] | None = None
-    clamp_negative_advantage: bool | None = None
-    policy_temperature: float | None = None
-    token_reduction: Literal["sum", "mean"] | None = None
-    reward_precision: Literal["float32", "model"] | None = None
-    policy_positions: Literal["valid", "authors"] | None = None
-    loss_mean: Literal["valid", "nonzero"] | None = None
+    max_bad_rows: Natural = 100
+    max_row_bytes: Count = 10_000_000
 
 
 @dataclass
@@ -206,7 +237,7 @@ class TrainingOptions:
         log_to: Besides metrics.jsonl: `tensorboard`, `wandb`, or both with a comma (`pip install 'quietstar[log]'`).
         report: Write report.html at every evaluation and at the end.
         seed: Seed of the data order and of the thoughts.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: Device of the model.
         threads: CPU threads; null leaves PyTorch's choice.
         deterministic: Use only operations that give the same bits each time. On a CPU all of them do; on a GPU some
             are slower.
@@ -218,39 +249,39 @@ class TrainingOptions:
     """
 
     method: Literal["quietstar", "language_modeling"] = "quietstar"
-    steps: int = 1000
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    learning_rate: float = 1e-6
-    warmup_steps: int = 20
+    steps: Count = 1000
+    batch_size: Count = 8
+    micro_batch_size: Count | None = None
+    learning_rate: Positive = 1e-6
+    warmup_steps: Natural = 20
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    final_learning_rate_fraction: float = 0.1
-    weight_decay: float = 0.001
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
+    final_learning_rate_fraction: Share = 0.1
+    weight_decay: NonNegative = 0.001
+    adam_beta1: ShareBelow1 = 0.9
+    adam_beta2: ShareBelow1 = 0.999
+    adam_epsilon: Positive = 1e-8
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     master_weights: bool = True
-    max_grad_norm: float = 1.0
-    thought_embedding_lr_multiplier: float = 100.0
-    thought_embedding_max_grad_norm: float = 1.0
-    mixing_head_lr_multiplier: float = 1.0
+    max_grad_norm: Positive = 1.0
+    thought_embedding_lr_multiplier: NonNegative = 100.0
+    thought_embedding_max_grad_norm: Positive = 1.0
+    mixing_head_lr_multiplier: NonNegative = 1.0
     reuse_sampling_pass: bool = True
-    eval_every: int = 100
-    eval_batches: int = 8
-    save_every: int = 500
-    keep_checkpoints: int = 2
+    eval_every: Natural = 100
+    eval_batches: Count = 8
+    save_every: Natural = 500
+    keep_checkpoints: Count = 2
     keep_best: bool = True
     on_save_failure: Literal["stop", "continue"] = "stop"
     on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
-    max_non_finite: int = 5
+    max_non_finite: Count = 5
     on_out_of_memory: Literal["halve", "stop"] = "halve"
-    log_every: int = 10
+    log_every: Count = 10
     log_to: str = ""
     report: bool = True
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
+    seed: Natural = 0
+    device: Device = "auto"
+    threads: Count | None = None
     deterministic: bool = False
     resume: bool = True
     override: bool = False
@@ -269,10 +300,10 @@ class TextbookOptions:
         controls: Also train the controls: without REINFORCE, pause tokens, and plain language modelling.
     """
 
-    seeds: int = 1
+    seeds: Count = 1
     operands: str = "4"
-    useful_asides: float = 0.3
-    pretraining_steps: int = 1200
+    useful_asides: Share = 0.3
+    pretraining_steps: Count = 1200
     controls: bool = True
 
 
@@ -292,7 +323,7 @@ class TrainConfig:
     """
 
     preset: str = "textbook"
-    output_dir: str = "runs/quietstar"
+    output_dir: Text = "runs/quietstar"
     model: ModelOptions = field(default_factory=ModelOptions)
     finetuning: FinetuningOptions = field(default_factory=FinetuningOptions)
     data: DataOptions = field(default_factory=DataOptions)
@@ -301,12 +332,24 @@ class TrainConfig:
     textbook: TextbookOptions = field(default_factory=TextbookOptions)
 
 
-def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
+def logger_names(log_to: str) -> list[str]:
+    """The trackers that `training.log_to` asks for, in its order.
+
+    Raises:
+        ConfigError: One is not in `LOGGERS`.
+    """
+    names = list(dict.fromkeys(name.strip() for name in log_to.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in LOGGERS]:
+        raise ConfigError(f"training.log_to: got {unknown[0]!r}, needs {' or '.join(LOGGERS)}, or both with a comma")
+    return names
+
+
+def validate(config: TrainConfig, required: Collection[str] = INPUTS) -> TrainConfig:
     """Checks every value that can be checked without reading a model or a text.
 
     Args:
         config: What to check.
-        require_inputs: Whether a model and a text have to be named already.
+        required: Which of `INPUTS` have to be named already.
 
     Returns:
         The same object, so that it can be used in an expression.
@@ -314,87 +357,39 @@ def validate(config: TrainConfig, require_inputs: bool = True) -> TrainConfig:
     Raises:
         ConfigError: naming the dotted key, the value, and what is needed.
     """
-    _validate_preset(config, require_inputs)
-    model, data, training = config.model, config.data, config.training
-    for key, value, minimum in (
-        ("model.thought_length", model.thought_length, 1),
-        ("model.lookahead", model.lookahead, 1),
-        ("model.thoughts_per_position", model.thoughts_per_position, 1),
-        ("finetuning.lora_rank", config.finetuning.lora_rank, 0),
-        ("data.length", data.length, 2),
-        ("data.shuffle_rows", data.shuffle_rows, 1),
-        ("data.workers", data.workers, 0),
-        ("data.max_bad_rows", data.max_bad_rows, 0),
-        ("data.max_row_bytes", data.max_row_bytes, 1),
-        ("training.steps", training.steps, 1),
-        ("training.batch_size", training.batch_size, 1),
-        ("training.micro_batch_size", training.micro_batch_size, 1),
-        ("training.warmup_steps", training.warmup_steps, 0),
-        ("training.eval_every", training.eval_every, 0),
-        ("training.eval_batches", training.eval_batches, 1),
-        ("training.save_every", training.save_every, 0),
-        ("training.keep_checkpoints", training.keep_checkpoints, 1),
-        ("training.max_non_finite", training.max_non_finite, 1),
-        ("training.log_every", training.log_every, 1),
-        ("training.seed", training.seed, 0),
-        ("training.threads", training.threads, 1),
-        ("textbook.seeds", config.textbook.seeds, 1),
-        ("textbook.pretraining_steps", config.textbook.pretraining_steps, 1),
-    ):
-        if value is not None and value < minimum:
-            raise ConfigError(f"{key}: got {value}, needs at least {minimum}")
-    for key, number in (
-        ("model.embedding_scale", model.embedding_scale),
-        ("model.temperature", model.temperature),
-        ("finetuning.lora_alpha", config.finetuning.lora_alpha),
-        ("objective.policy_temperature", config.objective.policy_temperature),
-        ("training.learning_rate", training.learning_rate),
-        ("training.adam_epsilon", training.adam_epsilon),
-        ("training.max_grad_norm", training.max_grad_norm),
-        ("training.thought_embedding_max_grad_norm", training.thought_embedding_max_grad_norm),
-    ):
-        if number is not None and not (number > 0 and math.isfinite(number)):
-            raise ConfigError(f"{key}: got {number}, needs a finite number above 0")
-    for key, number in (
-        ("objective.base_weight", config.objective.base_weight),
-        ("objective.talk_weight", config.objective.talk_weight),
-        ("objective.policy_weight", config.objective.policy_weight),
-        ("training.weight_decay", training.weight_decay),
-        ("training.thought_embedding_lr_multiplier", training.thought_embedding_lr_multiplier),
-        ("training.mixing_head_lr_multiplier", training.mixing_head_lr_multiplier),
-    ):
-        if number is not None and not (number >= 0 and math.isfinite(number)):
-            raise ConfigError(f"{key}: got {number}, needs a finite number of at least 0")
-    for key, number in (
-        ("data.validation_fraction", data.validation_fraction),
-        ("training.adam_beta1", training.adam_beta1),
-        ("training.adam_beta2", training.adam_beta2),
-    ):
-        if not 0 <= number < 1:
-            raise ConfigError(f"{key}: got {number}, needs at least 0 and less than 1")
-    for key, number in (
-        ("training.final_learning_rate_fraction", training.final_learning_rate_fraction),
-        ("textbook.useful_asides", config.textbook.useful_asides),
-    ):
-        if not 0 <= number <= 1:
-            raise ConfigError(f"{key}: got {number}, needs 0 to 1")
+    _check_inputs(config, required)
+    check(config)
     parse_operands(config.textbook.operands)
-    if training.micro_batch_size is not None and training.batch_size % training.micro_batch_size:
-        raise ConfigError(
-            f"training.micro_batch_size: got {training.micro_batch_size}, "
-            f"which does not divide training.batch_size ({training.batch_size})"
-        )
-    check_device(training.device)
-    loggers = [name.strip() for name in training.log_to.split(",") if name.strip()]
-    if unknown := sorted(set(loggers) - set(LOGGERS)):
-        raise ConfigError(f"training.log_to: got {unknown[0]!r}, needs {' or '.join(LOGGERS)}, or both with a comma")
-    if data.path is None and data.source == "stream":
-        raise ConfigError("data.path: missing; data.source stream needs a directory of shards or a hub dataset")
-    _validate_thinking(config)
-    for key, text in (("output_dir", config.output_dir), ("data.field", data.field)):
-        if not text:
-            raise ConfigError(f"{key}: got an empty text")
+    check_training(config.training)
+    _check_thinking(config)
     return config
+
+
+def check_training(options: TrainingOptions) -> None:
+    """Refuses options of the training loop that do not go together.
+
+    Raises:
+        ConfigError: naming the dotted key, the value, and what is needed.
+    """
+    check_micro_batch("training", options)
+    logger_names(options.log_to)
+
+
+def check_micro_batch(group: str, options: Any) -> None:
+    """Refuses a micro-batch that does not divide the batch.
+
+    Args:
+        group: Of the options.
+        options: With `batch_size` and `micro_batch_size`.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if options.micro_batch_size is not None and options.batch_size % options.micro_batch_size:
+        raise ConfigError(
+            f"{group}.micro_batch_size: got {options.micro_batch_size}, which does not divide {group}.batch_size "
+            f"({options.batch_size})"
+        )
 
 
 def parse_operands(operands: str) -> range:
@@ -429,52 +424,37 @@ def run_options(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in dropped}
 
 
-def _validate_preset(config: TrainConfig, require_inputs: bool) -> None:
-    if config.preset not in PRESETS:
-        raise ConfigError(f"preset: got {config.preset!r}, needs one of {', '.join(PRESETS)}")
-    paths = {"model.path": config.model.path, "data.path": config.data.path}
-    for key, path in paths.items():
+def _check_inputs(config: TrainConfig, required: Collection[str]) -> None:
+    if config.preset not in TRAIN_PRESETS:
+        raise ConfigError(f"preset: got {config.preset!r}, needs one of {', '.join(TRAIN_PRESETS)}")
+    wanted = {"model.path": "a causal language model", "data.path": "a text to train on"}
+    for key, path in zip(INPUTS, (config.model.path, config.data.path), strict=True):
         if config.preset == "textbook" and path is not None:
             raise ConfigError(
                 f"{key}: got {path!r}, but preset textbook makes its own model and text; use preset plain for your own"
             )
-        if key == "data.path" and config.data.source in STREAMED_HOMES:
-            continue  # a stream has a home of its own
-        if config.preset != "textbook" and require_inputs and not path:
-            wanted = "a causal language model" if key == "model.path" else "a text to train on"
-            raise ConfigError(f"{key}: missing; preset {config.preset} needs {wanted}")
+        if path or key not in required:
+            continue
+        if key == "data.path" and config.data.source == "stream":
+            raise ConfigError("data.path: missing; data.source stream needs a directory of shards or a hub dataset")
+        has_home = key == "data.path" and config.data.source in STREAMED_HOMES
+        if config.preset != "textbook" and not has_home:
+            raise ConfigError(f"{key}: missing; preset {config.preset} needs {wanted[key]}")
 
 
-def _validate_thinking(config: TrainConfig) -> None:
+def _check_thinking(config: TrainConfig) -> None:
     model = config.model
-    if model.initial_mixing_weight is not None:
-        weight = model.initial_mixing_weight
-        if not math.isfinite(weight):
-            raise ConfigError(f"model.initial_mixing_weight: got {weight}, needs a finite number or null")
-        if model.mixing_activation == "sigmoid" and not 0 < weight < 1:
-            raise ConfigError(
-                f"model.initial_mixing_weight: got {weight}, "
-                "but with model.mixing_activation sigmoid it lies strictly between 0 and 1"
-            )
-    for key, text in (("model.start_text", model.start_text), ("model.end_text", model.end_text)):
-        if not text:
-            raise ConfigError(f"{key}: got an empty text, needs one whose embedding the token can begin as")
-    parse_positions(model.positions, "model.positions")
+    check_thinking(model, "model.")
     if config.data.length < model.thought_length + model.lookahead:
         raise ConfigError(
             f"data.length: got {config.data.length}, needs at least model.thought_length + model.lookahead = "
             f"{model.thought_length} + {model.lookahead}"
         )
-    if model.thoughts_per_position < 2 and _uses_leave_one_out(config):
+    objective = objective_of(config.objective)
+    thinks = config.training.method == "quietstar" and model.thinking == "sample" and objective.policy_weight > 0
+    if model.thoughts_per_position < 2 and thinks and objective.baseline == "leave_one_out":
         raise ConfigError(
             f"model.thoughts_per_position: got {model.thoughts_per_position}, needs at least 2 with "
             "objective.baseline leave_one_out (a thought's baseline is the mean of the others at its position); "
             "set objective.baseline to none, or objective.policy_weight to 0"
         )
-
-
-def _uses_leave_one_out(config: TrainConfig) -> bool:
-    objective = config.objective
-    if config.training.method != "quietstar" or config.model.thinking == "pause" or objective.policy_weight == 0:
-        return False
-    return (objective.baseline or ("leave_one_out" if objective.preset == "default" else "mean")) == "leave_one_out"

@@ -1,4 +1,4 @@
-"""Training text: read documents, cut them into texts of tokens, and put the texts into a seeded order.
+"""Training text: reads documents, cuts them into texts of tokens, and puts the texts into a seeded order.
 
-Nothing here knows of models or trainers.
+Nothing here imports models or trainers. `loading.py` is read first: it makes batches from the data options.
 """

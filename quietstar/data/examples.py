@@ -1,4 +1,4 @@
-"""Prompts with completions: how they become tokens, and rows that hold several, each by itself."""
+"""Prompts with completions: encodes them as tokens, and packs several into a row where none sees another."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from quietstar.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and its completion.
+    """A prompt and its completion as tokens.
 
     Args:
-        tokens: Ids of both, the end-of-sequence token included.
-        prompt_length: How many of them are the prompt, at least one. The others are what is learned or scored.
-        name: For messages.
+        tokens: Token ids of the prompt and the completion, the end-of-sequence token included.
+        prompt_length: Number of tokens of the prompt, at least one. The tokens after it are learned or scored.
+        name: Name of the example in error messages.
     """
 
     tokens: tuple[int, ...]
@@ -36,10 +36,10 @@ class PackedExamples:
     """Rows of whole examples, none of which sees another.
 
     Args:
-        tokens: int64 [n, length].
-        attention_mask: int64 [n, length], 0 where there is padding, else 1, 2, ...: the example within its row.
-        loss_mask: bool [n, length], True at the tokens of completions.
-        order: The examples' indices, row by row.
+        tokens: Token ids, int64 [n, length].
+        attention_mask: Number of each token's example within the row, 1, 2, ..., and 0 at padding; int64 [n, length].
+        loss_mask: Mask of the tokens of completions, bool [n, length].
+        order: Indices of the examples in each row, row by row.
     """
 
     tokens: Tensor
@@ -52,16 +52,17 @@ class PackedExamples:
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, name: str = "") -> Example:
-    """A prompt and a completion that ends in the end-of-sequence token.
+    """Encodes a prompt and its completion, and puts the end-of-sequence token after them.
 
-    The two are encoded together, so that a completion is what the model would have written: alone, many tokenizers
-    would begin it with a space of their own. Where a token would reach across the border they are encoded apart.
+    The two are encoded together, so that the completion has the tokens that the model would have written: many
+    tokenizers put a space before a text that is encoded alone. Where a token would reach across the border they are
+    encoded apart.
 
     Args:
-        tokenizer: With an end-of-sequence token.
-        prompt: Not empty.
-        completion: What follows.
-        name: For messages.
+        tokenizer: Tokenizer of the model, with an end-of-sequence token.
+        prompt: Text that the completion follows; not empty.
+        completion: Text that follows the prompt.
+        name: Name of the example in error messages.
 
     Raises:
         ConfigError: The tokenizer has no end-of-sequence token.
@@ -78,7 +79,7 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: 
 
 
 def _continued(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text that follows another: behind a line break, where no tokenizer adds a space to it."""
+    """Returns the token ids of a text that follows another: encoded after a line break, where none adds a space."""
     before, both, alone = (
         list(tokenizer(given, add_special_tokens=False)["input_ids"]) for given in ("\n", f"\n{text}", text)
     )
@@ -86,10 +87,10 @@ def _continued(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that ends a completion.
+    """Returns the id of the token that ends a completion.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The tokenizer has no such token.
     """
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
@@ -98,15 +99,15 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def pack_examples(examples: Sequence[Example], length: int, padding: int = 0) -> PackedExamples:
-    """Puts examples into rows in their order, a new row where one does not fit.
+    """Puts examples into rows in their order; an example that does not fit begins a new row.
 
     Args:
-        examples: At least one.
-        length: Tokens per row.
-        padding: Token that fills a row up.
+        examples: Encoded examples, at least one.
+        length: Number of tokens in each row.
+        padding: Id of the token that fills up a row.
 
     Raises:
-        DataError: There is none, or one is longer than a row.
+        DataError: There is no example, or one is longer than a row.
     """
     if not examples:
         raise DataError("examples: got none, needs at least one")

@@ -1,4 +1,4 @@
-"""From options to texts: what a training run reads, and what it is evaluated on."""
+"""From the data options to batches: opens the training texts and the held-out texts that a run is evaluated on."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def load_batches(
     seed: int,
     held_out_texts: int,
 ) -> tuple[Batches, PackedTexts | None]:
-    """Opens what the options name.
+    """Opens the files or the stream that the options name.
 
     Args:
-        options: Where the text is and how it becomes training texts.
-        tokenizer: Any transformers tokenizer.
-        batch_size: Texts per optimizer step.
-        seed: Of the order of the texts.
-        held_out_texts: How many texts of a stream are held out; files hold out what `options` say.
+        options: Data options: where the text is and how it becomes training texts.
+        tokenizer: Tokenizer of the base model; any transformers tokenizer.
+        batch_size: Number of texts per optimizer step.
+        seed: Seed of the order of the texts.
+        held_out_texts: Number of texts of a stream that are held out; for files `options` gives the share.
 
     Returns:
         The texts to train on and the held-out ones, if any.
 
     Raises:
-        ConfigError: An option is missing, or the tokenizer cannot serve it, or a library for it is not installed.
-        DataError: Something is wrong with the files.
+        ConfigError: An option is missing, the tokenizer cannot do what it asks, or a library for it is not installed.
+        DataError: A file cannot be read, or there is not enough text.
     """
     bad_rows = BadRows(options.on_bad_row, options.max_bad_rows)
     if options.source != "files":
@@ -65,19 +65,19 @@ def load_batches(
 def load_texts(
     options: DataOptions, tokenizer: PreTrainedTokenizerBase, bad_rows: BadRows | None = None
 ) -> tuple[PackedTexts, PackedTexts | None]:
-    """Reads, packs and splits files, `joined` or `separate`.
+    """Reads, packs and splits files, for the packings `joined` and `separate`.
 
     Args:
-        options: Where the text is and how it becomes training texts.
-        tokenizer: Any transformers tokenizer.
-        bad_rows: What to do with rows that cannot be used; None: what the options say.
+        options: Data options: where the text is and how it becomes training texts.
+        tokenizer: Tokenizer of the base model; any transformers tokenizer.
+        bad_rows: Policy for rows that cannot be used; None takes the one of `options`.
 
     Returns:
         The texts to train on and the held-out ones, if any.
 
     Raises:
-        ConfigError: without a data.path, or with an option that the tokenizer cannot serve.
-        DataError: for anything that is wrong with the files.
+        ConfigError: `data.path` is missing, or the tokenizer cannot do what an option asks.
+        DataError: A file cannot be read, or there is not enough text.
     """
     bad_rows = bad_rows or BadRows(options.on_bad_row, options.max_bad_rows)
 
@@ -151,7 +151,7 @@ def _first_texts(
     bad_rows: BadRows,
     texts: int,
 ) -> tuple[PackedTexts, Position]:
-    """The first texts in the order of the shards, fewer if there are no more, and the row behind those they are of."""
+    """Returns the first texts in the order of the shards, or all if there are fewer, and the row after their last."""
     rows = ShuffledRows(shards, options.field, options.max_row_bytes)
     stream = _text_stream(rows, options, tokenizer, bad_rows, HELD_OUT_SEED, workers=0)
     found: list[Text] = []
@@ -159,7 +159,7 @@ def _first_texts(
     while len(found) < texts:
         text = stream.next()
         if stream.position.epoch:
-            break  # it goes on at the beginning
+            break  # the stream has started over
         found.append(text)
         end = stream.position.next() if stream.token else stream.position
     if not found:
@@ -195,7 +195,7 @@ def _fingerprint(
     seed: int,
     held_out_rows: Sequence[int],
 ) -> dict[str, Any]:
-    """Cheap: names and sizes of the shards, and of the text the first row alone."""
+    """Returns plain JSON values that identify the stream: cheaply, from shard names and sizes and the first row."""
     names = json.dumps([(shard.name, shard.size) for shard in shards])
     rows = (row for shard in shards for row in shard.rows(0, options.field, options.max_row_bytes))
     first = next(rows, None)

@@ -1,6 +1,7 @@
-"""Concatenate and cut: documents become equally long blocks of tokens, without padding.
+"""Documents in memory become texts of equal length, in one of two ways.
 
-Crop: of each document a random piece, another one in each epoch; shorter documents are padded on the right.
+`pack` concatenates the documents and cuts them into blocks, without padding. `CroppedDocuments` takes a random piece of
+each document, another one in each epoch; shorter documents are padded on the right.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ from quietstar.data.sources import Document
 from quietstar.data.tokenizer import token_ids
 from quietstar.errors import ConfigError, DataError
 
+SHORTEST = 2
+"""Fewest tokens of a document: with fewer there is nothing to predict."""
+
+HELD_OUT_SEED = 0
+"""Seed of the places where held-out documents are cropped: the same in every run, whatever the run's seed."""
+
 
 @dataclass(frozen=True)
 class PackedTexts:
     """Texts of equal length.
 
     Args:
-        tokens: int64 [n, length], the blocks in the order of the documents.
-        attention_mask: int64 [n, length], 0 where there is padding, else 1, 2, ...: the token's document within its
-            text. None: neither padding nor borders between documents.
+        tokens: Token ids of the texts in the order of the documents, int64 [n, length].
+        attention_mask: Number of each token's document within its text, 1, 2, ..., and 0 at padding; int64 [n, length].
+            None where there is neither padding nor a border between documents.
     """
 
     tokens: Tensor
@@ -41,25 +48,25 @@ class PackedTexts:
 
     @property
     def length(self) -> int:
-        """Tokens per text."""
+        """Number of tokens in each text."""
         return self.tokens.shape[1]
 
     def part(self, texts: slice) -> PackedTexts:
-        """Some of the texts."""
+        """Returns some of the texts."""
         return PackedTexts(self.tokens[texts], None if self.attention_mask is None else self.attention_mask[texts])
 
 
 class Encoder:
-    """Token ids of a document, with the end-of-sequence token after it.
+    """Encodes documents, with the end-of-sequence token after each.
 
     Special tokens that the tokenizer would put around a text (such as BOS) are left out: a block begins anywhere.
 
     Args:
-        tokenizer: Any transformers tokenizer.
-        append_eos: Put the end-of-sequence token after each document.
+        tokenizer: Tokenizer of the base model; any transformers tokenizer.
+        append_eos: Whether to put the end-of-sequence token after each document.
 
     Raises:
-        ConfigError: `append_eos` is asked of a tokenizer that has no such token.
+        ConfigError: `append_eos` is set, and the tokenizer has no end-of-sequence token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, append_eos: bool = True) -> None:
@@ -72,7 +79,7 @@ class Encoder:
         self._end = [eos] if append_eos else []
 
     def __call__(self, text: str) -> NDArray[np.int32]:
-        """int32 [n].
+        """Returns the token ids of a document, int32 [n].
 
         Raises:
             BadRow: The tokenizer cannot encode the text.
@@ -87,7 +94,7 @@ class Encoder:
 def encode_documents(
     documents: Iterable[Document], encoder: Encoder, bad_rows: BadRows, at_least: int
 ) -> Iterator[tuple[Document, NDArray[np.int32]]]:
-    """Documents with their tokens, int32 [n]; those with fewer than `at_least` are bad rows."""
+    """Yields documents with their token ids, int32 [n]; a document with fewer tokens than `at_least` is a bad row."""
     for document in documents:
         try:
             tokens = encoder(document.text)
@@ -99,7 +106,7 @@ def encode_documents(
 
 
 def check_size(tokens: NDArray[np.int32], at_least: int) -> None:
-    """Raises BadRow for fewer tokens than that."""
+    """Raises `BadRow` for fewer tokens than `at_least`."""
     if tokens.size < at_least:
         raise BadRow(f"{tokens.size} token(s), needs at least {at_least}")
 
@@ -113,19 +120,20 @@ def pack(
     separate: bool = False,
     bad_rows: BadRows | None = None,
 ) -> PackedTexts:
-    """Tokenises documents, joins them with the end-of-sequence token, and cuts the result into blocks.
+    """Tokenises documents, concatenates them, and cuts the result into blocks.
 
     Args:
-        documents: The texts, read one at a time.
-        tokenizer: Any transformers tokenizer.
-        length: Tokens per block. What is left over at the end is dropped.
-        append_eos: Put the end-of-sequence token after each document.
-        separate: Number the documents of each block in an attention mask.
-        bad_rows: What to do with a document that cannot be encoded; None: stop.
+        documents: Documents to pack, read one at a time.
+        tokenizer: Tokenizer of the base model; any transformers tokenizer.
+        length: Number of tokens in each block. What is left over at the end is dropped.
+        append_eos: Whether to put the end-of-sequence token after each document.
+        separate: Whether to number the documents of each block in an attention mask.
+        bad_rows: Policy for a document that cannot be encoded; None stops at the first.
 
     Raises:
-        ConfigError: if append_eos is asked of a tokenizer that has no such token.
-        DataError: if the text is shorter than one block.
+        ConfigError: `append_eos` is set, and the tokenizer has no end-of-sequence token.
+        DataError: The text is shorter than one block.
+        ValueError: `length` is below 1.
     """
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
@@ -152,7 +160,7 @@ def pack(
 
 
 def numbers_in_text(documents: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Consecutive numbers of documents, [..., length], renumbered so that each text begins with its document 1."""
+    """Renumbers consecutive numbers of documents, [..., length], so that the first document of each text is 1."""
     return documents - documents[..., :1] + 1
 
 
@@ -164,7 +172,8 @@ def split(texts: PackedTexts, fraction: float) -> tuple[PackedTexts, PackedTexts
     """Holds out the last blocks, at least one, for evaluation; a fraction of 0 holds out nothing.
 
     Raises:
-        DataError: if nothing would be left to train on.
+        DataError: Nothing would be left to train on.
+        ValueError: `fraction` is not in [0, 1).
     """
     held_out = held_out_of(len(texts), fraction, f"text(s) of {texts.length} tokens")
     if not held_out:
@@ -173,10 +182,11 @@ def split(texts: PackedTexts, fraction: float) -> tuple[PackedTexts, PackedTexts
 
 
 def held_out_of(count: int, fraction: float, what: str) -> int:
-    """How many of `count` texts or documents, at least one, are held out; 0 for a fraction of 0.
+    """Returns how many of `count` texts or documents are held out: at least one, but 0 for a fraction of 0.
 
     Raises:
-        DataError: if nothing would be left to train on; it calls them `what`.
+        DataError: Nothing would be left to train on; the message calls the texts or documents `what`.
+        ValueError: `fraction` is not in [0, 1).
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be at least 0 and less than 1, got {fraction}")
@@ -191,15 +201,8 @@ def held_out_of(count: int, fraction: float, what: str) -> int:
     return held_out
 
 
-SHORTEST = 2
-"""Tokens of a document below which there is nothing to predict."""
-
-HELD_OUT_SEED = 0
-"""Held-out documents are cropped in the same places whatever the seed of the run."""
-
-
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What the authors pad with: the end-of-sequence token, or 0 where there is none."""
+    """Returns the token that the authors pad with: end-of-sequence, or 0 where the tokenizer has none."""
     eos = tokenizer.eos_token_id
     return eos if isinstance(eos, int) else 0
 
@@ -207,16 +210,16 @@ def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def crop(
     tokens: NDArray[np.int32], length: int, padding: int, *key: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A piece of a document.
+    """Cuts a random piece out of a document.
 
     Args:
-        tokens: int32 [n], the document.
-        length: Tokens of the piece.
-        padding: Token that fills up a shorter document.
-        key: Integers that decide where the piece begins; every place is as likely as another.
+        tokens: Token ids of the document, int32 [n].
+        length: Number of tokens in the piece.
+        padding: Id of the token that fills up a shorter document.
+        key: Integers that decide where the piece begins; all places are equally likely.
 
     Returns:
-        int64 [length], the piece, and int64 [length], 1 for its tokens and 0 for padding.
+        The piece, int64 [length], and an attention mask, int64 [length]: 1 at tokens and 0 at padding.
     """
     start = draw(max(0, tokens.size - length) + 1, *key)
     piece = tokens[start : start + length]
@@ -226,13 +229,13 @@ def crop(
 
 
 class CroppedDocuments:
-    """Documents in memory, of which each text is a piece.
+    """Documents in memory; each text is a piece of one of them.
 
     Args:
-        documents: int32 [n] each, their tokens.
-        places: `file` or `file:line` of each.
-        length: Tokens per text.
-        padding: Token that fills up shorter documents.
+        documents: Token ids of each document, int32 [n].
+        places: Place of each document, as `file` or `file:line`.
+        length: Number of tokens in each text.
+        padding: Id of the token that fills up shorter documents.
     """
 
     def __init__(
@@ -247,7 +250,7 @@ class CroppedDocuments:
         return len(self._documents)
 
     def texts(self, places: Iterable[tuple[int, int]], seed: int) -> PackedTexts:
-        """A piece of each of some documents, given by the epoch and their number."""
+        """Returns a piece of each document in `places`, which gives its epoch and its number, both from 0."""
         pieces = [
             crop(self._documents[document], self._length, self._padding, seed, epoch, document)
             for epoch, document in places
@@ -256,14 +259,15 @@ class CroppedDocuments:
         return PackedTexts(tokens, masks)
 
     def held_out(self) -> PackedTexts:
-        """One piece of every document, the same in every run."""
+        """Returns one piece of every document, the same in every run."""
         return self.texts(((0, document) for document in range(len(self))), HELD_OUT_SEED)
 
     def split(self, fraction: float) -> tuple[CroppedDocuments, CroppedDocuments | None]:
         """Holds out the last documents, at least one; a fraction of 0 holds out nothing.
 
         Raises:
-            DataError: if nothing would be left to train on.
+            DataError: Nothing would be left to train on.
+            ValueError: `fraction` is not in [0, 1).
         """
         count = held_out_of(len(self), fraction, "document(s)")
         if not count:
@@ -274,7 +278,7 @@ class CroppedDocuments:
         return CroppedDocuments(self._documents[chosen], self.places[chosen], self._length, self._padding)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Number of documents, length of the pieces, and hash of all tokens."""
+        """Returns the number of documents, the length of the pieces, the padding token and a hash of all tokens."""
         digest = hashlib.sha256()
         for document in self._documents:
             digest.update(document.size.to_bytes(8, "little"))
@@ -283,13 +287,13 @@ class CroppedDocuments:
 
 
 class CroppedBatches:
-    """Cropped documents in the order of `BatchOrder`: the position is the step, and there is no other state.
+    """Cropped documents in the order of `BatchOrder`; the step is the only state.
 
     Args:
-        documents: What to crop.
-        batch_size: Documents per optimizer step.
-        seed: Of the order and of the places of the pieces.
-        skipped: Rows of the data that could not be used.
+        documents: Documents to take pieces of.
+        batch_size: Number of documents per optimizer step.
+        seed: Seed of the order and of the places of the pieces.
+        skipped: Number of rows of the data that could not be used.
     """
 
     def __init__(self, documents: CroppedDocuments, batch_size: int, seed: int, skipped: int = 0) -> None:
@@ -300,27 +304,27 @@ class CroppedBatches:
         self.skipped = skipped
 
     def batch(self, step: int) -> Batch:
-        """The texts of optimizer step `step`, counted from 1."""
+        """Returns the texts of optimizer step `step`, counted from 1."""
         places = self._order.places(step - 1)
         texts = self._documents.texts(places, self._seed)
         names = [self._documents.places[document] for _, document in places]
         return Batch(texts.tokens, texts.attention_mask, names)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the documents."""
+        """Returns the fingerprint of the documents."""
         if self._fingerprint is None:
             self._fingerprint = self._documents.fingerprint()
         return self._fingerprint
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the step says it all."""
+        """Returns an empty state: the step determines the batch."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
+        """Does nothing: there is no state."""
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Does nothing: there are no files or threads to release."""
 
 
 def read_cropped(
@@ -330,18 +334,18 @@ def read_cropped(
     append_eos: bool,
     bad_rows: BadRows,
 ) -> CroppedDocuments:
-    """Tokenises documents.
+    """Tokenises documents and keeps them in memory, to be cropped later.
 
     Args:
-        documents: The texts, read one at a time.
-        tokenizer: Any transformers tokenizer.
-        length: Tokens per text.
-        append_eos: Put the end-of-sequence token after each document.
-        bad_rows: What to do with a document of fewer than two tokens, or one that cannot be encoded.
+        documents: Documents to read, one at a time.
+        tokenizer: Tokenizer of the base model; any transformers tokenizer.
+        length: Number of tokens in each text.
+        append_eos: Whether to put the end-of-sequence token after each document.
+        bad_rows: Policy for documents that have fewer than two tokens or cannot be encoded.
 
     Raises:
-        ConfigError: if append_eos is asked of a tokenizer that has no such token.
-        DataError: if there is no document that can be used.
+        ConfigError: `append_eos` is set, and the tokenizer has no end-of-sequence token.
+        DataError: No document can be used.
     """
     arrays, places = [], []
     for document, tokens in encode_documents(documents, Encoder(tokenizer, append_eos), bad_rows, at_least=SHORTEST):

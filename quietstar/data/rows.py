@@ -1,7 +1,4 @@
-"""Rows of a file, read in bounded memory and turned into texts one at a time.
-
-What happens to a row of the data that cannot be used.
-"""
+"""Rows of a file: read in bounded memory, turned into texts one at a time, and skipped or refused where unusable."""
 
 from __future__ import annotations
 
@@ -15,17 +12,20 @@ from quietstar.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+SHOWN = 20
+"""Skipped rows that each get a warning; further ones are only counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of a JSON lines file or one row of a table, as it was read.
 
     Args:
-        source: The file it comes from.
-        index: Its place there, from 0.
-        content: The line, or the UTF-8 text of the column; None: it is too long or null.
-        problem: Why there is no content.
-        is_json: Whether the content is a JSON object or the text itself.
+        source: File that the row comes from.
+        index: Place of the row in the file, from 0.
+        content: Bytes of the line, or UTF-8 text of the column; None where the row is too long or null.
+        problem: Reason why there is no content.
+        is_json: Whether the content is a JSON object; otherwise it is the text itself.
     """
 
     source: str
@@ -41,13 +41,13 @@ class Row:
 
 
 def read_json_rows(file: BinaryIO, source: str, start: int, limit: int) -> Iterator[Row]:
-    """The lines of a file from line `start` (from 0) on, blank ones included; lines before it are not looked into.
+    """Yields the lines of a file from line `start` on, blank ones included.
 
     Args:
-        file: An open file.
-        source: Its name.
-        start: The first line to give.
-        limit: A line with more bytes becomes a row without content; it is never held in memory as a whole.
+        file: File of JSON lines, open for reading bytes.
+        source: Name of the file in messages.
+        start: First line to yield, counted from 0.
+        limit: Most bytes of a line. A longer one becomes a row without content, and is never in memory as a whole.
     """
     for index, line in enumerate(_read_lines(file, limit)):
         if index < start:
@@ -59,7 +59,7 @@ def read_json_rows(file: BinaryIO, source: str, start: int, limit: int) -> Itera
 
 
 def too_long(limit: int) -> str:
-    """The reason of a row that is longer than `data.max_row_bytes`."""
+    """Returns the reason for refusing a row that is longer than `data.max_row_bytes`."""
     return f"longer than {limit} bytes (data.max_row_bytes)"
 
 
@@ -76,14 +76,14 @@ def _read_lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
 
 
 def text_of(row: Row, field: str) -> str | None:
-    """The text of a row, with `\\n` for every kind of line break; None for a blank line.
+    """Returns the text of a row, with `\\n` for every kind of line break; None for a blank line.
 
     Args:
-        row: The row.
-        field: The field of a JSON object that holds the text.
+        row: One row as it was read from a file.
+        field: Field of a JSON object that holds the text.
 
     Raises:
-        BadRow: There is no text in it that could be used.
+        BadRow: The row has no usable text.
     """
     if row.content is None:
         raise BadRow(row.problem)
@@ -95,10 +95,10 @@ def text_of(row: Row, field: str) -> str | None:
 
 
 def decode(content: bytes) -> str:
-    """UTF-8 bytes as text, with `\\n` for every kind of line break.
+    """Decodes UTF-8 bytes, with `\\n` for every kind of line break.
 
     Raises:
-        BadRow: They are no UTF-8.
+        BadRow: The bytes are not UTF-8.
     """
     try:
         text = content.decode("utf-8")
@@ -134,7 +134,7 @@ def _checked(text: str, what: str) -> str:
         raise BadRow(f"{what} has no text in it")
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which is no character
+    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which is not a character
         raise BadRow(f"{what} is not valid Unicode at character {error.start}") from None
     return _normalise_line_breaks(text)
 
@@ -148,16 +148,12 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "null")
 
 
-SHOWN = 20
-"""Skipped rows that are told one by one; the others are counted."""
-
-
 class BadRow(Exception):
-    """Why a row cannot be used, without saying where it is: whoever reads the rows knows that.
+    """A row cannot be used. The exception does not say where the row is, because the caller knows.
 
     Args:
-        reason: In words.
-        line: The line, from 0, where there are several.
+        reason: Reason in words, for a message.
+        line: Line of the problem within the content, from 0.
     """
 
     def __init__(self, reason: str, line: int = 0) -> None:
@@ -166,14 +162,14 @@ class BadRow(Exception):
 
 
 class BadRows:
-    """Stops at the first row that cannot be used, or skips it, up to a number of them.
+    """Stops at the first row that cannot be used, or skips up to a number of such rows.
 
     Args:
-        policy: `stop` or `skip`.
-        limit: So many rows may be skipped.
+        policy: Treatment of a bad row: `stop` raises an error, `skip` skips and counts it.
+        limit: Largest number of rows that may be skipped.
 
     Attributes:
-        count: Rows skipped so far.
+        count: Number of rows skipped so far.
     """
 
     def __init__(self, policy: Literal["stop", "skip"] = "stop", limit: int = 100) -> None:
@@ -182,14 +178,14 @@ class BadRows:
         self.count = 0
 
     def report(self, place: str, reason: str) -> None:
-        """Takes note of a row.
+        """Counts a bad row, with a warning for each of the first ones.
 
         Args:
-            place: `file` or `file:line`.
-            reason: Why it cannot be used.
+            place: Place of the row, as `file` or `file:line`.
+            reason: Reason why the row cannot be used.
 
         Raises:
-            DataError: The policy is to stop, or it is one row too many.
+            DataError: The policy is to stop, or more rows than the limit have been skipped.
         """
         message = f"{place}: {reason}"
         if self._policy == "stop":

@@ -1,6 +1,6 @@
-"""The files of a streamed dataset, in a directory or on the Hugging Face hub.
+"""The files of a streamed dataset, in a directory or on the Hugging Face hub, and the rows of each.
 
-Rows of a parquet file: one column, row group by row group.
+`find_shards` lists the files. `Shard.rows` reads one: JSON lines, plain or gzipped, or a column of a parquet file.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from quietstar.data.rows import Row, read_json_rows, too_long
 from quietstar.errors import ConfigError, DataError, QuietStarError
 
 PATTERNS = {"openwebmath": "data/train-*.parquet", "c4": "en/c4-train.*.json.gz", "stream": "**/*"}
-"""Which files below its path a source reads."""
+"""Pattern of the files that a source reads, below the path of the dataset."""
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json.gz", ".json")
 HUB_RETRIES = 8
-"""How often in a row a hub file is opened again before the run stops: about eight minutes in all."""
+"""Successive attempts to open a hub file again before the run stops: about eight minutes in all."""
 
 _OTHER_SPLIT = re.compile(r"(?<![a-z])(test|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
+
+ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class Shard:
     """One file of a dataset.
 
     Args:
-        path: Where it is, for messages.
-        name: Its path below that of the dataset, with `/`.
-        size: Bytes.
-        open: Opens it for reading bytes.
-        retries: How often in a row it is opened again after a failure.
+        path: Path of the file in messages.
+        name: Path of the file below that of the dataset, with `/`.
+        size: Size of the file in bytes.
+        open: Function that opens the file for reading bytes.
+        retries: Number of successive attempts to open the file again after a failure.
     """
 
     path: str
@@ -50,16 +52,16 @@ class Shard:
     retries: int = 0
 
     def rows(self, start: int, field: str, limit: int) -> Iterator[Row]:
-        """Its rows from row `start` (from 0) on; what comes before is not parsed.
+        """Yields the rows of the file from row `start` on; rows before it are not parsed.
 
         Args:
-            start: The first row to give.
-            field: Column of a parquet file that holds the text; JSON lines are not looked into.
-            limit: Rows with more bytes come without content.
+            start: First row to yield, counted from 0.
+            field: Column of a parquet file that holds the text; JSON lines are yielded unparsed.
+            limit: Most bytes of a row; longer rows come without content.
 
         Raises:
             ConfigError: It is a parquet file and pyarrow is not installed.
-            DataError: The file, rather than a row of it, is damaged, or cannot be read.
+            DataError: The file, rather than a row of it, is damaged or cannot be read.
         """
         failures = 0
         while True:
@@ -86,16 +88,16 @@ class Shard:
 
 
 def find_shards(path: str, pattern: str | None, source: str = "stream") -> list[Shard]:
-    """The shards of a dataset in the order of their names.
+    """Lists the shards of a dataset in the order of their names.
 
     Args:
-        path: A directory or a file; or, where there is none of that name, a hub dataset as `owner/name`, which
-            `@revision` and a place in it may follow (`allenai/c4@main/en`). It may end in a pattern.
-        pattern: Which files below it; None: the usual ones of the source.
-        source: `openwebmath`, `c4` or `stream`.
+        path: Directory or file; or, where there is none of that name, a hub dataset as `owner/name`, which `@revision`
+            and a place in the dataset may follow (`allenai/c4@main/en`). The path may end in a pattern.
+        pattern: Pattern of the files below `path`; None takes the usual one of the source.
+        source: Kind of the dataset: `openwebmath`, `c4` or `stream`.
 
     Raises:
-        ConfigError: Without a pattern there are shards of several splits.
+        ConfigError: No pattern is given, and there are shards of several splits.
         DataError: There is no such directory, hub dataset or shard.
     """
     if "*" in path:
@@ -123,7 +125,7 @@ def find_shards(path: str, pattern: str | None, source: str = "stream") -> list[
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is not looked for on the hub."""
+    """Returns whether a path is on this machine and not looked for on the hub."""
     return path.startswith((".", "~", os.sep)) or Path(path).exists()
 
 
@@ -166,12 +168,12 @@ def _hub_shards(path: str, pattern: str) -> list[Shard]:
 
 
 def list_shards(filesystem: Any, pattern: str, root: str) -> list[Shard]:
-    """The files of a remote file system that match a pattern.
+    """Lists the files of a remote file system that match a pattern.
 
     Args:
-        filesystem: An fsspec file system, such as the hub's.
-        pattern: Path with wildcards.
-        root: Where the names of the shards begin.
+        filesystem: File system with the interface of fsspec, such as the hub's.
+        pattern: Path of the files, with wildcards.
+        root: Path of the dataset; the names of the shards are relative to it.
     """
     described = filesystem.glob(pattern, detail=True)
     everything = pattern.endswith(PATTERNS["stream"])
@@ -182,22 +184,19 @@ def list_shards(filesystem: Any, pattern: str, root: str) -> list[Shard]:
     ]
 
 
-ROWS_AT_ONCE = 256
-
-
 def read_parquet_rows(file: BinaryIO, source: str, start: int, limit: int, column: str) -> Iterator[Row]:
-    """The rows of a file from row `start` (from 0) on; row groups before it are not read.
+    """Yields the rows of a parquet file from row `start` on; row groups before it are not read.
 
     Args:
-        file: An open file that can seek.
-        source: Its name.
-        start: The first row to give.
-        limit: A row with more bytes of text becomes one without content.
-        column: The column that holds the text.
+        file: Parquet file, open for reading bytes and seekable.
+        source: Name of the file in messages.
+        start: First row to yield, counted from 0.
+        limit: Most bytes of a row's text; a longer row comes without content.
+        column: Column that holds the text.
 
     Raises:
         ConfigError: pyarrow is not installed.
-        DataError: It is no parquet file, or has no such column of text.
+        DataError: The file is not a parquet file, or has no such column of text.
     """
     arrow, parquet = _pyarrow()
     try:
@@ -228,7 +227,7 @@ def _row(text: bytes | None, source: str, index: int, limit: int, column: str) -
 
 
 def _bytes(values: Any, arrow: Any) -> list[bytes | None]:
-    """Texts as they are stored: whether they are UTF-8 is looked at row by row."""
+    """Returns the texts as stored bytes: a row that is not UTF-8 must not spoil the others."""
     if arrow.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     found: list[bytes | None] = values.cast(arrow.large_binary()).to_pylist()

@@ -1,6 +1,7 @@
-"""Documents from text and JSONL files. Everything that is wrong with a file is reported with its name and line.
+"""Documents from text and JSONL files on the disk; everything wrong with a file is reported with its name and line.
 
-A text file as it is, and the first of its tokens: what is evaluated, and what a page of thoughts is made of.
+`read_documents` reads training text. `read_text` and `encode` read a single text file and take its first tokens, for
+evaluation and the page of thoughts.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ if TYPE_CHECKING:
 
 MAX_ROW_BYTES = 10_000_000
 
+STANDARD_INPUT = "-"
+
 
 @dataclass(frozen=True)
 class Document:
-    """One text.
+    """One document of a file.
 
     Args:
-        text: The text; line breaks are `\\n` whatever they were in the file.
-        source: The file it comes from.
-        line: Its line in a JSONL file, from 1; None for a text file, which is one document as a whole.
+        text: Text of the document; line breaks are `\\n` whatever they were in the file.
+        source: File that the document comes from.
+        line: Line of the document in a JSONL file, from 1; None for a text file, which is one document as a whole.
     """
 
     text: str
@@ -55,15 +58,15 @@ def read_documents(
     A `.jsonl` file holds one document per line; any other file is one document.
 
     Args:
-        path: The file or directory. Directories inside it are not read.
-        field: The field of a JSONL line that holds the text.
-        bad_rows: What to do with a text file or a line that cannot be used; None: stop.
-        max_row_bytes: Longer lines of a JSONL file cannot be used.
+        path: File or directory to read; directories inside a directory are not read.
+        field: Field of a JSONL line that holds the text.
+        bad_rows: Policy for text files and lines that cannot be used; None stops at the first.
+        max_row_bytes: Most bytes of a JSONL line; longer lines cannot be used.
 
     Raises:
-        DataError: for a path that cannot be read. By `bad_rows` also for a file or a document without text, bytes that
-            are not UTF-8, a line that is not a JSON object or too long, and a field that is missing or no text. It
-            names file, line and reason.
+        DataError: The path cannot be read. Raised through `bad_rows` also for a file or a document without text, bytes
+            that are not UTF-8, a line that is not a JSON object or is too long, and a field that is missing or is not
+            a string. The message names file, line and reason.
     """
     bad_rows = bad_rows or BadRows()
     for file in document_files(path):
@@ -77,14 +80,14 @@ def read_documents(
 
 
 def document_files(path: str | os.PathLike[str], option: str = "") -> list[Path]:
-    """The files that `read_documents` reads, which may still be unreadable.
+    """Lists the files that `read_documents` reads. They may still be unreadable.
 
     Args:
-        path: As there.
-        option: That names it, for the message.
+        path: File, or directory of `.txt` and `.jsonl` files.
+        option: Option that names the path, for the error message.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no such file.
     """
     place = Path(path)
     named = f"{option}: {place}" if option else str(place)
@@ -135,18 +138,15 @@ def _no_text(size: int) -> str:
     return f"no text in it ({size} bytes, all white space)"
 
 
-STANDARD_INPUT = "-"
-
-
 def read_text(path: str | Path) -> str:
-    """A text file, with `\\n` for every kind of line break.
+    """Reads a text file, with `\\n` for every kind of line break.
 
     Args:
-        path: UTF-8 text; `-` is standard input.
+        path: File of UTF-8 text; `-` is standard input.
 
     Raises:
-        DataError: It cannot be read, is binary or in another encoding (with the offset of the first such byte), or has
-            no text in it.
+        DataError: The file cannot be read, is binary or in another encoding (the message gives the offset of the first
+            such byte), or has no text in it.
     """
     name = "standard input" if str(path) == STANDARD_INPUT else str(path)
     try:
@@ -168,16 +168,25 @@ def read_text(path: str | Path) -> str:
 
 
 def check_text(text: str, name: str) -> None:
-    """Raises DataError for a text without anything but white space."""
+    """Raises `DataError` for a text of nothing but white space."""
     if not text or text.isspace():
         raise DataError(f"{name}: has no text in it ({len(text)} characters, all white space)")
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase, most: int, name: str) -> tuple[list[int], bool]:
-    """The first token ids of a text, without special tokens, as in training; and whether it goes on after them.
+    """Encodes the beginning of a text without special tokens, as in training.
+
+    Args:
+        text: Text whose first tokens are wanted.
+        tokenizer: Tokenizer of the model.
+        most: Largest number of tokens to return.
+        name: Name of the text in error messages.
+
+    Returns:
+        The first token ids, at most `most`, and whether the text goes on after them.
 
     Raises:
-        DataError: The tokenizer cannot encode it, or it is one token.
+        DataError: The tokenizer cannot encode the text, or the text has fewer than two tokens.
     """
     check_text(text, name)
     try:

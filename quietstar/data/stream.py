@@ -1,6 +1,7 @@
-"""The rows of a dataset's shards in an order that needs no memory: each position is three integers.
+"""The rows of a dataset's shards in shuffled order, and the threads that work on them ahead of their consumer.
 
-A function applied to a sequence in threads, ahead of whoever uses the results, in order.
+`ShuffledRows` gives the rows from a `Position` of three integers on, and holds no other state. `ReadAhead` applies a
+function to items in threads and gives the results in the order of the items.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class Position:
     """A place in the order of an epoch.
 
     Args:
-        epoch: From 0.
-        shard: Place among the shards as this epoch orders them, from 0.
-        row: Place among the rows of the shard as this epoch orders them, from 0.
+        epoch: Number of the epoch, from 0.
+        shard: Place among the shards in the order of this epoch, from 0.
+        row: Place among the rows of the shard in the order of this epoch, from 0.
     """
 
     epoch: int = 0
@@ -38,23 +39,23 @@ class Position:
     row: int = 0
 
     def next(self) -> Position:
-        """The place after this one; behind the last row of a shard the next shard begins."""
+        """Returns the place after this one; after the last row of a shard the reader goes on to the next shard."""
         return Position(self.epoch, self.shard, self.row + 1)
 
 
 class ShuffledRows:
     """The rows of shards, epoch after epoch without end.
 
-    Shards are shuffled among themselves and rows within windows, by a hash of (seed, epoch, shard, window): the order
-    is a function of the position, and a window is all that is in memory.
+    Shards are shuffled among themselves and rows within windows, by a hash of (seed, epoch, shard, window). The order
+    is a function of the position, and only one window is in memory.
 
     Args:
-        shards: In the same order in every run.
+        shards: Files to read, in the same order in every run.
         field: Field or column that holds the text.
-        max_row_bytes: Longer rows come without content.
-        seed: Of the order.
-        window: Rows that are shuffled together; 1: shards and rows stay in order.
-        held_out: So many rows at the beginning of each shard are left out; None: none.
+        max_row_bytes: Most bytes of a row; longer rows come without content.
+        seed: Seed of the order of shards and rows.
+        window: Number of rows that are shuffled together; 1 keeps shards and rows in order.
+        held_out: Number of rows at the beginning of each shard that are left out; None leaves out none.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class ShuffledRows:
         self._held_out = held_out or [0] * len(shards)
 
     def read(self, start: Position) -> Iterator[tuple[Position, Row]]:
-        """The rows from a position on, each with its position.
+        """Yields the rows from a position on, each with its position.
 
         Raises:
             DataError: A shard cannot be read, or an epoch has no rows.
@@ -116,8 +117,8 @@ class _Shared(Generic[ItemT, ResultT]):
     """What the threads and the consumer share. The threads hold no reference to the consumer, so it can be collected.
 
     Args:
-        items: Read by one thread at a time.
-        ahead: So many results are waiting at most.
+        items: Items to work on, read by one thread at a time.
+        ahead: Largest number of results that wait for the consumer.
     """
 
     def __init__(self, items: Iterator[ItemT], ahead: int) -> None:
@@ -130,12 +131,14 @@ class _Shared(Generic[ItemT, ResultT]):
 
 
 class ReadAhead(Iterator[ResultT], Generic[ItemT, ResultT]):
-    """Results in the order of the items. An exception of `items` or a function is raised in its place, again and again.
+    """Applies functions to items in threads, and gives the results in the order of the items.
+
+    An exception of `items` or of a function is raised in the place of the result, at each further call too.
 
     Args:
-        items: What to work on.
-        functions: One for each thread, so that none needs to be safe to share.
-        ahead: So many results are waiting at most.
+        items: Items to work on.
+        functions: Function of each thread, one per thread, so that none needs to be thread-safe.
+        ahead: Largest number of results that wait for the consumer.
     """
 
     def __init__(self, items: Iterator[ItemT], functions: Sequence[Callable[[ItemT], ResultT]], ahead: int) -> None:
@@ -164,14 +167,14 @@ class ReadAhead(Iterator[ResultT], Generic[ItemT, ResultT]):
         return result
 
     def close(self) -> None:
-        """Ends the threads; what they have read is dropped."""
+        """Ends the threads and drops what they have read."""
         self._close()
 
 
 def _work(shared: _Shared[ItemT, ResultT], function: Callable[[ItemT], ResultT]) -> None:
     while True:
         result: Future[ResultT] = Future()
-        with shared.reading:  # the results stand in line in the order of the items
+        with shared.reading:  # the results are queued in the order of the items
             with shared.changed:
                 while not shared.ended and len(shared.results) >= shared.ahead:
                     shared.changed.wait()
@@ -204,4 +207,4 @@ def _stop(shared: _Shared[ItemT, ResultT], threads: list[threading.Thread]) -> N
         shared.changed.notify_all()
     for thread in threads:
         if thread is not threading.current_thread():  # a garbage collection may run in any of them
-            thread.join(timeout=5)  # one that waits for a network ends by itself later
+            thread.join(timeout=5)  # a thread that waits for the network ends by itself later

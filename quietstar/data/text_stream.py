@@ -1,6 +1,7 @@
-"""Texts of equal length cut from the rows of a stream, one after another, from a position of a few integers on.
+"""Batches from a stream, for training text that does not fit in memory.
 
-Batches from a stream: what a trainer reads when the text does not fit in memory.
+`TextStream` cuts texts of equal length from the rows, one after another, from a position of a few integers on;
+`StreamedBatches` makes batches of them.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from quietstar.data.stream import Position, ReadAhead, ShuffledRows
 from quietstar.errors import DataError
 
 AHEAD = 32
-"""Documents that are tokenised ahead."""
+"""Number of documents that are tokenised ahead."""
 
 
 class Text(NamedTuple):
-    """One text.
+    """One training text.
 
     Args:
-        tokens: int64 [length].
-        attention_mask: As in `Batch`, int64 [length], or None.
-        name: Where it comes from.
+        tokens: Token ids, int64 [length].
+        attention_mask: Number of each token's document, 0 at padding, int64 [length]; None: one document, unpadded.
+        name: Place that the text comes from, for messages.
     """
 
     tokens: NDArray[np.int64]
@@ -40,7 +41,7 @@ class Text(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """A row with its tokens; without any it is blank, or cannot be used because of a problem."""
+    """A row with its tokens; they are None where the row is blank, or cannot be used because of a problem."""
 
     position: Position
     place: str
@@ -50,7 +51,7 @@ class _Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class _EncodeRow:
-    """What a thread does with a row."""
+    """Turns a row into tokens, in a thread."""
 
     encoder: Encoder
     field: str
@@ -70,25 +71,25 @@ class _EncodeRow:
 
 
 class TextStream:
-    """The texts of a stream. It ends where an error is raised, and nowhere else.
+    """The texts of a stream, epoch after epoch. The stream ends only where an error is raised.
 
     Args:
-        rows: The rows in their order.
-        tokenizer: Any transformers tokenizer; each thread gets a copy.
+        rows: Rows of the dataset in their order.
+        tokenizer: Tokenizer of the base model; each thread gets a copy.
         field: Field or column that holds the text.
-        length: Tokens per text.
-        packing: As in `DataOptions`.
-        append_eos: Put the end-of-sequence token after each document.
-        seed: Of the places that are cropped.
-        bad_rows: What to do with rows that cannot be used. Each counts once, in the first epoch.
-        workers: Threads that read and tokenise ahead; 0: none.
+        length: Number of tokens in each text.
+        packing: Way in which documents become texts, as in `DataOptions`: `joined`, `separate` or `crop`.
+        append_eos: Whether to put the end-of-sequence token after each document.
+        seed: Seed of the places that are cropped.
+        bad_rows: Policy for rows that cannot be used. Each row counts once, in the first epoch.
+        workers: Number of threads that read and tokenise ahead; 0 starts none.
 
     Attributes:
-        position: The row that the next text begins in.
-        token: Tokens of this row that earlier texts have taken.
+        position: Position of the row that the next text begins in.
+        token: Number of tokens of this row that earlier texts have taken.
 
     Raises:
-        ConfigError: append_eos is asked of a tokenizer that has no end-of-sequence token.
+        ConfigError: `append_eos` is set, and the tokenizer has no end-of-sequence token.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class TextStream:
         self._seed = seed
         self._bad_rows = bad_rows
         at_least = SHORTEST if packing == "crop" else 0
-        # copies: a tokenizer is not safe to share between threads, nor with whoever else uses this one
+        # copies: a tokenizer must not be shared between threads, nor with the caller
         tokenizers = [copy.deepcopy(tokenizer) for _ in range(workers)] or [tokenizer]
         self._functions = [_EncodeRow(Encoder(each, append_eos), field, at_least) for each in tokenizers]
         self._ahead = workers > 0
@@ -121,7 +122,7 @@ class TextStream:
         self.token = 0
 
     def seek(self, position: Position, token: int = 0) -> None:
-        """Goes on from there."""
+        """Continues from a position, after the first `token` tokens of its row."""
         self.close()
         self.position, self.token = position, token
 
@@ -132,10 +133,10 @@ class TextStream:
         self._encoded = self._current = None
 
     def next(self) -> Text:
-        """The text at the position, which moves behind it.
+        """Returns the text at the position, and moves the position to the end of the text.
 
         Raises:
-            DataError: A shard cannot be read, a row cannot be used, or an epoch does not have the tokens of one text.
+            DataError: A shard cannot be read, a row cannot be used, or an epoch has fewer tokens than one text.
         """
         return self._crop() if self._packing == "crop" else self._cut()
 
@@ -171,7 +172,7 @@ class TextStream:
         return Text(tokens, mask, document.place)
 
     def _document(self, began: int) -> _Encoded:
-        """The row at the position, or the next one that can be used; `began` is the epoch in which the text begins."""
+        """Returns the row at the position, or the next usable one; `began` is the epoch in which the text begins."""
         while self._current is None:
             encoded = next(self._open())
             if encoded.position.epoch > began + 1:
@@ -202,12 +203,12 @@ class TextStream:
 
 
 class StreamedBatches:
-    """The texts of a stream in its order. The state is a few integers and says what was handed out, not what was read.
+    """The texts of a stream in its order. The state is a few integers: where the texts given out end, not the reading.
 
     Args:
-        texts: The stream.
-        batch_size: Texts per optimizer step.
-        bad_rows: Those of the stream.
+        texts: Stream that gives the texts.
+        batch_size: Number of texts per optimizer step.
+        bad_rows: Count of bad rows that the stream uses.
         fingerprint: Plain JSON values that differ where the texts, or their order, differ.
     """
 
@@ -220,21 +221,21 @@ class StreamedBatches:
 
     @property
     def skipped(self) -> int:
-        """Rows that could not be used, those of earlier parts of a resumed run included."""
+        """Number of rows that could not be used, those of earlier parts of a resumed run included."""
         return self._bad_rows.count
 
     def batch(self, step: int) -> Batch:
-        """The next texts; `step`, counted from 1, only has to be the one after the last one asked for."""
+        """Returns the next texts; `step`, counted from 1, has to be the one after the last one asked for."""
         texts = [self._texts.next() for _ in range(self._batch_size)]
         packed = stack(texts)
         return Batch(packed.tokens, packed.attention_mask, [text.name for text in texts])
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the stream is made of."""
+        """Returns the fingerprint of the stream."""
         return dict(self._fingerprint)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, shard and row that the next text begins in, its tokens already taken, and the rows skipped so far."""
+        """Returns the position of the next text (epoch, shard, row, token) and the number of rows skipped so far."""
         position = self._texts.position
         return {
             "epoch": position.epoch,
@@ -248,7 +249,7 @@ class StreamedBatches:
         """Continues where `state_dict` was taken; an empty state is the beginning.
 
         Raises:
-            DataError: It is not the state of a stream.
+            DataError: `state` is not the state of a stream.
         """
         state = state or self._start
         names = ("epoch", "shard", "row", "token", "skipped")
@@ -265,7 +266,7 @@ class StreamedBatches:
 
 
 def stack(texts: list[Text]) -> PackedTexts:
-    """Texts as tensors."""
+    """Stacks texts as tensors [n, length]."""
     masks = [text.attention_mask for text in texts if text.attention_mask is not None]
     return PackedTexts(
         torch.from_numpy(np.stack([text.tokens for text in texts])),

@@ -1,9 +1,4 @@
-"""Loading a tokenizer, and making sure that it belongs to the model.
-
-Texts as token ids, in plain lists.
-
-What single tokens look like.
-"""
+"""Tokenizers: loading and checking them, encoding texts as lists of token ids, and showing single tokens as text."""
 
 from __future__ import annotations
 
@@ -16,25 +11,38 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quietstar.config.values import check_model_path
+from quietstar.config.options import check_model_path
 from quietstar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 # Without any of these transformers makes an empty tokenizer, silently, from a model's config.json alone.
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab*", "*.model", "*.tiktoken")
+
+PIECE = 50_000
+"""Characters that are tokenised at once. It bounds the memory, which is a few hundred bytes per token."""
+
+CONTEXT = 1_000
+"""Characters of the neighbouring pieces that a piece is tokenised together with."""
+
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+_WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
+_VISIBLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHER_BYTES = [byte for byte in range(256) if byte not in _VISIBLE_BYTES]
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE_BYTES} | {chr(256 + i): byte for i, byte in enumerate(_OTHER_BYTES)}
+"""The alphabet of byte-level tokenizers: the byte that each character stands for."""
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model directory or hub name. Code from the directory or the hub is never run.
 
     Raises:
-        ConfigError: where there is no tokenizer, or it cannot be loaded.
+        ConfigError: There is no tokenizer, or it cannot be loaded.
     """
     check_tokenizer(path)
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase  # what can be said without them has been
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase  # slow: after the checks that do without them
 
     name = os.fspath(path)
     try:
@@ -49,10 +57,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(path: str | os.PathLike[str]) -> None:
-    """Whether there could be a tokenizer at a path; a hub is not asked.
+    """Checks that there can be a tokenizer at a path, without asking the hub.
 
     Raises:
-        ConfigError: It is no directory and cannot be a hub name, or a directory without the files of a tokenizer.
+        ConfigError: The path is neither a directory nor a possible hub name, or the directory has no tokenizer's files.
     """
     check_model_path(path)
     directory = Path(path)
@@ -64,10 +72,10 @@ def check_tokenizer(path: str | os.PathLike[str]) -> None:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Makes sure that the model has an embedding for each token. A larger vocabulary of the model is common and fine.
+    """Checks that the model has an embedding for each token. A model's vocabulary is often larger, which is fine.
 
     Raises:
-        ConfigError: naming the highest token id and the vocabulary size.
+        ConfigError: A token has no embedding; the message names the highest token id and the vocabulary size.
     """
     vocabulary = tokenizer.get_vocab()
     token = max(vocabulary, key=vocabulary.__getitem__)
@@ -79,35 +87,28 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What makes two tokenizers the same, as plain JSON values.
+    """Returns plain JSON values that are equal for tokenizers that encode texts equally.
 
     Returns:
-        `sha256` of everything that decides how a text is encoded, as far as it can be had (of a tokenizer written in
-        Python the vocabulary alone), and `vocabulary_size`.
+        `sha256` of everything that decides how a text is encoded, as far as it is accessible (for a tokenizer written
+        in Python only the vocabulary), and `vocabulary_size`.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
-    for setting in ("truncation", "padding"):  # of the last call that asked for them
+    for setting in ("truncation", "padding"):  # left over from the last call that asked for them
         parts.pop(setting, None)
     parts["eos"] = tokenizer.eos_token_id
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     return {"sha256": digest.hexdigest(), "vocabulary_size": len(tokenizer)}
 
 
-PIECE = 50_000
-"""Characters that are tokenised at once: it bounds the memory, which is some hundred bytes per token."""
-
-CONTEXT = 1_000
-"""Characters of the neighbouring pieces that a piece is tokenised together with."""
-
-
 def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """Tokenises a long text piece by piece, with the ids that the whole text would have.
 
     A piece ends at a line break where it can, and is tokenised together with the ends of its neighbours: what a
-    tokenizer does at the ends of a text (a space put in front, white space that waits for the next word) then happens
-    in the neighbours' characters, whose tokens are left out by their offsets. Tokenizers without offsets (those written
-    in Python) get the whole text at once.
+    tokenizer does at the ends of a text (a space put in front, white space that joins the next word) then happens in
+    the neighbours' characters. The neighbours' tokens are left out by their offsets. Tokenizers without offsets (those
+    written in Python) get the whole text at once.
     """
     if not tokenizer.is_fast:
         yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -132,10 +133,10 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[in
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of a text that a model is to continue, with what the tokenizer puts before a text (such as BOS).
+    """Returns the token ids of a text that a model is to continue, with what the tokenizer puts before it, such as BOS.
 
     Raises:
-        DataError: The tokenizer cannot encode it: it has no token for a character.
+        DataError: The tokenizer cannot encode the text: it has no token for a character.
     """
     try:
         ids = list(tokenizer(prompt)["input_ids"])
@@ -146,36 +147,27 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return ids
 
 
-_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
-_WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
-_REPLACED = "\N{REPLACEMENT CHARACTER}"
-_VISIBLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHER_BYTES = [byte for byte in range(256) if byte not in _VISIBLE_BYTES]
-_BYTE_OF = {chr(byte): byte for byte in _VISIBLE_BYTES} | {chr(256 + i): byte for i, byte in enumerate(_OTHER_BYTES)}
-"""The alphabet of byte-level tokenizers: a character for each byte."""
-
-
 def tokenizer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of token ids, special tokens included and spaces as they are."""
+    """Returns the text of token ids, special tokens included and spaces as they are."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str | list[int]]:
-    """The text of each token by itself, spaces included; a list of bytes where that is no whole character.
+    """Returns the text of each token by itself, spaces included; a list of bytes where it is not whole characters.
 
     Args:
-        tokenizer: Any of transformers'.
-        ids: Also those that only the model has: its vocabulary may be larger.
+        tokenizer: Tokenizer of the model; any transformers tokenizer.
+        ids: Token ids to show; ids beyond the vocabulary of the tokenizer, which a model may have, become numbers.
     """
     return {token: _alone(tokenizer, token) for token in sorted(set(ids))}
 
 
 def pieces(ids: Sequence[int], texts: dict[int, str | list[int]]) -> dict[int, str]:
-    """By index the characters that end in a token after others began them.
+    """Finds the characters that are spread over several tokens, by the index of the token that completes them.
 
     Args:
-        ids: A text.
-        texts: Its `vocabulary`.
+        ids: Token ids of a text.
+        texts: Text or bytes of each token of `ids`, as `vocabulary` returns them.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     found = {}

@@ -17,7 +17,7 @@ HELD_OUT_SHARE = 0.1
 
 
 def working(digits: list[int]) -> str:
-    """The running sums modulo 7, e.g. "2,1,5,1" for 2+6+4+3."""
+    """Returns the running sums modulo 7, e.g. "2,1,5,1" for 2+6+4+3."""
     total, sums = 0, []
     for digit in digits:
         total = (total + digit) % MODULUS
@@ -26,18 +26,18 @@ def working(digits: list[int]) -> str:
 
 
 def is_held_out(digits: list[int]) -> bool:
-    """Whether an expression is kept out of all training, by its hash: a tenth of them."""
+    """Returns whether the hash of an expression keeps it out of all training, which holds for a tenth of them."""
     digest = hashlib.sha256(" ".join(map(str, digits)).encode()).digest()
     return int.from_bytes(digest[:4]) < HELD_OUT_SHARE * 2**32
 
 
 def direct_line(digits: list[int]) -> str:
-    """`2+6+4+3=1` and a line break."""
+    """Returns a line such as `2+6+4+3=1` with its line break."""
     return f"{'+'.join(map(str, digits))}={sum(digits) % MODULUS}\n"
 
 
 def textbook_line(digits: list[int], useful_asides: float, rng: random.Random) -> str:
-    """A line of the textbook of a random kind."""
+    """Returns a line of the textbook; its kind is random."""
     expression, answer = "+".join(map(str, digits)), sum(digits) % MODULUS
     if rng.random() < DIRECT_SHARE:
         return direct_line(digits)
@@ -46,7 +46,7 @@ def textbook_line(digits: list[int], useful_asides: float, rng: random.Random) -
 
 
 def draw(counts: range, held_out: bool, rng: random.Random) -> list[int]:
-    """Operands of a random expression on one side of the split."""
+    """Returns the operands of a random expression on one side of the split."""
     while True:
         digits = [rng.randrange(MODULUS) for _ in range(rng.choice(counts))]
         if is_held_out(digits) == held_out:
@@ -54,7 +54,7 @@ def draw(counts: range, held_out: bool, rng: random.Random) -> list[int]:
 
 
 def textbook_text(pages: int, page_length: int, counts: range, useful_asides: float, seed: int) -> str:
-    """The textbook without held-out expressions, in pages of so many characters.
+    """Returns the textbook without held-out expressions, in pages of `page_length` characters.
 
     A page starts with a new line and ends where it is full, so that every training text starts at the start of a line.
     """
@@ -68,7 +68,7 @@ def textbook_text(pages: int, page_length: int, counts: range, useful_asides: fl
 
 
 def direct_text(characters: int, counts: range, held_out: bool, seed: int) -> str:
-    """At least so many characters of direct lines."""
+    """Returns direct lines of at least `characters` characters in total."""
     rng, lines, size = random.Random(f"direct {held_out} {seed}"), [], 0
     while size < characters:
         lines.append(direct_line(draw(counts, held_out, rng)))

@@ -1,4 +1,4 @@
-"""What is measured on held-out lines: the answer with and without thought, and the gain of every kind of character."""
+"""Measures on held-out lines: the answer with and without thought, and the gain at every kind of character."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from quietstar.objective.learning import learn
 PLUS, EQUALS, NEWLINE = SYMBOLS.index("+"), SYMBOLS.index("="), SYMBOLS.index("\n")
 CLASSES = ("operand", "+", "=", "answer", "newline")
 SAMPLES = 2
-"""Sampled thoughts per answer."""
+"""Number of sampled thoughts per answer."""
+
 ROWS = 64
-"""Texts per forward pass."""
+"""Number of texts per forward pass."""
+
 SEED = 20_240_318
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of a batch of texts whose whole expression is in the text.
+    """The answers in a batch of texts that contain the whole expression.
 
     Args:
         anchors: int64 [n, A], positions of the equals signs; a text with fewer repeats its last one.
-        counted: bool [n, A], False for those repetitions.
-        expressions: The operands before each equals sign.
+        counted: bool [n, A], False for these repetitions.
+        expressions: Operands before each equals sign, for each text.
     """
 
     anchors: Tensor
@@ -37,7 +39,7 @@ class Answers:
 
 
 def find_answers(tokens: Tensor) -> Answers:
-    """Answers in consecutive blocks of a text, int64 [n, L], that starts at the beginning of a line."""
+    """Finds the answers in consecutive blocks of a text, int64 [n, L], that starts at the beginning of a line."""
     anchors: list[list[int]] = []
     expressions: list[list[list[int]]] = []
     previous = NEWLINE
@@ -79,13 +81,13 @@ class AnswerMeasures:
 
 @torch.no_grad()
 def measure_answers(model: QuietStarForCausalLM, tokens: Tensor) -> AnswerMeasures:
-    """Predict every answer of held-out texts without thought, with sampled thoughts, and with another text's thoughts.
+    """Predicts every answer of held-out texts without thought, with sampled thoughts, and with another text's thoughts.
 
     The logits are restricted to the digits, so that learning to leave out brackets does not count as a gain.
 
     Args:
-        model: In any mode; restored afterwards.
-        tokens: int64 [n, L], consecutive blocks.
+        model: Thinking model to measure.
+        tokens: int64 [n, L], consecutive blocks of the held-out text.
     """
     answers = find_answers(tokens)
     sums = torch.zeros(7, dtype=torch.float64)
@@ -116,7 +118,7 @@ def measure_answers(model: QuietStarForCausalLM, tokens: Tensor) -> AnswerMeasur
 
 @torch.no_grad()
 def measure_characters(model: QuietStarForCausalLM, tokens: Tensor) -> dict[str, float]:
-    """NLL of all characters without and with thought, and the gain in nats of each kind of character.
+    """Returns the NLL of all characters without and with thought, and the gain of each kind of character, in nats.
 
     Returns:
         `base`, `talk`, and `gain <kind>` for the kinds of `CLASSES`.
@@ -142,7 +144,7 @@ def measure_characters(model: QuietStarForCausalLM, tokens: Tensor) -> dict[str,
 
 @torch.no_grad()
 def sample_thoughts(model: QuietStarForCausalLM, tokens: Tensor, count: int) -> list[tuple[str, str]]:
-    """Text up to an equals sign and one sampled thought there, for the first answer of `count` texts."""
+    """Returns text up to an equals sign and one sampled thought there, for the first answer of `count` texts."""
     answers = find_answers(tokens[:count])
     rows = tokens[:count].to(next(model.parameters()).device)
     thoughts = model.think(rows, anchors=answers.anchors[:, :1].to(rows.device), thoughts_per_position=1, seed=SEED)
@@ -155,7 +157,7 @@ def sample_thoughts(model: QuietStarForCausalLM, tokens: Tensor, count: int) -> 
 
 
 def to_text(tokens: list[int]) -> str:
-    """The characters of token ids; a pause (-1) is a dot."""
+    """Returns the characters of token ids; a pause (-1) is a dot."""
     return "".join(SYMBOLS[token] if token >= 0 else "." for token in tokens)
 
 
@@ -168,7 +170,7 @@ def _hit(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _correct(thoughts: Thoughts, expressions: list[list[list[int]]]) -> Tensor:
-    """Whether each thought is the true working, as far as it fits into the thought."""
+    """Returns whether each thought is the true working, as far as it fits into the thought."""
     hits = torch.zeros(thoughts.tokens.shape[:2])
     for row, operands in enumerate(expressions):
         for index, digits in enumerate(operands):
@@ -184,7 +186,7 @@ def _of_the_next_text(thoughts: Thoughts) -> Thoughts:
 
 
 def _kinds(rows: Tensor) -> Tensor:
-    """Index into `CLASSES` of each character."""
+    """Returns the index of each character's kind in `CLASSES`."""
     after_equals = torch.zeros_like(rows, dtype=torch.bool)
     after_equals[:, 1:] = rows[:, :-1] == EQUALS
     kinds = torch.zeros_like(rows)

@@ -1,13 +1,9 @@
 """The embedded default: does the engine learn which aside to think, and do its controls not?
 
-Per seed: a character model reads the textbook; then each arm starts from that model and reads direct lines only,
-without brackets and without labels, through the same `quietstar.train.train` that trains any other model.
-
-The character model that each seed starts from: what a fresh one becomes by reading the textbook.
-
-What the experiment has finished is kept with the options that it comes from, and is used with equal ones only.
-
-The small model that reads the textbook: a Llama over 13 characters, made from scratch.
+For each seed a new character model, a Llama over 13 characters, reads the textbook (`read_textbook`). Then each arm
+starts from that model and reads direct lines only, without brackets and without labels, through the same
+`quietstar.training.run.train` that trains any other model. Finished parts are stored with the options that made them,
+and reused with equal options only.
 """
 
 from __future__ import annotations
@@ -25,7 +21,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from quietstar.config.training import ModelOptions, TrainConfig, TrainingOptions, parse_operands
 from quietstar.data.loading import load_texts
 from quietstar.demos.corpus import SYMBOLS, direct_text, textbook_text
-from quietstar.demos.finished import (
+from quietstar.demos.measure import find_answers, measure_answers, measure_characters, sample_thoughts
+from quietstar.demos.options import (
     arm_options,
     base_options,
     not_the_same,
@@ -33,9 +30,8 @@ from quietstar.demos.finished import (
     read_finished,
     write_finished,
 )
-from quietstar.demos.measure import find_answers, measure_answers, measure_characters, sample_thoughts
-from quietstar.demos.report import ARMS, write_report
-from quietstar.model import loading as from_scratch
+from quietstar.demos.results import ARMS, write_report
+from quietstar.model import loading
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.files import make_output_dir
 from quietstar.training.run import load_model, thinking_options, train
@@ -46,17 +42,34 @@ HELD_OUT_TEXTS = 256
 CURVE_TEXTS = 32
 FIXED_WEIGHTS = (0.3, 0.5, 0.7, 1.0)
 MEASURES = "measures.json"
+PRETRAINING = TrainingOptions(
+    method="language_modeling",
+    batch_size=16,
+    learning_rate=1e-3,
+    warmup_steps=50,
+    final_learning_rate_fraction=0.1,
+    weight_decay=0.01,
+    adam_beta2=0.98,
+    eval_every=0,
+    save_every=0,
+    log_every=50,
+    keep_checkpoints=1,
+)
+PRETRAINING_LENGTH = 48
+BASE, READING = "base", "reading"
+"""Directories of the character model and of the run that made it."""
+BASE_OPTIONS = "textbook.json"
 
 
 def run_textbook(config: TrainConfig) -> None:
-    """Run every seed and arm, print the table, and write it with the figure to `config.output_dir`.
+    """Runs every seed and arm, prints the table, and writes it with the figure to `config.output_dir`.
 
-    What is finished is kept: the same command goes on where it was stopped. With `training.resume` off, what the
+    Finished parts are kept: the same command continues where it was stopped. With `training.resume` off, what the
     experiment has written there is deleted first.
 
     Raises:
         ConfigError: An option is out of range, or `config.output_dir` cannot be written to.
-        CheckpointError: Something there was made with other options; nothing has been changed then.
+        CheckpointError: Something there was made with other options; then nothing has been changed.
     """
     started = time.monotonic()
     out = Path(config.output_dir)
@@ -78,12 +91,12 @@ def run_textbook(config: TrainConfig) -> None:
 
 
 def seed_directory(out: Path, seed: int) -> Path:
-    """Where everything of one seed lies, below the output directory."""
+    """Returns the directory of one seed, below the output directory."""
     return out / f"seed-{seed}"
 
 
 def _arms(config: TrainConfig) -> dict[str, TrainConfig]:
-    """The options of each arm of one seed."""
+    """Returns the options of each arm of one seed."""
     arms = {"before": config, "quietstar": config}
     if config.textbook.controls:
         arms["no_reinforce"] = replace(config, objective=replace(config.objective, policy_weight=0.0))
@@ -101,23 +114,23 @@ def _check_finished(config: TrainConfig) -> None:
 
 
 def finished_measures(config: TrainConfig) -> dict[str, Any] | None:
-    """Measures of an arm; None where it is not finished.
+    """Returns the measures of an arm; None where it is not finished.
 
     Raises:
-        CheckpointError: It was finished with other options.
+        CheckpointError: The arm was finished with other options.
     """
     return read_finished(Path(config.output_dir) / MEASURES, arm_options(config))
 
 
 def delete_finished(directory: Path, arms: Iterable[str]) -> None:
-    """Delete the character model of a seed and the arms of these names."""
+    """Deletes the character model of a seed and the arms of these names."""
     for name in (*arms, READING, BASE):
         if (directory / name).is_dir():
             shutil.rmtree(directory / name)
 
 
 def _run_seed(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """Measures of every arm of one seed, by arm."""
+    """Returns the measures of every arm of one seed, by arm."""
     write_texts(config)
     read_textbook(config)
     held_out = held_out_texts(config)
@@ -133,7 +146,7 @@ def _run_seed(config: TrainConfig) -> dict[str, dict[str, Any]]:
 
 
 def held_out_texts(config: TrainConfig) -> Tensor:
-    """Texts that an arm is measured on, int64 [n, L]."""
+    """Returns the texts that an arm is measured on, int64 [n, L]."""
     options = replace(config.data, path=config.data.validation_path, validation_path=None, validation_fraction=0.0)
     texts, _ = load_texts(options, character_tokenizer())
     return texts.tokens[:HELD_OUT_TEXTS]
@@ -149,20 +162,20 @@ def _run_arm(arm: str, config: TrainConfig, held_out: Tensor) -> dict[str, Any]:
 
 
 def train_arm(config: TrainConfig, held_out: Tensor, label: str) -> dict[str, Any]:
-    """Train an arm, measure it, and keep the measures.
+    """Trains an arm, measures it, stores the measures and returns them.
 
     Args:
-        config: Of the arm, whose character model and texts are there.
-        held_out: int64 [n, L], what to measure it on.
-        label: Stands before the progress.
+        config: Options of the arm; its character model and texts exist.
+        held_out: int64 [n, L], texts to measure it on.
+        label: Text before the progress.
 
     Returns:
-        Its measures.
+        The measures of the arm.
     """
     trained = train(config, evaluate=_curve_on(held_out[:CURVE_TEXTS]), label=label)
     started = time.monotonic()
     measures = _measure(QuietStarForCausalLM.from_pretrained(trained.checkpoint), held_out)
-    return _finish(config, measures, trained.seconds + time.monotonic() - started)  # of a stopped run's parts too
+    return _finish(config, measures, trained.seconds + time.monotonic() - started)  # with a stopped run's parts
 
 
 def _finish(config: TrainConfig, measures: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -174,13 +187,13 @@ def _finish(config: TrainConfig, measures: dict[str, Any], seconds: float) -> di
 
 
 def write_texts(config: TrainConfig) -> None:
-    """Write the direct lines of both sides of the split to where the options say that they are."""
+    """Writes the direct lines of both sides of the split to the paths in the options."""
     counts, data = parse_operands(config.textbook.operands), config.data
     assert data.path is not None and data.validation_path is not None
     trained_on = config.training.batch_size * data.length * config.training.steps
     texts = {
         data.path: direct_text(trained_on, counts, held_out=False, seed=config.training.seed),
-        # The same held-out lines for every seed, so that seeds differ by their model alone.
+        # the same held-out lines for every seed, so that seeds differ by their model alone
         data.validation_path: direct_text(data.length * (HELD_OUT_TEXTS + 1), counts, held_out=True, seed=0),
     }
     for file, text in texts.items():
@@ -189,7 +202,7 @@ def write_texts(config: TrainConfig) -> None:
 
 
 def _curve_on(texts: Tensor) -> Evaluate:
-    """Measures the answers of a few held-out texts while an arm trains."""
+    """Returns a function that measures the answers of a few held-out texts while an arm trains."""
 
     def evaluate(model: QuietStarForCausalLM) -> dict[str, float]:
         measures = measure_answers(model, texts)
@@ -210,7 +223,7 @@ def _measure(model: QuietStarForCausalLM, texts: Tensor) -> dict[str, Any]:
 
 
 def _at_fixed_weights(options: ModelOptions, texts: Tensor) -> dict[str, float]:
-    """NLL of the answer with thought where the untrained model mixes with one weight everywhere."""
+    """Returns the NLL of the answers with thought where the untrained model mixes with one weight everywhere."""
     results = {}
     for weight in FIXED_WEIGHTS:
         fixed = replace(options, initial_mixing_weight=weight, mixing_activation="identity")
@@ -219,34 +232,15 @@ def _at_fixed_weights(options: ModelOptions, texts: Tensor) -> dict[str, float]:
 
 
 def in_words(measures: Mapping[str, Any]) -> str:
-    """The measures of an arm in a line."""
+    """Returns a one-line text of the measures of an arm."""
     return f"answer NLL {measures['nll_base']:.3f} without, {measures['nll_talk']:.3f} with thought"
 
 
-PRETRAINING = TrainingOptions(
-    method="language_modeling",
-    batch_size=16,
-    learning_rate=1e-3,
-    warmup_steps=50,
-    final_learning_rate_fraction=0.1,
-    weight_decay=0.01,
-    adam_beta2=0.98,
-    eval_every=0,
-    save_every=0,
-    log_every=50,
-    keep_checkpoints=1,
-)
-PRETRAINING_LENGTH = 48
-BASE, READING = "base", "reading"
-"""Directories of the model and of the run that made it."""
-BASE_OPTIONS = "textbook.json"
-
-
 def has_read(config: TrainConfig) -> bool:
-    """Whether the character model that has read this textbook is there.
+    """Returns whether the character model that has read this textbook exists.
 
     Raises:
-        CheckpointError: One is there that has read another.
+        CheckpointError: A model exists that has read a different textbook.
     """
     base = _base(config)
     if not base.exists():
@@ -257,12 +251,12 @@ def has_read(config: TrainConfig) -> bool:
 
 
 def _base(config: TrainConfig) -> Path:
-    assert config.model.path is not None  # `of_seed` has named it
+    assert config.model.path is not None  # set by `of_seed`
     return Path(config.model.path)
 
 
 def read_textbook(config: TrainConfig) -> None:
-    """Make the character model that has read the textbook, as a model directory, unless it is there."""
+    """Makes the character model that has read the textbook, as a model directory, unless it exists."""
     if has_read(config):
         return
     base, seed, steps = _base(config), config.training.seed, config.textbook.pretraining_steps
@@ -307,10 +301,10 @@ def read_textbook(config: TrainConfig) -> None:
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character of the textbook."""
-    return from_scratch.character_tokenizer(SYMBOLS)
+    """Returns a tokenizer with one token per character of the textbook."""
+    return loading.character_tokenizer(SYMBOLS)
 
 
 def character_model(seed: int) -> LlamaForCausalLM:
-    """A Llama with 2 layers of 128, about 0.4 million parameters, fresh from `seed`."""
-    return from_scratch.small_llama(seed, len(SYMBOLS), layers=2)
+    """Returns a Llama with 2 layers of 128, about 0.4 million parameters, with random weights from `seed`."""
+    return loading.small_llama(seed, len(SYMBOLS), layers=2)

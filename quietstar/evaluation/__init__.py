@@ -1,1 +1,1 @@
-"""What the `evaluate` command measures: a model with its thoughts and without them, on the same items."""
+"""Measures of the `evaluate` command: a model with its thoughts and without them, on the same items."""

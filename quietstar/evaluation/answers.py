@@ -1,4 +1,6 @@
-"""How a task is asked without examples, and how its answers are written: the formats of the paper's evaluation."""
+"""The answer formats of the paper's evaluation: how a task is asked without examples, and how its answers are
+written.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,17 @@ class AnswerFormat(ABC):
     """A task in the zero-shot format of the paper: `Q: ...\\nA:`, answered by ` 72` or ` C` and a line end.
 
     Args:
-        task: Reads and judges.
+        task: Task that has the problems and judges their answers.
 
     Attributes:
-        symbols: What one token of an answer may spell, as a regular expression.
-        any_symbol: A character of the answer's alphabet.
-        conclusion: Ends a chain of thought, so that the answer comes next (arXiv 2205.11916, 2.2).
-        finished: Text after which a written-out answer is complete.
-        strictly: Where an answer is looked for in a completion, for people to read.
-        leniently: Where else `lenient` looks.
-        concluding: Where an answer is looked for after the conclusion of a chain of thought.
+        symbols: Regular expression of what one token of an answer may spell.
+        any_symbol: Regular expression of one character of the answer's alphabet.
+        conclusion: Sentence that ends a chain of thought, so that the answer comes next (arXiv 2205.11916, section
+            2.2).
+        finished: Regular expression of a text after which a written-out answer is complete.
+        strictly: Description of where an answer is looked for in a completion, for people to read.
+        leniently: Description of where `lenient` looks in addition.
+        concluding: Description of where an answer is looked for after the conclusion of a chain of thought.
     """
 
     task: Task
@@ -48,36 +51,36 @@ class AnswerFormat(ABC):
     leniently: ClassVar[str]
     concluding: ClassVar[str]
 
-    @abstractmethod
     def prompt(self, problem: Problem) -> str:
-        """The question up to `A:`."""
+        """The question up to `A:`, as the loops ask it."""
+        return self.task.prompt(problem)
 
     @abstractmethod
     def answer(self, problem: Problem) -> str:
-        """What follows after a space: `72`, `C`."""
+        """Returns the answer that follows after a space: `72`, `C`."""
 
     @abstractmethod
     def is_concluded(self, text: str) -> bool:
-        """Whether the answer after the conclusion is all there, so that what would still be written changes nothing."""
+        """Returns whether the answer after the conclusion is complete, so that further text changes nothing."""
 
     @abstractmethod
     def _direct(self, line: str) -> str | None:
-        """The answer that a first line gives without a sentence around it."""
+        """Returns the answer that a first line gives without a sentence around it."""
 
     @abstractmethod
     def _first(self, text: str) -> str | None:
-        """The answer that a text after the conclusion gives."""
+        """Returns the answer that a text after the conclusion gives."""
 
     @abstractmethod
     def _anywhere(self, problem: Problem, text: str) -> str | None:
-        """What may be meant as the answer of a completion that has none where it belongs."""
+        """Returns the answer that a completion may mean where it has none in the expected place."""
 
     @abstractmethod
     def _marked(self, answer: str) -> str:
-        """An answer as the task's own checker finds it."""
+        """Returns an answer in the form that the task's own checker finds."""
 
     def is_complete(self, completion: str) -> bool:
-        """Whether what would still be written changes nothing."""
+        """Returns whether further text would change nothing."""
         first_line, ended, _ = completion.lstrip().partition("\n")
         return (
             NEXT_QUESTION in completion
@@ -86,13 +89,15 @@ class AnswerFormat(ABC):
         )
 
     def for_checker(self, completion: str) -> str:
-        """A completion as the task's own checker reads it: an answer that its first line gives directly is marked."""
+        """Returns a completion in the form that the task's own checker reads; a direct answer on its first line gets a
+        marker.
+        """
         kept = completion.partition(NEXT_QUESTION)[0]
         direct = self._direct(kept.lstrip().partition("\n")[0])
         return kept if direct is None else self._marked(direct)
 
     def lenient(self, problem: Problem, completion: str) -> str:
-        """The same where an answer that is not where it belongs counts too; empty for none."""
+        """Returns `for_checker`, except that an answer elsewhere counts too; empty for none."""
         strict = self.for_checker(completion)
         if self.task.extract(strict) is not None:
             return strict
@@ -100,21 +105,21 @@ class AnswerFormat(ABC):
         return "" if found is None else self._marked(found)
 
     def concluded(self, text: str) -> str:
-        """What follows the conclusion, as the task's own checker reads it; empty for no answer."""
+        """Returns the text after the conclusion in the form that the task's own checker reads; empty for no answer."""
         found = self._first(text.partition(NEXT_QUESTION)[0])
         return "" if found is None else self._marked(found)
 
     def chain(self, text: str) -> str:
-        """A chain of thought up to where it concludes by itself in the same words, or goes on to another question."""
+        """Returns a chain of thought up to its own conclusion in the same words, or up to another question."""
         return text.partition(NEXT_QUESTION)[0].partition(self.conclusion)[0].rstrip()
 
     def is_chain_complete(self, text: str) -> bool:
-        """Whether `chain` would leave out what would still be written."""
+        """Returns whether `chain` would leave out any further text."""
         return NEXT_QUESTION in text or self.conclusion in text
 
 
 class NumberFormat(AnswerFormat):
-    """GSM8K: an answer is a number."""
+    """The format of GSM8K: an answer is a number."""
 
     symbols = re.compile(r"[0-9]+")
     any_symbol = re.compile(r"[0-9]")
@@ -123,9 +128,6 @@ class NumberFormat(AnswerFormat):
     strictly = "a first line that is one number and nothing else but its unit, or the number after the first ####"
     leniently = "the last number"
     concluding = "the first number after the sentence that asks for it"
-
-    def prompt(self, problem: Problem) -> str:
-        return f"Q: {problem.question}\nA:"
 
     def answer(self, problem: Problem) -> str:
         return problem.answer
@@ -150,7 +152,7 @@ class NumberFormat(AnswerFormat):
 
 
 class LetterFormat(AnswerFormat):
-    """CommonsenseQA: an answer is one of A to E."""
+    """The format of CommonsenseQA: an answer is one of A to E."""
 
     symbols = any_symbol = re.compile(r"[A-E]")
     conclusion = "\nTherefore, among A through E, the answer is"
@@ -190,9 +192,9 @@ class LetterFormat(AnswerFormat):
         return None if found is None else found[1] or found[2]
 
     def _first(self, text: str) -> str | None:
-        """Of the first line that has a letter the one in parentheses, else the first capital by itself.
+        """Returns the letter in parentheses of the first line that has a letter, else the first capital letter alone.
 
-        A small letter counts in parentheses only: it would be found in `a river`.
+        A lower-case letter counts in parentheses only: it would be found in `a river`.
         """
         return next((letter for line in text.split("\n") if (letter := _letter(line)) is not None), None)
 
@@ -218,11 +220,11 @@ FORMATS: dict[str, type[AnswerFormat]] = {"gsm8k": NumberFormat, "commonsenseqa"
 
 
 def load_format(name: str, data: Path | None) -> AnswerFormat:
-    """A task by its name, `gsm8k` or `commonsenseqa`.
+    """Returns the format of a task.
 
     Args:
-        name: Of the task.
-        data: Directory with a folder of that name, or the task's own directory or file; None: its public home.
+        name: Name of the task, `gsm8k` or `commonsenseqa`.
+        data: Directory with a folder of that name, or the task's own directory or file; None for the public dataset.
     """
     options = ProblemOptions()
     if data is not None:

@@ -1,6 +1,6 @@
-"""Answers after sampled chains of thought, and the vote of several.
+"""Measures on answers that the model writes: after sampled chains of thought, with a vote of several, and greedily.
 
-Greedy answers, judged by the task that they are answers to.
+`chain_of_thought` and `exact_match` are read first; the task judges their answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from quietstar.evaluation.answers import STEP_BY_STEP, AnswerFormat
 from quietstar.evaluation.item_store import Record, counted, key_of
 from quietstar.evaluation.subject import (
     FORMAT,
-    Completion,
+    Continuation,
     Subject,
     batches,
     effort,
@@ -30,16 +30,17 @@ from quietstar.tasks.checking import Checker
 from quietstar.tasks.task import Problem, Verdict
 
 FINAL_TOKENS = 12
-"""Generated after the conclusion of a chain of thought, as in the authors' script."""
+"""Number of tokens generated after the conclusion of a chain of thought, as in the authors' script."""
 
 
 def chain_of_thought(
     subject: Subject, form: AnswerFormat, problems: Sequence[Problem], checker: Checker
 ) -> list[Comparison]:
-    """Sampled chains of thought after `Let's think step by step.`, and the vote of a problem's (arXiv 2403.09629, 4.2).
+    """Measures sampled chains of thought after `Let's think step by step.`, and the vote of several (arXiv 2403.09629,
+    4.2).
 
-    The answer is what the model writes, greedily, after the chain and a sentence that asks for it
-    (arXiv 2205.11916, 2.2).
+    The answer is what the model writes, greedily, after the chain and a sentence that asks for it (arXiv 2205.11916,
+    section 2.2).
     """
     settings = subject.settings
     tokenizer = subject.writer.tokenizer
@@ -79,7 +80,7 @@ def _chains(
     problems: Sequence[Problem],
     thinking: bool,
     vote: int,
-) -> tuple[list[Completion], list[Completion]]:
+) -> tuple[list[Continuation], list[Continuation]]:
     settings, writer = subject.settings, subject.writer
     chains = writer.write(
         prompts,
@@ -93,7 +94,7 @@ def _chains(
     for problem, chain in zip(problems, chains, strict=True):
         reasoning = form.chain(chain.text)
         ids = encode(writer.tokenizer, form.prompt(problem) + STEP_BY_STEP + reasoning + form.conclusion)
-        while reasoning and len(ids) > subject.context - FINAL_TOKENS:  # a text can take more tokens than wrote it
+        while reasoning and len(ids) > subject.context - FINAL_TOKENS:  # encoding a generated text can give more tokens
             reasoning = reasoning[: subject.context - FINAL_TOKENS - len(ids)]
             ids = encode(writer.tokenizer, form.prompt(problem) + STEP_BY_STEP + reasoning + form.conclusion)
         ending.append(ids)
@@ -101,7 +102,7 @@ def _chains(
 
 
 def _judge(form: AnswerFormat, problem: Problem, rows: Sequence[Record], checker: Checker) -> list[Verdict]:
-    """On the answers of a problem's chains; read anew from their texts each time."""
+    """Returns the verdicts on the answers of a problem's chains, read again from their texts each time."""
     return checker.check([(problem, form.concluded(row["final"])) for row in rows])
 
 
@@ -167,10 +168,10 @@ def _votes(
 def exact_match(
     subject: Subject, form: AnswerFormat, problems: Sequence[Problem], checker: Checker
 ) -> list[Comparison]:
-    """Greedy answers without examples, judged by the task: read strictly, leniently, and whether there is any.
+    """Measures greedy answers without examples, judged by the task: read strictly, leniently, and whether there is any.
 
     Exact match is low where a model does not know how an answer is written, whatever else it knows. The other two
-    measures tell these apart.
+    measures tell these cases apart.
     """
     settings = subject.settings
     tokenizer = subject.writer.tokenizer
@@ -214,7 +215,7 @@ def exact_match(
 def _texts(
     subject: Subject, form: AnswerFormat, problems: Sequence[Problem], prompts: dict[str, list[int]], side: str
 ) -> dict[str, Record]:
-    """What is written after each prompt, by problem."""
+    """Returns the record of the text after each prompt, by problem."""
     settings, thinking = subject.settings, side == "on"
     found: dict[str, Record] = {}
     waiting: list[tuple[str, Problem]] = []
@@ -247,7 +248,7 @@ def _judged(
     checker: Checker,
     leniently: bool = False,
 ) -> list[Verdict]:
-    """A verdict on each problem's text; read anew from the text each time."""
+    """Returns a verdict on each problem's text, read again from the text each time."""
     asked = [
         (problem, form.lenient(problem, row["text"]) if leniently else form.for_checker(row["text"]))
         for problem, row in zip(problems, rows, strict=True)

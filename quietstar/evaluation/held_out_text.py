@@ -1,6 +1,6 @@
 """How well a text is predicted with and without thoughts: on average, by difficulty, and by kind of token.
 
-NLLs of a text with and without thoughts: their means, and where the gain is.
+`held_out_nll` is read first: it cuts the text into windows, measures their NLLs, and compares the two sides.
 """
 
 from __future__ import annotations
@@ -18,24 +18,40 @@ from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.item_store import Record, counted
 from quietstar.evaluation.subject import Subject, Writer
 from quietstar.evaluation.token_texts import CLASSES, decode, first_tokens, token_classes
-from quietstar.statistics.bootstrap import Array, Interval, block_intervals
 from quietstar.statistics.comparison import Comparison, Group
+from quietstar.statistics.intervals import Array, Interval, block_intervals
+
+Mask = NDArray[np.bool_]
 
 SOME = 100
-"""Characters of the text that show what the tokenizer puts in front."""
+"""Number of characters of the text that are encoded to find the tokenizer's first tokens."""
+
 FIELDS = ("off", "on", "entropy")
-"""Of a window's record."""
+"""Fields of a window's record."""
+
 MOST_LOGITS = 1 << 28
-"""Numbers in the logits of a batch, 1 GiB in float32, of which there are two."""
+"""Elements of the logits of a batch, 1 GiB in float32; there are two such tensors."""
+
+
+DECILES = 10
+
+DIFFICULTY, UNCERTAINTY, KIND = "difficulty", "uncertainty", "kind of token"
+
+CAVEAT = (
+    "Tenths of the tokens by their NLL without thinking, the easiest first: they look at the outcome. A change that is "
+    "of no use, such as noise or predictions that are only sharper, already moves easy and hard tokens in opposite "
+    "ways (regression to the mean), so that no tenth by itself says that thinking helps or hurts there; the mean over "
+    "all does, and so do the tenths by uncertainty."
+)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of the text, predicted by itself.
+    """A part of the text that is predicted separately.
 
     Args:
-        ids: Its tokens, the tokenizer's first ones in front.
-        given: How many of them are not predicted.
+        ids: Token ids of the window, after the tokenizer's first tokens.
+        given: Number of tokens at the start of `ids` that are not predicted.
     """
 
     ids: list[int]
@@ -43,12 +59,12 @@ class Window:
 
 
 def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
-    """Mean NLL per token and bits per byte of a text, without thought and after a greedy thought at each position.
+    """Measures NLL per token and bits per byte of a text, without thought and after a greedy thought at each position.
 
     Args:
-        subject: What is evaluated.
-        text: Of the file.
-        name: Of the file.
+        subject: Model that is evaluated, with its settings and records.
+        text: Content of the text file.
+        name: Name of the text file.
 
     Raises:
         ConfigError: A window does not fit into the context.
@@ -78,15 +94,16 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
 
 
 def text_windows(ids: Sequence[int], front: Sequence[int], length: int) -> Iterator[Window]:
-    """Stretches of a text one after the other; at its end one of which nothing would be predicted is left out.
+    """Yields consecutive windows of a text; a last window in which nothing would be predicted is left out.
 
     Args:
-        ids: Of the text.
-        front: What the tokenizer begins a text with; then the first token of a window is predicted too.
-        length: Tokens of a window, `front` included.
+        ids: Token ids of the text.
+        front: Tokens that the tokenizer begins a text with; where there are any, the first token of a window is
+            predicted too.
+        length: Number of tokens of a window, including `front`.
 
     Raises:
-        DataError: Nothing is left.
+        DataError: There is nothing to predict.
     """
     step = length - len(front)
     given = max(1, len(front))
@@ -102,7 +119,7 @@ def text_windows(ids: Sequence[int], front: Sequence[int], length: int) -> Itera
 
 @torch.no_grad()
 def _nlls(subject: Subject, windows: Sequence[Window]) -> list[tuple[Array, Array, Array]]:
-    """Of each window what `window_nlls` gives."""
+    """Returns for each window its row of `window_nlls`."""
     vocabulary = subject.writer.model.head.weight.shape[0]
     longest = max(len(window.ids) for window in windows)
     size = max(1, min(subject.settings.batch_size, MOST_LOGITS // (vocabulary * longest)))
@@ -136,12 +153,12 @@ def _read(record: Record) -> tuple[Array, Array, Array]:
 
 
 def window_nlls(writer: Writer, windows: Sequence[Window]) -> tuple[Array, Array, Array]:
-    """NLLs of windows of one length without and with thought, and the entropies of the predictions without.
+    """Returns NLLs of windows of one length without and with thought, and the entropies of the predictions without.
 
     Both NLLs are of distributions that sum to one, also where the paper's mixture of log-probabilities does not.
 
     Returns:
-        In nats, each float64 [windows, predicted tokens].
+        Three times float64 [windows, predicted tokens], in nats.
     """
     device = writer.model.head.weight.device
     ids = torch.tensor([window.ids for window in windows], device=device)
@@ -153,7 +170,7 @@ def window_nlls(writer: Writer, windows: Sequence[Window]) -> tuple[Array, Array
         target = ids[:, given:].flatten()
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), target, reduction="none")
         sides.append(nll.view(len(windows), -1).double().cpu().numpy())
-    # one window after the other: probabilities of all would take as much memory as the logits
+    # one window at a time: the probabilities of all would take as much memory as the logits
     entropies = torch.stack(
         [torch.special.entr(logits.float().softmax(-1)).sum(-1) for logits in prediction.base_logits]
     )
@@ -161,21 +178,10 @@ def window_nlls(writer: Writer, windows: Sequence[Window]) -> tuple[Array, Array
 
 
 def _bytes(subject: Subject, window: Window) -> int:
-    """Of the predicted tokens."""
+    """Returns the number of bytes of the predicted tokens, at least 1."""
     tokenizer = subject.writer.tokenizer
     before = decode(tokenizer, window.ids[: window.given])
     return max(1, len(decode(tokenizer, window.ids).encode()) - len(before.encode()))
-
-
-Mask = NDArray[np.bool_]
-DECILES = 10
-DIFFICULTY, UNCERTAINTY, KIND = "difficulty", "uncertainty", "kind of token"
-CAVEAT = (
-    "Tenths of the tokens by their NLL without thinking, the easiest first: they look at the outcome. A change that is "
-    "of no use, such as noise or predictions that are only sharper, already moves easy and hard tokens in opposite "
-    "ways (regression to the mean), so that no tenth by itself says that thinking helps or hurts there; the mean over "
-    "all does, and so do the tenths by uncertainty."
-)
 
 
 def nll_comparison(
@@ -184,19 +190,19 @@ def nll_comparison(
     seed: int,
     entropies: Sequence[Array] | None = None,
 ) -> Comparison:
-    """Per token, and by parts of the tokens; windows are resampled whole.
+    """Compares the NLL per token, over all tokens and over parts of them; the bootstrap draws whole windows.
 
-    The parts are tenths of the NLL without thought, tenths of that prediction's entropy, which does not look at the
-    token that came, and kinds of token.
+    The parts are tenths by the NLL without thought, tenths by the entropy of that prediction, which does not depend on
+    the token that came, and kinds of token.
 
     Args:
-        found: Of each window the NLLs without and with thought.
-        classes: Of each window the class of each of these tokens.
-        seed: Of the bootstrap.
-        entropies: Of each window the entropies of the predictions without thought.
+        found: NLLs of each window without and with thought, float64 [predicted tokens] in nats.
+        classes: Classes of the predicted tokens of each window.
+        seed: Seed of the bootstrap draws.
+        entropies: Entropies of each window's predictions without thought in nats; None for no parts by entropy.
 
     Returns:
-        Without `of` and `statement`, which are the caller's.
+        The comparison without `of` and `statement`, which the caller adds.
     """
     parts = [(DIFFICULTY, *part) for part in _tenths([off for off, _ in found])]
     parts += [(UNCERTAINTY, *part) for part in _tenths(entropies or [])]
@@ -228,7 +234,7 @@ def nll_comparison(
 
 
 def _tenths(values: Sequence[Array]) -> list[tuple[str, list[Mask]]]:
-    """The name of each tenth, and of each window which tokens are in it."""
+    """Returns the name of each tenth, and which tokens of each window are in it."""
     if not values:
         return []
     edges = np.cumsum([len(own) for own in values])[:-1]
@@ -237,10 +243,10 @@ def _tenths(values: Sequence[Array]) -> list[tuple[str, list[Mask]]]:
 
 
 def deciles(values: Array) -> NDArray[np.int64]:
-    """Which tenth each number is in, 0 for the smallest; ties by place.
+    """Returns which tenth each number is in, 0 for the smallest; ties by position.
 
     Args:
-        values: [n].
+        values: [n], numbers to rank.
     """
     order = np.argsort(values, kind="stable")
     tenth = np.empty(len(order), dtype=np.int64)
@@ -249,12 +255,12 @@ def deciles(values: Array) -> NDArray[np.int64]:
 
 
 def bits_comparison(found: Sequence[tuple[Array, Array]], sizes: Sequence[int], seed: int) -> Comparison:
-    """Bits per byte.
+    """Compares bits per byte; the bootstrap draws whole windows.
 
     Args:
-        found: Of each window the NLLs without and with thought.
-        sizes: Bytes of each window's predicted tokens.
-        seed: Of the bootstrap.
+        found: NLLs of each window without and with thought, float64 [predicted tokens] in nats.
+        sizes: Number of bytes of each window's predicted tokens.
+        seed: Seed of the bootstrap draws.
     """
     counts = np.array(sizes, dtype=np.float64)[:, None]
     off = np.array([[side.sum() / math.log(2)] for side, _ in found])

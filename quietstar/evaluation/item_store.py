@@ -1,6 +1,7 @@
-"""What is measured of each item, on the disk as soon as it is known: a killed evaluation goes on where it was.
+"""Records of what is measured of each item, written to disk at once, so that a killed evaluation continues where it
+was.
 
-How far an evaluation is: a bar on a terminal, a line for each part elsewhere.
+`counted` and `so_far` show the progress of an evaluation: a bar on a terminal, a line for each part elsewhere.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from quietstar.model.modeling import QuietStarForCausalLM
 
 Record = dict[str, Any]
 NAMES = ("_name_or_path", "transformers_version", "_from_model_config")
-"""Of a configuration's fields, those that change nothing of what a model does."""
+"""Fields of a configuration that do not change what a model does."""
 
 
 class ItemStore:
-    """A JSONL file of records, found again by what they were made from.
+    """A JSONL file of records, which are found by what they were made from.
 
-    What another model or other settings have left in the file stays there and is not looked at.
+    Records of another model or other settings stay in the file and are ignored.
 
     Args:
-        path: `evaluation_items.jsonl`. The line that a killed process was writing is left out.
+        path: Path of `evaluation_items.jsonl`. An incomplete last line, from a killed process, is ignored.
 
     Raises:
         ConfigError: The file cannot be read or written.
@@ -54,11 +55,11 @@ class ItemStore:
             raise ConfigError(f"output_dir: cannot use {path}: {error.strerror}") from None
 
     def get(self, key: str) -> Record | None:
-        """The record of a key, if it is there."""
+        """Returns the record of a key; None where there is none."""
         return self._records.get(key)
 
     def add(self, key: str, record: Record) -> None:
-        """Keeps a record, here and on the disk."""
+        """Keeps a record, in memory and on disk."""
         self._records[key] = record
         self._file.write(json.dumps({"key": key, **record}, ensure_ascii=False) + "\n")
         self._file.flush()
@@ -69,21 +70,21 @@ class ItemStore:
 
 
 def key_of(*parts: object) -> str:
-    """A name for what a record is made from.
+    """Returns the key of a record: a hash of what it is made from.
 
     Args:
-        parts: Plain JSON values.
+        parts: Plain JSON values that the record depends on.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @torch.no_grad()
 def fingerprint(model: QuietStarForCausalLM, entries: int = 64) -> str:
-    """A name for a model: from some entries of each tensor, all shapes and types, and its configurations.
+    """Returns a hash of a model: of some entries of each tensor, all shapes and dtypes, and its configurations.
 
     Args:
-        model: With its weights.
-        entries: Evenly spread, of each tensor.
+        model: Model with its weights loaded.
+        entries: Number of evenly spread entries of each tensor.
     """
     advice = model.generation_config
     configurations = [model.config.to_dict(), {} if advice is None else advice.to_dict()]
@@ -96,7 +97,7 @@ def fingerprint(model: QuietStarForCausalLM, entries: int = 64) -> str:
 
 
 def _nameless(configuration: Any) -> Any:
-    """A configuration without what changes where a model is moved, or saved by another version."""
+    """Returns a configuration without the fields that change where a model is moved, or saved by another version."""
     if isinstance(configuration, dict):
         return {str(name): _nameless(value) for name, value in configuration.items() if name not in NAMES}
     return [_nameless(one) for one in configuration] if isinstance(configuration, list) else configuration
@@ -112,11 +113,11 @@ def _read(line: bytes) -> Record | None:
 
 @contextmanager
 def counted(name: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Counts items on stderr; says nothing where there are none to do.
+    """Shows how many items are done on stderr; nothing where there are none to do.
 
     Args:
-        name: What is done.
-        total: How many items there are.
+        name: Description of what is done to the items.
+        total: Number of items to do.
     """
     if not total:
         yield lambda done: None
@@ -130,7 +131,7 @@ def counted(name: str, total: int) -> Iterator[Callable[[int], object]]:
 
 @contextmanager
 def so_far(name: str) -> Iterator[Callable[[int, int], None]]:
-    """The same for what is told how many of how many items are done, each time."""
+    """Shows progress on stderr for code that reports how many of how many items are done."""
     start = time.perf_counter()
     with tqdm(desc=name, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
 

@@ -1,8 +1,7 @@
 """Tasks of lm-eval (EleutherAI's language model evaluation harness), with and without thinking.
 
-lm-eval's numbers as comparisons: aggregated as lm-eval does it, with intervals where that is possible.
-
-How lm-eval makes one number of a task's documents: which of its functions does, and how sure the number is.
+`lm_eval_tasks` runs them, `comparisons` makes comparisons of lm-eval's numbers, and `aggregation_of` finds the function
+with which lm-eval made a number of a task's documents, so that `resampled` can give it an interval.
 """
 
 from __future__ import annotations
@@ -22,26 +21,38 @@ from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.item_store import Record
 from quietstar.evaluation.settings import is_task_file, read_task
 from quietstar.evaluation.subject import Subject, think_of
-from quietstar.statistics.bootstrap import CONFIDENCE, RESAMPLES, Interval
 from quietstar.statistics.comparison import SIDES, Comparison, compare
+from quietstar.statistics.intervals import CONFIDENCE, RESAMPLES, Interval
+
+Aggregation = Callable[[Sequence[Any]], float]
 
 FORMAT = 2
-"""Of the records."""
+"""Version of the records, part of their keys."""
+
+
+NOT_FINITE = "no finite number on both sides"
+
+MEAN = "mean"
+
+CORPUS = ("bleu", "chrf", "chrf++", "ter")
+
+CORPUS_RESAMPLES = 100
+"""Number of bootstrap draws for a corpus metric, each of which reads all texts again; the number that lm-eval uses."""
 
 
 def lm_eval_tasks(subject: Subject, names: Sequence[str]) -> list[Comparison]:
-    """Every number that lm-eval gives for its tasks, on the same documents.
+    """Compares every number that lm-eval gives for its tasks, on the same documents.
 
-    The side that thinks is the model itself, which thinks at every position that lm-eval asks about; the other is its
-    base. A task and side that has been evaluated before is not run again.
+    The side that thinks is the model itself, which thinks at every position that lm-eval asks about; the other side is
+    its base. A task and side that has been evaluated before is not run again.
 
     Args:
-        subject: What is evaluated.
-        names: lm-eval's names of tasks or groups, or YAML files of tasks.
+        subject: Model that is evaluated, with its settings and records.
+        names: Names of lm-eval's tasks or groups, or YAML files of tasks.
 
     Raises:
         ConfigError: lm-eval does not know a task, or cannot run it.
-        DataError: It gives no number for a task.
+        DataError: lm-eval gives no number for a task.
     """
     found: list[Comparison] = []
     manager = _Tasks(names)
@@ -79,7 +90,7 @@ def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
         return record
     model = subject.writer.model if side == "on" else subject.writer.model.base
     start = time.perf_counter()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of all that it is handed a model for
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of options that a loaded model ignores
     try:
         lm = adapter.HFLM(pretrained=model, tokenizer=subject.writer.tokenizer, batch_size=settings.batch_size)
         results = evaluator.simple_evaluate(
@@ -87,7 +98,7 @@ def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
             tasks=[task],
             task_manager=tasks.manager,
             limit=settings.problems,
-            bootstrap_iters=0,  # ours are paired
+            bootstrap_iters=0,  # the paired intervals are made here
             gen_kwargs={"think": settings.think} if side == "on" else None,
             random_seed=settings.seed,
             numpy_random_seed=settings.seed,
@@ -103,14 +114,11 @@ def _side(subject: Subject, name: str, side: str, tasks: _Tasks) -> Record:
     return record
 
 
-NOT_FINITE = "no finite number on both sides"
-
-
 def measured(results: Mapping[str, Any]) -> Record:
-    """What is kept of lm-eval's results: plain JSON values, from which `comparisons` makes all it reports.
+    """Returns the part of lm-eval's results that is kept: plain JSON values, from which `comparisons` makes everything.
 
     Args:
-        results: Of `simple_evaluate`, with samples.
+        results: Result of lm-eval's `simple_evaluate`, with samples.
     """
     scores: dict[str, dict[str, float]] = {}
     sizes: dict[str, int] = {}
@@ -135,15 +143,15 @@ def measured(results: Mapping[str, Any]) -> Record:
 
 
 def comparisons(off: Record, on: Record, think: str, seed: int) -> list[Comparison]:
-    """Every number of a task and its subtasks.
+    """Compares every number of a task and its subtasks.
 
-    What is no finite number on a side cannot be compared, and is named on stderr.
+    A number that is not finite on one side cannot be compared, and is named on stderr.
 
     Args:
-        off: `measured` without thinking, with `seconds`.
-        on: With thinking.
-        think: When that side thinks while it generates.
-        seed: Of the bootstrap.
+        off: Record of `measured` without thinking, with `seconds`.
+        on: Record of `measured` with thinking, with `seconds`.
+        think: Rule of when the thinking side thinks while it generates.
+        seed: Seed of the bootstrap draws.
     """
     found = []
     for name, scores in off["scores"].items():
@@ -182,7 +190,9 @@ def comparisons(off: Record, on: Record, think: str, seed: int) -> list[Comparis
 def _compared(
     off: Record, on: Record, name: str, place: str, seed: int
 ) -> tuple[tuple[Interval, Interval, Interval], str, str, int] | None:
-    """Both sides with their difference; how documents are put together; the unit; how many documents are left out."""
+    """Returns both sides and their difference; how documents are aggregated; the unit; how many documents are left
+    out.
+    """
     by_document = [side["items"].get(name, {}).get(place, {}) for side in (off, on)]
     aggregation = off["aggregation"].get(name, {}).get(place)
     if aggregation == MEAN and all(by_document):
@@ -212,7 +222,7 @@ def _compared(
 
 
 def _items(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By metric and filter, then by document; without metrics whose values are nothing that JSON has."""
+    """Returns values by metric and filter, then by document; without metrics that have values JSON cannot hold."""
     found: dict[str, dict[str, Any]] = {}
     odd = set()
     for sample in samples:
@@ -237,13 +247,13 @@ def _plain(value: Any) -> Any:
 
 def _is_score(place: str, value: Any) -> bool:
     metric, found, _ = place.partition(",")
-    if metric == "bypass":  # lm-eval's stand-in for no metric
+    if metric == "bypass":  # lm-eval's placeholder for no metric
         return False
     return bool(found) and not metric.endswith("_stderr") and isinstance(value, (bool, int, float, np.number))
 
 
 def _generates(name: str, results: Mapping[str, Any]) -> bool:
-    """Whether texts are written for a task, or for all below a group."""
+    """Returns whether texts are generated for a task, or for all tasks of a group."""
     if name in results["configs"]:
         return bool(results["configs"][name].get("output_type") == "generate_until")
     below = results.get("group_subtasks", {}).get(name, [])
@@ -251,33 +261,27 @@ def _generates(name: str, results: Mapping[str, Any]) -> bool:
 
 
 def _size(name: str, results: Mapping[str, Any]) -> int:
-    """Documents of a task, or of all below a group."""
+    """Returns the number of documents of a task, or of all tasks of a group."""
     if name in results["samples"]:
         return len({sample["doc_id"] for sample in results["samples"][name]})
     return sum(_size(one, results) for one in results.get("group_subtasks", {}).get(name, []))
 
 
-Aggregation = Callable[[Sequence[Any]], float]
-MEAN = "mean"
-CORPUS = ("bleu", "chrf", "chrf++", "ter")
-CORPUS_RESAMPLES = 100
-"""Of a corpus metric, each of which reads all texts again; lm-eval's own number."""
-
-
 def aggregation_of(
     config: Mapping[str, Any], place: str, items: Mapping[str, Any], scores: Mapping[str, float]
 ) -> str | None:
-    """The name of lm-eval's function that makes a metric's number of its documents.
+    """Returns the name of the function with which lm-eval makes a metric's number of its documents.
 
     Args:
-        config: Of the task.
-        place: `metric,filter`.
-        items: What the metric keeps of each document.
-        scores: lm-eval's numbers, by place.
+        config: Configuration of the lm-eval task.
+        place: Metric and filter of the number, `metric,filter`.
+        items: Values that the metric keeps of each document.
+        scores: Numbers of lm-eval, by metric and filter.
 
     Returns:
-        The function that the task names, or the metric's own, or the mean, if it gives lm-eval's number; the mean also
-        where documents without a number are why there is none. None where the task has a function of its own.
+        The first of these that gives lm-eval's number: the function that the task names, the metric's own, or the mean.
+        The mean also where lm-eval has no finite number because some documents have none. None where no function
+        gives that number, such as for a custom function of the task.
     """
     metric, score = place.partition(",")[0], scores.get(place, math.nan)
     registry: Any = importlib.import_module("lm_eval.api.registry")
@@ -300,10 +304,10 @@ def aggregation_of(
 def resampled(
     name: str, off: Sequence[Any], on: Sequence[Any], seed: int
 ) -> tuple[Interval, Interval, Interval] | None:
-    """An aggregation of the documents and of draws of as many of them, the same ones on both sides.
+    """Aggregates the documents, and bootstrap draws of as many of them, the same draws on both sides.
 
     Returns:
-        Intervals without thinking, with it, and of the difference; None where a draw gives no finite number.
+        Intervals without thinking, with thinking, and of the difference; None where a draw gives no finite number.
     """
     function, count = _registered(name), len(off)
     if function is None or count < 2:
@@ -331,7 +335,7 @@ def resampled(
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is a number, neither infinite nor NaN."""
+    """Returns whether a value is a number, neither infinite nor NaN."""
     return isinstance(value, (bool, int, float)) and math.isfinite(value)
 
 

@@ -1,4 +1,4 @@
-"""All that an evaluation measures, in the order of its report."""
+"""Runs an evaluation: all measures in the order of the report, and the content of `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.config.options import CheckpointOptions
 from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.answers import AnswerFormat
 from quietstar.evaluation.generated_answers import chain_of_thought, exact_match
@@ -27,20 +28,22 @@ from quietstar.tasks.checking import Checker
 from quietstar.tasks.task import Problem
 
 VERSION = 1
-"""Of `evaluation.json`."""
+"""Version of `evaluation.json`."""
+
 ITEMS = "evaluation_items.jsonl"
 
 
 def evaluate(
     model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Settings, inputs: Inputs
 ) -> list[Comparison]:
-    """Measures a model; what is known of each item is in `evaluation_items.jsonl` of the output directory at once.
+    """Measures a model; every item is recorded in `evaluation_items.jsonl` of the output directory as soon as it is
+    measured.
 
     Args:
-        model: In evaluation mode.
-        tokenizer: Its own.
-        settings: Checked.
-        inputs: Of `prepare`.
+        model: Thinking model in evaluation mode.
+        tokenizer: Tokenizer of the model.
+        settings: Settings that have been checked.
+        inputs: Problems and text that `prepare` has read.
 
     Raises:
         ConfigError: The model or its tokenizer cannot do what is asked.
@@ -82,16 +85,17 @@ def _task(subject: Subject, form: AnswerFormat, problems: Sequence[Problem]) -> 
 def report(
     checkpoint: str, settings: Settings, inputs: Inputs, found: Sequence[Comparison], environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `evaluation.json` holds: of files and directories the names, as their places are of no use elsewhere.
+    """Returns the content of `evaluation.json`; files and directories are given by name alone, without their location.
 
     Args:
-        checkpoint: What the model is called.
-        settings: Of the evaluation.
-        inputs: Of `prepare`.
-        found: By `evaluate`.
+        checkpoint: Name of the model.
+        settings: Settings of the evaluation.
+        inputs: Problems and text that `prepare` has read.
+        found: Comparisons that `evaluate` has made.
         environment: Versions, hardware and the command.
     """
-    shown = {name: _shown(value) for name, value in asdict(settings).items()}
+    loading = CheckpointOptions.__dataclass_fields__
+    shown = {name: _shown(value) for name, value in asdict(settings).items() if name not in loading}
     tasks = {
         form.task.name: {"asked": len(problems), "held_out": total}
         for (form, problems), total in zip(inputs.problems, inputs.total, strict=True)
@@ -113,7 +117,7 @@ def _shown(value: Any) -> Any:
 
 
 def _nameable(command: str) -> str:
-    """A command line with the names of what lies at absolute paths."""
+    """Returns a command line in which absolute paths are replaced by the names of their files."""
     words = []
     for word in shlex.split(command):
         option, equals, value = word.rpartition("=")

@@ -1,26 +1,29 @@
-"""What an evaluation is asked to do, checked before anything is loaded.
-
-What an evaluation reads before a model is loaded.
-"""
+"""What an evaluation is asked to do, and what it reads before a model is loaded."""
 
 from __future__ import annotations
 
 import difflib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 
+from quietstar.config.command_line import Command
+from quietstar.config.options import NOT_AN_OPTION, CheckpointOptions, Count, Names, Natural, Positive, at_least
 from quietstar.data.sources import read_text
 from quietstar.errors import ConfigError
 from quietstar.evaluation.answers import AnswerFormat, load_format
 from quietstar.model.think_rule import parse_think
 from quietstar.runs.files import make_output_dir
 from quietstar.tasks.task import Problem
+
+if TYPE_CHECKING:
+    pass
+
 
 METRICS = ("soft", "exact", "cot")
 TASKS = ("gsm8k", "commonsenseqa")
@@ -30,48 +33,49 @@ UNBOUNDED = 1 << 30
 """The context of a model that states none."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options of an evaluation.
+@dataclass(frozen=True, kw_only=True)
+class Settings(CheckpointOptions):
+    """Measures a model with thinking on and off on the same items.
+
+    The same command goes on with an evaluation that was killed.
 
     Args:
-        output_dir: Where the results go, and where a killed evaluation is gone on with.
-        tasks: Of `TASKS`.
-        data: Directory with a folder for each task, or with one task's files, or one task's file. None: each task's
+        output_dir: Directory for the results, in which a killed evaluation is gone on with.
+        tasks: Tasks with commas: some of gsm8k, commonsenseqa.
+        data: Directory with a folder for each task, or with one task's files, or one task's file. Null: each task's
             public home.
-        metrics: Of `METRICS`, measured on each task.
-        problems: Held-out problems of each task, drawn by `seed`; None: all.
-        think: When the model thinks while it generates, as in `generate(think=...)`; the other side never thinks.
-        text: Held-out text whose NLL is measured.
-        text_tokens: At most so many of its tokens, from the beginning.
-        length: Tokens of a window of the text, within which each is predicted from those before it. None: as many as
-            the texts that the model was trained on, or where that is unknown `USUAL_LENGTH`, and at most what the
-            context holds.
-        length_from: Where `length` comes from, in words.
-        lm_eval: Names of lm-eval tasks, or YAML files that define one.
-        batch_size: Texts at once.
-        seed: Of the drawn problems, the sampled chains of thought and the bootstrap.
+        metrics: Measures of the tasks with commas: `soft` (the paper's accuracy), `exact` (greedy answers), `cot`
+            (votes over chains of thought).
+        problems: Held-out problems of each task, drawn by `seed`. Null: all.
+        think: When the model thinks while it generates, as in `quietstar.generate`; the other side never thinks.
+        text: Held-out text file, for the NLL and the page of thoughts.
+        text_tokens: Tokens of the text at most, from the beginning.
+        length: Tokens of a window of the text, within which each is predicted from those before it. Null: as many as
+            the texts that the model was trained on, or where that is unknown 256, and at most what the context holds.
+        lm_eval: lm-eval tasks with commas, or YAML files that define one.
         votes: Chains of thought of a problem.
-        temperature: That they are sampled at.
-        max_new_tokens: Of a generated answer or chain of thought.
+        temperature: Sampling temperature of the chains of thought.
+        max_new_tokens: Tokens of a generated answer or chain of thought at most.
+        batch_size: Texts at once.
+        seed: Seed of the drawn problems, the sampled chains of thought and the bootstrap.
     """
 
-    output_dir: Path
-    tasks: tuple[str, ...] = ()
+    output_dir: Path = Path("evaluation")
+    tasks: Names = ()
     data: Path | None = None
-    metrics: tuple[str, ...] = ("soft", "exact")
-    problems: int | None = None
+    metrics: Names = ("soft", "exact")
+    problems: Count | None = None
     think: str = "always"
     text: Path | None = None
-    text_tokens: int = 16_384
-    length: int | None = None
-    length_from: str = "as asked for"
-    lm_eval: tuple[str, ...] = ()
-    batch_size: int = 16
-    seed: int = 0
-    votes: int = 8
-    temperature: float = 0.9
-    max_new_tokens: int = 384
+    text_tokens: Annotated[int, at_least(2)] = 16_384
+    length: Annotated[int, at_least(2)] | None = None
+    length_from: str = field(default="as asked for", metadata=NOT_AN_OPTION)
+    lm_eval: Names = ()
+    votes: Count = 8
+    temperature: Positive = 0.9
+    max_new_tokens: Count = 384
+    batch_size: Count = 16
+    seed: Natural = 0
 
     def with_length(self, trained: int | None, context: int) -> Settings:
         """The same with a length.
@@ -88,38 +92,6 @@ class Settings:
             words = f"all that the context holds, {wanted} {words}"
         return replace(self, length=min(wanted, context), length_from=words)
 
-    def check(self) -> None:
-        """Refuses what cannot be done.
-
-        Raises:
-            ConfigError: naming the option.
-        """
-        _known("tasks", self.tasks, TASKS)
-        _known("metrics", self.metrics, METRICS)
-        if not (self.tasks or self.text or self.lm_eval):
-            raise ConfigError("tasks: nothing to evaluate; needs --tasks, --text or --lm_eval")
-        if self.tasks and not self.metrics:
-            raise ConfigError(f"metrics: none given for the tasks; needs some of {', '.join(METRICS)}")
-        smallest = {
-            "problems": 1,
-            "text_tokens": 2,
-            "length": 2,
-            "batch_size": 1,
-            "seed": 0,
-            "votes": 1,
-            "max_new_tokens": 1,
-        }
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name}: got {value}, needs {least} or more")
-        if not 0 < self.temperature < float("inf"):
-            raise ConfigError(f"temperature: got {self.temperature}, needs a number above 0")
-        if parse_think(self.think).rule == "never":
-            raise ConfigError("think: got never, which is what thinking is compared with; needs another value")
-        if self.data is not None and self.data.is_file() and len(self.tasks) != 1:
-            raise ConfigError(f"data: {self.data} is one file, needs a directory for {len(self.tasks)} tasks")
-
 
 def _known(option: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
@@ -129,6 +101,31 @@ def _known(option: str, names: Sequence[str], known: Sequence[str]) -> None:
             raise ConfigError(f"{option}: got {name!r}, needs some of {', '.join(known)}{suggestion}")
     if len(set(names)) < len(names):
         raise ConfigError(f"{option}: got {', '.join(names)}, needs each once")
+
+
+def check_settings(settings: Settings, for_use: bool = True) -> None:
+    """Refuses what cannot be done.
+
+    Args:
+        settings: What to check.
+        for_use: Whether there has to be something to do.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    _known("tasks", settings.tasks, TASKS)
+    _known("metrics", settings.metrics, METRICS)
+    if for_use and not (settings.tasks or settings.text or settings.lm_eval):
+        raise ConfigError("tasks: nothing to evaluate; needs --tasks, --text or --lm_eval")
+    if settings.tasks and not settings.metrics:
+        raise ConfigError(f"metrics: none given for the tasks; needs some of {', '.join(METRICS)}")
+    if parse_think(settings.think).rule == "never":
+        raise ConfigError("think: got never, which is what thinking is compared with; needs another value")
+    if settings.data is not None and settings.data.is_file() and len(settings.tasks) != 1:
+        raise ConfigError(f"data: {settings.data} is one file, needs a directory for {len(settings.tasks)} tasks")
+
+
+EVALUATE = Command("evaluate", Settings, check=check_settings, argument="checkpoint")
 
 
 @dataclass(frozen=True)
@@ -147,13 +144,12 @@ class Inputs:
 
 
 def prepare(settings: Settings) -> Inputs:
-    """Checks all that can be checked without a model, and reads the data.
+    """Reads the data, and checks what can be checked without a model.
 
     Raises:
         ConfigError: An option cannot be used, or a package is missing.
         DataError: A line of the data is wrong.
     """
-    settings.check()
     make_output_dir(settings.output_dir)
     if settings.lm_eval:
         check_lm_eval(settings.lm_eval)

@@ -1,6 +1,6 @@
-"""The paper's accuracy: how probable the gold answer is among all answers of its kind.
+"""The paper's accuracy: how probable the gold answer is among all answers of the same form.
 
-The tokens of a gold answer, and what else the model could have written in their places.
+`soft_accuracy` is read first; `Allowed` has the tokens of gold answers, and the tokens that count in their places.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from quietstar.evaluation.token_texts import Texts, encode
 from quietstar.statistics.comparison import Comparison, compare
 from quietstar.tasks.task import Problem
 
+LINE_END = "\n"
+
 
 def soft_accuracy(subject: Subject, form: AnswerFormat, problems: Sequence[Problem]) -> Comparison:
-    """The paper's zero-shot accuracy (arXiv 2403.09629, 4.1; `compute_metrics` of the authors' code).
+    """Measures the paper's zero-shot accuracy (arXiv 2403.09629, section 4.1; `compute_metrics` of the authors' code).
 
-    For each problem the product over the gold answer's tokens, the line end included, of their probabilities after
+    For each problem it is the product of the probabilities of the gold answer's tokens, including the line end, after
     renormalising over the tokens that spell an answer's symbol or a line end. Everything before a token is the gold
     text. Both sides come from one pass: the prediction without thought, and the one after a greedy thought at each
     position that predicts a counted token.
@@ -68,7 +70,9 @@ def soft_accuracy(subject: Subject, form: AnswerFormat, problems: Sequence[Probl
 
 
 def symbols_of(allowed: Allowed) -> str:
-    """How many symbols an answer's token may spell, and whether these are those of other tokenizers."""
+    """Describes the symbols that a token of an answer may spell: how many, and a note where some have several
+    digits.
+    """
     several = any(len(spelling) > 1 for spelling in allowed.group)
     note = ", some of several digits: not comparable with a tokenizer of single digits" if several else ""
     return f"{len(allowed.group) - 1:,} symbols{note}"
@@ -78,10 +82,10 @@ def symbols_of(allowed: Allowed) -> str:
 def _answer_log_probabilities(
     writer: Writer, allowed: Allowed, items: Sequence[AnswerTokens]
 ) -> tuple[list[float], list[float]]:
-    """Probability of each whole answer, without and with thought."""
+    """Returns the probability of each whole answer, without and with thought."""
     ids, mask = pad_right([item.ids for item in items])
     most = max(len(item.positions) for item in items)
-    # rows with fewer tokens repeat their last anchor, whose second prediction is not counted
+    # rows with fewer tokens repeat their last anchor; the repeated prediction is not counted
     anchors = torch.tensor([[*a, *[a[-1]] * (most - len(a))] for a in ([p - 1 for p in i.positions] for i in items)])
     counts = [len(item.positions) for item in items]
     device = writer.model.head.weight.device
@@ -94,17 +98,14 @@ def _answer_log_probabilities(
     return sides[0], sides[1]
 
 
-LINE_END = "\n"
-
-
 @dataclass(frozen=True)
 class AnswerTokens:
-    """A prompt with its gold answer and the line end behind it.
+    """A prompt with its gold answer and the line end after it.
 
     Args:
-        ids: The whole text.
-        positions: Where the counted tokens of the answer stand in `ids`, ascending; the line end is the last.
-        groups: What each of them spells: a row of `Allowed.member`.
+        ids: Token ids of the whole text.
+        positions: Positions of the counted answer tokens in `ids`, ascending; the line end is the last.
+        groups: Row of `Allowed.member` for each counted token: the symbol that it spells.
     """
 
     ids: list[int]
@@ -115,18 +116,18 @@ class AnswerTokens:
 class Allowed:
     """The small set over which probabilities are renormalised: every token that spells a symbol, or a line end.
 
-    A token spells what it adds to the text without its leading space, so that `▁C`, ` C` and `C` spell the same; the
+    A token spells the text that it adds, without its leading space, so that `▁C`, ` C` and `C` spell the same. The
     probability of a symbol is that of all tokens that spell it. Where a tokenizer has tokens of several digits, each
-    number that is one token is a symbol of its own.
+    number that is one token is a separate symbol.
 
     Args:
-        form: Says what an answer's token may spell.
-        texts: Of the tokenizer.
-        banned: Tokens that the model never writes.
+        form: Format that says what a token of an answer may spell.
+        texts: Texts of all tokens of the tokenizer.
+        banned: Ids of the tokens that the model never writes.
 
     Attributes:
         ids: int64 [A], the allowed tokens.
-        member: bool [G, A], which of them spell each of the G symbols.
+        member: bool [G, A], which of the allowed tokens spell each of the G symbols.
         group: Row of `member` by spelling.
 
     Raises:
@@ -155,7 +156,7 @@ class Allowed:
             self.member[self.group[spelt[token]], place] = True
 
     def find(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, place: str) -> AnswerTokens:
-        """The tokens of `prompt + " " + answer + "\\n"`, encoded as a whole, and which of them are counted.
+        """Returns the tokens of `prompt + " " + answer + "\\n"`, encoded as a whole, and which of them are counted.
 
         Tokens without any symbol (a minus, a decimal point) are given, not counted, as in the authors' code.
 
@@ -184,11 +185,11 @@ class Allowed:
         )
 
     def log_probability(self, logits: Tensor, groups: Tensor) -> Tensor:
-        """Log-probability of symbols after renormalising over the allowed tokens.
+        """Returns log-probabilities of symbols after renormalising over the allowed tokens.
 
         Args:
-            logits: float32 [N, V], or log-probabilities.
-            groups: int64 [N], what is spelt.
+            logits: float32 [N, V], logits or log-probabilities.
+            groups: int64 [N], row of `member` for each symbol.
 
         Returns:
             float64 [N].

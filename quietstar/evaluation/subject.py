@@ -1,6 +1,5 @@
-"""What the evaluation of a task works with: the model, its settings, what is known already, and the problems.
-
-Texts that a model writes after prompts, with and without thinking.
+"""What every measure works with: the model that is evaluated, its settings and records, and the texts that it
+writes.
 """
 
 from __future__ import annotations
@@ -19,25 +18,27 @@ from quietstar.evaluation.settings import UNBOUNDED, Settings
 from quietstar.evaluation.token_texts import Texts
 from quietstar.inference.completing import continue_texts, pad_left
 from quietstar.inference.prompts import CompletionOptions
+from quietstar.model.cache import ThinkingRecord
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.model.thinking_cache import ThinkingRecord
 from quietstar.tasks.task import Problem
 
+Item = TypeVar("Item")
+
 FORMAT = 1
-"""Of generated texts, part of their records' keys: to be raised with any change after which others are written. Answers
-are read out of the texts again each time, so that a change of how that is done needs no new texts."""
+"""Version of generated texts, part of their records' keys: raise it with any change after which other texts are
+written. Answers are read from the texts again each time, so that a change of how they are read needs no new texts."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated.
+    """The model that is evaluated, with everything that its measures need.
 
     Args:
-        writer: The model with its tokenizer.
-        texts: What each token spells.
-        store: Of records.
-        settings: Of the evaluation.
-        model_key: `fingerprint` of the model.
+        writer: Writer with the model and its tokenizer.
+        texts: Text of each token of the tokenizer.
+        store: Store of the records of items.
+        settings: Settings of the evaluation.
+        model_key: Hash of the model from `fingerprint`.
     """
 
     writer: Writer
@@ -48,27 +49,27 @@ class Subject:
 
     @property
     def context(self) -> int:
-        """As `context_of` the model."""
+        """Number of tokens that a text may have, from `context_of`."""
         return context_of(self.writer.model)
 
     def key(self, metric: str, *parts: object) -> str:
-        """A record's name: what it was made from."""
+        """Returns the key of a record: a hash of what it is made from."""
         return key_of(self.model_key, metric, *parts)
 
 
 def context_of(model: QuietStarForCausalLM) -> int:
-    """Tokens that a text may have, so that the thought after its last one still has a place."""
+    """Returns the number of tokens that a text may have, so that there is room for a thought after its last one."""
     length: int = getattr(model.config.text_config, "max_position_embeddings", None) or UNBOUNDED
     return length - model.config.thought_length - 2
 
 
 def think_of(settings: Settings, thinking: bool) -> str:
-    """`think` of one side."""
+    """Returns the value of `think` for one side."""
     return settings.think if thinking else "never"
 
 
-def effort(*parts: Completion) -> Record:
-    """Fields of a record: what its completions took together."""
+def effort(*parts: Continuation) -> Record:
+    """Returns fields of a record: tokens, thoughts and seconds of all its continuations together."""
     return {
         "tokens": sum(part.tokens for part in parts),
         "thought_at": sum(part.thought_at for part in parts),
@@ -77,22 +78,22 @@ def effort(*parts: Completion) -> Record:
 
 
 def seconds_of(rows: Sequence[Record]) -> float:
-    """Time that the records took."""
+    """Returns the total time of the records in seconds."""
     return sum(float(row["seconds"]) for row in rows)
 
 
 def generated_by(rows: Sequence[Record]) -> dict[str, float]:
-    """`Comparison.generated` of the records of one side."""
+    """Returns `Comparison.generated` for the records of one side."""
     tokens, thought_at = (sum(int(row[name]) for row in rows) for name in ("tokens", "thought_at"))
     record = ThinkingRecord(tokens, thought_at, seconds_of(rows))
     return {"tokens": tokens, "tokens_per_second": record.tokens_per_second, "thought_at": record.share}
 
 
 def in_order(problems: Sequence[Problem], found: dict[str, Record], form: AnswerFormat) -> list[Record]:
-    """The records of those problems that have one.
+    """Returns the records of those problems that have one.
 
     Raises:
-        DataError: None has.
+        DataError: No problem has a record.
     """
     rows = [found[problem.id] for problem in problems if problem.id in found]
     if not rows:
@@ -101,22 +102,19 @@ def in_order(problems: Sequence[Problem], found: dict[str, Record], form: Answer
 
 
 def none_fits(form: AnswerFormat) -> str:
-    """The message where every problem is too long."""
+    """Returns the error message for the case that every problem is too long."""
     return f"{form.task.name}: no problem fits into the model's context; needs a smaller --max_new_tokens"
 
 
-Item = TypeVar("Item")
-
-
 @dataclass(frozen=True)
-class Completion:
-    """What was written.
+class Continuation:
+    """A text that the model has written.
 
     Args:
-        text: Without the prompt and the end-of-sequence token.
-        tokens: How many were generated.
-        thought_at: At how many of them the model thought.
-        seconds: This one's share of its batch's time.
+        text: New text, without the prompt and the end-of-sequence token.
+        tokens: Number of generated tokens.
+        thought_at: Number of these tokens that the model thought at.
+        seconds: Share of the batch's wall time, in seconds.
     """
 
     text: str
@@ -130,9 +128,9 @@ class Writer:
     """A model that continues prompts.
 
     Args:
-        model: In evaluation mode.
-        tokenizer: Its own.
-        think: As in `generate`, on the side that thinks.
+        model: Thinking model in evaluation mode.
+        tokenizer: Tokenizer of the model.
+        think: Argument `think` of `generate` for the side that thinks.
     """
 
     model: QuietStarForCausalLM
@@ -147,16 +145,16 @@ class Writer:
         is_complete: Callable[[str], bool],
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
-    ) -> list[Completion]:
+    ) -> list[Continuation]:
         """Continues prompts, padded on the left.
 
         Args:
-            prompts: Token ids of each.
-            thinking: Or the base model alone.
-            max_new_tokens: At most.
-            is_complete: Whether a text needs no more.
-            temperature: Sample, with `seeds`, from all tokens; 0: the most probable ones.
-            seeds: Of the text and the thoughts, one for each prompt.
+            prompts: Token ids of each prompt.
+            thinking: Whether the model thinks; else the base model writes alone.
+            max_new_tokens: Largest number of new tokens.
+            is_complete: Function that says whether a text needs no more tokens.
+            temperature: Sampling temperature, with `seeds`, over all tokens; 0 takes the most probable token.
+            seeds: Seed of the text and the thoughts for each prompt; None for 0.
         """
         options = CompletionOptions(max_new_tokens, self.think if thinking else "never", temperature=temperature)
         record = ThinkingRecord()
@@ -164,18 +162,18 @@ class Writer:
         rows = continue_texts(self.model, self.tokenizer, prompts, options, seeds, record, is_complete=is_complete)
         each = record.seconds / len(prompts)
         return [
-            Completion(row.text, len(row.tokens), sum(own is not None for own in row.thoughts), each) for row in rows
+            Continuation(row.text, len(row.tokens), sum(own is not None for own in row.thoughts), each) for row in rows
         ]
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """The same with the padding on the right."""
+    """Returns token ids as int64 [B, L] and their attention mask, 0 in the padding on the right."""
     ids, mask = pad_left([row[::-1] for row in rows])
     return ids.flip(1), mask.flip(1)
 
 
 def batches(items: Sequence[Item], size: int, length: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Items of similar length together, the longest first: what runs out of memory does so at once."""
+    """Yields items of similar length together, the longest first: a batch that needs too much memory fails at once."""
     ordered = sorted(items, key=length, reverse=True)
     for first in range(0, len(ordered), size):
         yield ordered[first : first + size]

@@ -1,6 +1,5 @@
-"""What each token spells, whatever the tokenizer, and how a text becomes tokens.
-
-What kind of token the text has at each place.
+"""The text of each token, for any tokenizer: decoding and encoding without loss, and the kind of each token of a
+text.
 """
 
 from __future__ import annotations
@@ -14,14 +13,24 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.errors import DataError
 
 Texts = dict[int, str]
-"""By token id; special tokens spell nothing."""
+"""Text by token id; special tokens have the empty text."""
+
+CLASSES = {
+    "digit": "digits alone, with or without a space before them",
+    "word": "begins a word: a letter, where the text before does not end in one",
+    "continuation": "goes on with a word: a letter after a letter",
+    "punctuation": "marks and symbols alone, with or without a space",
+    "line end": "white space with a line end in it",
+    "space": "other white space",
+    "other": "parts of characters, special tokens, and mixtures that begin with none of the above",
+}
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> Texts:
-    """The text that each token adds to what stands before it, its leading space included.
+    """Returns the text that each token adds to the text before it, including its leading space.
 
-    A tokenizer that decodes a token alone may drop its space, so each is decoded behind another, usually a letter.
-    Tokens that are a part of a character spell the replacement character.
+    A tokenizer that decodes a single token may drop its space, so each is decoded after another token, usually a
+    letter. Tokens that are a part of a character have the text of the replacement character.
     """
     special = set(tokenizer.all_special_ids)
     ids = sorted(set(tokenizer.get_vocab().values()))
@@ -38,22 +47,22 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> Texts:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text as it is: nothing is cleaned up or left out."""
+    """Returns the text of token ids unchanged: nothing is cleaned up or left out."""
     text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, name: str | None = None) -> list[int]:
-    """A text as the tokenizer begins one, with its special tokens in front and none behind.
+    """Returns the token ids of a text, with the special tokens that the tokenizer puts before it and none after it.
 
     Args:
-        tokenizer: The model's.
-        text: Anything.
-        name: Of the text, or its place; by default its beginning.
+        tokenizer: Tokenizer of the model.
+        text: Text of any content and length.
+        name: Name of the text, or its place, for messages; by default its beginning.
 
     Raises:
-        DataError: The tokenizer cannot encode it.
+        DataError: The tokenizer cannot encode the text.
     """
     try:
         ids = list(tokenizer(text, verbose=False)["input_ids"])
@@ -66,11 +75,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, name: str | None = Non
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """What the tokenizer puts in front of a text, such as `<s>`; often nothing.
+    """Returns the tokens that the tokenizer puts before a text, such as `<s>`; often none.
 
     Args:
-        tokenizer: The model's.
-        text: Some text that it can encode; what stands in front is the same of any.
+        tokenizer: Tokenizer of the model.
+        text: Some text that the tokenizer can encode; its first tokens are those of any text.
     """
     ids, bare = (list(tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (True, False))
     special = set(tokenizer.all_special_ids)
@@ -83,7 +92,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _letter(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int | None:
-    """A token that is one visible character and nothing else, a letter where there is one."""
+    """Returns a token that is one visible character and nothing else, a letter where there is one."""
     names = tokenizer.get_vocab()
     letters = [names[letter] for letter in ascii_letters if letter in names]
     usual = [token for token in letters if token in set(ids)]
@@ -94,23 +103,12 @@ def _visible(text: str) -> bool:
     return len(text) == 1 and text.isascii() and text.isprintable() and text != " "
 
 
-CLASSES = {
-    "digit": "digits alone, with or without a space before them",
-    "word": "begins a word: a letter, where the text before does not end in one",
-    "continuation": "goes on with a word: a letter after a letter",
-    "punctuation": "marks and symbols alone, with or without a space",
-    "line end": "white space with a line end in it",
-    "space": "other white space",
-    "other": "parts of characters, special tokens, and mixtures that begin with none of the above",
-}
-
-
 def token_class(text: str, before: str) -> str:
-    """One of `CLASSES`.
+    """Returns the class of a token, one of `CLASSES`.
 
     Args:
-        text: What the token spells, its leading space included.
-        before: What the token before it spells.
+        text: Text of the token, including its leading space.
+        before: Text of the token before it.
     """
     if text and not text.strip():
         return "line end" if "\n" in text else "space"
@@ -128,11 +126,11 @@ def token_class(text: str, before: str) -> str:
 
 
 def token_classes(ids: Sequence[int], texts: Texts) -> list[str]:
-    """The class of each token but the first.
+    """Returns the class of each token except the first.
 
     Args:
-        ids: A text.
-        texts: Of its tokenizer.
+        ids: Token ids of a text.
+        texts: Texts of all tokens of its tokenizer.
     """
     spelt = [texts.get(token, "") for token in ids]
     return [token_class(text, before) for before, text in pairwise(spelt)]

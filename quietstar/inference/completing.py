@@ -1,6 +1,7 @@
-"""Completions of prompts, batch by batch, with the thoughts that led to them.
+"""Completes prompts batch by batch, and keeps the thoughts that led to each token.
 
-Ending a text as soon as it is complete.
+`complete` takes prompts and options; `continue_texts` continues one batch of token ids; `WhenComplete` ends a text as
+soon as it is complete.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 
 from quietstar.errors import DataError
 from quietstar.inference.prompts import CompletionOptions, Prompt
+from quietstar.model.cache import ThinkingRecord, TokenThoughts
 from quietstar.model.draw import substream
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.passes import PAUSE
-from quietstar.model.thinking_cache import ThinkingRecord, TokenThoughts
 from quietstar.model.upstream import BaseStreamer
 
 
 @dataclass(frozen=True)
-class Completion:
-    """What was added to a prompt.
+class CompletedPrompt:
+    """A prompt and its completion.
 
     Args:
-        prompt: The prompt.
-        tokens: The new tokens, the end-of-sequence token included.
-        text: What they add to the prompt's text, without special tokens.
-        thoughts: One entry for each new token: its thoughts' tokens (empty for pauses) and mixing weights, or None.
+        prompt: Prompt that was completed.
+        tokens: Ids of the new tokens, including the end-of-sequence token.
+        text: Text that the new tokens add to the prompt, without special tokens.
+        thoughts: One entry for each new token: token ids (empty for pauses) and mixing weight of each thought before
+            it, or None where the model did not think.
     """
 
     prompt: Prompt
@@ -50,18 +52,18 @@ def complete(
     options: CompletionOptions,
     record: ThinkingRecord,
     streamer: BaseStreamer | None = None,
-) -> Iterator[Completion]:
-    """Completes prompts in their order, all samples of one together.
+) -> Iterator[CompletedPrompt]:
+    """Completes prompts in their order; the samples of one prompt come together.
 
     What is drawn depends on the seed, the prompt and which of several equal prompts it is, not on the batches.
 
     Args:
-        model: Thinks.
-        tokenizer: The model's.
-        prompts: All are checked before the first is completed.
-        options: How.
-        record: Counts and seconds are added to it.
-        streamer: Takes the tokens of the only prompt.
+        model: Thinking model that completes the prompts.
+        tokenizer: Tokenizer of the model.
+        prompts: Prompts to complete; all are checked before the first is completed.
+        options: Options of thinking, sampling and stopping.
+        record: Record that counts and seconds are added to.
+        streamer: Receiver of the new tokens; only for a single prompt.
 
     Raises:
         ConfigError: An option does not fit the model.
@@ -74,23 +76,24 @@ def complete(
     for first in range(0, len(prompts), options.batch_size):
         chosen = slice(first, first + options.batch_size)
         seeds = []
-        for own in map(tuple, encoded[chosen]):  # equal prompts differ, in one batch or in several
+        for own in map(tuple, encoded[chosen]):  # equal prompts get different seeds, in one batch or in several
             seeds.append(substream(options.seed, seen[own]) if seen[own] else options.seed)
             seen[own] += 1
         rows = continue_texts(model, tokenizer, encoded[chosen], options, seeds, record, streamer=streamer)
         for row, continued in enumerate(rows):
             prompt = prompts[first + row // options.samples]
-            yield Completion(prompt, continued.tokens, continued.text, continued.thoughts)
+            yield CompletedPrompt(prompt, continued.tokens, continued.text, continued.thoughts)
 
 
 @dataclass(frozen=True)
 class Continued:
-    """What was added to a text.
+    """The continuation of a text.
 
     Args:
-        tokens: The new tokens, the end-of-sequence token included.
-        text: What they add to the prompt's text, without special tokens.
-        thoughts: One entry for each new token: its thoughts' tokens (empty for pauses) and mixing weights, or None.
+        tokens: Ids of the new tokens, including the end-of-sequence token.
+        text: Text that the new tokens add to the prompt, without special tokens.
+        thoughts: One entry for each new token: token ids (empty for pauses) and mixing weight of each thought before
+            it, or None where the model did not think.
     """
 
     tokens: list[int]
@@ -109,20 +112,20 @@ def continue_texts(
     is_complete: Callable[[str], bool] | None = None,
     streamer: BaseStreamer | None = None,
 ) -> list[Continued]:
-    """Continues one batch of token ids; `options.samples` texts of each stand side by side.
+    """Continues one batch of token ids; the `options.samples` continuations of a prompt are adjacent.
 
-    The options alone say how: what the checkpoint's `generation_config` advises (a repetition penalty, a temperature,
-    suppressed tokens) is left aside, but for the tokens that end a text.
+    Only the options count: the advice of the checkpoint's `generation_config` (a repetition penalty, a temperature,
+    suppressed tokens) is ignored, except for the tokens that end a text.
 
     Args:
-        model: Thinks.
-        tokenizer: The model's.
-        prompts: Token ids of each, which need not have the same number.
-        options: How; `batch_size` and `seed` are the caller's.
-        seeds: Of each prompt.
-        record: Counts and seconds are added to it.
-        is_complete: Whether a new text needs no more; besides `options.stop`.
-        streamer: Takes the tokens of the only prompt.
+        model: Thinking model that continues the texts.
+        tokenizer: Tokenizer of the model.
+        prompts: Token ids of each prompt; lengths may differ.
+        options: Options of thinking, sampling and stopping; `batch_size` and `seed` are not used.
+        seeds: Seed of each prompt.
+        record: Record that counts and seconds are added to.
+        is_complete: Function that says whether a new text needs no more tokens, in addition to `options.stop`.
+        streamer: Receiver of the new tokens; only for a single prompt.
     """
     ending = model.generation_config.eos_token_id
     if ending is None:
@@ -159,7 +162,7 @@ def continue_texts(
         )
     record.seconds += time.perf_counter() - before
     new = []
-    for row, tokens in enumerate(output.sequences[:, longest:].tolist()):  # behind a row's end others went on
+    for row, tokens in enumerate(output.sequences[:, longest:].tolist()):  # rows are padded after their end
         counts = [count for criterion in complete if (count := criterion.end(row)) is not None]
         counts += [place + 1 for place, token in enumerate(tokens) if token in ends][:1]
         new.append(tokens[: min(counts, default=len(tokens))])
@@ -175,7 +178,7 @@ def continue_texts(
 
 @contextmanager
 def _only(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """Within it the checkpoint advises nothing; transformers would take from it whatever `config` leaves open."""
+    """Hides the checkpoint's generation config; transformers would take from it whatever `config` leaves open."""
     owners = (model, model.base)
     advised = [owner.generation_config for owner in owners]
     try:
@@ -188,7 +191,7 @@ def _only(model: Any, config: GenerationConfig) -> Iterator[None]:
 
 
 def pad_left(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids as int64 [B, L] and their attention mask, 0 in the padding on the left."""
+    """Returns token ids as int64 [B, L] and their attention mask, 0 in the padding on the left."""
     longest = max(map(len, rows))
     ids = torch.tensor([[padding] * (longest - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -205,7 +208,7 @@ def _of_row(step: TokenThoughts | None, row: int) -> list[tuple[list[int], float
 
 
 def _added(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
-    """Some tokenizers drop the space before the first token, so that new tokens are decoded behind the prompt."""
+    """Decodes new tokens together with the prompt, because some tokenizers drop the space before the first token."""
     before = tokenizer.decode(prompt, skip_special_tokens=True)
     whole = tokenizer.decode(prompt + tokens, skip_special_tokens=True)
     if whole.startswith(before):
@@ -227,14 +230,15 @@ def _check_room(model: QuietStarForCausalLM, prompt: Prompt, length: int, option
 
 
 class WhenComplete(StoppingCriteria):
-    """Ends a row with the token that makes its new text complete; transformers' own, for stop strings alone, needs a
-    tokenizer that can read any letter.
+    """Ends a row with the token that makes its new text complete.
+
+    The class of transformers for stop strings needs a tokenizer that can read any character.
 
     Args:
-        tokenizer: The model's.
-        prompt_length: Columns in front of the new tokens.
-        is_complete: Whether a text needs no more.
-        tail: How many of the last tokens it has to see; None: all.
+        tokenizer: Tokenizer of the model.
+        prompt_length: Number of columns before the new tokens.
+        is_complete: Function that says whether a text needs no more tokens.
+        tail: Number of last tokens that `is_complete` has to see; None for all.
     """
 
     def __init__(
@@ -245,7 +249,7 @@ class WhenComplete(StoppingCriteria):
         self._ends: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Any:
-        """Which rows are at their end, bool [B]."""
+        """Returns which rows are at their end, bool [B]."""
         rows = input_ids[:, self._prompt_length :].tolist()
         for row, tokens in enumerate(rows):
             if row not in self._ends and self._is_complete(self._decode(tokens)):
@@ -253,7 +257,7 @@ class WhenComplete(StoppingCriteria):
         return torch.tensor([row in self._ends for row in range(len(rows))], device=input_ids.device)
 
     def end(self, row: int) -> int | None:
-        """How many new tokens a row had when it was complete; None: it never was."""
+        """Returns how many new tokens a row had when it was complete; None where it never was."""
         return self._ends.get(row)
 
     def _decode(self, tokens: list[int]) -> str:
@@ -262,7 +266,7 @@ class WhenComplete(StoppingCriteria):
 
 
 def stop_strings(tokenizer: Any, prompt_length: int, strings: Sequence[str]) -> WhenComplete:
-    """Ends a row with the token that completes one of some strings."""
-    # a token is a byte at least; a few more, as some tokenizers drop a space before the first that they decode
+    """Returns a criterion that ends a row with the token that completes one of some strings."""
+    # a token is at least one byte; 4 more, because some tokenizers drop a space before the first token that they decode
     tail = max(len(string.encode()) for string in strings) + 4
     return WhenComplete(tokenizer, prompt_length, lambda text: any(string in text for string in strings), tail)

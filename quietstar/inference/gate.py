@@ -1,8 +1,8 @@
-"""Fitting the thinking gate: from texts with thoughts everywhere to a prediction of where they pay.
+"""Fits the thinking gate: from texts with thoughts everywhere to a prediction of where thinking pays.
 
-What thinking gains at each position of texts, beside what is known there before thinking.
-
-Ridge regression from sums over the data, so that any amount of it needs one pass and E x E numbers.
+`fit_gate` is read first. `read_gains` measures what thinking gains at each position, and the hidden states that the
+gate sees before it. `Moments` and the functions after it are ridge regression from sums over the data, so that any
+amount of data needs one pass and E x E numbers.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quietstar.config.options import check
 from quietstar.errors import ConfigError, DataError
-from quietstar.inference.gate_choices import Array, GateReport, check_fit, choose_way, measure_choices, ways_to_think
+from quietstar.inference.gate_choices import Array, FitOptions, GateReport, choose_way, measure_choices, ways_to_think
 from quietstar.model.heads import ThinkingGate
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.model.padding import read_padding
+from quietstar.model.padding import Padding, read_padding
 from quietstar.model.passes import CachedPass
 from quietstar.model.thoughts import ENTROPY_CHUNK
+
+STREAMS = 2048
+"""Positions that think at once, to limit the memory; the text is run again for each further batch of positions."""
 
 RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 4
 FEWEST = 3
-"""Texts: two folds, and one held out."""
+"""Least number of texts: two folds, and one held out."""
 
 
 def fit_gate(
@@ -41,36 +45,39 @@ def fit_gate(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> GateReport:
-    """Give a model a gate that predicts, before each thought, what it will gain.
+    """Gives a model a gate that predicts, before each thought, how much the thought will gain.
 
-    The target is log p(next token) with a greedy thought minus without, at every position: ridge regression on the
-    text's hidden state, in closed form in float64, from one pass with thoughts over the texts, and one without over
-    those that are not held out. Cross-validation on these chooses the strength, and the predicted gain from which on to
-    think; a token takes two numbers of memory. The report is of the held-out texts, which nothing is fitted to. They
-    decide one thing: thinking is advised only where it surely gains there (`GateReport.advised`); otherwise
-    `think="learned"` means never. That a gain is sure does not say that it is large: the report has its size. Texts cut
-    from one document are alike, and make it look surer than it is for another document.
+    The target is log p(next token) with a greedy thought minus without, at every position. The fit is ridge regression
+    on the text's hidden states, in closed form in float64. It takes one pass with thoughts over the texts, and one
+    without over those that are not held out; a token needs two numbers of memory. Cross-validation on the texts that
+    are not held out chooses the strength and the predicted gain above which to think.
+
+    The report is on the held-out texts, which nothing is fitted to. They decide one thing: thinking is advised only
+    where it surely gains there (`GateReport.advised`); otherwise `think="learned"` means never. A sure gain is not
+    always a large one: the report has its size. Texts cut from one document are alike, and make a gain look surer than
+    it is for another document.
 
     Args:
-        model: Gets the gate, `config.thinking_gate`, and the advised `config.thinking_threshold`; nothing else of it
-            changes. A gate that it has is replaced.
-        input_ids: int64 [N, L], at least 3; each text is either fitted to or held out.
-        attention_mask: As in `QuietStarForCausalLM.think`.
-        positions: Where to look at gains: `all`, `every:N` or `entropy:K`.
-        ridge: Strength of the shrinking, relative to standardised features; of several the best is taken.
-        held_out: Share of the texts, at least one; of fewer than 6 thinking is never advised.
-        seed: Of the split, and of the random choices and resampled texts in the report.
-        batch_size: Texts at once.
-        progress: Called with the texts that are done, and all of them.
+        model: Model that gets the gate, `config.thinking_gate`, and the advised `config.thinking_threshold`; nothing
+            else of it changes. An existing gate is replaced.
+        input_ids: int64 [N, L], token ids of at least 3 texts; each text is either fitted to or held out.
+        attention_mask: [N, L], 1 at tokens and 0 at padding, as in `QuietStarForCausalLM.think`; None for no padding.
+        positions: Positions to measure gains at: `all`, `every:N` or `entropy:K`.
+        ridge: Strength of the penalty, relative to standardised features; of several the best is taken.
+        held_out: Share of the texts to hold out, at least one; with fewer than 6 held-out texts thinking is never
+            advised.
+        seed: Seed of the split, and of the random choices and resampled texts in the report.
+        batch_size: Number of texts per batch.
+        progress: Function called with the number of texts that are done, and of all texts.
 
     Raises:
         ConfigError: An option is out of range.
-        DataError: Too little text, a tensor of a wrong shape, or thoughts that change nothing.
+        DataError: There is too little text, a tensor has a wrong shape, or thoughts change nothing.
     """
     strengths = [ridge] if isinstance(ridge, (int, float)) else list(ridge)
     if not strengths or not all(0 < strength < float("inf") for strength in strengths):
         raise ConfigError(f"ridge: got {strengths}, needs one or more numbers above 0")
-    check_fit(held_out, batch_size)
+    check(FitOptions(positions, held_out, seed, batch_size))
     read_padding(input_ids, attention_mask)  # refuses wrong shapes before any work is done
     folds, held = _split(input_ids, held_out, seed)
     done = 0
@@ -80,7 +87,7 @@ def fit_gate(
             yield input_ids[batch], None if attention_mask is None else attention_mask[batch]
 
     def think(texts: Tensor) -> Iterator[tuple[int, Gains]]:
-        """With the number of texts before the batch."""
+        """Yields the gains of each piece with the number of texts before its batch."""
         nonlocal done
         first = 0
         for ids, mask in batches(texts):
@@ -129,7 +136,7 @@ def fit_gate(
 
 
 def _split(input_ids: Tensor, held_out: float, seed: int) -> tuple[list[Tensor], Tensor]:
-    """Places of the texts of each fold, and of those that are held out."""
+    """Returns the indices of the texts of each fold, and of those that are held out."""
     texts, length = input_ids.shape
     if texts < FEWEST:
         raise DataError(
@@ -144,7 +151,7 @@ def _split(input_ids: Tensor, held_out: float, seed: int) -> tuple[list[Tensor],
 
 @dataclass(frozen=True)
 class _Fold:
-    """Places of some texts, and of their tokens the moments and the gain, float64 [n]."""
+    """The indices of some texts, with the moments and the gains, float64 [n], of their tokens."""
 
     texts: Tensor
     moments: Moments
@@ -152,7 +159,7 @@ class _Fold:
 
     @classmethod
     def of(cls, texts: Tensor, parts: Iterator[tuple[int, Gains]]) -> _Fold | None:
-        """None where no token has a next one."""
+        """Collects the gains of the texts; None where no token has a next one."""
         total: Moments | None = None
         gain: list[Tensor] = []
         for _, part in parts:
@@ -181,7 +188,7 @@ def _gate(fit: tuple[Tensor, Tensor], device: torch.device) -> ThinkingGate:
 
 
 def _held_out(gate: ThinkingGate, parts: Iterator[tuple[int, Gains]]) -> tuple[Array, NDArray[np.int64]]:
-    """Predicted gain, true gain, entropy and NLL without thought, [4, tokens], and the text of each token."""
+    """Returns predicted gain, true gain, entropy and NLL without thought, [4, tokens], and the text of each token."""
     columns, texts = [], []
     for first, gains in parts:
         rows = (gate(gains.hidden), gains.gain, gains.entropy, gains.base_nll)
@@ -196,20 +203,16 @@ def _held_out(gate: ThinkingGate, parts: Iterator[tuple[int, Gains]]) -> tuple[A
     return numbers, torch.cat(texts).numpy()
 
 
-STREAMS = 2048
-"""Positions that think at once, which bounds the memory; for more of them the text is run again."""
-
-
 @dataclass(frozen=True)
 class Gains:
-    """Positions of some texts whose next token is known. NLLs and entropy in nats, float32 [n].
+    """Measurements at the positions of some texts that have a next token; NLLs and entropy in nats, float32 [n].
 
     Args:
-        hidden: [n, E] hidden states of the text without thought, after the final norm.
-        base_nll: NLL of the next token without thought.
-        talk_nll: The same after a greedy thought, of the prediction that `generate` draws from.
-        entropy: Of the prediction without thought.
-        text: Row of the batch, int64 [n].
+        hidden: [n, E], hidden states of the text without thought, after the final norm.
+        base_nll: [n], NLL of the next token without thought.
+        talk_nll: [n], NLL of the next token after a greedy thought, in the distribution that `generate` draws from.
+        entropy: [n], entropy of the prediction without thought.
+        text: int64 [n], row of the position's text in the batch.
     """
 
     hidden: Tensor
@@ -232,21 +235,21 @@ def read_gains(
     *,
     positions: str = "all",
 ) -> Iterator[Gains]:
-    """Thinks greedily at every position of a batch of texts and compares, some positions after the other.
+    """Thinks greedily at every position of a batch of texts and compares, some positions at a time.
 
     Args:
-        model: On its device; the texts are moved there.
-        input_ids: int64 [B, L].
-        attention_mask: As in `QuietStarForCausalLM.think`.
-        positions: `all`, `every:N` or `entropy:K`.
+        model: Thinking model; the texts are moved to its device.
+        input_ids: int64 [B, L], token ids of the texts.
+        attention_mask: [B, L], 1 at tokens and 0 at padding, as in `QuietStarForCausalLM.think`; None for no padding.
+        positions: Positions to think at: `all`, `every:N` or `entropy:K`.
 
     Raises:
-        ConfigError: Unknown positions.
+        ConfigError: `positions` is not one of these.
         DataError: A tensor has a wrong shape, or an NLL is not finite.
     """
-    ids, mask = _on_device(model, input_ids, attention_mask)
-    for anchors, counted in _pieces(model, ids, mask, positions):
-        _, hidden_base, hidden_thought, weight = model._end_thoughts(ids, mask, None, anchors, 1, True, 0)
+    ids, padding = _on_device(model, input_ids, attention_mask)
+    for anchors, counted in _pieces(model, ids, padding, positions):
+        _, hidden_base, hidden_thought, weight = model._end_thoughts(ids, padding, None, anchors, 1, True, 0)
         target = ids.gather(1, (anchors.long() + 1).clamp_max(ids.shape[1] - 1))
         nlls = _compare(model, hidden_base[counted], hidden_thought[counted], weight[counted], target[counted])
         gains = Gains(hidden_base[counted], *nlls, text=counted.nonzero()[:, 0])
@@ -266,43 +269,41 @@ def read_states(
     *,
     positions: str = "all",
 ) -> Iterator[Tensor]:
-    """`Gains.hidden` of `read_gains` in the same order, for the cost of the base alone: nothing is thought.
+    """Yields `Gains.hidden` of `read_gains` in the same order, at the cost of the base alone, without thoughts.
 
     Args:
-        model: On its device; the texts are moved there.
-        input_ids: int64 [B, L].
-        attention_mask: As in `QuietStarForCausalLM.think`.
-        positions: `all`, `every:N` or `entropy:K`.
+        model: Thinking model; the texts are moved to its device.
+        input_ids: int64 [B, L], token ids of the texts.
+        attention_mask: [B, L], 1 at tokens and 0 at padding, as in `QuietStarForCausalLM.think`; None for no padding.
+        positions: Positions to think at: `all`, `every:N` or `entropy:K`.
     """
-    ids, mask = _on_device(model, input_ids, attention_mask)
-    pieces = _pieces(model, ids, mask, positions)
-    hidden = CachedPass(model, ids, read_padding(ids, mask), False).text_hidden
+    ids, padding = _on_device(model, input_ids, attention_mask)
+    pieces = _pieces(model, ids, padding, positions)
+    hidden = CachedPass(model, ids, padding, False).text_hidden
     for anchors, counted in pieces:
         row, column = counted.nonzero(as_tuple=True)
         yield hidden[row, anchors.long()[row, column]]
 
 
-def _on_device(
-    model: QuietStarForCausalLM, input_ids: Tensor, attention_mask: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _on_device(model: QuietStarForCausalLM, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Padding]:
     device = model.head.weight.device
-    return input_ids.to(device), None if attention_mask is None else attention_mask.to(device)
+    ids = input_ids.to(device)
+    return ids, read_padding(ids, None if attention_mask is None else attention_mask.to(device))
 
 
-def _pieces(
-    model: QuietStarForCausalLM, ids: Tensor, mask: Tensor | None, positions: str
-) -> list[tuple[Tensor, Tensor]]:
-    """Anchors [B, some], as many as think at once, and which of them have a next token."""
-    has_next = read_padding(ids, mask).has_next
-    pieces = model.choose_anchors(ids, mask, positions).split(max(1, STREAMS // len(ids)), dim=1)
-    found = [(anchors, has_next.gather(1, anchors.long())) for anchors in pieces]
+def _pieces(model: QuietStarForCausalLM, ids: Tensor, padding: Padding, positions: str) -> list[tuple[Tensor, Tensor]]:
+    """Returns anchors [B, some], as many as think at once, and which of them have a next token."""
+    pieces = model.choose_anchors(ids, padding, positions).split(max(1, STREAMS // len(ids)), dim=1)
+    found = [(anchors, padding.has_next.gather(1, anchors.long())) for anchors in pieces]
     return [(anchors, counted) for anchors, counted in found if bool(counted.any())]
 
 
 def _compare(
     model: QuietStarForCausalLM, hidden_base: Tensor, hidden_thought: Tensor, weight: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`base_nll`, `talk_nll` and `entropy` from [n, E], [n, E], [n] and [n], in chunks that bound the logits."""
+    """Returns `base_nll`, `talk_nll` and `entropy` from [n, E], [n, E], [n] and [n], in chunks that limit the
+    logits.
+    """
     head = model.head
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     rows = max(1, ENTROPY_CHUNK // head.weight.shape[0])
@@ -325,15 +326,15 @@ def _compare(
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over rows of features x [E] and a target y, all float64: what a least-squares fit depends on.
+    """Sums over rows of features x [E] and a target y, all float64: everything that a least-squares fit depends on.
 
     Args:
-        count: Rows, a scalar as are `y` and `yy`.
+        count: Number of rows, [].
         x: Sum of x, [E].
-        y: Sum of y.
+        y: Sum of y, [].
         xx: Sum of x x^T, [E, E].
         xy: Sum of x y, [E].
-        yy: Sum of y^2.
+        yy: Sum of y^2, [].
     """
 
     count: Tensor
@@ -345,11 +346,11 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor, target: Tensor) -> Moments:
-        """Of some rows.
+        """Returns the moments of some rows.
 
         Args:
-            features: [n, E], any floating dtype.
-            target: [n].
+            features: [n, E], features of each row, any floating dtype.
+            target: [n], target of each row.
         """
         x, y = features.double(), target.double()
         count = torch.tensor(float(len(y)), dtype=torch.float64, device=y.device)
@@ -362,11 +363,11 @@ class Moments:
         return Moments(*(mine - its for mine, its in zip(self._sums(), other._sums(), strict=True)))
 
     def cpu(self) -> Moments:
-        """The same on the CPU."""
+        """Returns the same moments on the CPU."""
         return Moments(*(tensor.cpu() for tensor in self._sums()))
 
     def squared_error(self, weight: Tensor, bias: Tensor) -> float:
-        """Mean of (weight x + bias - y)^2 over the rows."""
+        """Returns the mean of (weight x + bias - y)^2 over the rows."""
         total = (
             self.yy
             + weight @ self.xx @ weight
@@ -381,22 +382,23 @@ class Moments:
 
 
 def fit_ridge(moments: Moments, strength: float) -> tuple[Tensor, Tensor]:
-    """Minimise mean (w x + b - y)^2 + strength * sum_j (s_j w_j)^2, s_j the standard deviation of feature j.
+    """Minimises mean (w x + b - y)^2 + strength * sum_j (s_j w_j)^2, with s_j the standard deviation of feature j.
 
-    So it is standardised features that are shrunk, and the bias is not; the result is for the features as they are.
+    The penalty is thus on the weights of standardised features, and not on the bias; the result is for the original
+    features.
 
     Args:
-        moments: Of at least one row.
-        strength: Above 0; then a constant feature, and more features than rows, do no harm.
+        moments: Moments of at least one row.
+        strength: Strength of the penalty, above 0, so that a constant feature, or more features than rows, do no harm.
 
     Returns:
-        float64 w [E] and b.
+        float64 w [E] and b [].
     """
     mean_x, mean_y = moments.x / moments.count, moments.y / moments.count
     covariance = moments.xx / moments.count - torch.outer(mean_x, mean_x)
     with_target = moments.xy / moments.count - mean_x * mean_y
     spread = covariance.diagonal().clamp_min(0).sqrt()
-    # of a constant feature only rounding is left, which must not be blown up to a deviation of 1
+    # a constant feature has a deviation of rounding errors alone, which must not be scaled up to 1
     scale = torch.where(spread > 1e-7 * (moments.xx.diagonal() / moments.count).sqrt(), spread, torch.inf)
     matrix = covariance / torch.outer(scale, scale)
     matrix.diagonal().add_(strength)
@@ -406,22 +408,22 @@ def fit_ridge(moments: Moments, strength: float) -> tuple[Tensor, Tensor]:
 
 
 def fit_to_others(folds: Sequence[Moments], strength: float) -> list[tuple[Tensor, Tensor]]:
-    """For each fold the w [E] and b of a fit to all others, float64: what predicts its rows as if they were new.
+    """Returns for each fold the w [E] and b of a fit to all others, float64: they predict its rows as unseen ones.
 
     Args:
-        folds: At least two.
-        strength: As for `fit_ridge`.
+        folds: Moments of each fold, at least two.
+        strength: Strength of the penalty, above 0.
     """
     together = add(folds)
     return [fit_ridge(together - fold, strength) for fold in folds]
 
 
 def choose_strength(folds: Sequence[Moments], strengths: Sequence[float]) -> float:
-    """The strength with the smallest error in cross-validation: each fold is predicted by a fit to the others.
+    """Returns the strength with the smallest error in cross-validation: each fold is predicted by a fit to the others.
 
     Args:
-        folds: At least two.
-        strengths: At least one; the first of equals is taken.
+        folds: Moments of each fold, at least two.
+        strengths: Strengths to choose from, at least one; the first of equally good ones is taken.
     """
 
     def error(strength: float) -> float:
@@ -432,7 +434,7 @@ def choose_strength(folds: Sequence[Moments], strengths: Sequence[float]) -> flo
 
 
 def add(folds: Sequence[Moments]) -> Moments:
-    """The moments of all rows of some parts."""
+    """Returns the moments of all rows of several parts."""
     together = folds[0]
     for fold in folds[1:]:
         together = together + fold

@@ -1,7 +1,4 @@
-"""Ways to think with a gate: which one to take, and what each is worth against other ways to think as often.
-
-What a thinking gate is worth on held-out texts, and how to think with it.
-"""
+"""Ways to think with a gate: which one to take, and what each is worth against other ways to think as often."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quietstar.errors import ConfigError
-from quietstar.statistics.bootstrap import bootstrap_intervals
+from quietstar.config.options import Count, Positions, ProperShare
+from quietstar.statistics.intervals import bootstrap_intervals
 
 Array = NDArray[np.float64]
 
@@ -35,6 +32,23 @@ FEWEST_TEXTS = 6
 LEAST_GAIN = 1e-3
 """Nats per token. Neighbouring texts are alike, so an interval over them is a little too narrow; and less than this is
 not worth a thought."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How `fit_gate` fits.
+
+    Args:
+        positions: Where to look at gains.
+        held_out: Share of the texts that the table is measured on.
+        seed: Seed of the split into fitted and held-out texts.
+        batch_size: Texts at once.
+    """
+
+    positions: Positions = "all"
+    held_out: ProperShare = 0.25
+    seed: int = 0
+    batch_size: Count = 8
 
 
 @dataclass(frozen=True)
@@ -151,22 +165,6 @@ def _intervals(gains: Array, text: NDArray[np.int64], seed: int) -> list[tuple[f
         return [(None, None)] * len(gains)
     sums: Array = np.stack([np.bincount(place, row, len(names)) for row in gains], axis=1).astype(np.float64)
     return [(one.low, one.high) for one in bootstrap_intervals(sums * (len(names) / len(text)), seed=seed)]
-
-
-def check_fit(held_out: float, batch_size: int) -> None:
-    """Refuses what `fit_gate` cannot do.
-
-    Args:
-        held_out: Share of the texts.
-        batch_size: Texts at once.
-
-    Raises:
-        ConfigError: One of them is out of range.
-    """
-    if not 0 < held_out < 1:
-        raise ConfigError(f"held_out: got {held_out}, needs a share between 0 and 1")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: got {batch_size}, needs at least 1")
 
 
 @dataclass(frozen=True)

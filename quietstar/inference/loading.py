@@ -1,4 +1,6 @@
-"""A model that thinks, and its tokenizer, from whatever a user has of it."""
+"""Loads a thinking model and its tokenizer from a model, a training run, adapters, or a checkpoint of the paper's
+authors.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,21 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.config.values import resolve_device
+from quietstar.config.options import resolve_device
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.errors import ConfigError
-from quietstar.model.adapters import is_adapter_checkpoint
+from quietstar.model.adapters import assemble, is_adapter_checkpoint
 from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint, load_authors_checkpoint
 from quietstar.model.loading import load_causal_lm, load_configuration
-from quietstar.model.modeling import QuietStarForCausalLM, load_finetuned
+from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.checkpoints import checkpoint_directory
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 AUTHORS_TOKENS = ("<|startthought|>", "<|endthought|>")
-"""What the paper's authors' tokenizer calls START and END: there they have ids, here they are vectors without."""
+"""Names of START and END in the tokenizer of the paper's authors: there they have token ids, here they are vectors
+without ids."""
 
 
 def load_thinking(
@@ -34,20 +37,21 @@ def load_thinking(
     dtype: torch.dtype | str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerBase]:
-    """A thinking model in evaluation mode, and its tokenizer.
+    """Returns a thinking model in evaluation mode, and its tokenizer.
+
+    In a model of the paper's authors, START and END are not allowed as tokens of texts or thoughts
+    (`banned_token_ids`).
 
     Args:
-        path: A model directory or hub name; the directory of a training run, whose newest whole checkpoint is taken; a
-            checkpoint with adapters; or one that the paper's authors' code has written.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: Of the weights, such as `torch.bfloat16` or its name; by default as saved.
-        tokenizer: A directory or hub name where the model has no tokenizer beside it.
-
-    Of the authors' model START and END are no tokens of texts or thoughts (`banned_token_ids`).
+        path: Model directory or hub name; the directory of a training run, from which the newest complete checkpoint is
+            taken; a checkpoint with adapters; or a checkpoint that the code of the paper's authors has written.
+        device: Device of the model: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: Dtype of the weights, such as `torch.bfloat16` or its name; by default as saved.
+        tokenizer: Directory or hub name of the tokenizer, for a model that is saved without one.
 
     Raises:
-        ConfigError: There is no such model or tokenizer, or it is a plain model, which has nothing to think with.
-        CheckpointError: Its files are damaged.
+        ConfigError: There is no such model or tokenizer, or it is a plain model, which cannot think.
+        CheckpointError: Files of the model are damaged.
     """
     place = resolve_device(device, "device")
     weights: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -79,7 +83,7 @@ def load_thinking(
 
 
 def _authors_snapshot(name: str) -> str:
-    """The local copy of a repository of theirs on the hub; every other directory or name as it is.
+    """Returns the local copy of a hub repository of the paper's authors; every other directory or name unchanged.
 
     Their weights have names that transformers does not know: it would load the base alone.
     """
@@ -91,7 +95,7 @@ def _authors_snapshot(name: str) -> str:
         if set(VECTORS) <= set(tensors):
             return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"])
     except (OSError, ValueError, KeyError, HfHubHTTPError):
-        pass  # whoever loads it as a plain model says what is wrong
+        pass  # loading it as a plain model reports what is wrong
     return name
 
 
@@ -104,7 +108,32 @@ def _load_tokenizer(directory: str, tokenizer: str | os.PathLike[str] | None) ->
 
 
 def _authors_ids(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> list[int] | None:
-    """Ids of START and END; with the base's own tokenizer, which does not know them, those that it has no text for."""
+    """Returns the ids of START and END; with the base's own tokenizer, which lacks them, all ids without text."""
     vocabulary = tokenizer.get_vocab()
     named = [vocabulary[name] for name in AUTHORS_TOKENS if name in vocabulary]
     return named or list(range(max(vocabulary.values()) + 1, vocabulary_size)) or None
+
+
+def load_finetuned(
+    directory: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | PreTrainedModel | None = None,
+    merge: bool = False,
+) -> QuietStarForCausalLM:
+    """Load a model with adapters: its base, the adapters on it, START, END and the mixing head.
+
+    Args:
+        directory: Directory that `save_finetuned`, or a training run with `finetuning.lora_rank`, wrote.
+        base: Base model: a path, or a plain or thinking model, which is changed in place. None loads it from where it
+            was in training.
+        merge: Whether to add the adapters to the base's weights. The result has no adapters, and `save_pretrained`
+            writes all of its weights.
+
+    Returns:
+        The model in evaluation mode. Without `merge` the base is frozen, so that training can continue.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the base cannot be found or has other weights.
+        ConfigError: peft is not installed.
+    """
+    return assemble(QuietStarForCausalLM, directory, base, merge)

@@ -1,17 +1,14 @@
-"""Prompts from arguments and files, as tokens; each knows the place that messages about it name.
-
-How prompts are to be completed.
-"""
+"""What is to be completed, and how: prompts from arguments and files, and the options of completions."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quietstar.config.options import Count, NonNegative, ShareAbove0, Text, check
 from quietstar.data.rows import BYTE_ORDER_MARK, BadRow, decode
 from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, DataError
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 
 
 FIELD = "prompt"
-"""Of a JSONL line."""
+"""Field of a JSONL line that holds the prompt."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +27,22 @@ class Prompt:
     """A text to be continued.
 
     Args:
-        text: As it was given.
-        place: `prompt 2` or `file:line`.
+        text: Text as the user gave it.
+        place: Place that messages name, `prompt 2` or `file:line`.
     """
 
     text: str
     place: str
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, banned: Sequence[int] = ()) -> list[int]:
-        """Token ids, with what the tokenizer puts before a text; an empty prompt starts from BOS alone.
+        """Returns the token ids, with those that the tokenizer puts before a text; for an empty prompt, BOS alone.
 
         Args:
-            tokenizer: The model's.
-            banned: Tokens that no prompt may have, because they are kept for thoughts.
+            tokenizer: Tokenizer of the model.
+            banned: Token ids that no prompt may have, because they are reserved for thoughts.
 
         Raises:
-            DataError: It can't be encoded, has a banned token, or is empty without a BOS to start from.
+            DataError: The text can't be encoded, has a banned token, or is empty and the tokenizer has no BOS.
         """
         try:
             tokens = encode_prompt(tokenizer, self.text)
@@ -67,21 +64,22 @@ class Prompt:
         return tokens
 
 
-def read_prompts(texts: Sequence[str] | None, file: str | None) -> list[Prompt]:
+def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
     """The prompts that the arguments `prompt` or `prompts` give.
 
     Args:
-        texts: Of `prompt`.
-        file: Of `prompts`: a `.txt` file with one a line, or `.jsonl` with one in the field `prompt` of each line.
+        texts: Values of the argument `prompt`.
+        file: Value of the argument `prompts`: a `.txt` file with one prompt per line, or a `.jsonl` file with one in
+            the field `prompt` of each line.
 
     Raises:
-        ConfigError: There is none, both arguments are there, or the file cannot be read.
-        DataError: A line of the file holds no prompt, naming file:line.
+        ConfigError: Both arguments are missing, both are given, or the file cannot be read.
+        DataError: A line of the file holds no prompt; the message has file:line.
     """
-    if (texts is None) == (file is None):
-        got = "missing" if texts is None else "got it together with prompts"
+    if bool(texts) == (file is not None):
+        got = "missing" if file is None else "got it together with prompts"
         raise ConfigError(f"prompt: {got}; needs either --prompt TEXT, once or several times, or --prompts FILE")
-    if texts is not None:
+    if texts:
         name = "prompt" if len(texts) == 1 else "prompt {}"
         return [Prompt(text, name.format(number)) for number, text in enumerate(texts, start=1)]
     path = Path(str(file))
@@ -122,45 +120,36 @@ class CompletionOptions:
     """How to complete; what has the name of an argument of `generate` is that argument.
 
     Args:
-        max_new_tokens: At most, of a completion.
-        think: Where.
-        thoughts_per_token: K.
-        thought_temperature: None: as `generate` chooses.
-        temperature: Of the text; 0 is greedy.
-        top_k: None: all tokens.
-        top_p: None: all tokens.
-        seed: Of whatever is drawn.
+        max_new_tokens: New tokens of a completion at most.
+        think: Where to think: `always`, `never`, `entropy>x` (x in nats), `every:n`, `learned` or `learned>x` (x in
+            nats).
+        thoughts_per_token: Thoughts before each token, K.
+        thought_temperature: Sampling temperature of the thoughts; 0 is greedy. Null: 0 for one thought, the model's for
+            several.
+        temperature: Sampling temperature of the text; 0 takes the likeliest token.
+        top_k: Number of the likeliest tokens to draw from. Null: all.
+        top_p: Probability of the likeliest tokens to draw from. Null: all.
+        seed: Seed of whatever is drawn.
         samples: Completions of each prompt.
         batch_size: Prompts at once.
-        stop: A completion ends with the token that completes one of these.
+        stop: Texts that end a completion with the token that completes one of them; may be given several times.
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     think: str = "always"
-    thoughts_per_token: int = 1
-    thought_temperature: float | None = None
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
+    thoughts_per_token: Count = 1
+    thought_temperature: NonNegative | None = None
+    temperature: NonNegative = 0.0
+    top_k: Count | None = None
+    top_p: ShareAbove0 | None = None
     seed: int = 0
-    samples: int = 1
-    batch_size: int = 8
-    stop: tuple[str, ...] = ()
+    samples: Count = 1
+    batch_size: Count = 8
+    stop: tuple[Text, ...] = ()
 
     def __post_init__(self) -> None:
         parse_think(self.think)
-        for name in ("max_new_tokens", "thoughts_per_token", "samples", "batch_size", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: got {value}, needs at least 1")
-        for name in ("temperature", "thought_temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ConfigError(f"{name}: got {value}, needs 0 (greedy) or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p: got {self.top_p}, needs more than 0 and at most 1")
-        if "" in self.stop:
-            raise ConfigError("stop: got an empty string, needs a character at least")
+        check(self, cls=CompletionOptions)
         if self.temperature == 0:
             for name, default in (("top_k", None), ("top_p", None), ("samples", 1)):
                 if getattr(self, name) != default:

@@ -1,8 +1,8 @@
-"""`thoughts.html` and `thoughts.json`.
+"""Makes `thoughts.html` and `thoughts.json`: the thoughts at each position of a text, and the predictions before and
+after.
 
-What was thought at each position of a text, what it was worth, and what was predicted before and after.
-
-A text that is longer than what a model reads at once is worked through in overlapping windows.
+`write_view` is read first, then `measure`, which thinks in pieces of bounded memory. A text longer than what a model
+reads at once is processed in the overlapping windows at the end of this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config.values import parse_positions
+from quietstar.config.objective import OBJECTIVE_PRESETS
+from quietstar.config.options import parse_positions
 from quietstar.data.sources import encode
 from quietstar.data.tokenizer import pieces, vocabulary
 from quietstar.errors import ConfigError, DataError
@@ -28,9 +29,18 @@ from quietstar.model.padding import read_padding
 from quietstar.model.passes import CachedPass
 from quietstar.model.thoughts import Prediction, Thoughts, base_entropy
 from quietstar.objective.learning import LearnOutput, learn
-from quietstar.objective.options import PRESETS
 from quietstar.reporting.viewer import VERSION, ViewOptions, write_page
 from quietstar.runs.machine import environment
+
+LOGIT_ELEMENTS = 1 << 25
+"""Elements of the logits in memory at once (128 MiB in float32); the total is a few times as much."""
+
+SCORE_ELEMENTS = 1 << 27
+"""Elements of the attention scores of all heads in memory at once."""
+
+_AGAINST_THE_MEAN = replace(OBJECTIVE_PRESETS["default"], policy_weight=0.0, baseline="mean")
+
+Progress = Callable[[int, int], None]
 
 
 def write_view(
@@ -42,18 +52,18 @@ def write_view(
     progress: Progress | None = None,
     **options: Any,
 ) -> Path:
-    """Writes the page of a text, and its data with the ending `.json` beside it; each file is whole at any moment.
+    """Writes the page of a text, and its data in a file ending in `.json` beside it; neither file is ever incomplete.
 
     Args:
-        model: The thinking model.
-        tokenizer: Of its base.
-        text: Anything with at least two tokens.
-        out: The page, usually `thoughts.html`; its directory is made where it does not exist.
-        progress: Called with the number of positions that are done, and of all.
-        options: As in `ViewOptions`.
+        model: Thinking model to show the thoughts of.
+        tokenizer: Tokenizer of the model's base.
+        text: Text of at least two tokens.
+        out: Path of the page, usually `thoughts.html`; its directory is made where it does not exist.
+        progress: Function called with the number of positions that are done, and of all positions.
+        options: Values by the names of the fields of `ViewOptions`.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         ConfigError: An option is unknown or out of range.
@@ -74,7 +84,9 @@ def thoughts_of(
     options: ViewOptions,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The content of `thoughts.json`; for the fields see `quietstar.reporting.viewer`, for the errors `write_view`."""
+    """Returns the content of `thoughts.json`; `quietstar.reporting.viewer` describes its fields, `write_view` the
+    errors.
+    """
     config = model.config
     ids, cut = encode(text, tokenizer, options.tokens, options.text_name)
     _check_ids(ids, model.head.weight.shape[0], options.text_name)
@@ -137,7 +149,7 @@ def _check_ids(ids: Sequence[int], vocabulary_size: int, name: str) -> None:
 
 
 def _ids_of(positions: list[dict[str, Any]]) -> set[int]:
-    """Every token id that is mentioned."""
+    """Returns every token id that the positions mention."""
     found: set[int] = set()
     for position in positions:
         listed = [*position["before"], *position.get("mean", ())]
@@ -146,14 +158,6 @@ def _ids_of(positions: list[dict[str, Any]]) -> set[int]:
             found.update(thought["tokens"] or ())
         found.update(token for token, _ in listed)
     return found
-
-
-LOGIT_ELEMENTS = 1 << 25
-"""Elements of the logits at once (128 MiB in float32); a few times as much is needed in all."""
-SCORE_ELEMENTS = 1 << 27
-"""The same for attention scores of all heads."""
-_AGAINST_THE_MEAN = replace(PRESETS["default"], policy_weight=0.0, baseline="mean")
-Progress = Callable[[int, int], None]
 
 
 @torch.no_grad()
@@ -173,15 +177,15 @@ def measure(
     """Thinks at the positions of a text, in pieces of bounded memory.
 
     Args:
-        model: The thinking model.
-        ids: Of one text, at least 2.
-        thoughts: K.
-        top_k: Most probable tokens that are listed.
-        temperature, greedy: Of the thoughts, as in `QuietStarForCausalLM.think`.
-        seed: The same seed and settings give the same thoughts.
-        positions: `all`, `every:N` or `entropy:K`, of the whole text.
-        window: Tokens that the model reads at once.
-        progress: Called with the number of positions that are done, and of all.
+        model: Thinking model to measure.
+        ids: Token ids of one text, at least 2.
+        thoughts: Number of thoughts per position, K.
+        top_k: Number of most probable tokens that are listed.
+        temperature, greedy: Sampling options of the thoughts, as in `QuietStarForCausalLM.think`.
+        seed: Seed of the thoughts; the same seed and settings give the same thoughts.
+        positions: Positions of the whole text that think: `all`, `every:N` or `entropy:K`.
+        window: Number of tokens that the model reads at once.
+        progress: Function called with the number of positions that are done, and of all positions.
 
     Returns:
         The `positions` of the JSON file.
@@ -200,7 +204,7 @@ def measure(
             thoughts_per_position=thoughts,
             temperature=temperature,
             greedy=greedy,
-            seed=seed * 1_000_003 + number,  # of its own: the same numbers are drawn for the rows of each batch
+            seed=seed * 1_000_003 + number,  # by batch: one seed would draw the same numbers for the rows of each batch
         )
         output = learn(model, text, thoughts=thought, objective=_AGAINST_THE_MEAN, reuse_sampling_pass=False)
         prediction = model.predict(text, thoughts=thought)
@@ -218,7 +222,7 @@ def _most_streams(model: QuietStarForCausalLM, window: int) -> int:
 
 
 def _batches(rows: list[Window], most_anchors: int) -> list[list[Window]]:
-    """Neighbours of one shape side by side."""
+    """Returns batches of neighbouring windows of one shape."""
     batches = []
     for (_, anchors), same in groupby(rows, key=lambda row: (row.end - row.start, len(row.anchors))):
         listed = list(same)
@@ -230,7 +234,7 @@ def _batches(rows: list[Window], most_anchors: int) -> list[list[Window]]:
 def _anchors(
     model: QuietStarForCausalLM, tokens: Tensor, positions: str, rows_of: Callable[[Sequence[int]], list[Window]]
 ) -> list[int]:
-    """The positions of the whole text that think."""
+    """Returns the positions of the whole text that think."""
     rule, value = parse_positions(positions)
     last = len(tokens) - 1
     if rule != "entropy":
@@ -253,11 +257,11 @@ def _records(
     top_k: int,
     interpolation: str,
 ) -> list[dict[str, Any]]:
-    """Plain JSON values of a batch, K thoughts a position."""
+    """Returns a batch as plain JSON values, with K thoughts per position."""
     count = thoughts.thoughts_per_position
     base = prediction.base_logits[:, ::count].log_softmax(-1).exp()
     talk = prediction.talk_logits.unflatten(1, (-1, count))
-    # the paper's mixture is one of log-probabilities already; it does not sum to one
+    # the paper's mixture is already one of log-probabilities; its probabilities do not sum to one
     talk = (talk if interpolation == "log_probs" else talk.log_softmax(-1)).exp()
     before, after, mean = _most_probable(base, top_k), _most_probable(talk, top_k), _most_probable(talk.mean(2), top_k)
 
@@ -298,7 +302,7 @@ def _records(
 
 
 def _most_probable(probability: Tensor, count: int) -> Any:
-    """Nested lists of [..., count] pairs of id and probability."""
+    """Returns nested lists of [..., count] pairs of token id and probability."""
     values, ids = probability.topk(min(count, probability.shape[-1]), dim=-1)
 
     def pairs(ids: Any, values: Any) -> Any:
@@ -310,7 +314,7 @@ def _most_probable(probability: Tensor, count: int) -> Any:
 
 
 def _lists(values: Tensor) -> Any:
-    """Nested lists of numbers with 4 decimals, None for what is not finite."""
+    """Returns nested lists of numbers with 4 decimals; None for values that are not finite."""
 
     def rounded(value: Any) -> Any:
         if isinstance(value, list):
@@ -329,9 +333,9 @@ class Window:
     """A part of a text, and the positions that think in it.
 
     Args:
-        start: Its first token.
-        end: The token after its last one.
-        anchors: Positions of the whole text, increasing; each is in one window only.
+        start: Position of the window's first token in the text.
+        end: Position after the window's last token in the text.
+        anchors: Positions that think, in the whole text and increasing; each is in one window only.
     """
 
     start: int
@@ -340,22 +344,22 @@ class Window:
 
 
 def overlap(window: int) -> int:
-    """Tokens that every position but those of the first window has at least in front of it, itself not counted."""
+    """Returns the least number of tokens before every position outside the first window."""
     return window // 2
 
 
 def windows(length: int, anchors: Sequence[int], window: int, lookahead: int, most_anchors: int) -> list[Window]:
-    """The windows of a text.
+    """Returns the windows of a text.
 
-    A position thinks in the first window that holds all tokens that its thought is measured on; from the second window
-    on, it is preceded there by at least half a window of text.
+    A position thinks in the first window that holds all tokens that its thought is measured on. From the second window
+    on, at least half a window of text precedes it there.
 
     Args:
-        length: Tokens of the text.
+        length: Number of tokens of the text.
         anchors: Positions that think, increasing, all before the last token.
-        window: Tokens of a window.
-        lookahead: Tokens that a thought is measured on.
-        most_anchors: Positions that may think at once; windows with more are given several times.
+        window: Number of tokens of a window.
+        lookahead: Number of tokens that a thought is measured on.
+        most_anchors: Largest number of positions that think at once; windows with more are repeated.
     """
     found = []
     first = 0
@@ -374,17 +378,18 @@ def windows(length: int, anchors: Sequence[int], window: int, lookahead: int, mo
 def window_size(
     window: int | None, training_length: int | None, context: int | None, stream: int, lookahead: int
 ) -> int | None:
-    """Tokens of a window; None where a text of any length is one.
+    """Returns the number of tokens of a window; None where a text of any length is one window.
 
     Args:
-        window: As asked for. By default the length of training texts, or where that is unknown what the context holds.
-        training_length: Of the model, where it is known.
-        context: Positions of the base, where they end.
-        stream: Tokens of a thought's stream, which reaches beyond the text.
-        lookahead: Tokens that a thought is measured on.
+        window: Number of tokens asked for; None for the length of training texts, or where that is unknown, as many as
+            the context holds.
+        training_length: Number of tokens of the model's training texts, where it is known.
+        context: Number of positions of the base; None where it has no limit.
+        stream: Number of tokens of a thought's stream, which reaches beyond the text.
+        lookahead: Number of tokens that a thought is measured on.
 
     Raises:
-        ConfigError: It is too small for the lookahead, or too large for the context.
+        ConfigError: The window is too small for the lookahead, or too large for the context.
     """
     least = 2 * lookahead + 2
     most = None if context is None else context - stream

@@ -1,12 +1,12 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on the base model, through peft.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the base model, through peft, and their checkpoints.
 
-They are put into the base's own layers: the thinking model stays the class it is, and to recording and replaying a
-layer is a layer with a few more parameters. What is trained then are the adapters, START, END and the mixing head.
+Adapters are put into the base's own layers: the class of the thinking model stays the same, and for recording and
+replaying an adapted layer is a layer with a few more parameters. Trained are the adapters, START, END and the mixing
+head.
 
-A model with adapters on disk: everything that was trained, and the name of the base, but not its weights.
-
-`config.json`, `generation_config.json`; `thoughts.safetensors`: START, END, the mixing head and the thinking gate where
-there is one; `adapter/`: the adapters as peft writes them, so that peft too can put them on the plain base.
+A checkpoint holds everything that was trained and the name of the base, but not the base's weights: `config.json` and
+`generation_config.json`; `thoughts.safetensors` with START, END, the mixing head and the thinking gate where there is
+one; and `adapter/` with the adapters as peft writes them, so that peft too can put them on the plain base.
 """
 
 from __future__ import annotations
@@ -28,37 +28,43 @@ from typing_extensions import TypeIs
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.imports import without_bitsandbytes_warnings
+from quietstar.model.backbone import probe_once
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.layers import decoder_layers
 from quietstar.model.loading import LOADING_ERRORS, load_causal_lm, load_configuration
-from quietstar.model.probe import probe_once
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import Conv1D
 
 ModelT = TypeVar("ModelT", bound=ThinkingModel)
 ALL_LINEAR = "all-linear"
 ADAPTER = "default"
-"""peft's name of an adapter, which is a part of its parameters' names."""
+"""Name of the adapter in peft, which is a part of the names of the adapter's parameters."""
 THOUGHT_PARTS = ("thought_embedding.", "mixing_head.", "thinking_gate.")
-"""Beginnings of the names of what a thinking model adds to its base."""
+"""Beginnings of the names of the parameters that a thinking model adds to its base."""
 
-_SEED = 0
+THOUGHTS = "thoughts.safetensors"
+OPTIONS = "adapter/adapter_config.json"
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+_OURS, _PEFTS = "base.", "base_model.model."  # beginnings of the names of the base's parameters
+_FINGERPRINT = "base_fingerprint"
 _FINGERPRINT_VALUES = 256  # of each tensor: enough to tell two models apart, and quickly read
+_SEED = 0
 
 
 def has_adapters(model: nn.Module) -> TypeIs[ThinkingModel]:
-    """Whether the base of a thinking model has adapters."""
+    """Return whether the base of a thinking model has adapters."""
     return bool(getattr(getattr(model, "base", None), "peft_config", None))
 
 
 def adapter_options(model: ThinkingModel) -> Any:
-    """The `peft.LoraConfig` of a model that has adapters."""
+    """Return the `peft.LoraConfig` of a model that has adapters."""
     options: Any = model.base.peft_config
     return options[ADAPTER]
 
 
 def linear_layers(model: ThinkingModel) -> dict[str, nn.Module]:
-    """The matrices of the decoder layers that can have adapters, by their name in the base; without the output head."""
+    """Return the linear layers of the decoder layers, which can have adapters, by their name in the base."""
     inside = {id(module) for layer in decoder_layers(model.decoder) for module in layer.modules()}
     found: dict[str, nn.Module] = {}
     for name, module in model.base.named_modules():
@@ -68,11 +74,12 @@ def linear_layers(model: ThinkingModel) -> dict[str, nn.Module]:
 
 
 def adapter_targets(model: ThinkingModel, names: str) -> list[str]:
-    """The layers, by their name in the base, that `finetuning.lora_targets` means.
+    """Return the names in the base of the layers that `finetuning.lora_targets` selects.
 
     Args:
-        model: A thinking model.
-        names: `all-linear`, or ends of layer names such as `q_proj` or `layers.3.mlp.up_proj`, separated by commas.
+        model: Thinking model whose base has the layers.
+        names: Value of the option: `all-linear`, or ends of layer names such as `q_proj` or `layers.3.mlp.up_proj`,
+            separated by commas.
 
     Raises:
         ConfigError: No layer has such a name.
@@ -99,15 +106,15 @@ def adapter_targets(model: ThinkingModel, names: str) -> list[str]:
 
 
 def add_adapters(model: ThinkingModel, rank: int, alpha: float, targets: str = ALL_LINEAR) -> None:
-    """Freeze the base and put untrained adapters into its layers, which change nothing yet.
+    """Freeze the base and put untrained adapters into its layers. They do not change the output yet.
 
-    The adapters have the type of the base. Their random half is the same for every call.
+    The adapters have the dtype of the base. Their random half is the same for every call.
 
     Args:
-        model: Changed in place.
-        rank: Of each adapter, above 0.
-        alpha: Adapters are scaled by alpha / rank.
-        targets: See `adapter_targets`.
+        model: Thinking model, which is changed in place.
+        rank: Rank of each adapter, above 0.
+        alpha: Numerator of the factor alpha / rank that scales the adapters.
+        targets: Layers that get adapters: `all-linear`, or ends of layer names separated by commas.
 
     Raises:
         ConfigError: peft is not installed, a target is unknown, or the model has adapters already.
@@ -118,13 +125,13 @@ def add_adapters(model: ThinkingModel, rank: int, alpha: float, targets: str = A
 
 
 def inject(model: ThinkingModel, rank: int, alpha: float, layers: list[str], base_path: str | None) -> None:
-    """`add_adapters` for layers that are known to be there.
+    """Do what `add_adapters` does, for layers that are known to exist.
 
     Args:
-        model: Changed in place.
-        rank, alpha: As in `add_adapters`.
+        model: Thinking model, which is changed in place.
+        rank, alpha: Rank of the adapters, and numerator of the factor alpha / rank that scales them.
         layers: Names, or ends of names, of layers in the base.
-        base_path: Where the base's own weights come from, to be saved with the adapters.
+        base_path: Path or hub name of the base's weights, to be saved with the adapters; None where there is none.
 
     Raises:
         ConfigError: peft is not installed.
@@ -154,9 +161,9 @@ def inject(model: ThinkingModel, rank: int, alpha: float, layers: list[str], bas
 
 
 def merge_adapters(model: ThinkingModel) -> None:
-    """Add the adapters to the base's weights and take them out: a plain thinking model again, all of it trainable.
+    """Add the adapters to the base's weights and remove them: a plain thinking model again, all of it trainable.
 
-    In bfloat16 the sum is rounded, so that predictions change in their last digits.
+    In bfloat16 the sum is rounded, so predictions change in their last digits.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -172,7 +179,7 @@ def merge_adapters(model: ThinkingModel) -> None:
 
 
 def trained_state(model: ThinkingModel) -> dict[str, Tensor]:
-    """What a checkpoint of a model with adapters holds, by name and not copied: all but the base itself."""
+    """Return the tensors that a checkpoint of a model with adapters holds, by name, not copied: all but the base's."""
     return {
         name: tensor.detach()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())  # the gate's are buffers
@@ -182,11 +189,11 @@ def trained_state(model: ThinkingModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_trained_state(model: ThinkingModel, tensors: Mapping[str, Tensor]) -> None:
-    """Copy what `trained_state` gave into a model with the same adapters.
+    """Copy what `trained_state` returned into a model with the same adapters.
 
     Args:
-        model: Keeps its device and the weights of its base.
-        tensors: All of them, and nothing else.
+        model: Thinking model with adapters; its device and its base's weights stay as they are.
+        tensors: Tensors of `trained_state` by name, all of them and no others.
 
     Raises:
         CheckpointError: A tensor is missing, unknown, or has another shape or type. The model is unchanged then.
@@ -207,7 +214,7 @@ def load_trained_state(model: ThinkingModel, tensors: Mapping[str, Tensor]) -> N
 
 
 def base_fingerprint(model: ThinkingModel) -> str:
-    """A hash of names, shapes and some values of the base's own weights, the same with adapters and without."""
+    """Return a hash of names, shapes and some values of the base's own weights, the same with and without adapters."""
     digest = hashlib.sha256()
     for name, parameter in model.base.named_parameters():
         if ".lora_" in name:
@@ -220,26 +227,18 @@ def base_fingerprint(model: ThinkingModel) -> str:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """A directory by its absolute path; a hub name as it is."""
+    """Return the absolute path of a directory; a hub name as it is."""
     return str(Path(path).resolve()) if Path(path).is_dir() else str(path)
 
 
 def _base_path(model: ThinkingModel) -> str | None:
-    """Where the base's weights were loaded from: a directory (as an absolute path), a hub name, or nowhere."""
+    """Return where the base's weights were loaded from: an absolute path, a hub name, or None where this is unknown."""
     path = model.config.name_or_path or model.base.config.name_or_path
     return absolute(path) if path else None
 
 
-THOUGHTS = "thoughts.safetensors"
-OPTIONS = "adapter/adapter_config.json"
-WEIGHTS = "adapter/adapter_model.safetensors"
-
-_OURS, _PEFTS = "base.", "base_model.model."  # what a parameter of the base begins with
-_FINGERPRINT = "base_fingerprint"
-
-
 def is_adapter_checkpoint(directory: str | os.PathLike[str]) -> bool:
-    """Whether `save_finetuned` wrote this directory."""
+    """Return whether `save_finetuned` wrote this directory."""
     return (Path(directory) / OPTIONS).is_file() and (Path(directory) / "config.json").is_file()
 
 
@@ -249,9 +248,9 @@ def save_finetuned(
     """Write a model with adapters, without the weights of its base.
 
     Args:
-        model: Has adapters.
-        directory: Made where it does not exist.
-        tensors: Copies of what `trained_state` gives, to be written instead of the model's present ones.
+        model: Thinking model with adapters.
+        directory: Directory to write to, made where it does not exist.
+        tensors: Copies of what `trained_state` returns, written instead of the model's present tensors.
     """
     directory = Path(directory)
     (directory / OPTIONS).parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +268,7 @@ def save_finetuned(
 
 
 def read_adapters(directory: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """What `load_trained_state` takes, from a directory that `save_finetuned` wrote.
+    """Read the tensors for `load_trained_state` from a directory that `save_finetuned` wrote.
 
     Raises:
         CheckpointError: A file is missing or damaged.
@@ -283,7 +282,7 @@ def check_base(model: ThinkingModel, directory: str | os.PathLike[str]) -> None:
     """Compare the base with the one that the adapters of a directory were trained on.
 
     Raises:
-        CheckpointError: Its weights are other ones.
+        CheckpointError: The base has other weights.
     """
     file = Path(directory) / THOUGHTS
     try:
@@ -304,7 +303,10 @@ def assemble(
     base: str | os.PathLike[str] | PreTrainedModel | None,
     merge: bool,
 ) -> ModelT:
-    """What `load_finetuned` loads, as a model of a class; for the other arguments and the errors see there."""
+    """Load a model with adapters as an instance of `model_class`.
+
+    The other arguments and the errors are those of `quietstar.model.modeling.load_finetuned`.
+    """
     directory = Path(directory)
     options = _read_options(directory)
     try:
@@ -320,7 +322,7 @@ def assemble(
     model = model_class(config, base=plain)
     for part in model.thinking_parts:
         part.to(device=plain.device, dtype=_dtype(config))
-    probe_once(model)  # the family is what it checks, and adapters would only add their rounding
+    probe_once(model)  # before the adapters: the probe checks the family, and adapters would only add rounding
     path = path if base is None or isinstance(base, PreTrainedModel) else absolute(base)
     inject(model, options["r"], options["lora_alpha"], options["target_modules"], base_path=path)
     try:
@@ -357,7 +359,7 @@ def _dtype(config: QuietStarConfig) -> torch.dtype | None:
 
 def _plain_options(model: ThinkingModel) -> dict[str, Any]:
     options: dict[str, Any] = adapter_options(model).to_dict()
-    return {**options, "inference_mode": True}  # as peft writes it: who loads it there does not want to train it
+    return {**options, "inference_mode": True}  # as peft writes it: a model that peft loads is not to be trained
 
 
 def _read_options(directory: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Thought streams inside an unmodified transformers model.
+"""The attention of thought streams inside an unmodified transformers model.
 
-transformers lets a model's attention be replaced by name. The function registered here sees each layer's queries, keys
-and values after rotary embedding, and a `ThoughtPass` that travels with the call as a keyword argument and says which
-tokens of the sequence are text and which belong to streams. Without one it is PyTorch's scaled-dot-product attention,
-so the base model stays usable as it is.
+transformers lets a model's attention be replaced by name. The function registered here, `quietstar_attention`, gets
+each layer's queries, keys and values after rotary embedding, and a `ThoughtPass` that is passed along as a keyword
+argument and says which tokens of the sequence are text and which belong to streams. Without one it is PyTorch's
+scaled-dot-product attention, so the base model stays usable as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ UNSUPPORTED_ARGUMENTS = {
 
 @dataclass
 class LayerKeysValues:
-    """One layer's stored keys and values: text [B, L, Hkv, D], streams [B, P, capacity, Hkv, D]."""
+    """One layer's stored keys and values.
+
+    Args:
+        text_key, text_value: Keys and values of the text, [B, L, Hkv, D].
+        stream_key, stream_value: Memory for keys and values of the streams, [B, P, capacity, Hkv, D]; None before use.
+    """
 
     text_key: Tensor
     text_value: Tensor
@@ -39,15 +44,20 @@ class LayerKeysValues:
 
 
 @dataclass
-class ThoughtCache:
-    """Keys and values of a text and of the streams that hang from it, by layer index."""
+class StreamCache:
+    """Keys and values of a text and of the streams that start from it.
+
+    Args:
+        stream_capacity: Largest number of tokens in a stream.
+        layers: Stored keys and values by layer index.
+    """
 
     stream_capacity: int
     layers: dict[int, LayerKeysValues] = field(default_factory=dict)
 
 
 class AttentionPass(Protocol):
-    """What a forward pass hands to the attention of its layers: which of its tokens see which."""
+    """What a forward pass tells the attention of its layers: which of its tokens see which."""
 
     def attend(
         self,
@@ -59,7 +69,7 @@ class AttentionPass(Protocol):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """One layer's attention, [B, N, H, D]; see `quietstar_attention` for the arguments."""
+        """Run one layer's attention, [B, N, H, D]; see `quietstar_attention` for the arguments."""
         ...
 
 
@@ -68,16 +78,16 @@ class ThoughtPass:
     """What the attention of one forward pass must know. The sequence is `[text | stream 0 | stream 1 | ...]`.
 
     Args:
-        text_length: Text tokens in this pass, 0 when the text's keys and values come from `cache`.
-        stream_length: Tokens of each stream in this pass, 0 in a pass over the text alone.
-        stream_offset: Tokens of each stream that `cache` already holds.
-        anchor: int32 [B, P], the text position that each stream hangs from, on any device.
-        text_start: int32, first text token that text tokens see: [B], of each row, [B, L], of each token, or None: 0.
-        backend: Kernel backend.
-        stream_start: int32, first text token that streams see: [B], of each row, [B, P], of each stream, or None: 0.
-        cache: Where this pass stores its keys and values and finds those of earlier passes; None in the pass over text
-            and whole streams, which needs none and must give the same result when a layer is recomputed.
-        seen: Filled with one entry (layer index, window) per attention call where the probe asks for it.
+        text_length: Number of text tokens in this pass; 0 when the text's keys and values come from `cache`.
+        stream_length: Number of tokens of each stream in this pass; 0 in a pass over the text alone.
+        stream_offset: Number of tokens of each stream that `cache` already holds.
+        anchor: Text position that each stream starts from, int32 [B, P], on any device.
+        text_start: First text token that text tokens see, int32: [B], of each row; [B, L], of each token; None: 0.
+        backend: Kernel backend: "auto", "triton", "torch" or "reference".
+        stream_start: First text token that streams see, int32: [B], of each row; [B, P], of each stream; None: 0.
+        cache: Cache of this pass's keys and values and those of earlier passes. None in the pass over text and whole
+            streams, which needs no cache and must give the same result when a layer is recomputed.
+        seen: List that receives one entry (layer index, window) per attention call, for the probe; None keeps none.
     """
 
     text_length: int
@@ -87,12 +97,12 @@ class ThoughtPass:
     backend: str
     stream_start: Tensor | None = None
     stream_offset: int = 0
-    cache: ThoughtCache | None = None
+    cache: StreamCache | None = None
     seen: list[tuple[int, int | None]] | None = None
     _text_masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
     def text_mask(self, window: int | None, device: torch.device) -> Tensor | None:
-        """Boolean [B or 1, 1, L, L] mask of the text pass, or None where plain causal attention says the same."""
+        """Return the mask of the text, bool [B or 1, 1, L, L], or None where it equals plain causal attention."""
         length = self.text_length
         if window is not None and window >= length:
             window = None
@@ -106,7 +116,7 @@ class ThoughtPass:
                 visible = visible & (query - key < window)
             visible = visible[None, None]
             if self.text_start is not None:
-                # A padding query keeps itself: softmax over nothing would be NaN and would spread through the layers.
+                # a padding query sees itself: softmax over nothing would be NaN and would spread through the layers
                 start = self.text_start if self.text_start.ndim == 2 else self.text_start[:, None]
                 visible = visible & (key >= start[:, None, :, None]) | (key == query)
             self._text_masks[window] = visible
@@ -122,7 +132,7 @@ class ThoughtPass:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """One layer's attention, [B, N, H, D]."""
+        """Run one layer's attention, [B, N, H, D]."""
         layer_index = int(module.layer_idx)  # type: ignore[arg-type]  # of every transformers attention layer
         if self.seen is not None:
             self.seen.append((layer_index, window))
@@ -138,7 +148,7 @@ class ThoughtPass:
                 )
             text_key, text_value = text_key.transpose(1, 2), text_value.transpose(1, 2)
             if self.cache is not None:
-                # every sampling step reads them head by head: laid out like that once, float32 is never copied again
+                # every sampling step reads them head by head: in this layout float32 is never copied again
                 text_key, text_value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (text_key, text_value))
                 self.cache.layers[layer_index] = LayerKeysValues(text_key, text_value)
         if self.stream_length:
@@ -180,15 +190,22 @@ def quietstar_attention(
     thought_pass: AttentionPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer in the signature that transformers asks for.
+    """Run the attention of one layer, in the signature that transformers asks for.
 
     Args:
-        query: [B, H, N, D]; key, value: [B, Hkv, N, D], with N = text tokens + stream tokens of this pass.
-        softcap: Scores become softcap * tanh(scores / softcap), as in Gemma 2; None: no cap.
-        thought_pass: The layout of the N tokens; None makes this plain scaled-dot-product attention.
+        module: Attention layer that calls.
+        query: Queries of the N text and stream tokens of this pass, [B, H, N, D].
+        key, value: Keys and values of these tokens, [B, Hkv, N, D].
+        attention_mask: Mask of a plain call; ignored where `thought_pass` is given.
+        scaling: Factor of the scores; None: 1 / sqrt(D).
+        dropout: Dropout rate of a plain call.
+        sliding_window: Number of last tokens that a token sees, itself included; None: all.
+        softcap: Soft cap: scores become softcap * tanh(scores / softcap), as in Gemma 2; None: no cap.
+        thought_pass: Layout of the N tokens; None makes this plain scaled-dot-product attention.
+        kwargs: Other arguments of the layer; some of them are refused with a `thought_pass`.
 
     Returns:
-        [B, N, H, D] and None (no attention weights).
+        Attended values [B, N, H, D], and None in place of attention weights.
 
     Raises:
         UnsupportedBackboneError: The layer changes its scores in a way that the kernels do not know.
@@ -211,14 +228,18 @@ def quietstar_attention(
 def softcapped_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
 ) -> Tensor:
-    """Attention of the text in plain operations: PyTorch's own has no soft cap.
+    """Compute attention with a soft cap, in plain operations: PyTorch's own has no soft cap.
 
     Args:
-        query: [B, H, N, D]; key, value: [B, Hkv, L, D].
-        mask: Boolean and broadcast against [B, H, N, L], or None: causal, the N queries being the last of the L tokens.
+        query: Queries, [B, H, N, D].
+        key, value: Keys and values, [B, Hkv, L, D].
+        mask: Mask of the visible tokens, bool, broadcast against [B, H, N, L]; None: causal, where the N queries are
+            the last of the L tokens.
+        scaling: Factor of the scores; None: 1 / sqrt(D).
+        softcap: Soft cap: scores become softcap * tanh(scores / softcap).
 
     Returns:
-        [B, N, H, D].
+        Attended values, [B, N, H, D].
     """
     group = query.shape[1] // key.shape[1]
     grouped = query.unflatten(1, (key.shape[1], group)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -227,14 +248,14 @@ def softcapped_attention(
     if mask is None:
         count, length = scores.shape[-2:]
         mask = torch.ones(1, 1, count, length, dtype=torch.bool, device=query.device).tril(length - count)
-    # the least number and not minus infinity: padding that sees nothing would be NaN, and would spread
+    # the smallest number, not minus infinity: padding that sees nothing would be NaN, and would spread
     scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(value.dtype)
     return torch.einsum("bkgnl,bkld->bnkgd", weights, value).flatten(2, 3)
 
 
 def _append(thought_pass: ThoughtPass, stored: LayerKeysValues, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Write the new stream tokens behind the stored ones; return all of them, [B, P, offset + S, Hkv, D]."""
+    """Write the new stream tokens after the stored ones; return keys and values, [B, P, offset + new, Hkv, D] each."""
     assert thought_pass.cache is not None
     if stored.stream_key is None or stored.stream_value is None:
         shape = (*key.shape[:2], thought_pass.cache.stream_capacity, *key.shape[3:])
@@ -245,6 +266,5 @@ def _append(thought_pass: ThoughtPass, stored: LayerKeysValues, key: Tensor, val
     return stored.stream_key[:, :, :end], stored.stream_value[:, :, :end]
 
 
-# The mask function serves plain calls of the base model; a thought pass brings a 4-D mask of its own and never reaches
-# it.
+# The mask function serves plain calls of the base model; a thought pass brings its own 4-D mask and never reaches it.
 register_attention(IMPLEMENTATION, quietstar_attention)

@@ -1,4 +1,4 @@
-"""Checkpoints of the paper's authors, in their names (github.com/ezelikman/quiet-star)."""
+"""Loading checkpoints of the paper's authors, in the names of their code (github.com/ezelikman/quiet-star)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.thinking_model import END, START
 from quietstar.model.upstream import tied_weights
 
-# theirs: [2, E], row 0 the vector, row 1 an unused log-std
+# [2, E] each in a checkpoint: row 0 is the vector, row 1 an unused log-std
 VECTORS = {"start_embedding": START, "end_embedding": END}
-# theirs: talk_head.0.{0,2,4}
+# the linear layers of the mixing head are talk_head.0.{0,2,4} in a checkpoint
 HEAD_PREFIX = "talk_head.0."
 
 
 def is_authors_checkpoint(directory: str | os.PathLike[str]) -> bool:
-    """Whether the files of a directory hold their learned START and END."""
+    """Return whether the files of a directory hold the learned START and END of the authors' code."""
     files = sorted(Path(directory).glob("*.safetensors")) if Path(directory).is_dir() else []
     names: set[str] = set()
     for file in files:
@@ -35,7 +35,7 @@ def is_authors_checkpoint(directory: str | os.PathLike[str]) -> bool:
             with safe_open(file, framework="pt") as content:
                 names.update(content.keys())
         except (OSError, SafetensorError):
-            continue  # who loads it says what is wrong
+            continue  # loading says what is wrong
     return set(VECTORS) <= names
 
 
@@ -46,21 +46,21 @@ def load_authors_checkpoint(
     embedding_scale: float = 100.0,
     **options: Any,
 ) -> QuietStarForCausalLM:
-    """Load a model that the authors' code trained, with its learned START, END and mixing head.
+    """Load a model that the authors' code trained, with the learned START, END and mixing head.
 
-    Their own code overwrites START and END with the embedding of "---" at the first forward after loading; here they
-    are kept.
+    The authors' code overwrites START and END with the embedding of "---" at the first forward after loading; here the
+    learned ones are kept.
 
     Args:
-        source: A directory with `*.safetensors` in their names, or a state dict.
-        config: The base's configuration; by default `config.json` of the directory, whose `n_ahead` (text pass, START
-            and END counted) and `n_ahead_talk` then give `thought_length` and `lookahead`.
-        embedding_scale: Theirs is 100: the vectors are used times this.
-        options: Fields of `QuietStarConfig`. `banned_token_ids` should name the ids that their tokenizer gives START
-            and END (32000 and 32001 in the released checkpoint), which their thoughts never contain.
+        source: Directory with `*.safetensors` in the names of the authors' code, or a state dict.
+        config: Configuration of the base; None takes `config.json` of the directory. Its `n_ahead` (which counts the
+            text pass, START and END) and `n_ahead_talk` give `thought_length` and `lookahead`, unless `options` do.
+        embedding_scale: Factor that the vectors of START and END are multiplied with; 100 in the authors' code.
+        options: Fields of `QuietStarConfig`. `banned_token_ids` should name the ids of START and END in the authors'
+            tokenizer (32000 and 32001 in the released checkpoint), which their thoughts never contain.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown or of a wrong shape.
+        CheckpointError: A tensor is missing, unknown or of a wrong shape, or there is no configuration.
     """
     if isinstance(source, Mapping):
         state = dict(source)
@@ -120,7 +120,7 @@ def load_authors_checkpoint(
 
 
 def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype of the checkpoint's first backbone tensor."""
+    """Return the dtype of the first tensor of the base in the checkpoint."""
     return next((x.dtype for name, x in state.items() if name not in VECTORS), torch.get_default_dtype())
 
 

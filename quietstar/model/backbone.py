@@ -1,105 +1,211 @@
-"""What the engine needs of a base model, and the probe that refuses one which would be silently wrong."""
+"""The probe, which refuses a base model under which thoughts would be silently wrong.
+
+It runs a few tokens with a thought stream, and compares the result with what the base computes alone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from quietstar.errors import UnsupportedBackboneError
-from quietstar_kernels.dispatch import compute_dtype
-from quietstar_kernels.logits import LogitOptions, operand_dtype, raw_logits
+from quietstar.model.attention import ThoughtPass
+from quietstar.model.layers import LayerRecord, decoder_layers, intercept_layers
+from quietstar.model.thinking_model import ThinkingModel, output_head
+from quietstar.model.upstream import attention_implementation, untested_versions, with_advice
+
+PROBE_TEXT = 5
+PROBE_STREAM = 2
+PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
+LOW_PRECISION_TOLERANCE = 3e-2
+"""Largest accepted difference of hidden states, relative to their largest value. A dropped argument changes them by a
+tenth or more; a wrong scale changes them by less, which only the tolerance of float32 detects."""
+LOW_PRECISION_GRADIENT = 0.25
+"""The same for gradients, whose rounding adds up over the layers; a lost or doubled gradient is wrong by half or more.
+"""
+PROBING = threading.RLock()
+"""Held during a probe, which changes the model's attention for a moment, so that threads do not use it meanwhile."""
 
 
-@dataclass(frozen=True)
-class OutputHead:
-    """How final hidden states become logits: `softcap(logit_scale * lm_head h)`."""
-
-    weight: Tensor
-    softcap: float | None
-    logit_scale: float
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., E] -> [..., V] in float32, or float64 for float64 states, computed as the losses compute them."""
-        return self._logits(hidden, operand_dtype(self.weight, compute_dtype(hidden, self.weight), hidden))
-
-    def mixed_logits(self, hidden_base: Tensor, hidden_thought: Tensor, weight: Tensor, interpolation: str) -> Tensor:
-        """The prediction whose loss `mixed_cross_entropy` gives: [..., E], [..., E] and [...] -> [..., V]."""
-        share = weight[..., None]
-        if interpolation == "log_probs":
-            base, thought = (self.logits(hidden).log_softmax(-1) for hidden in (hidden_base, hidden_thought))
-            return torch.lerp(base, thought, share)
-        dtype = compute_dtype(hidden_base, hidden_thought, share, self.weight)
-        mixed = torch.lerp(hidden_base.to(dtype), hidden_thought.to(dtype), share.to(dtype))
-        return self._logits(mixed, operand_dtype(self.weight, dtype, hidden_base, hidden_thought))
-
-    def _logits(self, hidden: Tensor, operand: torch.dtype) -> Tensor:
-        """Logits whose product with the head is in `operand`; see `raw_logits`."""
-        raw = raw_logits(hidden.flatten(0, -2), self.weight.to(operand), compute_dtype(hidden, self.weight))
-        options = LogitOptions(softcap=self.softcap, logit_scale=self.logit_scale)
-        if raw.requires_grad:
-            raw = options.transform(raw)
-        else:
-            options.transform_(raw)
-        return raw.view(*hidden.shape[:-1], -1)
-
-
-def check_configuration(config: PreTrainedConfig) -> None:
-    """Refuse families that are known to be wrong before any weight is loaded.
+def probe_once(model: ThinkingModel) -> None:
+    """Probes a model once, as soon as it has weights.
 
     Raises:
-        UnsupportedBackboneError: Naming the family and the reason.
+        UnsupportedBackboneError: The probe has failed; see `probe_backbone`.
     """
+    if model.probed or any(parameter.is_meta for parameter in model.parameters()):
+        return
+    with PROBING:
+        if not model.probed:
+            probe_backbone(model)
+            model.probed = True
+
+
+def probe_backbone(model: ThinkingModel) -> None:
+    """Runs a few tokens and compares the result with the plain base model.
+
+    The pass has a text of five tokens and a stream of two that starts from the text's second position. The stream's
+    hidden states must be those that the base gives with its own attention when these two tokens simply follow the first
+    two of the text; the text's hidden states and the logits of the head must be those of the base. A recorded pass over
+    the same tokens must have the gradient of a plain one.
+
+    Raises:
+        UnsupportedBackboneError: A result differs; the message names the family, what differs, and the libraries whose
+            releases are newer than tested.
+    """
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            _probe_states(model)
+            _probe_recording(model)
+    except UnsupportedBackboneError as error:
+        raise UnsupportedBackboneError(with_advice(error)) from error.__cause__
+
+
+def _probe_inputs(model: ThinkingModel, **options: Any) -> tuple[Tensor, Tensor, Tensor, ThoughtPass]:
+    """Returns embeddings of the text [1, 5, E] and the stream [1, 2, E], positions of both, and the pass over them."""
+    embed: Any = model.base.get_input_embeddings()
+    device = embed.weight.device
+    ids = (torch.arange(PROBE_TEXT, device=device) * 7 + 3)[None] % embed.weight.shape[0]
+    embeds = embed(ids)
+    anchor = torch.tensor([[1]], dtype=torch.int32, device=device)
+    positions = torch.tensor([[*range(PROBE_TEXT), 2, 3]], device=device)
+    thought_pass = ThoughtPass(PROBE_TEXT, PROBE_STREAM, anchor, None, model.config.backend, **options)
+    return embeds, embeds.flip(1)[:, :PROBE_STREAM], positions, thought_pass
+
+
+def _probe_states(model: ThinkingModel) -> None:
+    base: Any = model.base
+    config = base.config
     family = config.model_type
-    if family == "quietstar":
-        raise UnsupportedBackboneError(f"{family}: a thinking model already; load it with from_pretrained")
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {value.get("rope_type") for value in rope.values() if isinstance(value, dict)} | {rope.get("rope_type")}
-    changing = [kind for kind in ("dynamic", "longrope") if kind in kinds]
-    if changing:
+    seen: list[tuple[int, int | None]] = []
+    embeds, stream, positions, thought_pass = _probe_inputs(model, seen=seen)
+    tolerance = PROBE_TOLERANCE.get(embeds.dtype, LOW_PRECISION_TOLERANCE)
+    implementation = attention_implementation(config)
+    try:
+        hidden = model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
+        _check_layers(config, seen)
+        base.set_attn_implementation("eager")  # the family's own attention, with whatever it does to its scores
+        followed = torch.cat([embeds[:, :2], stream], dim=1)
+        plain = model.decoder(inputs_embeds=followed, use_cache=False).last_hidden_state
+        text = model.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        logits = base(inputs_embeds=embeds, use_cache=False).logits.float()
+    except (UnsupportedBackboneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # anything that the family's code, or a compiler, may raise
+        raise UnsupportedBackboneError(f"{family}: text and thoughts can't be run in one pass ({error})") from error
+    finally:
+        base.set_attn_implementation(implementation)
+    text_error = _relative(hidden[:, :PROBE_TEXT], text)
+    thought_error = _relative(hidden[:, PROBE_TEXT:], plain[:, 2:])
+    for name, difference in (("text", text_error), ("thought", thought_error)):
+        if not difference <= tolerance:
+            raise UnsupportedBackboneError(
+                f"{family}: {name} states differ from the plain model's by {difference:.1e} of their size; "
+                "its attention does something that thought attention does not know"
+            )
+    head = output_head(base)
+    difference = _relative(head.logits(text).float(), logits)
+    if not difference <= tolerance:
         raise UnsupportedBackboneError(
-            f"{family}: its rotary frequencies depend on the longest position in a batch "
-            f"({', '.join(changing)}), so a thought's keys would differ from pass to pass"
+            f"{family}: lm_head applied to the final states gives other logits than the model ({difference:.1e})"
         )
-    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        raise UnsupportedBackboneError(f"{family}: chunked attention is not supported by thought attention")
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedBackboneError(f"{family}: an encoder-decoder model; Quiet-STaR needs a decoder-only causal LM")
 
 
-def output_head(base: PreTrainedModel) -> OutputHead:
-    """The base model's output head.
+def _probe_recording(model: ThinkingModel) -> None:
+    """Checks that the stream's gradient in a recorded pass is the one that the base's own attention gives."""
+    base: Any = model.base
+    if any(parameter.is_inference() for parameter in base.parameters()):
+        return  # a model made in inference mode never has a gradient
+    embeds, stream, positions, thought_pass = _probe_inputs(model)
+    text, stream = embeds.requires_grad_(), stream.requires_grad_()
+    direction = torch.arange(stream.numel(), device=stream.device).cos().view_as(stream).to(stream.dtype)
+    implementation = attention_implementation(base.config)
 
-    Raises:
-        UnsupportedBackboneError: The head has a bias, or is not one matrix (quantised, or with an adapter).
-    """
-    head = base.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
-        kind = f"{type(head).__module__}.{type(head).__name__}"
+    def gradient(hidden: Tensor) -> Tensor:
+        own, foreign = torch.autograd.grad(hidden, (text, stream), direction)
+        return torch.cat([own[:, :2], foreign], dim=1)
+
+    with _frozen(base):  # only the gradient of the inputs is wanted; those of a large base may not fit
+        try:
+            base.set_attn_implementation("eager")
+            with torch.enable_grad(), intercept_layers(model.decoder, LayerRecord().write_text):
+                followed = torch.cat([text[:, :2], stream], dim=1)
+                plain = gradient(model.decoder(inputs_embeds=followed, use_cache=False).last_hidden_state[:, 2:])
+        except torch.OutOfMemoryError:
+            raise
+        except UnsupportedBackboneError:
+            if untested_versions():
+                raise
+            return  # layers that can't be recorded: training names them, and can run without recording
+        except RuntimeError:
+            return  # weights without a gradient, such as some quantised ones: the model can think, not learn
+        finally:
+            base.set_attn_implementation(implementation)
+        record = LayerRecord()
+        try:
+            with intercept_layers(model.decoder, record.write_text):
+                model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
+            recorded, layers = len(record.outputs), len(decoder_layers(model.decoder))
+            if not recorded:
+                raise UnsupportedBackboneError(f"{base.config.model_type}: 0 of {layers} layers were recorded")
+            with torch.enable_grad(), intercept_layers(model.decoder, record.replay):
+                hidden = model.run_decoder(torch.cat([text, stream], dim=1), positions, thought_pass)
+                replayed = gradient(hidden[:, PROBE_TEXT:])
+        except (UnsupportedBackboneError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # anything that the family's code, or a compiler, may raise
+            raise UnsupportedBackboneError(
+                f"{base.config.model_type}: a recorded pass can't be replayed ({error})"
+            ) from error
+    difference = _relative(replayed, plain)
+    # low precision may overflow here where training, with its smaller gradients, does not
+    if bool(plain.isfinite().all()) and not difference <= PROBE_TOLERANCE.get(plain.dtype, LOW_PRECISION_GRADIENT):
         raise UnsupportedBackboneError(
-            f"{base.config.model_type}: its lm_head is a {kind}, the fused loss needs a plain one (torch.nn.Linear)"
+            f"{base.config.model_type}: the gradient of a recorded pass differs from the plain model's by "
+            f"{difference:.1e} of its size"
         )
-    if head.bias is not None:
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+
+
+def _check_layers(config: PreTrainedConfig, seen: list[tuple[int, int | None]]) -> None:
+    """Checks that every layer called thought attention, with the window that the configuration gives the layer."""
+    family, window = config.model_type, getattr(config, "sliding_window", None)
+    layers = getattr(config, "num_hidden_layers", len(seen))
+    if len(seen) != layers:
         raise UnsupportedBackboneError(
-            f"{base.config.model_type}: its lm_head has a bias, which the fused loss does not support"
+            f"{family}: {len(seen)} of {layers} layers passed thought attention (the others do not use transformers' "
+            "attention interface, or do not hand its keyword arguments on)"
         )
-    config: Any = base.config
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    return OutputHead(head.weight, getattr(config, "final_logit_softcapping", None), scale)
-
-
-RANDOM_IN_TRAINING = ("dropout", "layerdrop", "jitter")
-"""Parts of the names of rates that modules have as attributes."""
-
-
-def disable_dropout(base: nn.Module) -> None:
-    """Set every dropout and router jitter to zero: the states that sampled a thought must be those that are trained."""
-    for module in base.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and any(part in name for part in RANDOM_IN_TRAINING):
-                vars(module)[name] = 0.0
+    if not window or not getattr(config, "use_sliding_window", True):
+        return
+    if window < 2 + PROBE_STREAM:
+        raise UnsupportedBackboneError(
+            f"{family}: a sliding window of {window} is below the {2 + PROBE_STREAM} of the probe"
+        )
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    for (layer, told), kind in zip(seen, kinds, strict=True):
+        if (told == window) != (kind == "sliding_attention"):
+            raise UnsupportedBackboneError(
+                f"{family}: layer {layer} is {kind} with a window of {window} and tells the attention function {told}"
+            )

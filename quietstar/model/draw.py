@@ -1,7 +1,7 @@
-"""Drawing tokens: a random stream for each sample, and exact sums, so that a draw depends on nothing else.
+"""Drawing tokens, so that a draw depends only on the sample's own random stream and probabilities.
 
-One uniform number per token is a hash of (seed, index of the token); it picks the token by the inverse of the
-cumulative distribution. Both are computed with integers, which are the same in any order and on any device.
+The uniform number of each token is a hash of (seed, index of the token); it picks the token by the inverse of the
+cumulative distribution. Both are computed with integers, whose sums are the same in any order and on any device.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """The constants of SplitMix64 (Steele, Lea and Flood 2014)."""
 RESOLUTION = 2.0**48
-"""Probabilities are counted in parts of this size; what is rarer than one part is never drawn."""
+"""Parts that a probability of 1 is counted in; a token with less than one part is never drawn."""
 
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:
-    """float64 [len(seeds), count] in [0, 1): row by row the first `count` numbers of a seed's stream."""
+    """Return the first `count` numbers of each seed's stream, float64 [len(seeds), count] in [0, 1)."""
     state = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64)
     index = torch.arange(1, count + 1) * _signed(GOLDEN)
     bits = _mix(_mix(state)[:, None] + index)
@@ -26,21 +26,21 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
 
 
 def substream(seed: int, index: int) -> int:
-    """The seed of a stream of its own for the index-th of whatever a sample goes through."""
+    """Return the seed of an independent stream for the index-th stage, from 0, of a sample with this seed."""
     return (seed + (index + 1) * GOLDEN) % 2**64
 
 
 def draw(
     logits: Tensor, uniform: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """One token per row.
+    """Draw one token per row.
 
     Args:
-        logits: [B, V], computed with in float32, or float64 if that is what they are.
-        uniform: float64 [B] in [0, 1); not used at temperature 0.
-        temperature: 0 takes the likeliest token.
-        top_k: Draw from so many of the likeliest tokens, and those as likely as the last of them; 0: all.
-        top_p: Then from the fewest of the likeliest that have this share of the probability.
+        logits: Logits of each row, [B, V]; the computation is in float32, or float64 for float64 logits.
+        uniform: Uniform random numbers, float64 [B] in [0, 1); not used at temperature 0.
+        temperature: Sampling temperature; 0 takes the most probable token.
+        top_k: Number of most probable tokens to draw from, with those that tie with the last of them; 0 takes all.
+        top_p: Share of the probability; of the tokens left by `top_k`, the fewest most probable with this share stay.
 
     Returns:
         Tokens, int64 [B], and their log-probabilities, [B] in nats, at temperature 1 with every token allowed.
@@ -60,7 +60,7 @@ def draw(
 
 
 def likeliest(probability: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Probabilities, [B, V], with zeros for the tokens that `draw` leaves out; not normalised."""
+    """Return the probabilities, [B, V], with zeros for the tokens that `draw` leaves out; not normalised."""
     if 0 < top_k < probability.shape[-1]:
         least = probability.topk(top_k).values[:, -1:]
         probability = probability.where(probability >= least, 0.0)
@@ -74,18 +74,18 @@ def likeliest(probability: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def _signed(number: int) -> int:
-    """The 64 bits of a number as int64 has them."""
+    """Return the lowest 64 bits of a number, read as int64."""
     number %= 2**64
     return number - 2**64 if number >= 2**63 else number
 
 
 def _shift(bits: Tensor, count: int) -> Tensor:
-    """Shifted right, zeros coming in; on int64 PyTorch's own shift brings in the sign."""
+    """Shift right and fill with zeros; PyTorch's own shift of int64 fills with the sign."""
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finalizer; products wrap around."""
+    """Apply the finalizer of SplitMix64; products wrap around."""
     bits = (bits ^ _shift(bits, 30)) * _signed(FIRST)
     bits = (bits ^ _shift(bits, 27)) * _signed(SECOND)
     return bits ^ _shift(bits, 31)

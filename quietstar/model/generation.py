@@ -1,4 +1,7 @@
-"""`generate` of a thinking model: transformers' own with checks, a cache, and draws that do not depend on the batch."""
+"""`generate` of a thinking model: transformers' method with checks, a cache and draws that do not depend on the batch.
+
+`ThinkingGeneration.generate` is read first; the functions after it check arguments and finish transformers' processors.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,23 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from quietstar.errors import ConfigError, DataError
+from quietstar.model.cache import Thinking, ThinkingCache, ThinkingRecord
 from quietstar.model.draw import draw
 from quietstar.model.think_rule import NO_GATE, parse_think
-from quietstar.model.thinking_cache import Thinking, ThinkingCache, ThinkingRecord
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import CACHE, GenerateDecoderOnlyOutput, SuppressTokensLogitsProcessor
+
+UNSUPPORTED = (
+    "assistant_model",
+    "cache_implementation",
+    "custom_generate",
+    "inputs_embeds",
+    "negative_prompt_ids",
+    "output_attentions",
+    "output_hidden_states",
+    "position_ids",
+)
+"""Arguments of `generate` that bypass the text's cache, or ask for what the passes over it do not keep."""
 
 
 class ThinkingGeneration(GenerationMixin):
@@ -36,41 +51,40 @@ class ThinkingGeneration(GenerationMixin):
         output_thoughts: bool = False,
         **options: Any,
     ) -> Any:
-        """Continue texts, with a thought before each new token; transformers' `generate` with a few options more.
+        """Continue texts, with a thought before each new token; transformers' `generate` with a few more options.
 
-        A thought is made from the text's keys and values, its mixed prediction gives the token, and its own keys and
-        values are dropped. The text is never run twice, and neither START nor END can come out.
+        A thought is made from the text's keys and values, the mixed prediction after it gives the token, and the keys
+        and values of the thought are dropped. The text is never run twice, and neither START nor END can be generated.
 
         Args:
-            inputs: int64 [B, L], or as `input_ids`; several texts are padded on the left, with an `attention_mask`.
-            generation_config: transformers' own.
-            think: Which tokens are thought about: `"always"`; `"never"` (the base's own `generate`); `"entropy>x"`,
-                where the base's prediction has more than x nats; `"every:n"`, every n-th new token; `"learned"` or
-                `"learned>x"`, where the model's gate predicts a gain of more than its threshold, or x nats.
-            thoughts_per_token: K; of several thoughts the mean of their predictions is taken.
-            thought_temperature: 0 for greedy thoughts. By default 0 for one thought, as in the paper's evaluation, and
-                that of the configuration for several.
-            seed: Thoughts, and with `do_sample` the text, are drawn from random streams of each row's own, made from
-                the seed, the prompt, and which of several equal prompts the row is: a text does not depend on the rest
-                of the batch, up to the rounding of matrix products, which in bfloat16 does. One seed, or one for each
-                prompt. Without a seed transformers draws the text from
-                PyTorch's global generator.
-            output_thoughts: Keep the thoughts of every token; needs `return_dict_in_generate=True`.
-            options: transformers' own: `max_new_tokens`, `do_sample`, `num_return_sequences`, `streamer`,
+            inputs: Token ids of the prompts, int64 [B, L], which `input_ids` may give too; several prompts are padded
+                on the left, with an `attention_mask`.
+            generation_config: Generation configuration of transformers; None takes the model's.
+            think: Rule for the tokens that are thought about: `"always"`; `"never"` (the base's own `generate`);
+                `"entropy>x"`, where the base prediction has an entropy above x nats; `"every:n"`, every n-th new token;
+                `"learned"` or `"learned>x"`, where the model's gate predicts a gain above its threshold, or x nats.
+            thoughts_per_token: Number K of thoughts before each token; the mean of their predictions is taken.
+            thought_temperature: Sampling temperature of thoughts; 0 takes the most probable tokens. None is 0 for one
+                thought, as in the paper's evaluation, and the temperature of the configuration for several.
+            seed: Seed of the thoughts, and with `do_sample` of the text; one, or one for each prompt. Each row has its
+                own random stream, made from the seed, the prompt, and the row's number among equal prompts, so that a
+                text does not depend on the rest of the batch, except for the rounding of matrix products, which in
+                bfloat16 does. None lets transformers draw the text from PyTorch's global generator.
+            output_thoughts: Whether to keep the thoughts of every token; needs `return_dict_in_generate=True`.
+            options: Other arguments of transformers: `max_new_tokens`, `do_sample`, `num_return_sequences`, `streamer`,
                 `stopping_criteria`, ... With the `cache` of an earlier call's output (`past_key_values` before
-                transformers 5.24; both names are taken), and the whole text as `inputs`, what was read then is not
-                read again.
+                transformers 5.24; both names are accepted) and the whole text as `inputs`, the part of the text that
+                the cache holds is not read again.
 
         Returns:
-            int64 [B, L + new]; with `return_dict_in_generate=True` a `ThinkingOutput`, whose `thinking` has the share
-            of tokens that were thought about, the time, and the thoughts.
+            Token ids, int64 [B, L + new]; with `return_dict_in_generate=True` a `ThinkingOutput`, whose `thinking` has
+            the share of tokens that were thought about, the time, and the thoughts.
 
         Raises:
-            ConfigError: An option is unknown, out of range, or goes around the text's cache (beams, assistants).
+            ConfigError: An option is unknown, out of range, or bypasses the text's cache (beams, assistants).
             DataError: A prompt is empty, padded on the right, too long for the base's context, or holds a token that
-                is kept for thoughts.
+                is reserved for thoughts.
         """
-
         thinking = plan_thinking(self, think, thoughts_per_token, thought_temperature, seed, output_thoughts)
         check_prompt(
             self, thinking, options.get("input_ids") if inputs is None else inputs, options.get("attention_mask")
@@ -109,8 +123,7 @@ class ThinkingGeneration(GenerationMixin):
         record: ThinkingRecord,
         options: dict[str, Any],
     ) -> Any:
-        """The base's own `generate`, with what a user has set on this model's `generation_config`."""
-
+        """Run the base's own `generate`, with the options that a user has set on this model's `generation_config`."""
         given = generation_config or GenerationConfig()
         ours, theirs = self.generation_config.to_dict(), self.base.generation_config.to_dict()
         for name, value in ours.items():
@@ -138,7 +151,7 @@ class ThinkingGeneration(GenerationMixin):
         cache: Any = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """What the cache has not seen yet."""
+        """Return the model's inputs for the next token: the tokens that the cache does not hold yet, and the cache."""
         past = thinking_cache(one_cache(past_key_values, cache))
         if not past.is_open:
             past.open(input_ids, attention_mask)
@@ -147,7 +160,6 @@ class ThinkingGeneration(GenerationMixin):
     def _get_logits_processor(  # transformers knows the settled options only here
         self: Any, generation_config: GenerationConfig, *arguments: Any, **options: Any
     ) -> LogitsProcessorList:
-
         processors = super()._get_logits_processor(  # type: ignore[misc]  # transformers' type of self
             generation_config, *arguments, **options
         )
@@ -166,7 +178,7 @@ class ThinkingGeneration(GenerationMixin):
 
 
 def one_cache(past_key_values: Any, cache: Any) -> Any:
-    """What was given under either of transformers' two names for a cache, or None.
+    """Return the cache that was given under either of transformers' two names, or None.
 
     Raises:
         ConfigError: Both were given.
@@ -177,12 +189,11 @@ def one_cache(past_key_values: Any, cache: Any) -> Any:
 
 
 def thinking_cache(cache: Any) -> ThinkingCache:
-    """`cache` as one that thoughts can be made from.
+    """Return `cache` as a `ThinkingCache`.
 
     Raises:
         ConfigError: It is another kind of cache.
     """
-
     if not isinstance(cache, ThinkingCache):
         raise ConfigError(
             f"{CACHE}: got a {type(cache).__name__}, needs the ThinkingCache of an earlier call of "
@@ -191,25 +202,12 @@ def thinking_cache(cache: Any) -> ThinkingCache:
     return cache
 
 
-UNSUPPORTED = (
-    "assistant_model",
-    "cache_implementation",
-    "custom_generate",
-    "inputs_embeds",
-    "negative_prompt_ids",
-    "output_attentions",
-    "output_hidden_states",
-    "position_ids",
-)
-"""Arguments of `generate` that go around the text's cache, or ask for what its passes do not keep."""
-
-
 @dataclass
 class ThinkingOutput(GenerateDecoderOnlyOutput):
-    """transformers' output of `generate`, and what was thought.
+    """The output of transformers' `generate`, with a record of the thinking.
 
     Args:
-        thinking: Counts, and the thoughts where they were asked for.
+        thinking: Counts and time of the call, and the thoughts where they were asked for.
     """
 
     thinking: ThinkingRecord | None = None
@@ -223,7 +221,7 @@ def plan_thinking(
     seed: int | Sequence[int] | None,
     output_thoughts: bool,
 ) -> Thinking:
-    """Check the arguments of `generate` that are about thoughts.
+    """Check the arguments of `generate` that concern thoughts, and gather them.
 
     Raises:
         ConfigError: One is out of range, or they contradict each other.
@@ -270,8 +268,8 @@ def check_prompt(
     """Refuse prompts that are empty or hold a token that only thoughts may use.
 
     Raises:
-        ConfigError: The number of seeds is not that of prompts.
-        DataError: Naming row and position.
+        ConfigError: There are neither one seed nor as many as prompts.
+        DataError: A prompt cannot be continued; the message names the row and the position.
     """
     prompts = 1 if input_ids is None else len(input_ids)
     if len(thinking.seeds) not in (1, prompts):
@@ -319,10 +317,18 @@ def finish_processors(
     processors: LogitsProcessorList,
     device: torch.device | str,
 ) -> LogitsProcessorList:
-    """Check the settled options of a call, and put the last processors behind transformers' own.
+    """Check the settled options of a call, and add the last processors after those of transformers.
+
+    Args:
+        model: Thinking model that generates.
+        cache: Cache of the call, which holds what was asked for.
+        config: Generation configuration with the options of the call.
+        prompt_length: Number of tokens of the prompts, padding included.
+        processors: Logits processors of transformers, which are extended in place.
+        device: Device of the logits.
 
     Raises:
-        ConfigError: A way of decoding that does not go token by token.
+        ConfigError: The options ask for a decoding that does not go token by token.
         DataError: The text would outgrow the base's context.
     """
     options: Any = config
@@ -347,11 +353,11 @@ def finish_processors(
 
 
 class OwnStreams(LogitsProcessor):
-    """Draws each row's token from the row's own random stream: the only one that keeps a score.
+    """Draws each row's token from the row's own random stream, and leaves only this token a finite score.
 
     Args:
-        cache: Knows the streams and which token is next.
-        scores: Takes the scores that were drawn from, [B, V] for each token; None: they are not kept.
+        cache: Cache of the call, which gives the random numbers of the next token.
+        scores: List that receives the scores of each draw, [B, V] for each token; None keeps none.
     """
 
     def __init__(self, cache: ThinkingCache, scores: list[Tensor] | None) -> None:
@@ -359,7 +365,7 @@ class OwnStreams(LogitsProcessor):
         self._scores = scores
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores [B, V]: 0 for the drawn token, minus infinity for all others."""
+        """Return scores [B, V]: 0 for the drawn token, minus infinity for all others."""
         if self._scores is not None:
             self._scores.append(scores)
         uniform = self._cache.draws(1)[:, 0].to(scores.device)
@@ -369,11 +375,11 @@ class OwnStreams(LogitsProcessor):
 
 
 class RowEnds(StoppingCriteriaList):
-    """Stopping criteria that also tell the cache which rows have ended, so that nothing is thought there any more.
+    """Stopping criteria that also tell the cache which rows have ended, so that these rows stop thinking.
 
     Args:
-        criteria: The criteria.
-        cache: Of the call.
+        criteria: Stopping criteria of transformers and the user.
+        cache: Cache of the call.
     """
 
     def __init__(self, criteria: Iterable[Any], cache: ThinkingCache) -> None:
@@ -381,14 +387,14 @@ class RowEnds(StoppingCriteriaList):
         self.cache = cache
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **options: Any) -> Any:
-        """Which rows are at their end, bool [B]."""
+        """Return which rows have ended, bool [B]."""
         ended = super().__call__(input_ids, scores, **options)
         self.cache.end(ended)
         return ended
 
 
 def count_new(sequences: Tensor, prompt_length: int, ending: int | Sequence[int] | None) -> int:
-    """New tokens of all rows, [B, L + new], each up to its first end."""
+    """Count the new tokens of all rows of `sequences`, int64 [B, L + new], each row up to its first ending token."""
     new = sequences[:, prompt_length:]
     if ending is None:
         return new.numel()

@@ -1,6 +1,7 @@
-"""The mixing head: how much the prediction after a thought counts (Quiet-STaR, section 4.3).
+"""The two small heads of a thinking model, on hidden states of the base.
 
-The thinking gate: what a thought would gain, asked before there is one.
+The mixing head weighs the prediction after a thought (Quiet-STaR, section 4.3). The thinking gate predicts, before any
+thought, what a thought would gain.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ class MixingHead(nn.Module):
     """Three-layer MLP from [base hidden state; thought hidden state] to the weight w of the thought.
 
     The last layer's weights start at zero, so an untrained head gives `config.initial_mixing_weight` everywhere.
+
+    Args:
+        config: Configuration of the thinking model.
+        hidden_size: Hidden size E of the base.
     """
 
     def __init__(self, config: QuietStarConfig, hidden_size: int) -> None:
@@ -40,14 +45,14 @@ class MixingHead(nn.Module):
         return layer
 
     def forward(self, hidden_base: Tensor, hidden_thought: Tensor) -> Tensor:
-        """Weight of the thought.
+        """Return the weight of the thought.
 
         Args:
-            hidden_base: [..., E] hidden states without thought, after the final norm.
-            hidden_thought: [..., E] hidden states after the thought, after the final norm.
+            hidden_base: Hidden states without thought, after the final norm, [..., E].
+            hidden_thought: Hidden states after the thought, after the final norm, [..., E].
 
         Returns:
-            [...] in float32, or float64 for float64 inputs.
+            Mixing weights, [...] in float32, or float64 for float64 inputs.
         """
         output: Tensor = self.layers(torch.cat([hidden_base, hidden_thought], dim=-1)).squeeze(-1)
         output = output if output.dtype == torch.float64 else output.float()
@@ -55,7 +60,7 @@ class MixingHead(nn.Module):
 
 
 def initial_output_bias(config: QuietStarConfig) -> float:
-    """The output bias at which an otherwise zero last layer gives `config.initial_mixing_weight`."""
+    """Return the output bias at which an otherwise zero last layer gives `config.initial_mixing_weight`."""
     weight = config.initial_mixing_weight
     if weight is None:
         return 0.0
@@ -65,12 +70,12 @@ def initial_output_bias(config: QuietStarConfig) -> float:
 class ThinkingGate(nn.Module):
     """Linear prediction of a thought's gain on the next token, in nats, from the hidden state of the text alone.
 
-    It is fitted in closed form (`quietstar.inference.gate`), not trained, so its weights are buffers: saved, loaded and
-    moved with the model, and none of an optimizer's business. They stay float32 in a model of 16 bits. A gate that was
+    The gate is fitted in closed form (`quietstar.inference.gate`), not trained, so its weights are buffers: saved,
+    loaded and moved with the model, and unknown to optimizers. They stay float32 in a model of 16 bits. A gate that was
     never fitted predicts 0 everywhere.
 
     Args:
-        hidden_size: E of the base.
+        hidden_size: Hidden size E of the base.
     """
 
     weight: Tensor
@@ -82,15 +87,15 @@ class ThinkingGate(nn.Module):
         self.register_buffer("bias", torch.zeros((), dtype=torch.float32))
 
     def forward(self, hidden_base: Tensor) -> Tensor:
-        """Predicted gain: log-probability of the next token with a thought minus without.
+        """Predict the gain: log-probability of the next token with a thought minus without.
 
         Args:
-            hidden_base: [..., E] hidden states of the text without thought, after the final norm.
+            hidden_base: Hidden states of the text without thought, after the final norm, [..., E].
 
         Returns:
-            float32 [...], in nats.
+            Predicted gains in nats, float32 [...].
         """
-        # a sum of products and no matrix product: no position's result may depend on how many are asked at once
+        # a sum of products, not a matrix product: a position's result must not depend on how many are computed at once
         return (hidden_base.float() * self.weight).sum(-1) + self.bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

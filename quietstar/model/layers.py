@@ -1,11 +1,11 @@
-"""Recording what each decoder layer puts out, and replaying it as a checkpointed forward.
+"""Recording the output of each decoder layer, and replaying it as a checkpointed forward.
 
 While thoughts are sampled, every layer computes the states that the differentiable forward would compute again. So they
 are recorded, and the differentiable forward of a layer returns the recorded output without computing; its backward
-recomputes the layer once, on text and streams together. That is the price of ordinary gradient checkpointing, with the
-sampling pass free.
+recomputes the layer once, on text and streams together. That costs as much as ordinary gradient checkpointing, and the
+sampling pass is free.
 
-Both hang on the layers' own `forward` for the time of a pass, so no model file is changed.
+Both replace the layers' `forward` for the duration of a pass (`intercept_layers`), so no model file is changed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from quietstar.model.upstream import GradientCheckpointingLayer, without_checkpo
 RunLayer = Callable[[Tensor], Tensor]
 """One decoder layer as a function of its input [B, N, E] alone."""
 Interceptor = Callable[[int, nn.Module, RunLayer, Tensor], Tensor]
-"""Called in place of layer (index, module, run, input)."""
+"""Function that is called in place of a layer, with (index, module, run, input [B, N, E])."""
 
 
 def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
-    """The decoder's layers in order.
+    """Return the decoder's layers in order.
 
     Raises:
-        UnsupportedBackboneError: The decoder has none that can be checkpointed.
+        UnsupportedBackboneError: The decoder has no layers that can be checkpointed.
     """
     layers: list[nn.Module] = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
@@ -42,18 +42,18 @@ def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[None]:
-    """Within this context every decoder layer's forward goes through `interceptor`.
+    """Let `interceptor` run in place of every decoder layer's forward, within this context.
 
-    It hangs on the layer's own `forward`, which `nn.Module.__call__` finds in the instance before the class. So hooks
-    of the module run around it, once a pass, and no inner mechanism of transformers takes part.
+    The layer's `forward` is set in the instance, where `nn.Module.__call__` finds it before that of the class. So hooks
+    of the module run around it, once per pass, and no internal mechanism of transformers is involved.
 
     Args:
-        decoder: The base without its output head.
-        interceptor: What runs in place of each layer. The function of the hidden states that it gets may be called in
-            the backward pass too, when this context has ended.
+        decoder: Base model without its output head.
+        interceptor: Function that runs in place of each layer. The `run` that it gets may be called in the backward
+            pass too, after this context has ended.
 
     Raises:
-        UnsupportedBackboneError: The decoder has no layers, or calls them without their input in the first place.
+        UnsupportedBackboneError: The decoder has no layers, or a layer's first positional argument is not its input.
     """
     layers = decoder_layers(decoder)
     before = [layer.__dict__.get("forward") for layer in layers]
@@ -80,7 +80,7 @@ def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[N
     with ExitStack() as off:
         try:
             for index, layer in enumerate(layers):
-                off.enter_context(without_checkpointing(layer))  # which until 5.23 went around the forward, not inside
+                off.enter_context(without_checkpointing(layer))  # until 5.23 checkpointing wrapped the forward
                 layer.__dict__["forward"] = intercepted(index, layer)
             yield
         finally:
@@ -92,7 +92,7 @@ def intercept_layers(decoder: nn.Module, interceptor: Interceptor) -> Iterator[N
 
 
 class LayerRecord:
-    """Every layer's output for text and streams, [B, L + P*S, E] each, filled piece by piece while thinking."""
+    """The output of every layer for text and streams, [B, L + P*S, E] each, filled piece by piece while thinking."""
 
     def __init__(self) -> None:
         self.outputs: dict[int, Tensor] = {}
@@ -100,7 +100,7 @@ class LayerRecord:
         self.streams = 0
 
     def write_text(self, index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
-        """An interceptor for the pass over the text."""
+        """Run the layer and record its output: the interceptor for the pass over the text."""
         if index in self.outputs:
             raise UnsupportedBackboneError(f"{type(layer).__name__} runs several times a pass, and can't be recorded")
         output = _run_to_states(layer, run, hidden)
@@ -109,7 +109,7 @@ class LayerRecord:
         return output
 
     def open_streams(self, streams: int, stream_length: int) -> None:
-        """Make room for P streams of S tokens behind the text."""
+        """Make room for P streams of S tokens after the text."""
         self.streams = streams
         for index, text in self.outputs.items():
             self.outputs[index] = text.new_empty(
@@ -118,7 +118,7 @@ class LayerRecord:
             self.outputs[index][:, : self.text_length] = text
 
     def write_streams(self, offset: int) -> Interceptor:
-        """An interceptor for a pass over the tokens offset, offset + 1, ... of every stream."""
+        """Return the interceptor for a pass over the tokens offset, offset + 1, ... of every stream."""
 
         def write(index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
             output = _run_to_states(layer, run, hidden)
@@ -130,7 +130,7 @@ class LayerRecord:
         return write
 
     def replay(self, index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
-        """An interceptor that returns the recorded output; the layer runs in the backward pass only."""
+        """Return the recorded output: the interceptor of a pass whose layers run in the backward pass only."""
         parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         output: Tensor = _Replay.apply(run, self.outputs[index], hidden, *parameters)  # type: ignore[no-untyped-call]
         return output
@@ -150,7 +150,7 @@ def _run_to_states(layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
 
 
 class _Replay(torch.autograd.Function):
-    """Identity on the recorded output; in the backward pass the layer's own gradient, by recomputation."""
+    """The identity on the recorded output; its backward pass gives the layer's gradient, by recomputation."""
 
     @staticmethod
     def forward(ctx: Any, run: RunLayer, recorded: Tensor, hidden: Tensor, *parameters: nn.Parameter) -> Tensor:

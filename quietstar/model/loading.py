@@ -1,6 +1,6 @@
-"""Reading models from disk or hub: weights as safetensors, no code of theirs, nothing missing.
+"""Loading models from disk or hub: weights only from safetensors, no remote code, no missing weights.
 
-Small models over single characters, made on the spot: for experiments that need no files.
+The last two functions make small models over single characters, for experiments that need no files.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from transformers import (
 from quietstar.errors import CheckpointError, ConfigError, QuietStarError
 from quietstar.model.upstream import tied_weights
 
-# What transformers raises for files that are missing, torn, of another kind, or that ask for code or packages.
+# what transformers raises for files that are missing, damaged, of another kind, or that need remote code or packages
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
 
 
 def load_configuration(path: str | os.PathLike[str]) -> PreTrainedConfig:
-    """A model's configuration.
+    """Load the configuration of a model.
 
     Raises:
-        ConfigError: There is none, or it is not readable.
+        ConfigError: There is no configuration, or it cannot be read.
     """
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{path}: not a model directory, it has no config.json")
@@ -48,13 +48,13 @@ def load_configuration(path: str | os.PathLike[str]) -> PreTrainedConfig:
 
 
 def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A causal language model, thinking or not, with every one of its weights.
+    """Load a causal language model, thinking or not, with all of its weights.
 
-    Weights are read from safetensors alone, and code of the directory or hub repository is never run.
+    Weights are read only from safetensors, and code of the directory or hub repository is never run.
 
     Args:
-        path: Directory or hub name.
-        dtype: Of the weights; by default that of the checkpoint.
+        path: Directory or hub name of the model.
+        dtype: Dtype of the weights; None takes that of the checkpoint.
 
     Raises:
         ConfigError: It can't be loaded as a causal language model.
@@ -63,7 +63,7 @@ def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = Non
     load_configuration(path)
     options: dict[str, Any] = {"dtype": dtype or "auto", "use_safetensors": True, "trust_remote_code": False}
     try:
-        # Attention is replaced after loading; naming it keeps a config.json from asking for a kernel off the hub.
+        # attention is replaced after loading; naming one keeps a config.json from asking for a kernel of the hub
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, attn_implementation="eager", output_loading_info=True, **options
         )
@@ -80,6 +80,17 @@ def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = Non
 
 
 def text_token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary: int) -> list[int]:
+    """Return the token ids of a text that may be given as token ids already.
+
+    Args:
+        name: Name of the argument, for error messages.
+        text: Text to encode, or token ids to check.
+        tokenizer: Tokenizer of the base model; None where `text` is token ids.
+        vocabulary: Number of tokens that the base model knows.
+
+    Raises:
+        ConfigError: There is no tokenizer, it cannot encode the text, or there are no token ids or unknown ones.
+    """
     if not isinstance(text, str):
         ids = list(text)
     elif tokenizer is None:
@@ -97,11 +108,11 @@ def text_token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabul
 
 
 def character_tokenizer(symbols: str, end: str | None = None) -> PreTrainedTokenizerFast:
-    """One token per character.
+    """Make a tokenizer with one token per character.
 
     Args:
-        symbols: The characters; a token's id is its place.
-        end: Name of an end-of-sequence token, which comes after them.
+        symbols: Characters that have a token; the id of the token is the place in this string.
+        end: Text of an end-of-sequence token, whose id comes after those of the characters; None: no such token.
     """
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     if end is not None:
@@ -123,17 +134,17 @@ def small_llama(
     context: int = 256,
     end: int | None = None,
 ) -> LlamaForCausalLM:
-    """A Llama with random weights.
+    """Make a small Llama with random weights.
 
     Args:
-        seed: Of the weights.
-        vocabulary: Tokens.
-        layers: Of the decoder.
-        hidden_size: Of the residual stream.
-        intermediate_size: Of the feed-forward layers.
-        heads: Of attention; they divide `hidden_size`.
-        context: Longest text in tokens.
-        end: Id of the end-of-sequence token.
+        seed: Seed of the random weights.
+        vocabulary: Number of tokens in the vocabulary.
+        layers: Number of decoder layers.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward layers.
+        heads: Number of attention heads, a divisor of `hidden_size`.
+        context: Length of the longest text, in tokens.
+        end: Id of the end-of-sequence token; None: there is none.
     """
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -142,8 +153,8 @@ def small_llama(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         max_position_embeddings=context,
-        # Lines are short: with the usual 10,000 most of a head's frequencies hardly move over one, and whether the
-        # running sums are learned at all then hangs on the seed.
+        # lines are short: with the usual 10,000 most of a head's frequencies hardly change over a line, and whether
+        # the running sums are learned at all then depends on the seed
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -159,7 +170,7 @@ def small_llama(
             elif name == "lm_head":
                 nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, nn.Linear):
-                # What is written to the residual stream starts smaller, so that its size does not grow with depth.
+                # layers that write to the residual stream start smaller, so that its size does not grow with depth
                 writes = name.endswith(("o_proj", "down_proj"))
                 scale = math.sqrt(2 * layers) if writes else 1.0
                 nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features) / scale)

@@ -15,18 +15,18 @@ from transformers import (
     PreTrainedModel,
 )
 
+from quietstar.config.training import ThinkingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.adapters import assemble, has_adapters, is_adapter_checkpoint, save_finetuned
-from quietstar.model.backbone import check_configuration, disable_dropout
+from quietstar.model.backbone import probe_once
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.generation import ThinkingGeneration, one_cache, thinking_cache
 from quietstar.model.loading import load_causal_lm, load_configuration, text_token_ids
 from quietstar.model.padding import Padding, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.prediction import predict_next
-from quietstar.model.probe import probe_once
-from quietstar.model.thinking_model import END, START, ThinkingModel
+from quietstar.model.thinking_model import END, START, ThinkingModel, check_configuration, disable_dropout
 from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entropy, expand_anchors
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast
 from quietstar_kernels import linear_cross_entropy, sample_tokens
@@ -37,11 +37,11 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
     Sub-modules: `base`, the unmodified transformers model; `thought_embedding`, the learned START and END vectors (rows
     0 and 1), which have no token id; `mixing_head`; `thinking_gate`, None unless the configuration asks for one.
-    Dropout is switched off in the base: the states that sampled a thought must be those that are trained.
+    Dropout is switched off in the base: the states that sample a thought must be those that are trained.
 
     Args:
-        config: With the base's configuration as `text_config`.
-        base: A loaded base model; without one it is built from `text_config` with fresh weights.
+        config: Configuration of the thinking model, with that of the base as `text_config`.
+        base: Loaded base model; None builds one from `text_config` with fresh weights.
 
     Raises:
         UnsupportedBackboneError: The base would be silently wrong; the message names its family and the reason.
@@ -63,12 +63,12 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         """Put an untrained thinking model around a base model.
 
         Args:
-            base: A model id or directory that `AutoModelForCausalLM.from_pretrained` takes, or a loaded model.
-            tokenizer: Turns `start_text` and `end_text` into tokens; loaded from `base` where that is a path.
-            start_text: START begins as the mean embedding of this text's tokens (or of these token ids).
-            end_text: The same for END.
-            dtype: Of the weights where `base` is a path; by default that of the checkpoint.
-            options: Fields of `QuietStarConfig`, e.g. `thought_length=16, lookahead=8`.
+            base: Directory or hub name that `AutoModelForCausalLM.from_pretrained` takes, or a loaded model.
+            tokenizer: Tokenizer for `start_text` and `end_text`; None loads it from `base` where that is a path.
+            start_text: Text, or token ids, whose mean embedding START begins as.
+            end_text: Text, or token ids, whose mean embedding END begins as.
+            dtype: Dtype of the weights where `base` is a path; None takes that of the checkpoint.
+            options: Fields of `QuietStarConfig`, such as `thought_length=16, lookahead=8`.
 
         Raises:
             ConfigError: `base` is not a model, a text has no tokens, or an option is unknown or out of range.
@@ -86,7 +86,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             model_base = load_causal_lm(base, dtype)
             if tokenizer is None and (isinstance(start_text, str) or isinstance(end_text, str)):
                 tokenizer = load_tokenizer(base)
-        known = set(QuietStarConfig.__annotations__) - {"text_config"}
+        known = {*ThinkingOptions.__annotations__, *QuietStarConfig.__annotations__} - {"text_config"}
         for name in options:
             if name not in known:
                 raise ConfigError(f"{name}: not an option of QuietStarConfig, which has {', '.join(sorted(known))}")
@@ -108,14 +108,15 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **options: Any) -> Any:
-        """As in transformers; a directory with adapters is put together from its base and what was trained.
+        """Load a model as transformers does; one with adapters is assembled from its base and the trained weights.
 
         Args:
             pretrained_model_name_or_path: Directory or hub name.
-            arguments, options: transformers' own. With adapters the weights have the type that they were trained in.
+            arguments, options: Arguments of transformers' method. With adapters they are ignored but for
+                `output_loading_info`: the weights have the dtype that they were trained in.
 
         Raises:
-            CheckpointError: A part of a model with adapters is missing or damaged, or its base is not there.
+            CheckpointError: A part of a model with adapters is missing or damaged, or its base cannot be found.
         """
         if not is_adapter_checkpoint(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
@@ -124,11 +125,11 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         return (model, nothing) if options.get("output_loading_info") else model
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
-        """As in transformers; of a model with adapters what is trained is written, and the name of its base.
+        """Save a model as transformers does; with adapters, write only the trained weights and the base's name.
 
         Args:
-            save_directory: Made where it does not exist.
-            arguments, options: transformers' own; with adapters only `state_dict` counts.
+            save_directory: Directory to write to, made where it does not exist.
+            arguments, options: Arguments of transformers' method; with adapters only `state_dict` is used.
         """
         if has_adapters(self):
             save_finetuned(self, save_directory, options.get("state_dict"))
@@ -136,19 +137,21 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             super().save_pretrained(save_directory, *arguments, **options)
 
     def _prepare(self) -> None:
-        """What can change between calls: adapters bring dropout of their own; weights arrive after the constructor."""
+        """Repeat what may be undone between calls: adapters bring dropout, and weights come after the constructor."""
         disable_dropout(self.base)
         probe_once(self)
 
     def _fingerprint(self) -> tuple[object, ...]:
-        """What a recording depends on besides its inputs; a write through `.data` alone can't be seen."""
+        """Return what a recording depends on besides its inputs; only a write through `.data` stays unseen."""
         config = self.config
         weights = tuple((id(parameter), parameter.data_ptr(), parameter._version) for parameter in self.parameters())
         return (config.embedding_scale, config.thinking, config.thought_length, config.lookahead, *weights)
 
     @torch.no_grad()
-    def choose_anchors(self, input_ids: Tensor, attention_mask: Tensor | None, anchors: Tensor | str | None) -> Tensor:
-        """The positions that `think` would hang thoughts from, int32 [B, A], each once; for the arguments see there."""
+    def choose_anchors(
+        self, input_ids: Tensor, attention_mask: Tensor | Padding | None, anchors: Tensor | str | None
+    ) -> Tensor:
+        """Return the positions where `think` would think, int32 [B, A], each once; it has the same arguments."""
         self._prepare()
         padding = read_padding(input_ids, attention_mask)
         entropy = None
@@ -161,7 +164,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     def think(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Padding | None = None,
         *,
         anchors: Tensor | str | None = None,
         thoughts_per_position: int | None = None,
@@ -176,21 +179,21 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         """Sample thoughts, without gradient (step 1 of a training step; section 4.2 of the paper).
 
         Args:
-            input_ids: int64 [B, L].
-            attention_mask: [B, L], 0 for padding, which may be on the left, on the right or both, and 1 for text. Where
-                rows hold several documents, text has the number of its document, 1, 2, ..., which never decreases: they
-                see nothing of each other, as if each were a row.
+            input_ids: Token ids of the texts, int64 [B, L].
+            attention_mask: Mask of the texts, [B, L], or the `Padding` that `read_padding` made of it: 1 for text and 0
+                for padding, on the left, on the right or both. Where rows hold several documents, text has the number
+                of its document, 1, 2, ..., which never decreases; documents do not see each other.
             anchors: Positions that think: None for all but the last, `"every:N"`, `"entropy:K"` (the K at which the
-                base is most uncertain; K a count or a fraction), or int [A] or [B, A]; see `expand_anchors`.
-            thoughts_per_position: K; by default that of the configuration.
-            tokens: int64 [B, P, T] thoughts to score instead of sampling.
-            temperature: By default that of the configuration.
-            greedy: Take the most probable token each time.
-            seed: The same seed gives the same thoughts.
-            first_text: Where these texts are part of a larger batch: the place of the first of them there. Their
-                thoughts are then drawn with the random numbers that they would have had there.
-            texts_in_step: Texts in the larger batch; by default `first_text` and these.
-            record: Keep the pass for `learn(reuse_sampling_pass=True)`.
+                base is most uncertain; K a count or a fraction), or integers [A] or [B, A]; see `expand_anchors`.
+            thoughts_per_position: Number K of thoughts at each position; None takes that of the configuration.
+            tokens: Token ids of thoughts to score instead of sampling, int64 [B, P, T].
+            temperature: Sampling temperature, above 0; None takes that of the configuration.
+            greedy: Whether to take the most probable token each time instead of sampling.
+            seed: Seed of the sampling; the same seed gives the same thoughts.
+            first_text: Place of the first of these texts in a larger batch that they are part of. Thoughts are drawn
+                with the random numbers that they would have in that batch.
+            texts_in_step: Number of texts in the larger batch; None: the larger batch ends with these texts.
+            record: Whether to keep the pass for `learn(reuse_sampling_pass=True)`.
 
         Raises:
             DataError: A tensor has a wrong shape, or anchors lie outside the text.
@@ -203,9 +206,10 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 f"texts_in_step: got {texts_in_step}, needs at least first_text + the {batch} texts given = "
                 f"{first_text + batch}, and first_text at least 0"
             )
-        thoughts, cached, padding = self._think(
+        padding = read_padding(input_ids, attention_mask)
+        thoughts, cached = self._think(
             input_ids,
-            attention_mask,
+            padding,
             anchors,
             thoughts_per_position,
             tokens,
@@ -221,7 +225,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 rest = embed_stream(self, thoughts.tokens, following)[:, :, self.config.thought_length :]
                 cached.extend(rest)
             assert cached.record is not None
-            mask = None if attention_mask is None else attention_mask.clone()
+            mask = None if padding.attention_mask is None else padding.attention_mask.clone()
             inputs = (input_ids.clone(), mask, thoughts.tokens, thoughts.anchor)
             thoughts = replace(thoughts, recording=Recording(cached.record, self._fingerprint(), inputs))
         return thoughts
@@ -230,7 +234,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     def _think(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
+        padding: Padding,
         anchors: Tensor | str | None,
         thoughts_per_position: int | None,
         tokens: Tensor | None,
@@ -239,8 +243,8 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         seed: int,
         record: bool,
         place: tuple[int, int] | None = None,
-    ) -> tuple[Thoughts, CachedPass, Padding]:
-        """Streams up to the input of the last thought token but one; END and what follows is the caller's."""
+    ) -> tuple[Thoughts, CachedPass]:
+        """Sample or score thoughts. The streams end before the last thought token; the caller runs it and the rest."""
         self._prepare()
         config, head = self.config, self.head
         count = config.thoughts_per_position if thoughts_per_position is None else thoughts_per_position
@@ -251,7 +255,6 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             raise ConfigError(
                 f"temperature: got {temperature}, needs a value above 0; greedy=True takes the most probable"
             )
-        padding = read_padding(input_ids, attention_mask)
         cached = CachedPass(self, input_ids, padding, record)
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
@@ -280,7 +283,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             else:
                 flat = hidden.flatten(0, 2)
                 logprob = -linear_cross_entropy(flat, head.weight, tokens.flatten(), **head_options).view(tokens.shape)
-            return Thoughts(tokens, anchor, logprob, count, temperature), cached, padding
+            return Thoughts(tokens, anchor, logprob, count, temperature), cached
 
         embed = self.base.get_input_embeddings()
         start, _ = self.thought_vectors()
@@ -301,25 +304,25 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             logprobs.append(logprob.view(batch, streams))
             next_embeds = embed(sampled[-1])[:, :, None]
         tokens, logprob = torch.stack(sampled, -1), torch.stack(logprobs, -1)
-        return Thoughts(tokens, anchor, logprob, count, temperature), cached, padding
+        return Thoughts(tokens, anchor, logprob, count, temperature), cached
 
     def talk(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Padding | None,
         thoughts: Thoughts,
         *,
         reuse_sampling_pass: bool = True,
     ) -> TalkStates:
-        """Differentiable hidden states of the text and of whole streams (step 2 of a training step).
+        """Compute differentiable hidden states of the text and of whole streams (step 2 of a training step).
 
         Args:
-            input_ids: int64 [B, L], those that `thoughts` were made from.
-            attention_mask: As in `think`.
-            thoughts: What to think.
-            reuse_sampling_pass: Take the layers' outputs from the pass that sampled the thoughts and recompute each
-                layer in the backward pass. Thoughts without a recording, or with one that other weights or another text
-                made, are run once without gradient first. The gradients are those of the plain pass.
+            input_ids: Token ids of the texts that `thoughts` were made from, int64 [B, L].
+            attention_mask: Mask of the texts, [B, L], or their `Padding`, as in `think`; None: no padding.
+            thoughts: Thoughts to run after each anchor.
+            reuse_sampling_pass: Whether to take the layers' outputs from the pass that sampled the thoughts, and
+                recompute each layer in the backward pass. Thoughts without a recording, or with one of other weights or
+                another text, are run once without gradient first. The gradients are those of the plain pass.
 
         Raises:
             DataError: The thoughts do not fit the text or the configuration.
@@ -330,12 +333,12 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         if not reuse_sampling_pass:
             return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, None)
         recording = thoughts.recording
-        inputs = (input_ids, attention_mask, thoughts.tokens, thoughts.anchor)
+        inputs = (input_ids, padding.attention_mask, thoughts.tokens, thoughts.anchor)
         if recording is None or not recording.fits(self._fingerprint(), inputs):
             anchors = thoughts.anchor[:, :: thoughts.thoughts_per_position]
             recording = self.think(
                 input_ids,
-                attention_mask,
+                padding,
                 anchors=anchors,
                 thoughts_per_position=thoughts.thoughts_per_position,
                 tokens=thoughts.tokens,
@@ -354,7 +357,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     def predict(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Padding | None = None,
         *,
         thoughts: Thoughts | None = None,
         anchors: Tensor | str | None = None,
@@ -362,15 +365,20 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         greedy: bool = True,
         seed: int = 0,
     ) -> Prediction:
-        """The next token's prediction at each anchor, without and with a thought.
+        """Predict the next token at each anchor, without and with a thought.
 
         Args:
-            input_ids: int64 [B, L].
-            attention_mask: As in `think`.
+            input_ids: Token ids of the texts, int64 [B, L].
+            attention_mask: Mask of the texts, [B, L], or their `Padding`, as in `think`; None: no padding.
             thoughts: Thoughts to use instead of new ones.
-            anchors: As in `think`; the last position may think too where it is given as a tensor.
-            thoughts_per_position: Streams per anchor.
-            greedy: Think the most probable tokens; otherwise sample with `seed`.
+            anchors: Positions that think, as in `think`; a tensor may name the last position too.
+            thoughts_per_position: Number K of new thoughts at each anchor.
+            greedy: Whether thoughts take the most probable tokens; otherwise they are sampled with `seed`.
+            seed: Seed of the sampled thoughts.
+
+        Raises:
+            DataError: A tensor has a wrong shape, anchors lie outside the text, or `thoughts` do not fit it.
+            ConfigError: `anchors` is an unknown string, or given together with `thoughts`.
         """
         thoughts, hidden_base, hidden_thought, weight = self._end_thoughts(
             input_ids, attention_mask, thoughts, anchors, thoughts_per_position, greedy, seed
@@ -382,27 +390,27 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     def _end_thoughts(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Padding | None,
         thoughts: Thoughts | None,
         anchors: Tensor | str | None,
         thoughts_per_position: int,
         greedy: bool,
         seed: int,
     ) -> tuple[Thoughts, Tensor, Tensor, Tensor]:
-        """Thoughts, the hidden states [B, P, E] at the anchor and after END, and the mixing weight [B, P]."""
+        """Return thoughts, the hidden states [B, P, E] at the anchor and after END, and the mixing weight [B, P]."""
+        padding = read_padding(input_ids, attention_mask)
         if thoughts is None:
-            thoughts, cached, _ = self._think(
-                input_ids, attention_mask, anchors, thoughts_per_position, None, None, greedy, seed, False
+            thoughts, cached = self._think(
+                input_ids, padding, anchors, thoughts_per_position, None, None, greedy, seed, False
             )
         else:
             if anchors is not None:
                 raise ConfigError("anchors: can't be given together with thoughts, which have their own")
             self._check_thoughts(input_ids, thoughts)
             count = thoughts.thoughts_per_position
-            made = self._think(
-                input_ids, attention_mask, thoughts.anchor[:, ::count], count, thoughts.tokens, None, True, 0, False
+            _, cached = self._think(
+                input_ids, padding, thoughts.anchor[:, ::count], count, thoughts.tokens, None, True, 0, False
             )
-            cached = made[1]
         no_lookahead = input_ids.new_empty(*thoughts.anchor.shape, 0)
         ending = embed_stream(self, thoughts.tokens, no_lookahead)[:, :, self.config.thought_length :]
         hidden_thought = cached.extend(ending)[:, :, -1]
@@ -421,23 +429,24 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits with thoughts mixed in, so that any evaluator that calls the model measures the thinking model.
+        """Compute logits with thoughts mixed in, so that an evaluator that calls the model measures the thinking model.
 
-        Every kept position thinks greedily, so the same input gives the same logits. There is no gradient here: `learn`
-        is the training step.
+        Every kept position thinks greedily, so the same input gives the same logits. There is no gradient: the training
+        step is `quietstar.objective.learning.learn`.
 
         Args:
-            input_ids: int64 [B, L].
-            attention_mask: As in `think`.
-            labels: int64 [B, L]; with it `loss` is the cross entropy of `logits` with labels[:, 1:], -100 ignored.
-            logits_to_keep: Only the last so many positions, all by default.
-            past_key_values: The `ThinkingCache` of a call of `generate`, whose text `input_ids` go on with; only the
-                last position is predicted then, and thinks as that call was asked to.
-            cache: The same; transformers' name for it since 5.24.
-            kwargs: What else transformers passes around (positions) is not used.
+            input_ids: Token ids of the texts, int64 [B, L]; with a cache the tokens that it does not hold yet.
+            attention_mask: Mask of the texts, [B, L], as in `think`; None: no padding.
+            labels: Target token ids, int64 [B, L]; `loss` is the cross entropy of `logits` with labels[:, 1:], where
+                -100 is ignored.
+            logits_to_keep: Number of last positions to predict from; 0 keeps all.
+            past_key_values: `ThinkingCache` of a call of `generate`, whose text `input_ids` continue. Then only the
+                last position is predicted, and thinks as that call asked for.
+            cache: Same as `past_key_values`, under the name that transformers uses since 5.24.
+            kwargs: Other arguments of transformers, such as positions; ignored.
 
         Returns:
-            `logits` float32 [B, L or logits_to_keep, V] and `loss`; with a cache [B, 1, V] and the cache.
+            `logits` float32 [B, L or logits_to_keep, V] and `loss`; with a cache, `logits` [B, 1, V] and the cache.
 
         Raises:
             DataError: A tensor has a wrong shape.
@@ -448,11 +457,11 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             past = thinking_cache(given)
             if not past.is_open:
                 past.open(input_ids, attention_mask)
-            if past.index <= 0:  # once a call: it goes through all modules
+            if past.index <= 0:  # once per call of `generate`, because it walks through all modules
                 self._prepare()
             output: dict[str, Any] = {"logits": predict_next(self, input_ids, past)[:, None], CACHE: past}
             return CausalLMOutputWithPast(**output)
-        read_padding(input_ids, attention_mask)
+        padding = read_padding(input_ids, attention_mask)
         length = input_ids.shape[1]
         kept = min(logits_to_keep, length) if logits_to_keep else length
         if labels is not None and kept < length:
@@ -460,9 +469,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 f"logits_to_keep: got {logits_to_keep} together with labels, which need all {length} positions"
             )
         positions = torch.arange(length - kept, length, device=input_ids.device)
-        _, hidden_base, hidden_thought, weight = self._end_thoughts(
-            input_ids, attention_mask, None, positions, 1, True, 0
-        )
+        _, hidden_base, hidden_thought, weight = self._end_thoughts(input_ids, padding, None, positions, 1, True, 0)
         logits = self.head.mixed_logits(hidden_base, hidden_thought, weight, self.config.interpolation)
         loss = None
         if labels is not None:
@@ -472,30 +479,6 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
 def _step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % (1 << 63)
-
-
-def load_finetuned(
-    directory: str | os.PathLike[str],
-    *,
-    base: str | os.PathLike[str] | PreTrainedModel | None = None,
-    merge: bool = False,
-) -> QuietStarForCausalLM:
-    """Load a model with adapters: its base, the adapters on it, START, END and the mixing head.
-
-    Args:
-        directory: Where `save_finetuned`, or a training run with `finetuning.lora_rank`, wrote it.
-        base: The base model (a path, or a plain or thinking model), by default from where it was when it was trained.
-            A model is changed in place.
-        merge: Add the adapters to the base's weights. The result has none, and `save_pretrained` writes all of it.
-
-    Returns:
-        In evaluation mode. Without `merge` the base is frozen, so that training goes on where it was.
-
-    Raises:
-        CheckpointError: A file is missing or damaged, or the base is not there or another one.
-        ConfigError: peft is not installed.
-    """
-    return assemble(QuietStarForCausalLM, directory, base, merge)
 
 
 AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM, exist_ok=True)

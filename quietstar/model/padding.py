@@ -1,4 +1,4 @@
-"""Where the documents of a batch of texts lie, and the padding around them."""
+"""The padding of a batch of texts, and where the documents of each text begin and end."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ ONLY_AROUND = "only padding on the left and on the right is supported"
 
 @dataclass(frozen=True)
 class Padding:
-    """Where the text of each row lies, and where its documents begin and end.
+    """Where the text of each row lies, and where the documents of the row begin and end.
 
     Args:
-        token_mask: bool [B, L], True where there is text.
-        start: int32, the first token in sight: [B], that of the row's text, where a row is padded on the left; [B, L],
-            that of each token's document, where a row has several documents; None where it is 0 for all.
-        position_ids: int64 [B, L], positions counted from the first token in sight, 0 in left padding.
-        has_next: bool [B, L], True where the next token is of the same document.
-        last: int64 [B, L], the last token of each token's document; in a row of one document that of the row, padded
+        attention_mask: Mask that the padding was read from, [B, L]; None where it was not given.
+        token_mask: Mask of the text, bool [B, L], False at padding.
+        start: First token in sight, int32: [B], of the row's text, where a row is padded on the left; [B, L], of each
+            token's document, where a row has several documents; None where it is 0 for all.
+        position_ids: Positions counted from the first token in sight, int64 [B, L]; 0 in left padding.
+        has_next: Mask of the tokens whose next token is of the same document, bool [B, L].
+        last: Last token of each token's document, int64 [B, L]; in a row of one document the last of the row, padded
             or not.
     """
 
+    attention_mask: Tensor | None
     token_mask: Tensor
     start: Tensor | None
     position_ids: Tensor
@@ -34,51 +36,53 @@ class Padding:
     last: Tensor
 
     def start_at(self, anchor: Tensor) -> Tensor | None:
-        """First text token that streams see, int32 [B] or [B, P], or None where it is 0 for all.
+        """Return the first text token that streams see, int32 [B] or [B, P], or None where it is 0 for all.
 
         Args:
-            anchor: int32 [B, P].
+            anchor: Text position that each stream starts from, int32 [B, P].
         """
         if self.start is None or self.start.ndim == 1:
             return self.start
         return outside_inference(self.start.gather(1, anchor.long()))
 
     def last_at(self, anchor: Tensor) -> Tensor:
-        """Last token of each anchor's document, int64 [B, P].
+        """Return the last token of each anchor's document, int64 [B, P].
 
         Args:
-            anchor: int32 [B, P].
+            anchor: Text position that each stream starts from, int32 [B, P].
         """
         return self.last.gather(1, anchor.long())
 
 
 def outside_inference(positions: Tensor) -> Tensor:
-    """The same values in a tensor that counts its writes: the kernels copy and check others anew in every layer."""
+    """Return the values in a tensor that counts its writes: others the kernels copy and check again in every layer."""
     if not positions.is_inference():
         return positions
     with torch.inference_mode(False):
         return positions.clone()
 
 
-def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
+def read_padding(input_ids: Tensor, attention_mask: Tensor | Padding | None) -> Padding:
     """Check a batch and find its padding and its documents.
 
     Args:
-        input_ids: int64 [B, L].
-        attention_mask: [B, L], 0 for padding on the left and on the right, and for text the number of the token's
-            document in its row: 1, 2, ..., never decreasing. With 0 and 1 alone every row is one document. None: no
-            padding.
+        input_ids: Token ids of the texts, int64 [B, L].
+        attention_mask: Number of each token's document in its row, 1, 2, ..., never decreasing, and 0 for padding on
+            the left and on the right, [B, L]. With only 0 and 1 every row is one document. None: no padding. A
+            `Padding` is returned as it is.
 
     Raises:
-        DataError: `input_ids` or `attention_mask` has a wrong shape, or a row's text is empty, has a gap or numbers its
-            documents otherwise.
+        DataError: `input_ids` or `attention_mask` has a wrong shape, a row has no text or a gap in it, or its document
+            numbers are negative, fractional or decreasing.
     """
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise DataError(f"input_ids: got shape {list(input_ids.shape)}, needs [batch, length] with at least one token")
+    if isinstance(attention_mask, Padding):
+        return attention_mask
     index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     whole_row = index[:, -1:].expand_as(input_ids)
     if attention_mask is None:
-        return Padding(torch.ones_like(input_ids, dtype=torch.bool), None, index, index < whole_row, whole_row)
+        return Padding(None, torch.ones_like(input_ids, dtype=torch.bool), None, index, index < whole_row, whole_row)
     if attention_mask.shape != input_ids.shape:
         raise DataError(
             f"attention_mask: got shape {list(attention_mask.shape)}, needs that of input_ids, {list(input_ids.shape)}"
@@ -107,10 +111,17 @@ def read_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Padding:
     if not has_several:
         position_ids = (index - start[:, None]).clamp_min(0)
         return Padding(
-            token_mask, outside_inference(start.int()) if is_shifted else None, position_ids, within, whole_row
+            attention_mask,
+            token_mask,
+            outside_inference(start.int()) if is_shifted else None,
+            position_ids,
+            within,
+            whole_row,
         )
     begins = pad(several[:, :-1], (1, 0))
     starts = torch.where(begins, index, start[:, None]).cummax(1).values
     ends = torch.where(several, index, whole_row).flip(1).cummin(1).values.flip(1)
     position_ids = (index - starts).clamp_min(0)
-    return Padding(token_mask, outside_inference(starts.int()), position_ids, within & (step == 0), ends)
+    return Padding(
+        attention_mask, token_mask, outside_inference(starts.int()), position_ids, within & (step == 0), ends
+    )

@@ -1,8 +1,8 @@
-"""Forward passes over a text and the thought streams that hang from it.
+"""Forward passes over a text and the thought streams that start from it.
 
-A stream of the anchor i is `START, t_1 .. t_T, END, x_{i+1} .. x_{i+lookahead-1}`; its token at index s has the rotary
-position i + 1 + s. It sees the text up to i and its own earlier tokens, nothing else. Where a text holds several
-documents, it is their tokens that are counted, seen and followed: those of the anchor's document.
+The stream of anchor i is `START, t_1 .. t_T, END, x_{i+1} .. x_{i+lookahead-1}`; its token at index s has the rotary
+position i + 1 + s. The stream sees the text up to i and its own earlier tokens, nothing else. Where a text holds
+several documents, only the tokens of the anchor's document are counted, seen and followed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quietstar.model.attention import ThoughtCache, ThoughtPass
+from quietstar.model.attention import StreamCache, ThoughtPass
 from quietstar.model.layers import Interceptor, LayerRecord, intercept_layers
 from quietstar.model.padding import Padding
 from quietstar.model.thinking_model import ThinkingModel
@@ -24,22 +24,27 @@ PAUSE = -1
 
 @dataclass(frozen=True)
 class TalkStates:
-    """Hidden states after the final norm: `text` [B, L, E], `stream` [B, P, S, E]."""
+    """Hidden states of a text and its streams after the final norm.
+
+    Args:
+        text: Hidden states of the text, [B, L, E].
+        stream: Hidden states of the streams, [B, P, S, E].
+    """
 
     text: Tensor
     stream: Tensor
 
 
 def stream_position_ids(padding: Padding, anchor: Tensor, offset: int, length: int) -> Tensor:
-    """Positions of stream tokens offset .. offset+length-1, int64 [B, P, length]."""
+    """Return the positions of stream tokens offset .. offset+length-1, int64 [B, P, length]."""
     first = padding.position_ids.gather(1, anchor.long()) + 1 + offset
     return first[..., None] + torch.arange(length, device=anchor.device)
 
 
 def lookahead_tokens(input_ids: Tensor, padding: Padding, anchor: Tensor, lookahead: int) -> Tensor:
-    """The true tokens x_{i+1} .. x_{i+lookahead-1} after each anchor i, int64 [B, P, lookahead-1].
+    """Return the true tokens x_{i+1} .. x_{i+lookahead-1} after each anchor i, int64 [B, P, lookahead-1].
 
-    Past the end of the document its last token is repeated; nothing is ever predicted from there.
+    After the end of a document its last token is repeated; nothing is ever predicted from there.
     """
     offsets = torch.arange(1, lookahead, device=input_ids.device)
     index = torch.minimum(anchor.long()[..., None] + offsets, padding.last_at(anchor)[..., None])
@@ -47,14 +52,15 @@ def lookahead_tokens(input_ids: Tensor, padding: Padding, anchor: Tensor, lookah
 
 
 def embed_stream(model: ThinkingModel, tokens: Tensor, following: Tensor | None) -> Tensor:
-    """Embeddings of START, the thought tokens and, unless `following` is None, END and the tokens that follow it.
+    """Embed START, the thought tokens and, unless `following` is None, END and the tokens after it.
 
     Args:
-        tokens: int64 [B, P, T]; `PAUSE` stands for START.
-        following: int64 [B, P, lookahead-1].
+        model: Thinking model with the embeddings.
+        tokens: Token ids of the thoughts, int64 [B, P, T]; `PAUSE` stands for START.
+        following: True tokens after END, int64 [B, P, lookahead-1].
 
     Returns:
-        [B, P, 1 + T, E] or [B, P, S, E].
+        Embeddings, [B, P, 1 + T, E] without `following`, else [B, P, S, E].
     """
     start, end = model.thought_vectors()
     shape = (*tokens.shape[:2], 1, start.shape[-1])
@@ -77,9 +83,15 @@ def talk_pass(
     anchor: Tensor,
     record: LayerRecord | None,
 ) -> TalkStates:
-    """Text and whole streams in one differentiable pass (step 2 of a training step).
+    """Run text and whole streams in one differentiable pass (step 2 of a training step).
 
-    With `record` the layers' outputs are taken from it and each layer is recomputed in the backward pass.
+    Args:
+        model: Thinking model that runs the pass.
+        input_ids: Token ids of the texts, int64 [B, L].
+        padding: Padding of the batch.
+        tokens: Token ids of the thoughts, int64 [B, P, T].
+        anchor: Text position that each stream starts from, int32 [B, P].
+        record: Recorded outputs of the layers, which are then recomputed in the backward pass only; None runs them.
     """
     length = input_ids.shape[1]
     streams, stream_length = anchor.shape[1], model.config.stream_length
@@ -98,22 +110,22 @@ def talk_pass(
 
 
 class CachedPass:
-    """A text's keys and values, and streams that grow from it piece by piece. Without gradient.
+    """The keys and values of a text, and streams that grow from it piece by piece, without gradient.
 
     Args:
-        model: The thinking model.
-        input_ids: int64 [B, L].
-        padding: Of the same batch.
-        record: Keep every layer's outputs in `self.record` for `talk_pass`.
+        model: Thinking model that runs the passes.
+        input_ids: Token ids of the texts, int64 [B, L].
+        padding: Padding of the same batch.
+        record: Whether to keep every layer's outputs in `self.record` for `talk_pass`.
 
     Attributes:
-        text_hidden: [B, L, E] after the final norm.
+        text_hidden: Hidden states of the text after the final norm, [B, L, E].
     """
 
     def __init__(self, model: ThinkingModel, input_ids: Tensor, padding: Padding, record: bool) -> None:
         self._model = model
         self._padding = padding
-        self._cache = ThoughtCache(stream_capacity=model.config.stream_length)
+        self._cache = StreamCache(stream_capacity=model.config.stream_length)
         self._length = 0
         self.record = LayerRecord() if record else None
         self._anchor = torch.zeros(input_ids.shape[0], 0, dtype=torch.int32, device=input_ids.device)
@@ -124,7 +136,7 @@ class CachedPass:
         )
 
     def open_streams(self, anchor: Tensor) -> None:
-        """Hang empty streams from `anchor`, int32 [B, P]."""
+        """Open empty streams that start from the text positions `anchor`, int32 [B, P]."""
         self._anchor = anchor
         self._stream_start = self._padding.start_at(anchor)
         if self.record:

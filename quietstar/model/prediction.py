@@ -1,12 +1,11 @@
-"""The next token's prediction after a thought (sections 4.2 and 4.3 of the paper), from the text's keys and values.
+"""Predicts the next token after a thought (sections 4.2 and 4.3 of the paper), from the text's keys and values.
 
-START goes through the model together with the text's newest token where it is known beforehand that the token is
-thought about, and END together with the last token of the thought: T + 1 passes for a token, T the thought's length.
+`predict_next` is read first. START goes through the model together with the text's newest token where it is known
+beforehand that the token is thought about, and END together with the last token of the thought: T + 1 passes per token.
 
-Attention of tokens behind stored texts: new text tokens, and thoughts that hang from the end.
-
-Thoughts lie behind the text in the same memory, token by token with the K streams of a token side by side, so a new
-token is one write and one product. A mask keeps the streams apart; a single stream needs none.
+`CachedTokens` is the attention of these passes. Thoughts are stored after the text in the same memory, token by token
+with the K streams of a token side by side, so a new token is one write and one product. A mask separates the streams; a
+single stream needs none.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from quietstar.model.attention import softcapped_attention
+from quietstar.model.cache import ThinkingCache, TokenThoughts
 from quietstar.model.draw import draw
 from quietstar.model.passes import PAUSE
-from quietstar.model.thinking_cache import ThinkingCache, TokenThoughts
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import sdpa_attention_forward
 
@@ -31,12 +30,12 @@ def predict_next(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> 
     """Reads new tokens and predicts the next one, with thoughts where `cache.thinking` asks for them.
 
     Args:
-        model: The thinking model.
-        tokens: int64 [B, n], what follows the tokens that the cache holds.
-        cache: Holds these too afterwards, and no thought.
+        model: Thinking model that predicts.
+        tokens: Token ids after those that the cache holds, int64 [B, n].
+        cache: Cache of the texts, which holds these tokens too afterwards, and no thought.
 
     Returns:
-        float32 [B, V] logits: after thoughts the mixture, for several thoughts the log of their mean probabilities.
+        Logits, float32 [B, V]: after a thought the mixture, after several the log of their mean probabilities.
     """
     cache.read(tokens)
     thinking = cache.thinking
@@ -82,21 +81,23 @@ def predict_next(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> 
 def _think(
     model: ThinkingModel, cache: ThinkingCache, rows: Tensor, hidden_start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Thoughts at the end of some rows.
+    """Makes thoughts at the end of some rows.
 
     Args:
-        rows: int64 [R].
-        hidden_start: [R, K, E] where START has been through the model.
+        model: Thinking model that makes the thoughts.
+        cache: Cache of the texts.
+        rows: Rows that think, int64 [R].
+        hidden_start: Hidden states after START, [R, K, E]; None where START has not been through the model yet.
 
     Returns:
-        Tokens, int64 [R, K, T], and hidden states after END, [R, K, E].
+        Token ids of the thoughts, int64 [R, K, T], and hidden states after END, [R, K, E].
     """
     length, streams = model.config.thought_length, cache.thinking.thoughts_per_token
     start, end = (vector.expand(len(rows), 1, streams, -1) for vector in model.thought_vectors())
     stored = 0 if hidden_start is None else 1
 
     def extend(embeds: Tensor) -> Tensor:
-        """Puts [R, s, K, E] behind the streams; the hidden states [R, K, E] of the last of them."""
+        """Appends embeddings [R, s, K, E] to the streams, and returns the last of their hidden states, [R, K, E]."""
         nonlocal stored
         count = embeds.shape[1]
         tokens = CachedTokens(cache, 0, count, stored, streams, None if len(rows) == cache.batch else rows)
@@ -124,7 +125,7 @@ def _think(
 
 
 def _pick(model: ThinkingModel, hidden: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:
-    """A token of each stream, int64 [R, K], from its hidden states [R, K, E]."""
+    """Chooses a token of each stream, int64 [R, K], from hidden states [R, K, E]."""
     logits = model.head.logits(hidden)
     if model.banned:
         logits[..., list(model.banned)] = float("-inf")
@@ -135,7 +136,7 @@ def _pick(model: ThinkingModel, hidden: Tensor, temperature: float, uniform: Ten
 
 
 def _mix(model: ThinkingModel, hidden_base: Tensor, hidden_thought: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [R, V] and mixing weights [R, K], from hidden states [R, E] and [R, K, E]."""
+    """Returns logits [R, V] and mixing weights [R, K], from hidden states [R, E] and [R, K, E]."""
     hidden_base = hidden_base[:, None].expand_as(hidden_thought)
     weight = model.mixing_head(hidden_base, hidden_thought)
     logits = model.head.mixed_logits(hidden_base, hidden_thought, weight, model.config.interpolation)
@@ -146,15 +147,15 @@ def _mix(model: ThinkingModel, hidden_base: Tensor, hidden_thought: Tensor) -> t
 
 @dataclass(frozen=True)
 class CachedTokens:
-    """Which tokens a pass brings: `[new text tokens | tokens of the streams]`, the latter token by token.
+    """The tokens of one pass: `[new text tokens | tokens of the streams]`, the latter token by token.
 
     Args:
-        cache: Where their keys and values go. It counts the new text tokens already.
-        text_tokens: New tokens of the text, n.
-        stream_tokens: New tokens of each stream, s.
-        stream_offset: Tokens of each stream that are stored.
-        streams: K.
-        rows: int64, the rows of the batch that this pass is of; None: all.
+        cache: Cache that the keys and values go to; the new text tokens are already counted in its length.
+        text_tokens: Number n of new tokens of the text.
+        stream_tokens: Number s of new tokens of each stream.
+        stream_offset: Number of tokens of each stream that are stored.
+        streams: Number K of streams in each row.
+        rows: Rows of the batch that take part in this pass, int64; None: all.
     """
 
     cache: ThinkingCache
@@ -167,11 +168,11 @@ class CachedTokens:
 
     @property
     def first(self) -> int:
-        """Column of the pass's first token."""
+        """Column of the pass's first token in the stored keys."""
         return self.cache.text_length - self.text_tokens + self.streams * self.stream_offset
 
     def position_ids(self, device: torch.device) -> Tensor:
-        """Positions of the tokens of this pass, int64 [len(rows) or 1, n + K s]."""
+        """Returns the positions of the tokens of this pass, int64 [len(rows) or 1, n + K s]."""
         length = self.cache.text_length
         text = torch.arange(length - self.text_tokens, length, device=device)
         own = torch.arange(self.stream_offset, self.stream_offset + self.stream_tokens, device=device)
@@ -192,12 +193,12 @@ class CachedTokens:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """One layer's attention; see `quietstar_attention` for the arguments. [B, N, H, D]."""
+        """Runs one layer's attention, [B, N, H, D]; see `quietstar_attention` for the arguments."""
         layer = self.cache.layer(int(module.layer_idx))  # type: ignore[arg-type]  # an attribute of attention layers
         batch = self.cache.batch
         keys, values = layer.append(key, value, self.rows, batch)
         if self.rows is not None:
-            # rows that do not think ask too, with zeros: cheaper than copying the others' texts together
+            # rows that do not think get queries of zeros: cheaper than gathering the texts of the others
             everyone = query.new_zeros(batch, *query.shape[1:])
             everyone[self.rows] = query
             query = everyone
@@ -212,7 +213,7 @@ class CachedTokens:
         return shown
 
     def _mask(self, window: int | None, device: torch.device) -> Tensor | None:
-        """Boolean [B or 1, N, columns], or None where every token sees all before it."""
+        """Returns the mask, bool [B or 1, N, columns], or None where every token sees all before it."""
         length = self.cache.text_length
         if window is not None and window >= length:
             window = None
@@ -229,7 +230,7 @@ class CachedTokens:
         column = torch.arange(self.first + count, device=device)[None]
         asking = column[:, self.first :].T  # [N, 1]: the columns of the tokens that ask
         before = column <= asking
-        anchor = asking.clamp_max(length - 1)  # the text token from which a token of a stream hangs
+        anchor = asking.clamp_max(length - 1)  # the text token that a stream's token starts from
         text = before & (column < length)
         if window is not None:
             text = text & (anchor - column < window)
@@ -245,13 +246,16 @@ def _by_head(mask: Tensor | None) -> Tensor | None:
 
 
 def _few_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Attention of few tokens to many, without repeating the keys of grouped heads: a group's heads ask as one.
+    """Computes attention of few tokens to many; a group's heads become more queries, so their keys are not repeated.
 
     Args:
-        query: [B, H, N, D]; key, value: [B, Hkv, columns, D]; mask: as `_mask` gives it.
+        query: Queries, [B, H, N, D].
+        key, value: Stored keys and values, [B, Hkv, columns, D].
+        mask: Mask of the visible columns, bool [B or 1, N, columns]; None: all.
+        scaling: Factor of the scores; None: 1 / sqrt(D).
 
     Returns:
-        [B, N, H, D].
+        Attended values, [B, N, H, D].
     """
     group = query.shape[1] // key.shape[1]
     asked = query.unflatten(1, (key.shape[1], group)).flatten(2, 3)

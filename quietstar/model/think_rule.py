@@ -1,4 +1,4 @@
-"""Where to think: what the argument `think` of `generate` says."""
+"""Where to think: the rule that the argument `think` of `generate` names."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ NO_GATE = (
 
 
 @dataclass(frozen=True)
-class When:
+class ThinkRule:
     """A rule for which new tokens are thought about.
 
     Args:
-        rule: `always`, `never`, `every` (every `value`-th new token, the first included), `entropy` (the base
-            prediction has more than `value` nats), `learned` (the gate predicts a gain of more than `value` nats).
-        value: Of the rule.
+        rule: Name of the rule: `always`, `never`, `every` (every `value`-th new token, the first included), `entropy`
+            (the base prediction has an entropy above `value` nats), `learned` (the gate predicts a gain above `value`
+            nats).
+        value: Parameter of `every` (a count), `entropy` and `learned` (thresholds in nats); the others have none.
     """
 
     rule: Literal["always", "never", "every", "entropy", "learned"]
@@ -37,22 +38,22 @@ class When:
 
     @property
     def needs_base(self) -> bool:
-        """Whether the text's own prediction has to be known first."""
+        """Whether the base prediction has to be known before the rule can decide."""
         return self.rule in ("entropy", "learned")
 
     def at(self, index: int) -> bool:
-        """Whether the index-th new token, from 0, may be thought about, whatever the text says."""
+        """Return whether the index-th new token, from 0, may be thought about, as far as this depends on its place."""
         if self.rule == "every":
             return index % int(self.value) == 0
         return self.rule != "never"
 
     def where(self, model: ThinkingModel, hidden_base: Tensor, base_logits: Tensor | None) -> Tensor:
-        """The rows that are thought about, bool [B].
+        """Return the rows that are thought about, bool [B].
 
         Args:
-            model: Has the learned gate.
-            hidden_base: [B, E] states that predict the next token of each row.
-            base_logits: [B, V] what they predict, where the rule is `entropy`.
+            model: Thinking model, whose gate decides where the rule is `learned`.
+            hidden_base: Hidden states that predict the next token of each row, [B, E].
+            base_logits: Logits of these predictions, [B, V]; needed only where the rule is `entropy`.
         """
         if self.rule == "entropy":
             assert base_logits is not None
@@ -65,26 +66,26 @@ class When:
         return hidden_base.new_ones(len(hidden_base)).bool()
 
 
-def parse_think(think: object, threshold: float = 0.0) -> When:
-    """The rule that an argument `think` names.
+def parse_think(think: object, threshold: float = 0.0) -> ThinkRule:
+    """Parse the argument `think` of `generate`.
 
     Args:
-        think: Of `generate`.
-        threshold: Of `learned` alone, in nats.
+        think: Argument of `generate`, such as `always`, `every:4` or `entropy>1.0`.
+        threshold: Threshold in nats of `learned` without a number.
 
     Raises:
-        ConfigError: It names none.
+        ConfigError: The argument does not name a rule.
     """
     problem = f"think: got {think!r}, needs one of {FORMS}"
     if not isinstance(think, str):
         raise ConfigError(problem)
     text = "".join(think.split())
     if text in ("always", "never", "learned"):
-        return When(text, threshold if text == "learned" else 0.0)  # type: ignore[arg-type]  # a string that was compared is no Literal to mypy
+        return ThinkRule(text, threshold if text == "learned" else 0.0)  # type: ignore[arg-type]  # a string that was compared is no Literal to mypy
     if match := re.fullmatch(r"every:(\d+)", text):
         if int(match[1]) < 1:
             raise ConfigError(f"think: got {think!r}, every:n needs an n of at least 1")
-        return When("every", int(match[1]))
+        return ThinkRule("every", int(match[1]))
     if match := re.fullmatch(r"(entropy|learned)>(.+)", text):
         try:
             value = float(match[2])
@@ -92,7 +93,7 @@ def parse_think(think: object, threshold: float = 0.0) -> When:
             value = math.nan
         if not math.isfinite(value):
             raise ConfigError(f"think: got {think!r}, {match[1]}>x needs a number of nats for x")
-        return When("entropy" if match[1] == "entropy" else "learned", value)
+        return ThinkRule("entropy" if match[1] == "entropy" else "learned", value)
     names = ("always", "never", "entropy>1.0", "every:4", "learned")
     closest = difflib.get_close_matches(text, names, n=1)
     raise ConfigError(problem + (f"; did you mean {closest[0]}?" if closest else ""))

@@ -1,8 +1,13 @@
-"""The parts of a thinking model: its base, START and END, the mixing head, the gate."""
+"""What the engine needs of a base model: its output head, a supported family, and no dropout.
+
+The parts of a thinking model: base, START and END, mixing head and gate, and a pass through the base's decoder.
+"""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,27 +15,134 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
 from quietstar.model.attention import IMPLEMENTATION, AttentionPass
-from quietstar.model.backbone import OutputHead, check_configuration, disable_dropout, output_head
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.heads import MixingHead, ThinkingGate, initial_output_bias
 from quietstar.model.upstream import attention_implementation
 from quietstar.model.upstream import initialization as init
-from quietstar_kernels.dispatch import check_backend
+from quietstar_kernels.dispatch import check_backend, compute_dtype
+from quietstar_kernels.logits import LogitOptions, operand_dtype, raw_logits
+
+RANDOM_IN_TRAINING = ("dropout", "layerdrop", "jitter")
+"""Parts of the names of module attributes that are rates of random changes in training."""
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The output head of a base model, which makes logits of final hidden states: `softcap(logit_scale * lm_head h)`.
+
+    Args:
+        weight: Matrix of the head, [V, E].
+        softcap: Soft cap of the logits, softcap * tanh(logits / softcap); None for no cap.
+        logit_scale: Factor of the product with the matrix.
+    """
+
+    weight: Tensor
+    softcap: float | None
+    logit_scale: float
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states [..., E], computed as the losses compute them.
+
+        They are float32, or float64 for float64 states.
+        """
+        return self._logits(hidden, operand_dtype(self.weight, compute_dtype(hidden, self.weight), hidden))
+
+    def mixed_logits(self, hidden_base: Tensor, hidden_thought: Tensor, weight: Tensor, interpolation: str) -> Tensor:
+        """Return the mixed prediction whose loss `mixed_cross_entropy` gives, [..., V].
+
+        Args:
+            hidden_base: Hidden states without thought, [..., E].
+            hidden_thought: Hidden states after the thought, [..., E].
+            weight: Mixing weight of the thought, [...].
+            interpolation: Quantity that the weight mixes: "logits" or "log_probs".
+        """
+        share = weight[..., None]
+        if interpolation == "log_probs":
+            base, thought = (self.logits(hidden).log_softmax(-1) for hidden in (hidden_base, hidden_thought))
+            return torch.lerp(base, thought, share)
+        dtype = compute_dtype(hidden_base, hidden_thought, share, self.weight)
+        mixed = torch.lerp(hidden_base.to(dtype), hidden_thought.to(dtype), share.to(dtype))
+        return self._logits(mixed, operand_dtype(self.weight, dtype, hidden_base, hidden_thought))
+
+    def _logits(self, hidden: Tensor, operand: torch.dtype) -> Tensor:
+        """Return logits whose product with the head has operands of dtype `operand`; see `raw_logits`."""
+        raw = raw_logits(hidden.flatten(0, -2), self.weight.to(operand), compute_dtype(hidden, self.weight))
+        options = LogitOptions(softcap=self.softcap, logit_scale=self.logit_scale)
+        if raw.requires_grad:
+            raw = options.transform(raw)
+        else:
+            options.transform_(raw)
+        return raw.view(*hidden.shape[:-1], -1)
+
+
+def check_configuration(config: PreTrainedConfig) -> None:
+    """Refuse families that are known to be unsupported, before any weight is loaded.
+
+    Raises:
+        UnsupportedBackboneError: The family is unsupported; the message names it and the reason.
+    """
+    family = config.model_type
+    if family == "quietstar":
+        raise UnsupportedBackboneError(f"{family}: a thinking model already; load it with from_pretrained")
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {value.get("rope_type") for value in rope.values() if isinstance(value, dict)} | {rope.get("rope_type")}
+    changing = [kind for kind in ("dynamic", "longrope") if kind in kinds]
+    if changing:
+        raise UnsupportedBackboneError(
+            f"{family}: its rotary frequencies depend on the longest position in a batch "
+            f"({', '.join(changing)}), so a thought's keys would differ from pass to pass"
+        )
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise UnsupportedBackboneError(f"{family}: chunked attention is not supported by thought attention")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedBackboneError(f"{family}: an encoder-decoder model; Quiet-STaR needs a decoder-only causal LM")
+
+
+def output_head(base: PreTrainedModel) -> OutputHead:
+    """Return the output head of a base model.
+
+    Raises:
+        UnsupportedBackboneError: The head has a bias, or is not one matrix (quantised, or with an adapter).
+    """
+    head = base.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
+        kind = f"{type(head).__module__}.{type(head).__name__}"
+        raise UnsupportedBackboneError(
+            f"{base.config.model_type}: its lm_head is a {kind}, the fused loss needs a plain one (torch.nn.Linear)"
+        )
+    if head.bias is not None:
+        raise UnsupportedBackboneError(
+            f"{base.config.model_type}: its lm_head has a bias, which the fused loss does not support"
+        )
+    config: Any = base.config
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return OutputHead(head.weight, getattr(config, "final_logit_softcapping", None), scale)
+
+
+def disable_dropout(base: nn.Module) -> None:
+    """Set every dropout and router jitter to 0: the states that sample a thought must be those that are trained."""
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and any(part in name for part in RANDOM_IN_TRAINING):
+                vars(module)[name] = 0.0
+
 
 START, END = 0, 1
 """Rows of `thought_embedding`."""
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "opt", "biogpt")
-"""Families whose positions end where their table ends."""
+"""Families with a table of learned positions, beyond which there are none."""
 
 
 class ThinkingModel(PreTrainedModel):
-    """A base model and what it thinks with: the parts that passes over thought streams use.
+    """A base model and the parts added to it for thinking: what passes over thought streams use.
 
-    `QuietStarForCausalLM` is the model that users have; it thinks, learns and generates with these parts.
+    `QuietStarForCausalLM` is the class for users; it thinks, predicts and generates with these parts.
 
     Args:
-        config: The configuration of the thinking model, with the base's own as `text_config`.
-        base: A loaded base model; without one it is built from `text_config` with fresh weights.
+        config: Configuration of the thinking model, with that of the base as `text_config`.
+        base: Loaded base model; None builds one from `text_config` with fresh weights.
 
     Raises:
         UnsupportedBackboneError: The base would be silently wrong; the message names its family and the reason.
@@ -39,11 +151,11 @@ class ThinkingModel(PreTrainedModel):
     config: QuietStarConfig
     config_class = QuietStarConfig
     base_model_prefix = "base"
-    # read where a user switches checkpointing on, and where an attention is chosen for the model as for its base
+    # read when a user switches checkpointing on, and when an attention is chosen for the model and its base
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    # read where weights are loaded: parts whose name is here stay in float32
+    # read when weights are loaded: parts named here stay in float32
     _keep_in_fp32_modules_strict = ["thinking_gate"]  # noqa: RUF012 (transformers reads it as a plain class attribute)
 
     def __init__(self, config: QuietStarConfig, base: PreTrainedModel | None = None) -> None:
@@ -68,14 +180,14 @@ class ThinkingModel(PreTrainedModel):
         self.thinking_gate = ThinkingGate(hidden_size) if config.thinking_gate else None
         self.probed = False
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-        # Not from the configuration, whose `temperature` is that of thoughts.
+        # not made from the configuration, where `temperature` is that of thoughts
         self.generation_config = copy.deepcopy(base.generation_config)
         if config.banned_token_ids and self.generation_config is not None:
             self.generation_config.suppress_tokens = list(config.banned_token_ids)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers asks for every module that holds parameters itself; the base's own initialise themselves.
+        # transformers calls this for every module that holds parameters itself; the base initialises its own
         if module is self.thought_embedding:
             init.normal_(self.thought_embedding.weight, std=0.02)
         elif module is self.mixing_head.output:
@@ -90,38 +202,46 @@ class ThinkingModel(PreTrainedModel):
 
     @property
     def thinking_parts(self) -> list[nn.Module]:
-        """What the model has besides its base."""
+        """The parts of the model besides its base."""
         parts = (self.thought_embedding, self.mixing_head, self.thinking_gate)
         return [part for part in parts if part is not None]
 
     @property
     def decoder(self) -> nn.Module:
-        """The base without its output head."""
+        """The base model without its output head."""
         decoder = self.base.get_decoder()
         assert isinstance(decoder, nn.Module)
         return decoder
 
     @property
     def head(self) -> OutputHead:
-        """The base's output head."""
+        """The output head of the base model."""
         return output_head(self.base)
 
     @property
     def banned(self) -> tuple[int, ...]:
-        """Tokens that no thought may contain."""
+        """Ids of the tokens that no thought may contain."""
         return tuple(self.config.banned_token_ids or ())
 
     def thought_vectors(self) -> tuple[Tensor, Tensor]:
-        """The input vectors of START and END, [E] each."""
+        """Return the input vectors of START and END, [E] each."""
         scaled = self.thought_embedding.weight * self.config.embedding_scale
         return scaled[START], scaled[END]
 
     def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: AttentionPass) -> Tensor:
-        """Final hidden states [B, N, E] of the N tokens that `thought_pass` lays out.
+        """Run the decoder on the N tokens that `thought_pass` lays out.
+
+        Args:
+            embeds: Embeddings of the tokens, [B, N, E].
+            position_ids: Positions of the tokens, int64 [B or 1, N].
+            thought_pass: Layout of the tokens: which of them see which.
+
+        Returns:
+            Hidden states after the final norm, [B, N, E].
 
         Raises:
             UnsupportedBackboneError: The base's attention was replaced after this model was made.
-            DataError: A position lies behind the base's learned ones.
+            DataError: A position lies beyond the base's learned ones.
         """
         config = self.base.config
         implementation = attention_implementation(config)
@@ -138,8 +258,8 @@ class ThinkingModel(PreTrainedModel):
                     f"input_ids: a thought would reach position {last}, "
                     f"the base has {limit} learned positions; use a shorter text"
                 )
-        # A 4-D mask is handed on as it is, so transformers neither builds one nor takes the streams' repeated positions
-        # for packed sequences; thought attention does not read it.
+        # transformers passes a 4-D mask on as it is: it neither builds one nor takes the streams' repeated positions
+        # for packed sequences. Thought attention does not read it.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
         output = self.decoder(
             inputs_embeds=embeds,

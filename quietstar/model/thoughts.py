@@ -1,7 +1,4 @@
-"""What thinking returns.
-
-Which text positions think.
-"""
+"""Thoughts and predictions, as `think` and `predict` return them, and the text positions that thoughts start from."""
 
 from __future__ import annotations
 
@@ -10,21 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quietstar.config.values import parse_positions
+from quietstar.config.options import parse_positions
 from quietstar.errors import DataError
-from quietstar.model.backbone import OutputHead
 from quietstar.model.layers import LayerRecord
 from quietstar.model.padding import Padding
+from quietstar.model.thinking_model import OutputHead
+
+ENTROPY_CHUNK = 1 << 24
+"""Elements of a float32 logits chunk while entropies are computed (64 MiB)."""
+INTEGERS = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A sampling pass kept for the differentiable forward (`learn(..., reuse_sampling_pass=True)`).
+    """A sampling pass, kept for the differentiable forward (`learn(..., reuse_sampling_pass=True)`).
 
     Args:
         layers: Outputs of every decoder layer for the text and for whole streams.
-        fingerprint: Identity and version of the weights that made it, and the settings that it depends on.
-        inputs: What it was made from: input_ids, attention_mask, tokens, anchor.
+        fingerprint: Identity and version of the weights that made the pass, and the settings that it depends on.
+        inputs: Inputs of the pass: input_ids, attention_mask, tokens, anchor.
     """
 
     layers: LayerRecord
@@ -32,7 +33,7 @@ class Recording:
     inputs: tuple[Tensor | None, ...]
 
     def fits(self, fingerprint: tuple[object, ...], inputs: tuple[Tensor | None, ...]) -> bool:
-        """Whether a pass with these weights and inputs would give the same outputs."""
+        """Return whether a pass with these weights and inputs would give the same outputs."""
         return fingerprint == self.fingerprint and all(map(_equal, inputs, self.inputs))
 
 
@@ -41,13 +42,13 @@ class Thoughts:
     """Sampled thoughts.
 
     Args:
-        tokens: int64 [B, P, T], the T sampled tokens of each of P streams per text.
-        anchor: int32 [B, P], the text position that each stream hangs from, non-decreasing; the K thoughts of one
+        tokens: Token ids of the thoughts, int64 [B, P, T]: T sampled tokens for each of P streams per text.
+        anchor: Text position that each stream starts from, int32 [B, P], non-decreasing; the K thoughts of one
             position are neighbours.
-        logprob: float32 [B, P, T], log-probability of each token at the sampling temperature, in nats.
-        thoughts_per_position: K.
-        temperature: The temperature that they were sampled at.
-        recording: The sampling pass, where `think(record=True)` kept it.
+        logprob: Log-probability of each token at the sampling temperature, in nats, float32 [B, P, T].
+        thoughts_per_position: Number K of thoughts at each position.
+        temperature: Sampling temperature of the tokens.
+        recording: Recorded sampling pass, where `think(record=True)` kept it.
     """
 
     tokens: Tensor
@@ -58,11 +59,11 @@ class Thoughts:
     recording: Recording | None = None
 
     def check(self, input_ids: Tensor, thought_length: int, lowest: int, vocabulary: int) -> None:
-        """Whether these thoughts can hang from texts.
+        """Check that these thoughts fit a batch of texts.
 
         Args:
-            input_ids: int64 [B, L], the texts.
-            thought_length: T of the model.
+            input_ids: Token ids of the texts, int64 [B, L].
+            thought_length: Number T of tokens in a thought of the model.
             lowest: Smallest allowed token id: 0, or `PAUSE` where the model pauses.
             vocabulary: Number of tokens that the model knows.
 
@@ -101,11 +102,11 @@ class Prediction:
     """The next token's prediction at each stream's anchor, without and with the thought.
 
     Args:
-        base_logits: float32 [B, P, V], without thought.
-        talk_logits: float32 [B, P, V], mixed; where `interpolation="log_probs"` the paper's mixture of
-            log-probabilities, which does not sum to one.
-        mixing_weight: float32 [B, P], weight w of the thought.
-        thoughts: The thoughts that were used.
+        base_logits: Logits without thought, float32 [B, P, V].
+        talk_logits: Logits with the thought mixed in, float32 [B, P, V]; with `interpolation="log_probs"` the paper's
+            mixture of log-probabilities, whose probabilities do not sum to 1.
+        mixing_weight: Mixing weight w of the thought, float32 [B, P].
+        thoughts: Thoughts that the predictions were made after.
     """
 
     base_logits: Tensor
@@ -120,33 +121,29 @@ def _equal(left: Tensor | None, right: Tensor | None) -> bool:
     return left is not None and right is not None and left.shape == right.shape and torch.equal(left, right)
 
 
-ENTROPY_CHUNK = 1 << 24
-"""Elements of a float32 logits chunk while entropies are computed (64 MiB)."""
-INTEGERS = (torch.int32, torch.int64)
-
-
 def expand_anchors(
     anchors: Tensor | str | None, padding: Padding, base_entropy: Tensor | None, thoughts_per_position: int
 ) -> Tensor:
-    """The anchor of every stream.
+    """Return the anchor of every stream.
 
-    How many there are follows from L and `anchors` alone, so that a text's random numbers do not depend on its batch.
+    Their number follows from L and `anchors` alone, so that the random numbers of a text do not depend on its batch.
     Anchors in padding and at the end of a document have nothing to learn from; they fill rows that have too few others.
 
     Args:
-        anchors: None or "all" for every position but the last, a string of `parse_positions`, or int [A] or [B, A].
-            "every:N" counts from the first token of each document; of more than ceil((L - 1) / N) positions in a row
-            it takes as many, evenly. A fraction K is one of L - 1.
-        padding: Of the batch.
-        base_entropy: [B, L] entropy of the base prediction, needed for "entropy:K" alone.
-        thoughts_per_position: K, how often each anchor is repeated.
+        anchors: Positions that think: None or "all" for every position but the last, a string of `parse_positions`, or
+            integers [A] or [B, A]. "every:N" counts from the first token of each document; where a row has more than
+            ceil((L - 1) / N) such positions, this many of them are taken, evenly spaced. A fraction K of "entropy:K" is
+            one of L - 1.
+        padding: Padding of the batch.
+        base_entropy: Entropy of the base prediction at each position, [B, L]; needed only for "entropy:K".
+        thoughts_per_position: Number K of streams for each anchor.
 
     Returns:
-        int32 [B, P] with P = A*K, non-decreasing in each row.
+        Anchors, int32 [B, P] with P = A*K, non-decreasing in each row.
 
     Raises:
-        ConfigError: An unknown string.
-        DataError: Anchors of a wrong dtype or shape, or outside the text.
+        ConfigError: `anchors` is an unknown string.
+        DataError: `anchors` has a wrong dtype or shape, or lies outside the text.
     """
     batch, length = padding.token_mask.shape
     device = padding.token_mask.device
@@ -177,10 +174,12 @@ def expand_anchors(
 
 
 def _every(step: int, chosen: Tensor, padding: Padding) -> Tensor:
-    """Every step-th position of each document, [B, A].
+    """Return every step-th position of each document, [B, A].
 
     Args:
-        chosen: [A], every step-th position of a row.
+        step: Distance between two positions, in tokens.
+        chosen: Every step-th position of a row, [A].
+        padding: Padding of the batch.
     """
     length = padding.token_mask.shape[1]
     first = padding.token_mask.int().argmax(1, keepdim=True)
@@ -196,14 +195,14 @@ def _every(step: int, chosen: Tensor, padding: Padding) -> Tensor:
 
 
 def base_entropy(hidden: Tensor, head: OutputHead) -> Tensor:
-    """Entropy in nats of the prediction from each hidden state, in chunks of rows.
+    """Compute the entropy in nats of the prediction from each hidden state, in chunks of rows.
 
     Args:
-        hidden: [B, L, E] after the final norm.
-        head: With V tokens.
+        hidden: Hidden states after the final norm, [B, L, E].
+        head: Output head of the base model.
 
     Returns:
-        float32 [B, L].
+        Entropies, float32 [B, L].
     """
     parts = []
     for rows in hidden.flatten(0, 1).split(max(1, ENTROPY_CHUNK // head.weight.shape[0])):

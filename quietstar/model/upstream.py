@@ -1,10 +1,10 @@
 """What the engine relies on inside transformers, in one place.
 
-Whatever lies below transformers' top level (but for its logging) comes through this module, and each part says what is
-relied on; `tests/model/test_upstream.py` holds every one of them and says in words which has changed. Two more places
-know of its insides: the classes that it calls back (`QuietStarForCausalLM`, whose attributes loading reads, and
-`ThinkingGeneration`, three methods of which `generate` calls), and `quietstar.imports`, which knows where
-`AutoConfig` is defined.
+Everything below transformers' top level (except its logging) is imported through this module, and each part says what
+is relied on; `tests/model/test_upstream.py` tests every one of them and says in words which has changed. Two more
+places know transformers' internals: the classes that it calls back (`QuietStarForCausalLM`, whose attributes are read
+when weights are loaded, and `ThinkingGeneration`, three methods of which `generate` calls), and `quietstar.imports`,
+which knows where `AutoConfig` is defined.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from packaging.version import Version
 from torch import nn
 
 NEWEST_TESTED = {"torch": "2.14.1", "transformers": "5.24.0", "triton": "3.9.0"}
-"""The newest releases under which the tests have passed."""
+"""The newest releases with which the tests have passed."""
 
 
 def untested_versions() -> list[str]:
-    """A sentence for each installed release that is newer than any tested one."""
+    """Return a sentence for each installed release that is newer than any tested one."""
     found = []
     for name, tested in NEWEST_TESTED.items():
         try:
             installed = version(name)
-        except PackageNotFoundError:  # Triton is on Linux alone
+        except PackageNotFoundError:  # Triton exists only on Linux
             continue
         if Version(Version(installed).public) > Version(tested):
             found.append(f"{name} {installed} is newer than {tested}, the newest that was tested")
@@ -36,7 +36,7 @@ def untested_versions() -> list[str]:
 
 
 def with_advice(problem: object) -> str:
-    """`problem`, and where a library is newer than tested its name and what to install."""
+    """Return `problem` as text; where a library is newer than tested, followed by its name and what to install."""
     newer = untested_versions()
     if not newer:
         return str(problem)
@@ -49,7 +49,7 @@ def with_advice(problem: object) -> str:
 try:
     from transformers import AttentionInterface, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
-    # Its functions leave alone what was loaded, which carries `_is_hf_initialized`.
+    # Its functions do not touch loaded parameters, which carry `_is_hf_initialized`.
     from transformers import initialization as initialization
 
     # DynamicLayer keeps `keys` and `values` [B, Hkv, L, D] and calls `update(keys, values)`; `lazy_initialization` sets
@@ -67,11 +67,11 @@ try:
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
     # PyTorch's attention in the signature of an attention function: [B, H, N, D] -> ([B, N, H, D], None), and the mask
-    # that it wants in a plain call.
+    # that it needs in a plain call.
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    # Every decoder layer is one: it takes its hidden states in the first place and gives hidden states back.
+    # Every decoder layer is one: it takes its hidden states as the first positional argument and returns hidden states.
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     # `loss`, `logits`, and the cache under the name of `CACHE`.
@@ -121,13 +121,13 @@ def register_attention(name: str, function: Callable[..., Any]) -> None:
 
 
 def attention_implementation(config: PreTrainedConfig) -> str | None:
-    """The name under which a model's attention runs now."""
+    """Return the name of the attention that a model runs with now."""
     name: str | None = config._attn_implementation
     return name
 
 
 def supports_sdpa(model: Any) -> bool:
-    """Whether PyTorch's attention can be asked for."""
+    """Return whether a model can run with PyTorch's attention."""
     return bool(model._supports_sdpa)
 
 
@@ -135,7 +135,7 @@ def supports_sdpa(model: Any) -> bool:
 
 
 def tied_weights(model: PreTrainedModel) -> set[str]:
-    """Names of the weights that are others', and so need not be in a checkpoint."""
+    """Return the names of the weights that are tied to others, and so need not be in a checkpoint."""
     return set(model.all_tied_weights_keys)
 
 
@@ -143,34 +143,34 @@ def tied_weights(model: PreTrainedModel) -> set[str]:
 
 
 def cache_argument(function: Callable[..., Any]) -> str | None:
-    """The name under which a function takes a cache of keys and values: `cache` since 5.24, `past_key_values` before.
+    """Return the name of a function's argument for a KV cache: `cache` since 5.24, `past_key_values` before.
 
-    None where it takes none.
+    None where the function takes no cache.
     """
     accepted = inspect.signature(function).parameters
     return next((name for name in ("cache", "past_key_values") if name in accepted), None)
 
 
 CACHE: str = cache_argument(GenerationMixin.prepare_inputs_for_generation) or "cache"
-"""The name under which `generate` hands the cache to a model, and the field of its outputs."""
+"""The argument in which `generate` passes the cache to a model, and the field of the model's outputs."""
 
 
 # -- checkpointing of a layer ------------------------------------------------------------------------------------------
 
 
 def set_checkpointing(layer: nn.Module, on: bool, function: Callable[..., Any]) -> None:
-    """In training mode, with gradients, let a layer's forward be `function(forward, *arguments)`."""
+    """Make a layer run as `function(forward, *arguments)` in training mode with gradients, or stop doing so."""
     layer.__dict__.update(gradient_checkpointing=on, _gradient_checkpointing_func=function)
 
 
 def checkpointing(layer: nn.Module) -> tuple[Callable[..., Any] | None, bool]:
-    """The function that `set_checkpointing`, or transformers, has set, None where none is; and whether it is on."""
+    """Return the function that `set_checkpointing` or transformers has set, or None, and whether it is switched on."""
     return layer.__dict__.get("_gradient_checkpointing_func"), layer.__dict__.get("gradient_checkpointing", False)
 
 
 @contextmanager
 def without_checkpointing(layer: nn.Module) -> Iterator[None]:
-    """Within this context the layer's forward is its own, whatever a user has switched on."""
+    """Run the layer's own forward within this context, even where a user has switched checkpointing on."""
     flag = "gradient_checkpointing"
     has_own, before = flag in layer.__dict__, layer.__dict__.get(flag)
     layer.__dict__[flag] = False

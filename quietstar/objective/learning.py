@@ -1,6 +1,7 @@
-"""One training step's loss: think, talk, learn.
+"""The loss of one training step: think, talk, learn.
 
-How many targets and thoughts the means of a loss are over: of the texts at hand, or of a whole optimizer step.
+`learn` is read first. The means of a loss are over the targets and thoughts of the texts at hand, or, given `Counts`,
+over those of a whole optimizer step.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quietstar.config.objective import Objective, resolve_objective
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import Padding, read_padding
 from quietstar.model.passes import TalkStates
 from quietstar.model.thoughts import Thoughts
-from quietstar.objective.options import Objective, resolve_objective
 from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
 
 IGNORE = -100
@@ -26,22 +27,22 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class LearnOutput:
-    """Loss and measurements of one step. J = lookahead; NLLs in nats, float32; all but the losses are detached.
+    """Loss and measurements of one step. J = lookahead; NLLs in nats, float32; all but `loss` is detached.
 
     Args:
-        loss: Scalar, differentiable.
-        base_loss: Scalar mean NLL of the text without thought.
-        talk_loss: Scalar mean NLL of the lookahead tokens after thoughts.
-        policy_loss: Scalar REINFORCE loss before its weight.
-        base_nll: [B, L-1], NLL of x[i+1] without thought, 0 where that is padding or begins another document.
-        talk_nll: [B, P, J], NLL of x[anchor+1+j] after the thought, 0 where there is no target.
-        base_nll_at_target: [B, P, J], NLL of the same targets without thought, 0 where there is none.
-        target_mask: bool [B, P, J], where there is a target.
-        mixing_weight: [B, P, J], weight of the thought.
-        reward: [B, P], sum over j of base_nll_at_target - talk_nll.
-        advantage: [B, P], reward after baseline and clamping.
-        thought_logprob: [B, P, T], log-probability of each thought token at the policy temperature.
-        thoughts: The thoughts, without their recording: it would stay in memory for as long as this does.
+        loss: Total loss of the step, a differentiable scalar.
+        base_loss: Mean NLL of the text without thought, a scalar.
+        talk_loss: Mean NLL of the lookahead tokens after thoughts, a scalar.
+        policy_loss: REINFORCE loss before its weight is applied, a scalar.
+        base_nll: NLL of x[i+1] without thought, [B, L-1]; 0 where that is padding or begins another document.
+        talk_nll: NLL of x[anchor+1+j] after the thought, [B, P, J]; 0 where there is no target.
+        base_nll_at_target: NLL of the same targets without thought, [B, P, J]; 0 where there is no target.
+        target_mask: Mask of the lookahead tokens that are targets, bool [B, P, J].
+        mixing_weight: Mixing weight of the thought at each lookahead, [B, P, J].
+        reward: Reward of each thought, [B, P]: sum over j of base_nll_at_target - talk_nll.
+        advantage: Reward of each thought after baseline and clamping, [B, P].
+        thought_logprob: Log-probability of each thought token at the policy temperature, [B, P, T].
+        thoughts: Thoughts of the step, without their recording, which would stay in memory as long as this output.
     """
 
     loss: Tensor
@@ -59,10 +60,35 @@ class LearnOutput:
     thoughts: Thoughts
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Denominators of the three means of a loss.
+
+    Args:
+        text: Number of text tokens that have a target, float64 scalar.
+        lookahead: Number of targets at each lookahead, float64 [J].
+        thoughts: Number of thoughts that the REINFORCE loss is a mean over, float64 scalar.
+    """
+
+    text: Tensor
+    lookahead: Tensor
+    thoughts: Tensor
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.text + other.text, self.lookahead + other.lookahead, self.thoughts + other.thoughts)
+
+    def of_part(self, share: float) -> Counts:
+        """Return the denominators for a part with this share of the step's texts.
+
+        The losses of the parts, each weighted with the share of the part, add up to the loss of the whole step.
+        """
+        return Counts(self.text * share, self.lookahead * share, self.thoughts * share)
+
+
 def learn(
     model: QuietStarForCausalLM,
     input_ids: Tensor,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Padding | None = None,
     *,
     thoughts: Thoughts | None = None,
     anchors: Tensor | str | None = None,
@@ -76,23 +102,26 @@ def learn(
     """Think, talk and learn on one batch (Quiet-STaR, section 4).
 
     Args:
-        model: The thinking model.
-        input_ids: int64 [B, L].
-        attention_mask: As in `QuietStarForCausalLM.think`. No loss crosses from one document to another.
-        thoughts: Thoughts to learn from; by default new ones.
+        model: Thinking model that learns.
+        input_ids: Token ids of the texts, int64 [B, L].
+        attention_mask: Mask of the texts, [B, L], or their `Padding`, as in `QuietStarForCausalLM.think`; None: no
+            padding. No loss crosses from one document to another.
+        thoughts: Thoughts to learn from; None samples new ones.
         anchors: Positions that think, as in `QuietStarForCausalLM.think`; not together with `thoughts`.
-        objective: A preset's name or an `Objective`.
-        seed: Of the sampled thoughts.
-        first_text, texts_in_step: As in `QuietStarForCausalLM.think`.
-        counts: Denominators of the means, where these texts are part of a larger batch; by default those of the texts.
+        objective: Name of a preset, or an `Objective`.
+        seed: Seed of the sampled thoughts.
+        first_text, texts_in_step: Place of the first of these texts in a larger batch that they are part of, and the
+            number of texts in the larger batch, as in `QuietStarForCausalLM.think`.
+        counts: Denominators of the means, where these texts are part of a larger batch; None takes those of the texts.
             With them `loss_mean="nonzero"` counts targets, too.
-        reuse_sampling_pass: Take the forward of the differentiable pass from the sampling pass and recompute each layer
-            once in the backward pass: exact gradients at the price and memory of gradient checkpointing, with the
-            sampling free. Off, the differentiable pass runs and keeps all of its activations.
+        reuse_sampling_pass: Whether to take the forward of the differentiable pass from the sampling pass and recompute
+            each layer once in the backward pass: exact gradients at the cost and memory of gradient checkpointing, with
+            the sampling free. Otherwise the differentiable pass runs and keeps all of its activations.
 
     Raises:
-        ConfigError: Unknown objective or anchors; fewer than two thoughts per position with a leave-one-out baseline.
-        DataError: A tensor has a wrong shape; the text is shorter than two tokens.
+        ConfigError: The objective or `anchors` is unknown, `anchors` is given with `thoughts`, or there are fewer than
+            two thoughts per position with a leave-one-out baseline.
+        DataError: A tensor has a wrong shape, or the texts are shorter than two tokens.
     """
     objective = resolve_objective(objective)
     if input_ids.ndim == 2 and input_ids.shape[1] < 2:
@@ -106,10 +135,11 @@ def learn(
             f"thoughts_per_position: got {count}, the leave_one_out baseline needs at least 2 "
             '(or set objective.baseline to "none")'
         )
+    padding = read_padding(input_ids, attention_mask)
     if thoughts is None:
         thoughts = model.think(
             input_ids,
-            attention_mask,
+            padding,
             anchors=anchors,
             seed=seed,
             first_text=first_text,
@@ -118,15 +148,15 @@ def learn(
         )
     elif anchors is not None:
         raise ConfigError("anchors: can't be given together with thoughts, which have their own")
-    states = model.talk(input_ids, attention_mask, thoughts, reuse_sampling_pass=reuse_sampling_pass)
-    return _loss(model, states, input_ids, attention_mask, thoughts, objective, reinforce, counts)
+    states = model.talk(input_ids, padding, thoughts, reuse_sampling_pass=reuse_sampling_pass)
+    return _loss(model, states, input_ids, padding, thoughts, objective, reinforce, counts)
 
 
 def _loss(
     model: QuietStarForCausalLM,
     states: TalkStates,
     input_ids: Tensor,
-    attention_mask: Tensor | None,
+    padding: Padding,
     thoughts: Thoughts,
     objective: Objective,
     reinforce: bool,
@@ -134,7 +164,6 @@ def _loss(
 ) -> LearnOutput:
     config, head = model.config, model.head
     head_options: dict[str, Any] = {"softcap": head.softcap, "logit_scale": head.logit_scale, "backend": config.backend}
-    padding = read_padding(input_ids, attention_mask)
 
     base_target = input_ids[:, 1:].masked_fill(~padding.has_next[:, :-1], IGNORE)
     base_loss, base_nll = _mean_loss(
@@ -211,7 +240,7 @@ def _loss(
 
 
 def _gather(hidden: Tensor, index: Tensor) -> Tensor:
-    """Rows of [B, L, E] at [B, P, J]: [B, P, J, E]."""
+    """Gather the rows of `hidden`, [B, L, E], at `index`, [B, P, J]: [B, P, J, E]."""
     batch = torch.arange(hidden.shape[0], device=hidden.device)[:, None, None]
     return hidden[batch, index]
 
@@ -219,19 +248,19 @@ def _gather(hidden: Tensor, index: Tensor) -> Tensor:
 def _mean_loss(
     cross_entropy: Callable[..., Any], mask: Tensor, objective: Objective, count: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Mean over the lookahead of the mean NLL of each lookahead's targets, 0 where there is none.
+    """Compute the mean over the lookahead of the mean NLL of each lookahead's targets, 0 where it has none.
 
     Args:
-        cross_entropy: One of the kernels' losses, its arguments given but for `row_weight`.
-        mask: bool [..., J], where there is a target.
-        objective: Says what is counted.
-        count: [J], the number of targets at each lookahead; None: of those here.
+        cross_entropy: Loss function of the kernels, with all arguments given except `row_weight`.
+        mask: Mask of the targets, bool [..., J].
+        objective: Objective, whose `loss_mean` says what is counted.
+        count: Number of targets at each lookahead, [J]; None counts those of `mask`.
 
     Returns:
         The differentiable loss, and the NLLs [..., J] without a gradient.
     """
     if objective.loss_mean == "valid" or count is not None:
-        # the share of each NLL in the loss is known beforehand, and so the gradients cost no second pass
+        # the share of each NLL in the loss is known beforehand, so the gradients need no second pass
         count = mask.flatten(0, -2).sum(0) if count is None else count
         share = mask.to(torch.float64) / (_no_zeros(count) * mask.shape[-1])
         loss, nll = cross_entropy(row_weight=share.flatten())
@@ -242,14 +271,14 @@ def _mean_loss(
 
 
 def _no_zeros(count: Tensor) -> Tensor:
-    """Denominators with 1 for 0, where there is nothing to divide. A part's share of a step's may be below 1."""
+    """Replace denominators of 0, where there is nothing to divide, by 1. Others, shares of a step's, may be below 1."""
     return count.masked_fill(count == 0, 1)
 
 
 def _advantage(
     base_nll: Tensor, talk_nll: Tensor, thoughts: Thoughts, objective: Objective, states: TalkStates
 ) -> tuple[Tensor, Tensor]:
-    """Reward and advantage of each thought, [B, P]."""
+    """Compute the reward and the advantage of each thought, [B, P] each."""
     if objective.reward_precision == "model":
         dtype = states.text.dtype
         base_nll, talk_nll = base_nll.to(dtype).to(base_nll.dtype), talk_nll.to(dtype).to(talk_nll.dtype)
@@ -267,10 +296,12 @@ def _advantage(
 def _policy_weight(
     advantage: Tensor, thoughts: Thoughts, counted: Tensor, thoughts_counted: Tensor, objective: Objective
 ) -> Tensor:
-    """REINFORCE: what the NLL of each thought token counts in the mean over thoughts of -advantage * log p(thought).
+    """Compute the weight of each thought token's NLL in the REINFORCE loss.
+
+    The loss is the mean over thoughts of -advantage * log p(thought).
 
     Returns:
-        [B, P, T].
+        Weights, [B, P, T].
     """
     weight = advantage * counted / _no_zeros(thoughts_counted)
     if objective.token_reduction == "mean":
@@ -278,44 +309,19 @@ def _policy_weight(
     return weight[..., None].expand(thoughts.tokens.shape)
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Denominators of the three means.
-
-    Args:
-        text: float64 scalar, tokens of the text that have a target.
-        lookahead: float64 [J], targets at each lookahead.
-        thoughts: float64 scalar, thoughts that the REINFORCE loss is a mean over.
-    """
-
-    text: Tensor
-    lookahead: Tensor
-    thoughts: Tensor
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.text + other.text, self.lookahead + other.lookahead, self.thoughts + other.thoughts)
-
-    def of_part(self, share: float) -> Counts:
-        """Denominators for texts that are this share of a step's texts.
-
-        Their means, weighted with the share, add up to the means of the whole step.
-        """
-        return Counts(self.text * share, self.lookahead * share, self.thoughts * share)
-
-
 def lookahead_targets(padding: Padding, anchor: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:
-    """Where the predictions after thoughts are made, and which of them have a target.
+    """Find where the predictions after thoughts are made, and which of them have a target.
 
     Lookahead j predicts x[anchor+1+j] from the text's state at anchor+j and the stream's after END and j true tokens.
 
     Args:
-        padding: Of the texts.
-        anchor: int32 [B, P].
-        lookahead: J.
+        padding: Padding of the texts.
+        anchor: Text position that each stream starts from, int32 [B, P].
+        lookahead: Number J of true tokens that each thought is judged by.
 
     Returns:
-        The text position that lookahead j predicts from, int64 [B, P, J], kept inside of the document and before the
-        last token; and bool [B, P, J], whether the next token is in the same document.
+        The text position that lookahead j predicts from, int64 [B, P, J], kept inside the document and before the last
+        token; and whether the prediction has a target, which is in the same document, bool [B, P, J].
     """
     length = padding.token_mask.shape[1]
     last = padding.last_at(anchor)[..., None]
@@ -327,14 +333,21 @@ def lookahead_targets(padding: Padding, anchor: Tensor, lookahead: int) -> tuple
 
 
 def policy_thoughts(padding: Padding, anchor: Tensor, target_mask: Tensor, objective: Objective) -> Tensor:
-    """bool [B, P]: the thoughts that the REINFORCE loss is a mean over."""
+    """Return the thoughts that the REINFORCE loss is a mean over, bool [B, P]."""
     if objective.policy_positions == "valid":
         return target_mask.any(-1)
     return anchor < padding.last_at(anchor) - target_mask.shape[-1]
 
 
 def count(padding: Padding, anchor: Tensor, lookahead: int, objective: Objective) -> Counts:
-    """The counts of some texts and the anchors of their thoughts, int32 [B, P]."""
+    """Count the targets and thoughts of texts.
+
+    Args:
+        padding: Padding of the texts.
+        anchor: Text position that each stream starts from, int32 [B, P].
+        lookahead: Number J of true tokens that each thought is judged by.
+        objective: Objective, whose `policy_positions` says which thoughts are counted.
+    """
     _, mask = lookahead_targets(padding, anchor, lookahead)
     return Counts(
         padding.has_next[:, :-1].sum().double(),

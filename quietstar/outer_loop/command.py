@@ -1,17 +1,23 @@
-"""What `python -m quietstar.star` and `python -m quietstar.vstar` share."""
+"""What `quietstar.star`, `vstar` and `compare` do: first all that can be refused without torch."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from quietstar.config.command_line import narrowed
+from quietstar.config.commands import CompareConfig
 from quietstar.config.loops import EMBEDDED, OuterLoopConfig
-from quietstar.config.values import set_up
-from quietstar.outer_loop.inputs import load_problems, star_arms
+from quietstar.config.options import set_up
+from quietstar.config.presets import STAR_PRESETS
+from quietstar.errors import ConfigError
+from quietstar.outer_loop.inputs import ComparedRun, at_budget, load_problems, star_with_controls
 from quietstar.reporting.loop_report import print_table
 
 
-def run(config: OuterLoopConfig, with_verifier: bool) -> None:
+def run_loop(config: OuterLoopConfig, with_verifier: bool) -> None:
     """A run with its table and page; of STaR's embedded default its controls too.
 
     Args:
@@ -26,12 +32,45 @@ def run(config: OuterLoopConfig, with_verifier: bool) -> None:
 
         describe(config)
         return
-    from quietstar.outer_loop.comparison import run_arms, shared_base
-    from quietstar.outer_loop.run import run_outer_loop
+    from quietstar.outer_loop.run import run_compared, run_outer_loop, shared_base
 
     if config.preset in EMBEDDED and config.controls and not with_verifier:
-        run_arms(star_arms(shared_base(config)), Path(config.output_dir))
+        run_compared(star_with_controls(shared_base(config)), Path(config.output_dir))
     else:
         print_table(run_outer_loop(config, with_verifier))
     print(f"report: {Path(config.output_dir) / 'report.html'}")
     print(f"This command took {time.monotonic() - started:.0f} s.")
+
+
+def compare(config: CompareConfig, of_presets: Mapping[str, CompareConfig]) -> None:
+    """Runs each preset in a directory of its own, and draws them together.
+
+    Args:
+        config: With the directory of all.
+        of_presets: The options of each, by name.
+
+    Raises:
+        ConfigError, DataError: For what is wrong with an option, the problems, or the path of the model.
+    """
+    if len(of_presets) < len(config.presets) or not of_presets:
+        raise ConfigError(f"presets: got {', '.join(config.presets) or 'none'}, needs at least one, and each once")
+    out, arms = Path(config.output_dir), {}
+    for name, own in of_presets.items():
+        loop = replace(narrowed(OuterLoopConfig, own), output_dir=str(out / name))
+        arms[name] = ComparedRun(
+            loop if config.budget is None else at_budget(loop, config.budget), name not in STAR_PRESETS
+        )
+    for arm in arms.values():
+        load_problems(arm.config, arm.with_verifier)
+    if config.dry_run:
+        from quietstar.outer_loop.run import describe
+
+        for name, arm in arms.items():
+            print(f"== {name}")
+            describe(arm.config)
+        return
+    set_up(config.training.threads)
+    from quietstar.outer_loop.run import run_compared
+
+    run_compared(arms, out, config.budget)
+    print(f"report: {out / 'report.html'}")

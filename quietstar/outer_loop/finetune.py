@@ -1,10 +1,8 @@
-"""Supervised fine-tuning of a base model on prompts with completions: what every iteration ends in.
+"""Supervised fine-tuning of a base model on prompts with completions, which ends every iteration.
 
-The base model of the embedded defaults: characters, random weights, then what humans wrote about the task.
-
-Which weights a model has.
-
-Making room between phases: one model at a time.
+`fine_tune` is read first. `make_base` makes the base model of the embedded defaults with it: a character model with
+random weights, trained on the human-written examples of the task. `weights_sha256` identifies weights, and
+`free_memory` frees a model between phases, so that only one is in memory.
 """
 
 from __future__ import annotations
@@ -40,16 +38,22 @@ from quietstar.training.trainer import Trainer
 MODEL, RUN = "model", "train"
 """Directories of a fine-tuned model and of the run that made it."""
 
+BASE, FRESH = "base", "fresh"
+"""Directories of the base model of an embedded default and of its random initial weights."""
+
+END = "$"
+"""Name of the end-of-sequence token; not a symbol of any task."""
+
 
 def load_for_training(
     path: str | Path, options: GeneratorOptions, tokenizer: PreTrainedTokenizerBase
 ) -> QuietStarForCausalLM:
-    """A base model in the form that the engine trains; only its `base` is used.
+    """Returns a base model in the form that the engine trains; only its `base` is used.
 
     Raises:
-        ConfigError, CheckpointError, UnsupportedBackboneError: It can't be used; the message says why.
+        ConfigError, CheckpointError, UnsupportedBackboneError: The model can't be used; the message says why.
     """
-    torch.manual_seed(0)  # what thinking would add begins at random
+    torch.manual_seed(0)  # parameters that thinking adds are random
     return QuietStarForCausalLM.from_base(
         path, tokenizer, dtype=getattr(torch, options.dtype), backend=options.backend, start_text=[0], end_text=[0]
     )
@@ -68,23 +72,23 @@ def fine_tune(
     out: Path,
     label: str,
 ) -> dict[str, Any]:
-    """Trains a model on examples, whose loss covers exactly their completions, end-of-sequence token included.
+    """Trains a model on examples; the loss covers exactly their completions, including the end-of-sequence token.
 
     Args:
         base: Directory or hub name of the weights to start from.
-        base_sha256: What `weights_sha256` of them has to be.
-        tokenizer: Its.
-        examples: In any order; they are shuffled by `training.seed`.
-        row_length: Tokens of a row of whole examples.
-        steps: Optimizer steps of `training.batch_size` rows, for the number of rows that there are.
-        model_options: Type of the weights and kernels.
-        finetuning: Which weights are trained; adapters are merged in the end.
-        training: All else.
-        out: `model/`, a plain model directory, is written here, and `train/`, the run.
-        label: Stands before the progress.
+        base_sha256: Expected `weights_sha256` of these weights.
+        tokenizer: Tokenizer of the base model.
+        examples: Encoded examples in any order; they are shuffled with `training.seed`.
+        row_length: Number of tokens of a row, into which whole examples are packed.
+        steps: Function from the number of rows to the number of optimizer steps of `training.batch_size` rows.
+        model_options: Options of the dtype of the weights and the backend of the kernels.
+        finetuning: Options that say which weights are trained; adapters are merged at the end.
+        training: Options of the optimizer and the training loop.
+        out: Directory in which `model/`, a plain model directory, and `train/`, the run, are written.
+        label: Text before the progress.
 
     Returns:
-        `steps`, `rows`, `base_sha256` of the weights that it started from and `model_sha256` of those it ended with.
+        `steps`, `rows`, `base_sha256` of the initial weights and `model_sha256` of the final ones.
 
     Raises:
         CheckpointError: The base has other weights.
@@ -123,7 +127,7 @@ def fine_tune(
 
 
 def save_plain(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Saves the base alone as a model directory, which is whole or not there."""
+    """Saves the base alone as a model directory, which is never incomplete."""
     if has_adapters(model):
         merge_adapters(model)
     new = directory.with_name(f"{directory.name}.new")
@@ -135,12 +139,14 @@ def save_plain(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, 
 
 
 def forget_checkpoints(out: Path) -> None:
-    """Deletes the checkpoints of a run whose model is saved: they hold optimizer states, several times its size."""
+    """Deletes the checkpoints of a run that has saved its model: with optimizer states they are several times its
+    size.
+    """
     shutil.rmtree(out / RUN / "checkpoints", ignore_errors=True)
 
 
 def forget_other_run(directory: Path, key: str) -> None:
-    """Deletes a training run that was begun with other inputs: what it knows is in the manifest that it never wrote."""
+    """Deletes a training run that was begun with other inputs; an unfinished run has no manifest that would tell."""
     mark = directory / "phase"
     if directory.exists() and (not mark.is_file() or mark.read_text() != key):
         shutil.rmtree(directory)
@@ -148,22 +154,16 @@ def forget_other_run(directory: Path, key: str) -> None:
     write_whole(mark, key)
 
 
-BASE, FRESH = "base", "fresh"
-"""Directories of the model and of its random beginning."""
-END = "$"
-"""Name of the end-of-sequence token; no task's symbol."""
-
-
 def make_base(config: OuterLoopConfig, task: Task, phases: Phases) -> str:
-    """The base model's directory, which is made unless it has been.
+    """Makes the base model of an embedded default unless it exists, and returns its directory.
 
     Args:
-        config: `characters` and `training` are used.
-        task: With `symbols` and `pretraining`.
-        phases: Of the run.
+        config: Configuration of the run; `characters` and `training` are used.
+        task: Task with `symbols` and `pretraining`.
+        phases: Phases of the run.
 
     Raises:
-        ConfigError: The task has no symbols, and needs a model of yours.
+        ConfigError: The task has no symbols, so that no character model can be made for it.
     """
     if not task.symbols:
         raise ConfigError(f"task: {config.task} has no character model of its own; name a model with model.path")
@@ -218,7 +218,8 @@ def make_base(config: OuterLoopConfig, task: Task, phases: Phases) -> str:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of all parameters and buffers that are saved, with their names, types and shapes; tied ones count once.
+    """Returns the SHA-256 of all saved parameters and buffers with their names, dtypes and shapes; tied ones count
+    once.
 
     It is the same after saving and loading.
     """
@@ -233,7 +234,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def free_memory() -> None:
-    """Gives back what finished phases have held. A trained model is in a reference cycle with its hooks."""
+    """Frees the memory of finished phases; a trained model is in a reference cycle with its hooks."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -41,7 +41,7 @@ def load_problems(config: OuterLoopConfig, with_verifier: bool) -> Task:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ComparedRun:
     """One of several runs that are compared.
 
     Args:
@@ -71,7 +71,7 @@ def at_budget(config: OuterLoopConfig, budget: int) -> OuterLoopConfig:
     return replace(config, sampling=replace(config.sampling, samples=budget // iterations))
 
 
-def star_arms(config: OuterLoopConfig) -> dict[str, Arm]:
+def star_with_controls(config: OuterLoopConfig) -> dict[str, ComparedRun]:
     """The embedded default of STaR and its controls: no rationalisation; and answers without rationales, fine-tuned on
     for as many steps as the last iteration takes.
 
@@ -86,4 +86,4 @@ def star_arms(config: OuterLoopConfig) -> dict[str, Arm]:
         "answers alone": replace(config, task=f"{config.task}-direct", loop=direct),
     }
     out = Path(config.output_dir)
-    return {name: Arm(replace(arm, output_dir=str(out / name.replace(" ", "-")))) for name, arm in arms.items()}
+    return {name: ComparedRun(replace(arm, output_dir=str(out / name.replace(" ", "-")))) for name, arm in arms.items()}

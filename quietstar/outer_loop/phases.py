@@ -1,4 +1,4 @@
-"""Phases of a loop: each is done once, is known by what went into it, and can be begun again at any moment."""
+"""Phases of a loop: each is done once, is identified by its inputs, and can be started again at any moment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quietstar.errors import CheckpointError
 from quietstar.runs.files import EventLog, changed_options, write_json
 
 LOOP_VERSION = 1
-"""Of what the phases compute: a run of another version is not continued."""
+"""Version of what the phases compute: a run of another version is not continued."""
 
 
 class Phases:
@@ -22,10 +22,10 @@ class Phases:
     Manifests hold no times and no paths outside the run: two runs of the same command have equal ones.
 
     Args:
-        directory: Of the run.
-        events: Gets a line when a phase begins and ends.
-        redo: Do a phase again whose inputs have changed, instead of refusing to go on.
-        tell: Called with a line of progress.
+        directory: Directory of the run.
+        events: Log that gets a line when a phase begins and when it ends.
+        redo: Whether to do a phase with changed inputs again, instead of refusing to continue.
+        tell: Function called with each line of progress.
     """
 
     def __init__(self, directory: Path, events: EventLog, redo: bool, tell: Callable[[str], None]) -> None:
@@ -36,22 +36,23 @@ class Phases:
         self._outputs: dict[tuple[int, str], dict[str, Any]] = {}
 
     def directory_of(self, iteration: int) -> Path:
-        """Where an iteration keeps what it makes."""
+        """Returns the directory of an iteration."""
         return self.directory / f"iteration-{iteration:02d}"
 
     def run(
         self, iteration: int, name: str, inputs: Mapping[str, Any], work: Callable[[str], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """The outputs of a phase, which is done unless it has been.
+        """Does a phase unless it has been done, and returns its outputs.
 
         Args:
-            iteration: That it belongs to.
-            name: Of the phase.
-            inputs: Plain JSON values: all that decides its outputs.
-            work: Does it, given the key of its inputs; returns plain JSON values.
+            iteration: Number of the iteration that the phase belongs to.
+            name: Name of the phase.
+            inputs: Plain JSON values that decide the outputs.
+            work: Function that does the phase, given the key of its inputs, and returns its outputs as plain JSON
+                values.
 
         Raises:
-            CheckpointError: It was done with other inputs.
+            CheckpointError: The phase was done with other inputs.
         """
         file = self.directory_of(iteration) / f"{name}.json"
         inputs = {"loop.version": LOOP_VERSION, **inputs}
@@ -77,12 +78,14 @@ class Phases:
         return outputs
 
     def outputs(self, iteration: int, name: str) -> dict[str, Any] | None:
-        """What `run` has returned for a phase; None where it was not asked for, though an earlier run may have been."""
+        """Returns the outputs of a phase for which `run` was called here; None for another, even if an earlier run did
+        it.
+        """
         return self._outputs.get((iteration, name))
 
 
 def key_of(values: Mapping[str, Any]) -> str:
-    """A short name that differs where plain JSON values differ."""
+    """Returns a short hash of plain JSON values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -1,6 +1,8 @@
-"""A whole run: its directory, its phases, its report.
+"""Runs a whole outer loop: its directory, its phases, its report.
 
-What a run would do, before anything is done.
+`describe` prints what a run would do, before anything is done.
+
+Runs several outer loops to compare them: each in its own directory, and one report on all.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,12 +24,13 @@ from quietstar.config.loops import EMBEDDED, OuterLoopConfig, fine_tuning_steps
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer
 from quietstar.errors import ConfigError, Interrupted
 from quietstar.outer_loop.finetune import make_base
-from quietstar.outer_loop.inputs import load_problems
+from quietstar.outer_loop.inputs import ComparedRun, load_problems
 from quietstar.outer_loop.phases import Phases
-from quietstar.outer_loop.star import OuterLoop, Surroundings
+from quietstar.outer_loop.star import OuterLoop, RunContext
 from quietstar.outer_loop.store import SampleStore
 from quietstar.outer_loop.summary import summarise_run
 from quietstar.outer_loop.vstar import measure, train_verifiers
+from quietstar.reporting.comparison_report import print_comparison, write_comparison
 from quietstar.reporting.loop_report import write_loop_report
 from quietstar.runs.files import (
     CONFIG,
@@ -44,22 +48,22 @@ from quietstar.tasks.registry import load_task
 
 
 def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, Any]:
-    """Runs STaR, or V-STaR with its verifier, from where its output directory says it is.
+    """Runs STaR, or V-STaR with its verifier, and continues where its output directory has been left.
 
     Writes `config.yaml`, `environment.json`, `events.jsonl`, `samples.jsonl` (see `SampleStore`), `iteration-NN/` with
     a manifest for each phase, `kept.jsonl`, `train/` and `model/`, then `verifiers/`, `summary.json` and `report.html`.
 
     Args:
-        config: A validated configuration.
-        with_verifier: Train a verifier when the iterations are done.
+        config: Validated configuration of the run.
+        with_verifier: Whether to train a verifier after the iterations.
 
     Returns:
-        What `summary.json` holds.
+        The content of `summary.json`.
 
     Raises:
-        ConfigError, DataError: For what is wrong with the model, the problems or an option.
+        ConfigError, DataError: The model, the problems or an option cannot be used.
         CheckpointError: The directory holds a run of other options, or something damaged.
-        Interrupted: A signal has stopped it; the same command goes on.
+        Interrupted: A signal has stopped the run; the same command continues it.
     """
     task = load_problems(config, with_verifier)
     out = Path(config.output_dir)
@@ -73,25 +77,25 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         append_json(out / ENVIRONMENT, environment())
         phases = Phases(out, events, config.loop.redo, tell)
         base = make_base(config, task, phases) if config.preset in EMBEDDED else str(config.model.path)
-        loop = OuterLoop(Surroundings(config, task, out, base, store, phases, tell))
+        loop = OuterLoop(RunContext(config, task, out, base, store, phases, tell))
         generators = loop.run(lambda: _show(out, loop))
         verifiers = train_verifiers(loop, generators[0]) if with_verifier else {}
         summary = summarise_run(loop)
         if config.evaluation.candidates:
             summary["candidates"] = measure(loop, generators, verifiers)
         write_json(out / SUMMARY, summary)
-        _describe(out, config)  # again: where phases were redone, the options are other ones
+        _describe(out, config)  # again: where phases were redone, the options have changed
         events.write(config.loop.iterations, "finished", f"{time.monotonic() - started:.0f} s")
     write_loop_report(out)
     return summary
 
 
 def _show(out: Path, loop: OuterLoop) -> None:
-    """Writes what the iterations so far have come to."""
+    """Writes the summary and the report of the iterations so far."""
     try:
         write_json(out / SUMMARY, summarise_run(loop))
         write_loop_report(out)
-    except Exception as error:  # a report is worth less than the run that it is about
+    except Exception as error:  # a failing report must not end the run
         tell(f"the report failed: {type(error).__name__}: {error}")
 
 
@@ -103,19 +107,19 @@ def _describe(out: Path, config: OuterLoopConfig) -> None:
 
 
 def tell(text: str) -> None:
-    """A line of progress on stderr; it is lost where nobody takes it."""
+    """Writes a line of progress to stderr; an output that is closed is ignored."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT raise `Interrupted` at once: what is done is on the disk, and the trainer has its own ways."""
+    """Makes SIGTERM and SIGINT raise `Interrupted` at once: finished work is on disk, and the trainer saves its own."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Interrupted(signal.Signals(number), saved=True)
 
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -152,3 +156,31 @@ def describe(config: OuterLoopConfig) -> None:
         )
     for title, hint in (("a prompt", False), ("the same with the hint", True)):
         print(f"{title}:\n{json.dumps(task.prompt(train[0], hint), ensure_ascii=False)}")
+
+
+def run_compared(arms: Mapping[str, ComparedRun], out: Path, budget: int | None = None) -> None:
+    """Runs each arm in its own directory, and writes `report.html` and `comparison.json`; finished work is kept.
+
+    Args:
+        arms: Outer loops to compare, by name.
+        out: Directory of the comparison.
+        budget: Completions of each training problem to compare at; None for the largest number that all arms have.
+    """
+    make_output_dir(out)
+    with RunLock(out):
+        for name, arm in arms.items():
+            tell(f"== {name}")
+            run_outer_loop(arm.config, arm.with_verifier)
+        directories = {name: Path(arm.config.output_dir) for name, arm in arms.items()}
+        write_comparison(out, directories, budget)
+        print_comparison(directories, budget)
+
+
+def shared_base(config: OuterLoopConfig) -> OuterLoopConfig:
+    """Makes the base model of an embedded default, and returns options with which several arms start from it."""
+    out = Path(config.output_dir)
+    make_output_dir(out)
+    with RunLock(out):
+        phases = Phases(out, EventLog(out), config.loop.redo, tell)
+        base = make_base(config, load_task(config.task, config.problems), phases)
+    return replace(config, preset="plain", model=replace(config.model, path=base))

@@ -1,4 +1,4 @@
-"""One set of completions: sampled as far as the store does not have them, and judged."""
+"""Completions of one iteration and purpose: sampled where the store does not have them, and judged."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from quietstar.tasks.checking import Checker
 from quietstar.tasks.task import Problem, Task, Verdict
 
 MOST_WORKERS, CHECKED_AT_ONCE = 8, 2_000
-"""Processes that check answers, where they are isolated, and answers between two notes of verdicts."""
+"""Largest number of processes that check answers of isolated tasks, and number of answers after which verdicts are
+stored."""
+
 TOLD = 10
-"""Lines of progress while one set is sampled, at most."""
+"""Largest number of progress lines while one set is sampled."""
+
 Purpose = Literal["sample", "rationalize", "evaluate", "candidates"]
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A model that completions come from.
+    """A model that samples completions.
 
     Args:
-        path: Directory or hub name.
-        sha256: Of its weights.
+        path: Directory or hub name of the model.
+        sha256: Hash of the model's weights, from `weights_sha256`.
     """
 
     path: str
@@ -37,16 +40,16 @@ class Generator:
 
 
 class Completions:
-    """Samples completions and has them judged, as two phases of an iteration each.
+    """Samples completions and judges them, as two phases of an iteration.
 
     Args:
-        task: Of the problems.
-        store: Where all samples go.
-        phases: Of the run.
-        seed: Of the run.
-        timeout: Seconds that a check may take.
-        make_sampler: `(path, options) -> Sampler`, called only where something is to be sampled.
-        tell: Called with a line of progress.
+        task: Task that the problems belong to.
+        store: Store of all samples of the run.
+        phases: Phases of the run.
+        seed: Seed of the run, `training.seed`.
+        timeout: Time limit of one check in seconds.
+        make_sampler: Function `(path, options) -> Sampler`, called only where something has to be sampled.
+        tell: Function called with each line of progress.
     """
 
     def __init__(
@@ -75,17 +78,17 @@ class Completions:
         problems: Sequence[Problem],
         options: SamplingOptions,
     ) -> tuple[list[Sample], dict[str, Any]]:
-        """Completions of some problems, each with its verdict.
+        """Returns completions of some problems, each with its verdict.
 
         Args:
-            iteration: That asks.
-            purpose: `rationalize` shows the answer as a hint.
-            generator: The model.
-            problems: What it is asked.
-            options: How it samples.
+            iteration: Number of the iteration that asks.
+            purpose: Purpose of the completions; `rationalize` shows the answer as a hint.
+            generator: Model that samples the completions.
+            problems: Problems that it is asked.
+            options: Options that it samples with.
 
         Returns:
-            The samples, problem by problem, and what `summarise` says of them.
+            The samples in the order of the problems, and their summary from `summarise`.
         """
         hinted = purpose == "rationalize"
         before = self._task.few_shot(hinted) if options.few_shot else ""
@@ -102,7 +105,7 @@ class Completions:
             return {"key": key, "samples": len(found), "sha256": _hash(s.generation.text for s in found)}
 
         made = self._phases.run(iteration, purpose, inputs, sample)
-        # Samples and verdicts whose lines have been deleted since, because they were damaged, are made again.
+        # samples and verdicts are made again where damaged lines have been deleted since
         samples = self._sample(made["key"], iteration, purpose, generator, prompts, options)
         if _hash(one.generation.text for one in samples) != made["sha256"]:
             raise self._changed(iteration, purpose)
@@ -161,7 +164,7 @@ class Completions:
             try:
                 finished = 0
                 for batch in sampler.batches(requests):
-                    # A batch of which a crash has kept a part is sampled again as a whole: only so is it the same.
+                    # a batch that a crash has kept a part of is sampled again as a whole, so that it is the same
                     missing = [i for i in batch if (places[i].problem, places[i].index) not in done]
                     if missing:
                         generations = dict(zip(batch, sampler.sample([requests[i] for i in batch]), strict=True))
@@ -177,8 +180,9 @@ class Completions:
         return [done[place.problem, place.index] for place in places]
 
     def _verify(self, samples: Sequence[Sample], problems: Sequence[Problem], check: str) -> list[Sample]:
-        """Judges samples, and notes verdicts as they come: a check that was stopped goes on where it was. Where this
-        very check has been through all of them, its manifest was deleted to have it done again.
+        """Judges samples, and stores verdicts as they come, so that a check that was stopped continues.
+
+        Where this same check has judged all samples already, its manifest was deleted to have it done again.
         """
         by_id = {problem.id: problem for problem in problems}
         done = {one.place: one for one in samples if one.verdict is not None and one.check == check}
@@ -198,13 +202,13 @@ class Completions:
 
 
 def summarise(samples: Sequence[Sample], problems: Sequence[Problem]) -> dict[str, Any]:
-    """What is known of judged samples, plain JSON values.
+    """Returns a summary of judged samples as plain JSON values.
 
     Returns:
-        `problems`, `samples`, `correct` (samples), `solved` (problems with a right sample), `accuracy` (mean over
-        problems of the share of right samples), `by_group` (the same by group), `truncated` (share of samples that
-        reached the limit of tokens), `unanswered` (share without an answer), `tokens` (mean), `failures` (checks that
-        did not come to an end), `sha256` of texts and verdicts.
+        `problems`, `samples`, `correct` (number of right samples), `solved` (number of problems with a right sample),
+        `accuracy` (mean over problems of the share of right samples), `by_group` (accuracy by group), `truncated`
+        (share of samples that reached the limit of tokens), `unanswered` (share without an answer), `tokens` (mean
+        number), `failures` (number of checks that did not finish), `sha256` of texts and verdicts.
     """
     right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
     for sample in samples:
@@ -232,7 +236,7 @@ def summarise(samples: Sequence[Sample], problems: Sequence[Problem]) -> dict[st
 
 
 def verdict_of(sample: Sample) -> Verdict:
-    """The verdict of a sample that has been judged."""
+    """Returns the verdict of a sample that has been judged."""
     assert sample.verdict is not None, sample.place
     return sample.verdict
 

@@ -1,11 +1,9 @@
-"""STaR (arXiv 2203.14465, Algorithm 1): sample rationales, keep what is right, rationalise failures, start again from
-the base.
+"""STaR (arXiv 2203.14465, Algorithm 1): samples rationales, keeps the right ones, rationalises failures, and
+fine-tunes.
 
-The generators of V-STaR, RFT and ReST-EM are the same loop with other options.
-
-Whether all prompts and completions fit, asked before anything is sampled.
-
-How long each iteration fine-tunes.
+Every iteration starts from the base model again. The generators of V-STaR, RFT and ReST-EM are the same loop with other
+options. `OuterLoop.run` is read first; `check_problems` at the end asks whether all prompts and completions fit, before
+anything is sampled.
 """
 
 from __future__ import annotations
@@ -17,14 +15,14 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import OuterLoopConfig, SamplingOptions, fine_tuning_steps
+from quietstar.config.options import resolve_device
 from quietstar.config.training import FinetuningOptions
-from quietstar.config.values import resolve_device
 from quietstar.data.examples import encode_example, end_of_sequence
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer, tokenizer_fingerprint
 from quietstar.errors import CheckpointError, ConfigError, DataError
@@ -57,22 +55,33 @@ from quietstar.sampling.requests import Request, Sampler, check_lengths, sample_
 from quietstar.sampling.vllm_sampler import has_vllm
 from quietstar.tasks.task import Problem, Task
 
-if TYPE_CHECKING:
-    pass
+SCHEDULE = (
+    *("schedule", "start_steps", "growth", "added_steps", "start_epochs", "added_epochs", "supervised_epochs"),
+    "supervised_steps",
+    "few_shot_in_training",
+)
+"""Fields of `LoopOptions` that a phase of fine-tuning depends on."""
+
+FILTERS = ("demonstrations", "deduplicate", "max_per_problem", "drop_hint_quotes", "accumulate")
+"""Fields of `LoopOptions` that the choice of training examples depends on."""
+
+LONGEST = 64
+"""Number of prompts with the most characters that are encoded: one of them has the most tokens, or nearly so. Prompts
+are checked again, exactly, when they are sampled."""
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a loop works with.
+class RunContext:
+    """Everything that a loop works with.
 
     Args:
-        config: All options.
-        task: What is learned.
+        config: Configuration with all options of the run.
+        task: Task that the model learns.
         out: Directory of the run.
         base: Directory or hub name of the base model.
-        store: Of all samples.
-        phases: Of the run.
-        tell: Called with a line of progress.
+        store: Store of all samples of the run.
+        phases: Phases of the run.
+        tell: Function called with each line of progress.
     """
 
     config: OuterLoopConfig
@@ -85,14 +94,14 @@ class Surroundings:
 
 
 class OuterLoop:
-    """The iterations of a run. Each phase is done once; what a killed run has done, the next one finds.
+    """The iterations of a run. Each phase is done once; a run that is started again continues after the finished ones.
 
     Args:
-        around: What it works with.
+        around: Configuration, task, store and phases of the run.
     """
 
-    def __init__(self, around: Surroundings) -> None:
-        # which engine samples is a part of what the samples are
+    def __init__(self, around: RunContext) -> None:
+        # samples of another engine are other samples, so the chosen one is among the options of sampling
         sampling = replace(around.config.sampling, engine=chosen_engine(around.config))
         self.config, self.task, self.out = replace(around.config, sampling=sampling), around.task, around.out
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(around.base)
@@ -117,10 +126,10 @@ class OuterLoop:
         )
 
     def run(self, after_iteration: Callable[[], None] = lambda: None) -> list[Generator]:
-        """Does what is left of all iterations.
+        """Does the unfinished part of all iterations.
 
         Args:
-            after_iteration: Called after each, and before the first.
+            after_iteration: Function called before the first iteration and after each.
 
         Returns:
             The generators: the model that the first iteration samples from, and the one that each iteration ends with.
@@ -128,7 +137,7 @@ class OuterLoop:
         Raises:
             DataError: An iteration has nothing to train on, or a problem does not fit into the model's context.
             ConfigError: A completion may not fit into a row.
-            CheckpointError: Something was done with other options, or is damaged.
+            CheckpointError: A phase was done with other options, or something is damaged.
         """
         base = self.base()
         context = getattr(load_configuration(base.path).get_text_config(), "max_position_embeddings", None)
@@ -142,10 +151,10 @@ class OuterLoop:
         return generators
 
     def base(self) -> Generator:
-        """The model that fine-tuning starts from.
+        """Returns the model that fine-tuning starts from.
 
         Raises:
-            CheckpointError: It has other weights than when the run began.
+            CheckpointError: The model has other weights than when the run began.
         """
         inputs = {
             "dtype": self.config.model.dtype,
@@ -164,15 +173,15 @@ class OuterLoop:
         steps: Callable[[int], int],
         learning_rate: float | None = None,
     ) -> Generator:
-        """A phase that trains on examples.
+        """Does a phase that trains on examples, and returns the model that it made.
 
         Args:
-            iteration: Whose phase it is.
-            name: Of the phase.
-            start: The weights that it starts from.
-            kept: The examples.
-            steps: Optimizer steps for a number of rows.
-            learning_rate: Instead of the training's.
+            iteration: Number of the iteration that the phase belongs to.
+            name: Name of the phase.
+            start: Generator with the weights that training starts from.
+            kept: Examples to train on.
+            steps: Function from the number of rows to the number of optimizer steps.
+            learning_rate: Learning rate in place of `training.learning_rate`; None for that one.
         """
         config, directory = self.config, self.phases.directory_of(iteration)
         before = self.task.few_shot() if config.loop.few_shot_in_training and config.sampling.few_shot else ""
@@ -223,18 +232,18 @@ class OuterLoop:
         return Generator(str(directory / MODEL), outputs["model_sha256"])
 
     def samples(self, iteration: int, purpose: str) -> list[Sample]:
-        """What a phase that is done has sampled, with verdicts."""
+        """Returns the samples of a finished phase, with verdicts."""
         made = self.phases.outputs(iteration, purpose)
         return [] if made is None else list(self._store.samples(made["key"]).values())
 
     def verifier_sha256(self, kind: str) -> str:
-        """Of a verifier that has been trained."""
+        """Returns the hash of a verifier that has been trained."""
         made = self.phases.outputs(self.config.loop.iterations, f"verifier_{kind}")
         assert made is not None
         return str(made["sha256"])
 
     def _supervised(self, base: Generator) -> Generator:
-        """G_SFT of V-STaR: the base after the human-written solutions."""
+        """Returns G_SFT of V-STaR: the base fine-tuned on the human-written solutions."""
         solved = demonstrations(self.task)
         if not solved:
             raise DataError(
@@ -261,12 +270,12 @@ class OuterLoop:
             lambda rows: fine_tuning_steps(iteration, options, rows, self.config.training.batch_size),
         )
         self._evaluate(iteration, tuned)
-        if options.keep_models == "last" and iteration > 1:  # the first one is what a verifier is compared with
+        if options.keep_models == "last" and iteration > 1:  # a verifier is compared with the first model
             shutil.rmtree(self.phases.directory_of(iteration - 1) / MODEL, ignore_errors=True)
         return tuned
 
     def _kept(self, iteration: int, generator: Generator) -> list[Kept]:
-        """Samples, rationalises and filters: what an iteration trains on, demonstrations apart."""
+        """Samples, rationalises and filters, and returns the examples of an iteration without demonstrations."""
         options, sampling = self.config.loop, self.config.sampling
         problems = chosen_problems(
             self.train_problems, self.config.problems.limit, sample_seed(self.config.problems.seed, iteration)
@@ -319,11 +328,11 @@ class OuterLoop:
 
     def _built(self, iteration: int) -> dict[str, Any]:
         outputs = self.phases.outputs(iteration, "build")
-        assert outputs is not None  # iterations are done in their order
+        assert outputs is not None  # iterations are done in order
         return outputs
 
     def _evaluate(self, iteration: int, generator: Generator) -> None:
-        """Greedy accuracy on the held-out problems."""
+        """Measures greedy accuracy on the held-out problems."""
         if self.config.evaluation.greedy and self.test_problems:
             greedy = replace(self.config.sampling, samples=1, temperature=0.0)
             self.completions.of(iteration, "evaluate", generator, self.test_problems, greedy)
@@ -338,38 +347,24 @@ class OuterLoop:
 
 
 def finetuning_inputs(options: FinetuningOptions) -> dict[str, Any]:
-    """What of the options decides the weights, by dotted key: not what only saves memory."""
+    """Returns the options that decide the weights, by dotted key, without those that only save memory."""
     values = asdict(options)
     del values["gradient_checkpointing"]
     return {f"finetuning.{key}": value for key, value in values.items()}
 
 
 def chosen_engine(config: OuterLoopConfig) -> Literal["transformers", "vllm"]:
-    """What samples: `auto` takes vLLM where it is installed and the device is a GPU."""
+    """Returns the engine that samples: `auto` takes vLLM where it is installed and the device is a GPU."""
     if config.sampling.engine != "auto":
         return config.sampling.engine
     return "vllm" if resolve_device(config.training.device).type == "cuda" and has_vllm() else "transformers"
 
 
-SCHEDULE = (
-    *("schedule", "start_steps", "growth", "added_steps", "start_epochs", "added_epochs", "supervised_epochs"),
-    "supervised_steps",
-    "few_shot_in_training",
-)
-FILTERS = ("demonstrations", "deduplicate", "max_per_problem", "drop_hint_quotes", "accumulate")
-"""Options that a phase depends on."""
-
-
 def chosen_problems(problems: Sequence[Problem], limit: int | None, seed: int) -> list[Problem]:
-    """At most `limit` of some problems, drawn by `seed` and in their own order."""
+    """Returns at most `limit` of some problems, drawn with `seed`, in their original order."""
     if limit is None or limit >= len(problems):
         return list(problems)
     return [problems[place] for place in sorted(random.Random(seed).sample(range(len(problems)), limit))]
-
-
-LONGEST = 64
-"""Of many prompts so many with the most characters are encoded: one of them has the most tokens, or nearly so. Whatever
-is sampled is checked again, exactly."""
 
 
 def check_problems(
@@ -380,14 +375,14 @@ def check_problems(
     train: Sequence[Problem],
     test: Sequence[Problem],
 ) -> None:
-    """Refuses a run that would stop at a long problem later.
+    """Refuses a run that would stop later at a problem that is too long.
 
     Args:
-        config: Of the run.
-        task: Of the problems.
-        tokenizer: Of the model.
-        context: Tokens that the model can read; None: it has no limit.
-        train, test: The problems.
+        config: Configuration of the run.
+        task: Task that the problems belong to.
+        tokenizer: Tokenizer of the model.
+        context: Number of tokens that the model can read; None where it has no limit.
+        train, test: Training and held-out problems to check.
 
     Raises:
         DataError: A prompt does not fit into the model's context.

@@ -1,4 +1,4 @@
-"""Every sample ever made, in one file that is only appended to."""
+"""The store of every sample of a run, in one file that is only appended to."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any, BinaryIO, Literal
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.runs.files import STORE
-from quietstar.sampling.requests import Generation
+from quietstar.sampling.requests import Completion
 from quietstar.tasks.task import Verdict
 
 STORE_VERSION = 1
-"""Of the lines and of how samples are made: samples of two versions are not mixed."""
+"""Version of the lines and of how samples are made: samples of two versions are not mixed."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which sample of a run something is.
+    """The identity of a sample within a run.
 
     Args:
-        iteration: Of the loop, from 1; 0 before it.
-        purpose: What it was made for.
-        problem: Id of its problem.
-        index: Among the samples of its problem, from 0.
+        iteration: Number of the loop's iteration, from 1; 0 before the first.
+        purpose: Purpose that the sample was made for.
+        problem: Id of the sample's problem.
+        index: Number of the sample among those of its problem, from 0.
     """
 
     iteration: int
@@ -40,42 +40,42 @@ class Sample:
     """A completion and what is known of it.
 
     Args:
-        place: Which sample it is.
-        key: Of the phase that made it: model, prompts, sampling options and code.
-        seed: Of its random stream.
-        hinted: Whether its prompt showed the answer.
-        generation: The completion.
-        verdict: What the newest check has found; None before the first.
-        check: Key of the phase that checked it.
+        place: Identity of the sample within the run.
+        key: Key of the phase that made the sample: of model, prompts, sampling options and code.
+        seed: Seed of the sample's random stream.
+        hinted: Whether the prompt showed the answer.
+        generation: Completion with its log-probability and number of tokens.
+        verdict: Verdict of the newest check; None before the first.
+        check: Key of the phase that checked the sample.
     """
 
     place: Place
     key: str
     seed: int
     hinted: bool
-    generation: Generation
+    generation: Completion
     verdict: Verdict | None = None
     check: str = ""
 
 
 class SampleStore:
-    """Samples and verdicts as JSON lines, each appended whole and synced to the disk before the loop goes on.
+    """Samples and verdicts as JSON lines; each block is appended whole and synced to disk before the loop continues.
 
-    The first line says which version wrote the file. A line is a sample, or the verdict about an earlier one; the last
-    verdict counts, so that answers can be checked again without sampling again.
+    The first line has the version that wrote the file. Every other line is a sample, or the verdict on an earlier one.
+    The last verdict counts, so that answers can be checked again without sampling again.
 
     Args:
-        directory: Of the run; the file is `samples.jsonl`.
-        tell: Called with a message where a line that a crash has torn was cut off.
+        directory: Directory of the run; the file is `samples.jsonl`.
+        tell: Function called with a message where an incomplete last line was removed.
 
     Raises:
         CheckpointError: The file was written by another version, or a line other than the last is damaged.
-        ConfigError: It cannot be written to.
+        ConfigError: The file cannot be written to.
     """
 
     def __init__(self, directory: Path, tell: Callable[[str], None]) -> None:
         self.path = directory / STORE
-        self._offsets: dict[tuple[str, str], list[int]] = {}  # of lines: of samples and verdicts, by phase key
+        self._offsets: dict[tuple[str, str], list[int]] = {}  # byte offsets of lines by kind and phase key
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
@@ -93,14 +93,14 @@ class SampleStore:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         os.close(self._descriptor)
 
     def add_samples(self, samples: Iterable[Sample]) -> None:
         """Appends new samples.
 
         Raises:
-            CheckpointError: They cannot be written; what is there already stays.
+            CheckpointError: The samples cannot be written; the lines that are there already stay.
         """
         self._append("sample", ((sample.key, _sample_line(sample)) for sample in samples))
 
@@ -108,12 +108,12 @@ class SampleStore:
         """Appends the verdicts of samples that are there already.
 
         Raises:
-            CheckpointError: They cannot be written; what is there already stays.
+            CheckpointError: The verdicts cannot be written; the lines that are there already stay.
         """
         self._append("verdict", ((sample.key, _verdict_line(sample)) for sample in samples))
 
     def samples(self, key: str) -> dict[tuple[str, int], Sample]:
-        """What a phase has made, by problem and index, each with its last verdict."""
+        """Returns the samples of a phase by problem and index, each with its last verdict."""
         found: dict[tuple[str, int], Sample] = {}
         for line in self._lines("sample", key):
             sample = _sample(line)
@@ -162,7 +162,7 @@ class SampleStore:
         for key, values in lines:
             places.append((key, start + len(block)))
             text = json.dumps({"kind": kind, "key": key, **values}, ensure_ascii=False)
-            block += text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate is no UTF-8
+            block += text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate is not UTF-8
         if not block:
             return
         try:
@@ -171,7 +171,7 @@ class SampleStore:
                 written += os.write(self._descriptor, memoryview(block)[written:])
             os.fsync(self._descriptor)
         except BaseException as error:
-            os.ftruncate(self._descriptor, start)  # what was there is whole again, after a signal too
+            os.ftruncate(self._descriptor, start)  # no incomplete line stays, even after a signal
             if not isinstance(error, OSError):
                 raise
             raise CheckpointError(
@@ -181,7 +181,7 @@ class SampleStore:
             self._offsets.setdefault((kind, key), []).append(place)
 
     def _lines(self, kind: str, key: str) -> Iterator[dict[str, Any]]:
-        with self.path.open("rb") as file:  # anew each time: a reader that stays open keeps what was cut off
+        with self.path.open("rb") as file:  # an open reader would still buffer lines that were cut off
             for offset in self._offsets.get((kind, key), []):
                 file.seek(offset)
                 yield json.loads(file.readline())
@@ -198,7 +198,7 @@ def _verdict_line(sample: Sample) -> dict[str, Any]:
 
 def _sample(line: dict[str, Any]) -> Sample:
     place = Place(line["iteration"], line["purpose"], line["problem"], line["index"])
-    generation = Generation(line["text"], line["logprob"], line["tokens"], line["finish_reason"])
+    generation = Completion(line["text"], line["logprob"], line["tokens"], line["finish_reason"])
     return Sample(place, line["key"], line["seed"], line["hinted"], generation)
 
 

@@ -11,7 +11,7 @@ from quietstar.outer_loop.star import OuterLoop
 from quietstar.outer_loop.store import Sample
 from quietstar.outer_loop.training_set import Kept, read_kept
 from quietstar.runs.files import KEPT
-from quietstar.statistics.bootstrap import bootstrap_interval
+from quietstar.statistics.intervals import bootstrap_interval
 from quietstar.statistics.iterations import coverage_falls, distinct_solutions, growth, held_out_falls
 from quietstar.statistics.ranking import compare_step_counts
 

@@ -1,4 +1,4 @@
-"""What an iteration trains on: which completions are kept, and as what."""
+"""The examples that an iteration trains on: which completions are kept, and with which prompts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Kept:
     """A training example.
 
     Args:
-        problem: Id of its problem; empty for a demonstration of none.
-        prompt: Without solved examples, and never with a hint.
-        completion: Up to its answer.
-        source: `sample`, `rationalize`, or `demonstration`.
-        iteration: That made it; 0 for demonstrations.
-        index: Among the samples of its problem.
-        right_inside: Whether every step is right, where the task can tell.
+        problem: Id of the example's problem; empty for a demonstration without one.
+        prompt: Prompt without solved examples and without a hint.
+        completion: Completion up to its answer.
+        source: Source of the completion: `sample`, `rationalize`, or `demonstration`.
+        iteration: Number of the iteration that made the completion; 0 for demonstrations.
+        index: Number of the sample among those of its problem, from 0.
+        right_inside: Whether every step is right; None where the task cannot tell.
     """
 
     problem: str
@@ -41,23 +41,23 @@ class Kept:
 
 
 def demonstrations(task: Task) -> list[Kept]:
-    """The human-written examples."""
+    """Returns the human-written examples of a task."""
     return [Kept(one.problem, one.prompt, one.completion, "demonstration") for one in task.demonstrations()]
 
 
 def right_completions(
     task: Task, problems: Mapping[str, Problem], samples: Iterable[Sample], options: LoopOptions
 ) -> tuple[list[Kept], dict[str, int]]:
-    """The samples whose answer is right, in the order of the problems, with hint-free prompts.
+    """Returns the samples with the right answer, in the order of the problems, with prompts without hints.
 
     Args:
-        task: Of the problems.
-        problems: By id.
-        samples: With verdicts.
-        options: `drop_hint_quotes` is used.
+        task: Task that the problems belong to.
+        problems: Problems of the samples, by id.
+        samples: Samples with their verdicts.
+        options: Options of the loop; `drop_hint_quotes` is used.
 
     Returns:
-        What is kept, and `quoted_hint`: how many rationalised ones spoke of the hint.
+        The kept examples, and `quoted_hint`: the number of rationalised completions that mention the hint.
     """
     kept, quoted = [], 0
     order = {name: place for place, name in enumerate(problems)}
@@ -84,13 +84,13 @@ def right_completions(
 
 
 def without_duplicates(task: Task, kept: Sequence[Kept], options: LoopOptions, seed: int) -> list[Kept]:
-    """Applies `deduplicate` and `max_per_problem`; demonstrations all stay, and count as seen.
+    """Applies `deduplicate` and `max_per_problem`; all demonstrations stay, and count as seen.
 
     Args:
-        task: Says what the same solution is.
-        kept: In order; of duplicates the first stays.
-        options: Of the loop.
-        seed: Of which ones stay where a problem has too many.
+        task: Task that says which solutions are the same.
+        kept: Examples in order; of duplicates the first stays.
+        options: Options of the loop.
+        seed: Seed of the choice where a problem has too many examples.
     """
     unique: list[Kept] = []
     seen: set[tuple[str, str]] = set()
@@ -116,8 +116,11 @@ def without_duplicates(task: Task, kept: Sequence[Kept], options: LoopOptions, s
 
 
 def describe(kept: Sequence[Kept]) -> dict[str, Any]:
-    """Counts: `kept` examples, `problems` with at least one, `hinted` ones, and by source the share of those that the
-    task can look into whose every step is right."""
+    """Counts examples: `kept` of all, `problems` with at least one, and `hinted` ones.
+
+    It also has, for each source, the share of examples in which every step is right, among those that the task can
+    judge.
+    """
     counts: dict[str, Any] = {
         "kept": len(kept),
         "problems": len({one.problem for one in kept if one.problem}),
@@ -131,15 +134,15 @@ def describe(kept: Sequence[Kept]) -> dict[str, Any]:
 
 
 def write_kept(file: Path, kept: Iterable[Kept]) -> None:
-    """Writes examples as JSON lines; the file is whole or as before."""
+    """Writes examples as JSON lines; the file is never incomplete."""
     write_whole(file, "".join(json.dumps(asdict(one)) + "\n" for one in kept))
 
 
 def read_kept(file: Path) -> list[Kept]:
-    """Reads what `write_kept` has written.
+    """Reads the examples that `write_kept` has written.
 
     Raises:
-        CheckpointError: It is missing or damaged; the message names file and line.
+        CheckpointError: The file is missing or damaged; the message names file and line.
     """
     kept = []
     try:

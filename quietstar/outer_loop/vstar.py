@@ -6,7 +6,7 @@ The iterations are those of `star.py`; the verifier is trained once, on the samp
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,21 @@ from quietstar.runs.resume_check import MAY_CHANGE
 from quietstar.statistics.candidate_table import measure_candidates
 from quietstar.statistics.candidates import Candidates
 from quietstar.statistics.ranking import calibration
-from quietstar.verifiers.dpo import train_dpo
-from quietstar.verifiers.outcome_reward import train_orm
 from quietstar.verifiers.pairs import Labelled, make_pairs
-from quietstar.verifiers.verifier import Verifier
+from quietstar.verifiers.training import Kind, LabelledData
+from quietstar.verifiers.verifier import KINDS, PLAIN, Verifier
 
 VERIFIERS = "verifiers"
 SCORES = "scores.jsonl"
 SFT, FINAL = "sft", "final"
 NAMES = {
-    "dpo": {"sum": "verifier (sum)", "mean": "verifier (mean)", "ratio": "verifier (log-ratio)"},
-    "likelihood": {"sum": "right completions alone (sum)", "mean": "right completions alone (mean)"},
-    "orm": {"last": "outcome reward model (last token)", "mean": "outcome reward model (mean)"},
+    **{name: kind.names for name, kind in KINDS.items()},
     SFT: {"sum": "SFT generator (sum)", "mean": "SFT generator (mean)"},
     FINAL: {"sum": "final generator (sum)", "mean": "final generator (mean)"},
 }
-"""Scores by model: `sum` and `mean` of a completion's log-likelihood, the `ratio` to the SFT generator's, which is the
-verifier's reference; of the outcome reward model its probability."""
+"""What tables call the scores that are measured, by model and score. A `ratio` is the log-ratio to the SFT generator,
+the verifier's reference."""
+MAIN = next(iter(KINDS))
 
 
 def labelled_completions(loop: OuterLoop) -> list[Labelled]:
@@ -71,7 +69,7 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
         sft: G_SFT: what each of them starts from, and DPO's reference.
 
     Returns:
-        Their directories by kind: `dpo`, and `likelihood` and `orm`.
+        Their directories by kind, of `KINDS` the first one or all.
 
     Raises:
         DataError: No problem has a right and a wrong completion.
@@ -81,7 +79,8 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
     pairs = make_pairs(labelled, config.verifier.pairs_per_problem, loop.seed)
     base = replace(config.model, path=sft.path)
     training = verifier_training(config.training)
-    ignored = {"score", "baselines", "micro_batch_size", "orm_loss", "orm_learning_rate"}
+    own = [option for kind in KINDS.values() for option in kind.options]
+    ignored = {"score", "baselines", "micro_batch_size", *own}
     fixed = {key: value for key, value in asdict(config.verifier).items() if key not in ignored}
     inputs = {
         "sft": sft.sha256,
@@ -90,28 +89,23 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
         **{f"training.{key}": value for key, value in asdict(training).items() if key not in MAY_CHANGE},
         **finetuning_inputs(config.finetuning),
     }
-    rest = (config.verifier, training, config.finetuning)
-    trainers: dict[str, Callable[[Path], Path]] = {"dpo": lambda out: train_dpo(base, pairs, *rest, out)}
-    if config.verifier.baselines:
-        trainers["likelihood"] = lambda out: train_dpo(base, pairs, *rest, out, kind="likelihood")
-        rate = config.verifier.orm_learning_rate or config.verifier.learning_rate
-        orm = replace(config.verifier, learning_rate=rate)
-        trainers["orm"] = lambda out: train_orm(base, labelled, orm, training, config.finetuning, out)
+    data = LabelledData(labelled, pairs)
     found = {}
-    for kind, train in trainers.items():
-        out = loop.out / VERIFIERS / kind
+    for name, kind in KINDS.items():
+        if name != MAIN and not config.verifier.baselines:
+            continue
+        out = loop.out / VERIFIERS / name
 
-        def work(key: str, kind: str = kind, train: Callable[[Path], Path] = train, out: Path = out) -> dict[str, Any]:
+        def work(key: str, kind: Kind = kind, out: Path = out) -> dict[str, Any]:
             forget_other_run(out, key)
-            directory = train(out)
+            directory = kind.train(base, data, config.verifier, training, config.finetuning, out)
             free_memory()
             fingerprint = Verifier(directory, device=config.training.device).fingerprint
             return {"pairs": len(pairs), "completions": len(labelled), "sha256": fingerprint}
 
-        own = {f"verifier.{key}": getattr(config.verifier, key) for key in ("orm_loss", "orm_learning_rate")}
-        asked = inputs | own if kind == "orm" else inputs
-        loop.phases.run(config.loop.iterations, f"verifier_{kind}", asked, work)
-        found[kind] = out / "model"
+        asked = inputs | {f"verifier.{option}": getattr(config.verifier, option) for option in kind.options}
+        loop.phases.run(config.loop.iterations, f"verifier_{name}", asked, work)
+        found[name] = out / "model"
     return found
 
 
@@ -149,11 +143,12 @@ def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping
         return {"sha256": _write_scores(file, _scores(loop, samples, models))}
 
     scored = loop.phases.run(last, "score", inputs, score)
-    compared = NAMES["dpo"][config.verifier.score] if verifiers else None
+    compared = NAMES[MAIN][config.verifier.score] if verifiers else None
 
     def tabulate(_: str) -> dict[str, Any]:
         problems = candidates_of(samples, _read_scores(file, scored["sha256"]))
-        logarithmic = [NAMES[model][how] for model in models if model != "orm" for how in ("sum", "mean")]
+        likelihoods = [model for model in models if not KINDS.get(model, KINDS[PLAIN]).probabilities]
+        logarithmic = [NAMES[model][how] for model in likelihoods for how in ("sum", "mean")]
         table = measure_candidates(
             problems,
             parse_ks(config.evaluation.ks),
@@ -172,13 +167,16 @@ def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping
 
 
 def _calibration(problems: Sequence[Candidates]) -> dict[str, Any]:
-    """How far the outcome reward model's probabilities are what they say; empty without one."""
-    name = NAMES["orm"]["last"]
-    if any(name not in problem.scores for problem in problems):
-        return {}
-    # one that is trained with the mean squared error may leave 0..1
-    said = [min(1.0, max(0.0, value)) for problem in problems for value in problem.scores[name]]
-    return {name: asdict(calibration(said, [right for problem in problems for right in problem.correct]))}
+    """How far scores that are probabilities are what they say; empty without any."""
+    names = [kind.names[kind.scores[0]] for kind in KINDS.values() if kind.probabilities]
+    right = [correct for problem in problems for correct in problem.correct]
+    found = {}
+    for name in names:
+        if all(name in problem.scores for problem in problems):
+            # one that is trained with the mean squared error may leave 0..1
+            said = [min(1.0, max(0.0, value)) for problem in problems for value in problem.scores[name]]
+            found[name] = asdict(calibration(said, right))
+    return found
 
 
 def candidates_of(samples: Sequence[Sample], scores: Mapping[tuple[str, int], Mapping[str, float]]) -> list[Candidates]:
@@ -214,9 +212,10 @@ def _scores(
         columns |= {NAMES[model][how]: found for how, found in verifier.scores(asked, hows, names).items()}
         del verifier
         free_memory()
-    if "dpo" in models:
-        pairs = zip(columns[NAMES["dpo"]["sum"]], columns[NAMES[SFT]["sum"]], strict=True)
-        columns[NAMES["dpo"]["ratio"]] = [own - reference for own, reference in pairs]
+    for model in models:
+        if "ratio" in NAMES[model]:
+            pairs = zip(columns[NAMES[model]["sum"]], columns[NAMES[SFT]["sum"]], strict=True)
+            columns[NAMES[model]["ratio"]] = [own - reference for own, reference in pairs]
     return {
         (one.place.problem, one.place.index): {name: column[place] for name, column in columns.items()}
         for place, one in enumerate(samples)

@@ -1,1 +1,1 @@
-"""What a training run will take, before any weight is loaded: memory, operations, time."""
+"""What a training run will take, found before any weight is loaded: memory, operations, time."""

@@ -1,4 +1,4 @@
-"""GPUs that a plan can be for, with what their makers say of them."""
+"""The GPUs that a plan can be made for, with the numbers that their makers state."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
+    """A GPU and its speed.
 
     Args:
-        name: What `--gpu` calls it.
-        memory: Bytes.
-        bf16_tflops: Dense bfloat16 products with float32 sums, in 1e12 FLOP/s.
-        float32_tflops: The same of float32, without tensor cores.
-        bandwidth: Of its memory, in bytes/s.
-        source: Where the numbers come from.
+        name: Name of the GPU for the option `--gpu`.
+        memory: Size of the GPU's memory in bytes.
+        bf16_tflops: Peak of dense bfloat16 products with float32 sums, in 1e12 FLOP/s.
+        float32_tflops: Peak of float32 products without tensor cores, in 1e12 FLOP/s.
+        bandwidth: Memory bandwidth in bytes/s.
+        source: Datasheet or paper with these numbers.
     """
 
     name: str
@@ -45,17 +45,18 @@ GPUS = {
         Gpu("L4", 23034 * MEBIBYTE, 121, 30.3, 0.3e12, "NVIDIA L4 datasheet"),
     )
 }
-"""Memory is what nvidia-smi shows. Datasheets that give tensor cores with sparsity only are halved."""
+"""Known GPUs by name. Memory is what nvidia-smi shows. Numbers of datasheets that state only the speed of tensor cores
+with sparsity are halved."""
 
 RESERVED = 1.5 * 2**30
-"""Bytes that CUDA's context, the libraries' workspaces and the allocator's gaps are assumed to take."""
+"""Bytes that the CUDA context, the workspaces of libraries and the allocator's gaps are assumed to take."""
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """The GPU of that name, or None for "cpu"; upper and lower case, spaces and dashes are alike.
+    """Returns the GPU of a name, or None for "cpu"; upper and lower case, spaces and dashes make no difference.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such GPU.
     """
     wanted = _plain(name)
     if wanted == "cpu":
@@ -67,8 +68,8 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def gpu_here(device: str) -> Gpu | None:
-    """The GPU that `training.device` means on this machine, if there is one."""
-    import torch  # not at the top: a GPU that has a name is found without it
+    """Returns the GPU that `training.device` means on this machine; None for a CPU or an unknown GPU."""
+    import torch  # not at the top: `find_gpu` does not need it
 
     if device == "cpu" or not torch.cuda.is_available():
         return None

@@ -1,7 +1,7 @@
-"""What the engine's kernels take and compute where they run: in PyTorch on a CPU, in Triton on a GPU.
+"""Memory and work of the engine's kernels: in PyTorch on a CPU, in Triton on a GPU.
 
-A CPU runs the kernels' own code, on hollow tensors. Triton's takes what is written here: the same chunks and tiles, and
-what lies between two products only in registers.
+A CPU runs the kernels' own code on meta tensors. For Triton's kernels this file repeats their allocations and work: the
+same chunks and tiles, without the values between two products that stay in registers.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ SAMPLING_HEAD, LOSS_HEAD = "sampling head", "loss heads"
 operators = torch.ops.quietstar
 CUDA = torch.device("cuda")
 ARCHITECTURE = "sm_90"
-"""Whose block sizes decide into how many parts the text's gradients are split; the others' differ little."""
+"""Architecture with the block sizes that decide into how many parts the gradients of the text are split; those of
+others differ little."""
 
 
 def cpu_kernels(ledger: Ledger) -> dict[Any, Kernel]:
-    """The kernels' own code, whose memory is called that of the logits."""
+    """Returns the kernels' own code; the memory that it allocates counts as logits."""
     return {
         operators.sample_tokens.default: _labelled(ledger, SAMPLING_HEAD, compute_tokens),
         operators.head_loss.default: _labelled(ledger, LOSS_HEAD, compute_head_loss),
@@ -40,7 +41,7 @@ def cpu_kernels(ledger: Ledger) -> dict[Any, Kernel]:
 
 
 def cuda_kernels(ledger: Ledger) -> dict[Any, Kernel]:
-    """What Triton's kernels and the products between them take."""
+    """Returns functions that note the memory and work of Triton's kernels and of the products between them."""
     kernels = _TritonKernels(ledger)
     return {
         operators.sample_tokens.default: _labelled(ledger, SAMPLING_HEAD, kernels.sample_tokens),
@@ -54,7 +55,7 @@ def cuda_kernels(ledger: Ledger) -> dict[Any, Kernel]:
 def triton_attention(
     q: Tensor, *keys_values: Tensor, text_start: Tensor | None, window: int | None, scale: float | None, **options: Any
 ) -> Tensor:
-    """`quietstar_kernels.thought_attention` as it runs on a GPU; there is none to find out that it would."""
+    """Runs `quietstar_kernels.thought_attention` as a GPU does; on meta tensors dispatch would take the CPU's code."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     arguments = (q, *keys_values, text_start, window, scale, options.get("softcap"))
     out: Tensor = operators.thought_attention(*arguments)[0]
@@ -160,7 +161,7 @@ class _TritonKernels:
         grad_head: Tensor,
         losses: bool,
     ) -> None:
-        """`quietstar_kernels.mixed_cross_entropy.chunks.Head.run`."""
+        """Notes the work of `quietstar_kernels.mixed_cross_entropy.chunks.Head.run`."""
         (N, E), V = hidden_base.shape, lm_head.shape[0]
         same = all(x is None or x.dtype == lm_head.dtype for x in (hidden_base, hidden_thought))
         operand = lm_head.dtype if same else dtype
@@ -198,7 +199,7 @@ class _TritonKernels:
         self._ledger.compute(Work(2 * rows * matrix.numel(), moved, dtype or matrix.dtype))
 
     def _pass(self, *tensors: Tensor) -> None:
-        """Notes a kernel that goes over tensors once."""
+        """Notes a kernel that reads or writes tensors once."""
         moved = sum(x.numel() * x.element_size() for x in tensors)
         self._ledger.compute(Work(0, moved, tensors[0].dtype))
 
@@ -235,12 +236,12 @@ class _TritonKernels:
         B, L, Hkv, D = k_text.shape
         parts = (attention_op.grad_text_parts(q, k_text, block_sizes), B, Hkv, L, D)
         grad_k, grad_v = (torch.empty(parts, dtype=lse.dtype) for _ in range(2))
-        # scores and the weights' gradient in both kernels, the gradient of q, and of k and v
+        # 7 products: scores and the gradient of the weights in both kernels, then the gradients of q, k and v
         self._attend(7, (q, k_text, v_text, k_thought, v_thought, *gradients, grad_k, grad_v), anchor, rest[3])
         return tuple(gradients)
 
     def _attend(self, products: int, tensors: tuple[Tensor, ...], anchor: Tensor, window: int | None) -> None:
-        """Notes the work of attention, of which only what is visible counts."""
+        """Notes the work of attention; only visible positions count."""
         q, k_thought = tensors[0], tensors[3]
         B, P, S, H, D = q.shape
         T = k_thought.shape[2]

@@ -1,10 +1,8 @@
-"""Tensors that have a shape but no memory.
+"""Tensors that have a shape but no memory, and the ledger of the memory and work that real ones would take.
 
-Within `HollowTensors` floating-point tensors are PyTorch's fake tensors. Whole numbers and booleans are real: the
-engine reads anchors, targets and masks, and branches on them. A number that is read from a hollow tensor is 0. What
-real tensors would take and compute is noted in a `Ledger`.
-
-What a step takes and computes: bytes by kind, with their peak, and operations by part of the step.
+Within `MetaTensors` floating-point tensors are PyTorch's fake tensors. Integers and booleans are real: the engine reads
+anchors, targets and masks, and branches on them. A number that is read from a meta tensor is 0. The `Ledger` counts
+bytes by kind, with their peak, and operations by part of the step.
 """
 
 from __future__ import annotations
@@ -25,15 +23,20 @@ from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 Kernel = Callable[..., Any]
-"""Runs in place of an operator whose insides count; what it allocates and computes is noted."""
+"""A function that runs in place of an operator, so that the memory and work inside the operator are noted."""
+_ATTENTION_PRODUCTS = {
+    aten._scaled_dot_product_flash_attention_for_cpu.default: 2,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 5,
+}
+"""Number of products of queries and keys in the attention of the text; PyTorch's registry has its GPU kernels only."""
 
 
-class HollowTensors(TorchDispatchMode):
-    """Runs operations on hollow tensors.
+class MetaTensors(TorchDispatchMode):
+    """Runs operations on meta tensors.
 
     Args:
-        ledger: Where memory and work are noted.
-        kernels: What to run in place of an operator, by operator overload.
+        ledger: Ledger that notes memory and work.
+        kernels: Functions to run in place of operators, by operator overload.
     """
 
     def __init__(self, ledger: Ledger, kernels: Mapping[Any, Kernel]) -> None:
@@ -51,10 +54,10 @@ class HollowTensors(TorchDispatchMode):
             with self:
                 return self._kernels[func](*args, **kwargs)
         inputs = _tensors((*args, *kwargs.values()))
-        hollow = any(isinstance(tensor, FakeTensor) for tensor in inputs)
-        if hollow and func is aten._local_scalar_dense.default:
+        meta = any(isinstance(tensor, FakeTensor) for tensor in inputs)
+        if meta and func is aten._local_scalar_dense.default:
             return 0.0
-        if hollow or (not inputs and _makes_floats(func, kwargs)):
+        if meta or (not inputs and _makes_floats(func, kwargs)):
             with self._fake:
                 output = func(*args, **kwargs)
             spread = inputs[0].shape[-1] if func is aten.topk.default else 0
@@ -90,7 +93,7 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def _makes_floats(func: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation without tensors makes floating-point numbers."""
+    """Returns whether an operation without tensor arguments makes floating-point numbers."""
     if "dtype" not in {argument.name for argument in func._schema.arguments}:
         return False
     dtype = kwargs.get("dtype")
@@ -100,7 +103,7 @@ def _makes_floats(func: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _with_values(tensor: Tensor, spread: int) -> Tensor:
-    """Whole numbers and booleans get values: 0, or with `spread` indices below it at equal distances."""
+    """Gives integers and booleans values: 0, or with `spread` evenly spaced indices below it."""
     if not isinstance(tensor, FakeTensor) or tensor.is_floating_point():
         return tensor
     values = torch.zeros(tensor.shape, dtype=tensor.dtype)
@@ -111,7 +114,7 @@ def _with_values(tensor: Tensor, spread: int) -> Tensor:
 
 @cache
 def _is_view(func: Any) -> bool:
-    """Whether the results are an argument's memory looked at in another way."""
+    """Returns whether the results are views of an argument's memory."""
     return any(result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns)
 
 
@@ -135,15 +138,8 @@ def _work(
     return Work(flops, moved, next((x.dtype for x in inputs if x.is_floating_point()), torch.float32))
 
 
-_ATTENTION_PRODUCTS = {
-    aten._scaled_dot_product_flash_attention_for_cpu.default: 2,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 5,
-}
-"""Products of queries and keys that the attention of the text takes; PyTorch's registry knows its GPU kernels alone."""
-
-
 def _attention_product(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> int:
-    """FLOPs of one product of [B, H, N, D] with [B, Hkv, L, D]; half of a causal one is never made."""
+    """Returns the FLOPs of one product of [B, H, N, D] with [B, Hkv, L, D]; half of a causal one is not computed."""
     return 2 * query.numel() * key.shape[2] // (2 if causal else 1)
 
 
@@ -153,7 +149,7 @@ def _bytes(tensor: Tensor) -> int:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within the block `owner.name` is `value`."""
+    """Sets `owner.name` to `value` within the block."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -164,12 +160,12 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Work:
-    """What one operation does.
+    """The work of one operation.
 
     Args:
-        flops: Of its matrix products and attention, two for a multiplication and its addition.
-        bytes: Read and written.
-        dtype: Of what it multiplies.
+        flops: FLOPs of the operation's matrix products and attention; a multiplication and an addition count as two.
+        bytes: Number of bytes that the operation reads and writes.
+        dtype: Dtype of the numbers that the operation multiplies.
     """
 
     flops: int
@@ -179,16 +175,16 @@ class Work:
 
 @dataclass
 class Ledger:
-    """Counts storages from the first tensor that has them until the last one is gone.
+    """Counts storages from the first tensor that uses them until the last one is gone.
 
     Attributes:
-        kind: What memory that is taken now is for.
-        part: The part of the step that is running.
-        place: Where in it.
-        alive: Bytes by kind.
-        peaks: By part and place, `alive` when most bytes were alive there.
-        largest: The most bytes of each kind, each at its own time.
-        work: How often each part did which operation.
+        kind: Kind that newly allocated memory is counted as.
+        part: Name of the part of the step that is running.
+        place: Name of the place within this part.
+        alive: Bytes in use by kind.
+        peaks: Copy of `alive` from the time of most bytes, by part and place.
+        largest: Most bytes of each kind; the kinds have their maxima at different times.
+        work: Number of times that each operation ran, by part.
     """
 
     kind: str = "other"
@@ -204,16 +200,16 @@ class Ledger:
 
     @property
     def total(self) -> int:
-        """Bytes alive."""
+        """Number of bytes in use."""
         return self._total
 
     def restart(self) -> None:
-        """Forgets peaks and work, not what is alive."""
+        """Forgets peaks and work, but not the bytes in use."""
         self.peaks, self._most, self.work, self.largest = {}, {}, {}, self.alive.copy()
 
     @contextmanager
     def labelled(self, kind: str | None = None, part: str | None = None) -> Iterator[None]:
-        """Within the block memory is taken for `kind`, and `part` is running; None: what it was."""
+        """Counts memory as `kind` and work as `part` within the block; None leaves the current one."""
         before = self.kind, self.part
         self.kind, self.part = kind or self.kind, part or self.part
         try:
@@ -222,7 +218,7 @@ class Ledger:
             self.kind, self.part = before
 
     def take(self, tensor: Tensor) -> None:
-        """Counts a tensor's storage, if it is new."""
+        """Counts the storage of a tensor, if it is new."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if size and key not in self._storages:
@@ -231,12 +227,12 @@ class Ledger:
             self._add(self.kind, size)
 
     def borrow(self, size: int) -> None:
-        """Counts bytes that an operation has taken and given back already."""
+        """Counts bytes that an operation has allocated and already freed."""
         self._add(self.kind, size)
         self._add(self.kind, -size)
 
     def relabel(self, tensor: Tensor, kind: str) -> None:
-        """From now on the tensor's storage is for `kind`."""
+        """Counts the storage of a tensor as `kind` from now on."""
         key = tensor.untyped_storage()._cdata
         before, size = self._storages.get(key, (kind, 0))
         if before != kind:

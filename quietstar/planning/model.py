@@ -1,6 +1,7 @@
-"""The model and the optimizer of a run, made within `HollowTensors`.
+"""The model and the optimizer of a run, made without weights within `MetaTensors`.
 
-Configurations of base models: a directory's, the hub's, or those of a few well-known models, which need neither.
+`base_configuration` finds the base model's configuration in a directory, on the hub, or in the table of a few
+well-known models, which need neither.
 """
 
 from __future__ import annotations
@@ -33,126 +34,6 @@ from quietstar.training.optimizer import (
     build_parameter_groups,
 )
 from quietstar.training.run import KEPT_OF_A_THINKING_MODEL, thinking_options
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """How many there are.
-
-    Args:
-        base: Of the base model.
-        adapters: Of LoRA.
-        thought_embedding: START and END.
-        mixing_head: Of the mixing head.
-        trained: Those of all that get a gradient.
-    """
-
-    base: int
-    adapters: int
-    thought_embedding: int
-    mixing_head: int
-    trained: int
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.base + self.adapters + self.thought_embedding + self.mixing_head
-
-
-def count_parameters(model: QuietStarForCausalLM) -> Parameters:
-    """Counts a model's parameters, shared ones once."""
-    counts = {"thought_embedding": 0, "mixing_head": 0, "adapters": 0, "base": 0}
-    trained = 0
-    for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        group = "adapters" if any(part.startswith("lora_") for part in parts) else parts[0]
-        counts[group] += parameter.numel()
-        trained += parameter.numel() if parameter.requires_grad else 0
-    return Parameters(**counts, trained=trained)
-
-
-def import_libraries(config: TrainConfig) -> None:
-    """Imports what a run would import, outside of `HollowTensors`: tables made there must be real, they stay."""
-    if config.finetuning.lora_rank and find_spec("peft") is not None:
-        import_module("peft")
-
-
-def hollow_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCausalLM:
-    """What `quietstar.train.load_model` would load, without weights.
-
-    Args:
-        config: Of the run.
-        base: Configuration of the base model, or of a thinking one.
-    """
-    thinking = {name: value for name, value in thinking_options(config.model).items() if not name.endswith("_text")}
-    if isinstance(base, QuietStarConfig):
-        thinking |= {name: getattr(base, name) for name in KEPT_OF_A_THINKING_MODEL if name in thinking}
-        assert isinstance(base.text_config, PreTrainedConfig)
-        base = base.text_config
-    dtype = getattr(torch, config.model.dtype)
-    base = copy.deepcopy(base)
-    with _default_dtype(dtype):
-        model = QuietStarForCausalLM(
-            QuietStarConfig(text_config=base, **thinking), AutoModelForCausalLM.from_config(base, dtype=dtype)
-        )
-        with replaced(nn.Module, "to", lambda module, *device_and_dtype, **options: module):  # hollow ones can't move
-            apply_finetuning(model, config.finetuning)
-    # the probe compares values, and a fingerprint addresses, of which there are none
-    vars(model).update(probed=True, _fingerprint=lambda: ())
-    model.train()
-    return model
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def hollow_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
-    """The optimizer of a run; of one that thinks, with the moments that it has after the first step."""
-    if options.optimizer == "adamw_8bit":
-        return _HollowAdamW8bit(build_parameter_groups(model, options), master_weights=options.master_weights)
-    optimizer = build_optimizer(model, options)
-    if options.method == "quietstar":
-        optimizer.load_state_tensors(optimizer.state_tensors())
-    return optimizer
-
-
-class _HollowAdamW8bit(MasterAdamW):
-    """Memory of `MasterAdamW8bit`, whose library has no hollow tensors and need not be installed for a plan."""
-
-    BLOCK = 256
-    """Numbers that share a scale."""
-    LEAST = 4096
-    """Parameters of fewer elements keep float32 moments."""
-
-    def _build_adam(self, groups: list[dict[str, Any]], betas: tuple[float, float], epsilon: float) -> Any:
-        adam = torch.optim.SGD(groups, lr=0.0)
-        for group, options in zip(self.groups, adam.param_groups, strict=True):
-            for tensor in options["params"]:
-                exact = group.norm == THOUGHT_EMBEDDING_GRADIENT_NORM or tensor.numel() < self.LEAST
-                # float8 for uint8, because whole numbers are real
-                adam.state[tensor] = {"moments": [_moment(tensor, exact, self.BLOCK) for _ in range(2)]}
-        return adam
-
-    def _state_of(self, trained: Tensor) -> dict[str, Tensor]:
-        return {}
-
-    def _set_state(self, trained: Tensor, tensors: Mapping[str, Tensor]) -> None:
-        pass
-
-
-def _moment(tensor: Tensor, exact: bool, block: int) -> list[Tensor]:
-    if exact:
-        return [torch.empty_like(tensor, dtype=torch.float32)]
-    codes = torch.empty_like(tensor, dtype=torch.float8_e4m3fn)
-    return [codes, torch.empty(-(-tensor.numel() // block), dtype=torch.float32)]
-
 
 KNOWN: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "mistralai/Mistral-7B-v0.1": (
@@ -209,11 +90,130 @@ KNOWN: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
         },
     ),
 }
-"""The sizes in the public config.json of models on the hub."""
+"""Sizes from the public config.json of well-known models on the hub."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters.
+
+    Args:
+        base: Number of the base model's parameters.
+        adapters: Number of the LoRA adapters' parameters.
+        thought_embedding: Number of parameters of START and END.
+        mixing_head: Number of the mixing head's parameters.
+        trained: Number of all parameters that get a gradient.
+    """
+
+    base: int
+    adapters: int
+    thought_embedding: int
+    mixing_head: int
+    trained: int
+
+    @property
+    def total(self) -> int:
+        """Number of all parameters."""
+        return self.base + self.adapters + self.thought_embedding + self.mixing_head
+
+
+def count_parameters(model: QuietStarForCausalLM) -> Parameters:
+    """Counts the parameters of a model; shared ones count once."""
+    counts = {"thought_embedding": 0, "mixing_head": 0, "adapters": 0, "base": 0}
+    trained = 0
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        group = "adapters" if any(part.startswith("lora_") for part in parts) else parts[0]
+        counts[group] += parameter.numel()
+        trained += parameter.numel() if parameter.requires_grad else 0
+    return Parameters(**counts, trained=trained)
+
+
+def import_libraries(config: TrainConfig) -> None:
+    """Imports what a run would import, outside of `MetaTensors`: tables made on import stay, so they must be real."""
+    if config.finetuning.lora_rank and find_spec("peft") is not None:
+        import_module("peft")
+
+
+def meta_model(config: TrainConfig, base: PreTrainedConfig) -> QuietStarForCausalLM:
+    """Returns the model that `quietstar.training.run.load_model` would load, without weights.
+
+    Args:
+        config: Configuration of the run.
+        base: Configuration of the base model, or of a thinking one.
+    """
+    thinking = {name: value for name, value in thinking_options(config.model).items() if not name.endswith("_text")}
+    if isinstance(base, QuietStarConfig):
+        thinking |= {name: getattr(base, name) for name in KEPT_OF_A_THINKING_MODEL if name in thinking}
+        assert isinstance(base.text_config, PreTrainedConfig)
+        base = base.text_config
+    dtype = getattr(torch, config.model.dtype)
+    base = copy.deepcopy(base)
+    with _default_dtype(dtype):
+        model = QuietStarForCausalLM(
+            QuietStarConfig(text_config=base, **thinking), AutoModelForCausalLM.from_config(base, dtype=dtype)
+        )
+        with replaced(nn.Module, "to", lambda module, *device_and_dtype, **options: module):  # meta tensors can't move
+            apply_finetuning(model, config.finetuning)
+    # meta tensors have no values for the probe and no addresses for the fingerprint
+    vars(model).update(probed=True, _fingerprint=lambda: ())
+    model.train()
+    return model
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def meta_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
+    """Returns the optimizer of a run; for a run with thoughts, with the moments that it has after the first step."""
+    if options.optimizer == "adamw_8bit":
+        return _MetaAdamW8bit(build_parameter_groups(model, options), master_weights=options.master_weights)
+    optimizer = build_optimizer(model, options)
+    if options.method == "quietstar":
+        optimizer.load_state_tensors(optimizer.state_tensors())
+    return optimizer
+
+
+class _MetaAdamW8bit(MasterAdamW):
+    """The memory of `MasterAdamW8bit`; its library has no meta tensors and need not be installed for a plan."""
+
+    BLOCK = 256
+    """Number of moments that share a scale."""
+    LEAST = 4096
+    """Parameters with fewer elements have float32 moments."""
+
+    def _build_adam(self, groups: list[dict[str, Any]], betas: tuple[float, float], epsilon: float) -> Any:
+        adam = torch.optim.SGD(groups, lr=0.0)
+        for group, options in zip(self.groups, adam.param_groups, strict=True):
+            for tensor in options["params"]:
+                exact = group.norm == THOUGHT_EMBEDDING_GRADIENT_NORM or tensor.numel() < self.LEAST
+                # float8 in place of uint8, because integer tensors are real
+                adam.state[tensor] = {"moments": [_moment(tensor, exact, self.BLOCK) for _ in range(2)]}
+        return adam
+
+    def _state_of(self, trained: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def _set_state(self, trained: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+
+def _moment(tensor: Tensor, exact: bool, block: int) -> list[Tensor]:
+    if exact:
+        return [torch.empty_like(tensor, dtype=torch.float32)]
+    codes = torch.empty_like(tensor, dtype=torch.float8_e4m3fn)
+    return [codes, torch.empty(-(-tensor.numel() // block), dtype=torch.float32)]
 
 
 def base_configuration(config: TrainConfig) -> tuple[PreTrainedConfig, str]:
-    """The configuration of the model that a run trains, and where it comes from.
+    """Returns the configuration of the model that a run trains, and where it comes from.
 
     Raises:
         ConfigError: `model.path` is missing, or has no readable configuration.

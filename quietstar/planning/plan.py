@@ -1,10 +1,7 @@
-"""A plan: what a run's model is, what its steps take, and whether a device has that.
+"""The plan of a run: its model, the memory, work and time of its steps, and whether a device has that memory.
 
-How long a step would take on a GPU: each operation as long as its arithmetic, its memory or its start takes.
-
-What to change so that a run fits, each suggestion tried.
-
-A plan as text.
+`make_plan` is read first. `part_seconds` estimates the time of a step on a GPU, `suggest` tries changes with which a
+run fits, and `plan_text` writes the plan for a terminal.
 """
 
 from __future__ import annotations
@@ -20,9 +17,28 @@ from transformers import PreTrainedConfig
 from quietstar.config.training import TrainConfig, validate
 from quietstar.errors import ConfigError
 from quietstar.planning.gpus import GPUS, RESERVED, Gpu
-from quietstar.planning.meta_tensors import HollowTensors, Ledger, Work
-from quietstar.planning.model import Parameters, base_configuration, count_parameters, hollow_model, import_libraries
+from quietstar.planning.meta_tensors import Ledger, MetaTensors, Work
+from quietstar.planning.model import Parameters, base_configuration, count_parameters, import_libraries, meta_model
 from quietstar.planning.trace import KINDS, OPTIMIZER, PARTS, WEIGHTS, Trace, trace_model
+
+Changes = dict[str, Any]
+"""Values of options by dotted key."""
+
+Peak = Callable[[TrainConfig], int]
+"""A function that returns the bytes at the peak of a run."""
+
+GIBIBYTE, MEBIBYTE = 2**30, 2**20
+
+PRODUCTS, BANDWIDTH, START = 0.6, 0.75, 5e-6
+"""Assumptions on a GPU: share of its peak arithmetic that products reach, share of its bandwidth that is reached, and
+least seconds of an operation."""
+
+ASSUMPTIONS = (
+    f"matrix products at {PRODUCTS:.0%} of the GPU's peak, memory at {BANDWIDTH:.0%} of its bandwidth, "
+    f"{START * 1e6:.0f} us an operation at least"
+)
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -30,13 +46,13 @@ class Plan:
     """What a run will take.
 
     Args:
-        config: The run.
-        source: Where the model's configuration comes from.
-        gpu: What it is planned for; None is this machine's CPU.
-        memory: Bytes that there are.
-        parameters: How many.
-        trace: What a step takes.
-        suggestions: With which changes it fits, where it does not.
+        config: Configuration of the run.
+        source: Name of where the model's configuration comes from.
+        gpu: GPU that the run is planned for; None for this machine's CPU.
+        memory: Available memory in bytes.
+        parameters: Numbers of parameters of the model.
+        trace: Memory and work of a step.
+        suggestions: Changes with which the run fits, where it does not.
     """
 
     config: TrainConfig
@@ -49,7 +65,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether a step has the memory that it takes."""
+        """Whether the available memory is enough for a step."""
         return self.trace.peak.total() <= self.memory
 
     @property
@@ -58,7 +74,7 @@ class Plan:
         return {} if self.gpu is None else part_seconds(self.trace, self.gpu)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: bytes, FLOPs, seconds."""
+        """Returns the plan as plain values: bytes, FLOPs, seconds."""
         trace, parameters = self.trace, self.parameters
         part, place = trace.peak_time
         return {
@@ -88,8 +104,8 @@ def make_plan(config: TrainConfig, gpu: Gpu | None) -> Plan:
     """Plans a run.
 
     Args:
-        config: A validated configuration; of its text only the length counts.
-        gpu: What for; None for this machine's CPU.
+        config: Validated configuration of the run; of the texts only their length is used.
+        gpu: GPU to plan for; None for this machine's CPU.
 
     Raises:
         ConfigError, UnsupportedBackboneError: The model is not known, or can't be made to think.
@@ -105,12 +121,12 @@ def make_plan(config: TrainConfig, gpu: Gpu | None) -> Plan:
 
 
 def usable_memory(gpu: Gpu) -> int:
-    """Bytes that tensors can have."""
+    """Returns the number of bytes that tensors can use."""
     return gpu.memory - int(RESERVED)
 
 
 def fitting_gpus(trace: Trace) -> dict[str, tuple[bool, float]]:
-    """For each known GPU, whether a step fits, and its expected seconds."""
+    """Returns for each known GPU whether a step fits, and its expected seconds."""
     return {
         name: (trace.peak.total() <= usable_memory(gpu), sum(part_seconds(trace, gpu).values()))
         for name, gpu in GPUS.items()
@@ -120,26 +136,18 @@ def fitting_gpus(trace: Trace) -> dict[str, tuple[bool, float]]:
 def parameters_of(config: TrainConfig, base: PreTrainedConfig) -> Parameters:
     """Counts the parameters of a run's model."""
     import_libraries(config)
-    with HollowTensors(Ledger(), {}):
-        return count_parameters(hollow_model(config, base))
+    with MetaTensors(Ledger(), {}):
+        return count_parameters(meta_model(config, base))
 
 
 def _memory_of_machine() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-PRODUCTS, BANDWIDTH, START = 0.6, 0.75, 5e-6
-"""Assumed: share of the GPU's arithmetic that products reach, share of its bandwidth, seconds an operation takes at
-least."""
-ASSUMPTIONS = (
-    f"matrix products at {PRODUCTS:.0%} of the GPU's peak, memory at {BANDWIDTH:.0%} of its bandwidth, "
-    f"{START * 1e6:.0f} us an operation at least"
-)
-LOW_PRECISION = (torch.bfloat16, torch.float16)
-
-
 def part_seconds(trace: Trace, gpu: Gpu) -> dict[str, float]:
-    """Expected seconds of each part of a step."""
+    """Returns the expected seconds of each part of a step: for each operation the longest of arithmetic, memory and
+    start.
+    """
     return {part: _seconds(work.items(), gpu) for part, work in trace.work.items()}
 
 
@@ -152,18 +160,13 @@ def _seconds(work: Iterable[tuple[Work, float]], gpu: Gpu) -> float:
     return total
 
 
-Changes = dict[str, Any]
-Peak = Callable[[TrainConfig], int]
-"""Bytes at the peak of a run."""
-
-
 @dataclass(frozen=True)
 class Suggestion:
     """Changes with which a run fits.
 
     Args:
-        changes: Options by dotted key.
-        total: Bytes at the peak with them.
+        changes: New values of options by dotted key.
+        total: Number of bytes at the peak with these changes.
     """
 
     changes: Changes
@@ -174,15 +177,15 @@ class Suggestion:
 
 
 def suggest(config: TrainConfig, limit: int, peak: Peak) -> list[Suggestion]:
-    """Single changes with which a run fits; if there is none, one after another of them until it does.
+    """Returns single changes with which a run fits; if there are none, several changes together.
 
     Args:
-        config: A run that does not fit.
-        limit: Bytes that there are.
-        peak: Says what a run takes.
+        config: Configuration of a run that does not fit.
+        limit: Available memory in bytes.
+        peak: Function that returns the bytes at the peak of a run.
 
     Returns:
-        Nothing if not even all changes together make it fit.
+        The suggestions; none if the run does not fit with all changes together.
     """
     found = [Suggestion(changes, total) for changes, total in _micro_batches(config, {}, limit, peak)]
     for changes in _single_changes(config):
@@ -203,19 +206,19 @@ def suggest(config: TrainConfig, limit: int, peak: Peak) -> list[Suggestion]:
 
 
 def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """The configuration with other values of some options.
+    """Returns the configuration with other values of some options.
 
     Raises:
-        ConfigError: They do not go together.
+        ConfigError: The new values do not go together.
     """
     for key, value in changes.items():
         group, _, name = key.partition(".")
         config = replace(config, **{group: replace(getattr(config, group), **{name: value})})
-    return validate(config, require_inputs=False)
+    return validate(config, ())
 
 
 def _single_changes(config: TrainConfig) -> Iterator[Changes]:
-    """From what changes the result least to what changes it most."""
+    """Yields changes, from the one that affects the result least to the one that affects it most."""
     training, finetuning, model = config.training, config.finetuning, config.model
     thinks = training.method == "quietstar"
     if model.dtype == "float32":
@@ -237,7 +240,9 @@ def _single_changes(config: TrainConfig) -> Iterator[Changes]:
 
 
 def _micro_batches(config: TrainConfig, changes: Changes, limit: int, peak: Peak) -> list[tuple[Changes, int]]:
-    """The largest micro-batch that fits with other changes, if one does; without any, a smaller one than now."""
+    """Returns the largest micro-batch that fits with other changes, if one does; without changes, only smaller ones
+    than now.
+    """
     batch = config.training.batch_size
     now = config.training.micro_batch_size or batch
     sizes = [size for size in range(1, now + bool(changes)) if batch % size == 0]
@@ -264,11 +269,8 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-GIBIBYTE, MEBIBYTE = 2**30, 2**20
-
-
 def plan_text(plan: Plan) -> str:
-    """All of it, for a terminal."""
+    """Returns the whole plan as text for a terminal."""
     sections = [_head(plan), _work(plan), _memory(plan), _verdict(plan)]
     if plan.gpu is not None:
         sections.append(_gpus(plan))
@@ -345,7 +347,9 @@ def _memory(plan: Plan) -> str:
 
 
 def _checkpoint(plan: Plan) -> int:
-    """Bytes: the weights, or with adapters what is trained of them, and the optimizer's state."""
+    """Returns the bytes of a checkpoint: the weights, with adapters only the trained ones, and the optimizer's
+    state.
+    """
     trace, parameters = plan.trace, plan.parameters
     weights = trace.standing[WEIGHTS]
     if plan.config.finetuning.lora_rank:

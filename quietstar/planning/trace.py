@@ -1,12 +1,8 @@
-"""One training step on hollow tensors: the code that trains, so that the plan knows what it will take.
+"""Traces one training step on meta tensors, with the code that trains, to find what it will take.
 
-Peaks repeat from micro-batch to micro-batch, so a step is cut down to at most two of them: the second has the gradients
-of the first beside it.
-
-The trace of a deep model from those of two shallow ones.
-
-Layers that are alike add the same bytes at every time and the same operations, so a step of n of them follows from one
-of a few and one of a few more, exactly.
+`trace_model` is called; `trace_step` does the work. Peaks repeat from micro-batch to micro-batch, so at most two of
+them are run: the second has the gradients of the first in memory. Layers of one kind add the same bytes at every time
+and the same operations, so the trace of a deep model follows exactly from those of two shallow ones (`extrapolate`).
 """
 
 from __future__ import annotations
@@ -32,11 +28,13 @@ from quietstar.model.layers import LayerRecord, RunLayer, decoder_layers
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.upstream import checkpointing, set_checkpointing
 from quietstar.planning import kernels
-from quietstar.planning.meta_tensors import HollowTensors, Ledger, Work, replaced
-from quietstar.planning.model import hollow_model, hollow_optimizer, import_libraries
+from quietstar.planning.meta_tensors import Ledger, MetaTensors, Work, replaced
+from quietstar.planning.model import import_libraries, meta_model, meta_optimizer
 from quietstar.training.optimizer import MasterAdamW
 from quietstar.training.step import OptimizerStep, StepResult
 from quietstar.training.step_functions import ComputeStep, compute_step
+
+KeyT = TypeVar("KeyT")
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 LAYER_INPUTS, KEYS_VALUES = "layer inputs", "keys and values of thoughts"
@@ -71,23 +69,29 @@ IN_LAYERS = {
     BACKWARD: (RECOMPUTE, RECOMPUTING),
     RECOMPUTING: (RECOMPUTE, RECOMPUTING),
 }
-"""Kind and part of what a layer does, by the part that it is called from."""
+"""Kind of memory and part of the step within a layer, by the part that the layer is called from."""
+
 PARTS = (THINK, kernels.SAMPLING_HEAD, TALK, LOSSES, kernels.LOSS_HEAD, RECOMPUTING, BACKWARD, STEP)
+
+
+UNLIKE = ("first_k_dense_replace", "mlp_only_layers", "decoder_sparse_step", "max_window_layers", "moe_layer_freq")
+"""Options with which model families make some layers different from others, besides `layer_types`."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a step takes. Bytes by kind, the keys of `KINDS`; parts of the step are those of `PARTS`.
+    """Memory and work of a step: bytes by kind, the keys of `KINDS`, and operations by part of the step, those of
+    `PARTS`.
 
     Args:
-        micro_batches: In a step.
-        text_tokens: Of a step.
-        stream_tokens: Of a step.
-        standing: Before a step: weights and optimizer.
-        kept: Between the forward and the backward pass of the first micro-batch.
-        peaks: By part and place, when most bytes were alive there.
-        largest: The most of each kind, each at its own time.
-        work: By part, how often a step does which operation.
+        micro_batches: Number of micro-batches in a step.
+        text_tokens: Number of text tokens in a step.
+        stream_tokens: Number of tokens of the thought streams in a step.
+        standing: Bytes before a step: weights and optimizer.
+        kept: Bytes between the forward and the backward pass of the first micro-batch.
+        peaks: Bytes at the time of most bytes, by part and place.
+        largest: Most bytes of each kind; the kinds have their maxima at different times.
+        work: Number of times that a step runs each operation, by part.
     """
 
     micro_batches: int
@@ -101,31 +105,31 @@ class Trace:
 
     @property
     def peak_time(self) -> tuple[str, str]:
-        """Part and place at which most bytes are alive."""
+        """Part and place with the most bytes in use."""
         return max(self.peaks, key=lambda time: self.peaks[time].total())
 
     @property
     def peak(self) -> Counter[str]:
-        """The bytes that are alive then."""
+        """Bytes in use at `peak_time`."""
         return self.peaks[self.peak_time]
 
     @property
     def activations(self) -> int:
-        """Those of them that are not weights, gradients or the optimizer's."""
+        """Bytes at the peak that are not weights, gradients or the optimizer's."""
         return self.peak.total() - sum(self.peak[kind] for kind in (WEIGHTS, GRADIENTS, OPTIMIZER))
 
     def flops(self, part: str) -> int:
-        """FLOPs of a part of the step."""
+        """Returns the FLOPs of a part of the step."""
         return round(sum(times * work.flops for work, times in self.work.get(part, {}).items()))
 
 
 def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Trace:
-    """Runs one step on hollow tensors.
+    """Runs one step on meta tensors.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         base: Configuration of the base model, or of a thinking one.
-        backend: Where it would run: "cpu", or "cuda" for the Triton kernels.
+        backend: Device to trace for: "cpu", or "cuda" for the Triton kernels.
 
     Raises:
         ConfigError, UnsupportedBackboneError: The model can't be made to think.
@@ -141,13 +145,13 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
     ledger = Ledger()
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # which is 0, as the other's
-        warnings.filterwarnings("ignore", "training.master_weights")  # judged by weights, which are 0
-        stack.enter_context(HollowTensors(ledger, kernels.KERNELS[backend](ledger)))
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # it is 0 for all
+        warnings.filterwarnings("ignore", "training.master_weights")  # it judges weights, which are 0 here
+        stack.enter_context(MetaTensors(ledger, kernels.KERNELS[backend](ledger)))
         with ledger.labelled(WEIGHTS):
-            model = hollow_model(config, base)
+            model = meta_model(config, base)
         with ledger.labelled(OPTIMIZER):
-            optimizer = hollow_optimizer(model, options)
+            optimizer = meta_optimizer(model, options)
         watch = _Watch(ledger, model)
         stepper = OptimizerStep(
             model,
@@ -161,9 +165,9 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
         for replacement in watch.replacements(backend):
             stack.enter_context(replacement)
         if options.method == "language_modeling":
-            stepper.run(1, batch.part(0, size))  # after which only what has a gradient has moments
+            stepper.run(1, batch.part(0, size))  # then only what has a gradient has moments
         watch.kept = Counter()
-        gc.collect()  # so that a plan does not hang on when Python last did
+        gc.collect()  # so that a plan does not depend on when Python did it last
         standing = ledger.alive.copy()
         ledger.restart()
         stepper.run(2, batch)
@@ -184,7 +188,7 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
 
 
 class _Watch:
-    """Tells the ledger what a model is doing, and whose memory is whose."""
+    """Tells the ledger what a model is doing, and what its memory is for."""
 
     def __init__(self, ledger: Ledger, model: QuietStarForCausalLM) -> None:
         self._ledger = ledger
@@ -209,7 +213,7 @@ class _Watch:
         vars(model)["talk"] = self._during(model.talk, OTHER, TALK)
 
     def compute_step(self, compute: ComputeStep) -> ComputeStep:
-        """`compute`, followed by its backward pass."""
+        """Returns `compute`, after which the ledger counts the backward pass."""
 
         def run(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
             with self._ledger.labelled(OTHER, LOSSES):
@@ -221,7 +225,7 @@ class _Watch:
         return run
 
     def optimizer(self, optimizer: MasterAdamW) -> MasterAdamW:
-        """The optimizer, its work being its own."""
+        """Returns the optimizer, with its methods' memory and work labelled."""
         for name, kind, part in (
             ("collect_gradients", GRADIENTS, BACKWARD),
             ("gradient_norms", OTHER, STEP),
@@ -233,7 +237,7 @@ class _Watch:
         return optimizer
 
     def replacements(self, backend: str) -> Iterator[AbstractContextManager[None]]:
-        """What has to be other than it is while a step is traced."""
+        """Yields the replacements of functions that are active while a step is traced."""
         yield replaced(LayerRecord, "write_text", self._recording(LayerRecord.write_text))
         yield replaced(LayerRecord, "open_streams", self._during(LayerRecord.open_streams, LAYER_INPUTS))
         yield replaced(LayerRecord, "replay", self._replaying(LayerRecord.replay))
@@ -268,7 +272,7 @@ class _Watch:
         return run
 
     def _in_layer(self, index: int, run_layer: Callable[..., Any]) -> Callable[..., Any]:
-        """A layer's forward pass, also where it is called without the layer's hooks: in the backward pass."""
+        """Returns a layer's forward pass for calls without the layer's hooks too: in the backward pass."""
 
         def run(*arguments: Any) -> Any:
             with self._ledger.labelled():
@@ -310,17 +314,12 @@ class _Watch:
 
 
 def layer_name(index: int) -> str:
-    """The place of a layer, counted from 0."""
+    """Returns the name of a layer's place in the ledger, for an index counted from 0."""
     return f"layer {index + 1}"
 
 
-KeyT = TypeVar("KeyT")
-UNLIKE = ("first_k_dense_replace", "mlp_only_layers", "decoder_sparse_step", "max_window_layers", "moe_layer_freq")
-"""Options by which families make some layers unlike others, besides `layer_types`."""
-
-
 def trace_model(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Trace:
-    """`trace_step`, with as few layers as tell it all."""
+    """Returns the trace of `trace_step`, from models of as few layers as determine it."""
     text: Any = base.text_config if isinstance(base, QuietStarConfig) else base
     layers, period = int(text.num_hidden_layers), period_of(text)
     few = 2 * period + (layers - 2 * period) % period
@@ -331,7 +330,7 @@ def trace_model(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tr
 
 
 def period_of(text: Any) -> int:
-    """After how many layers their kinds repeat; all of them if it is not known."""
+    """Returns the number of layers after which their kinds repeat; the number of all layers if it is not known."""
     layers = int(text.num_hidden_layers)
     if any(getattr(text, name, None) and getattr(text, name) != 1 for name in UNLIKE):
         return layers
@@ -349,14 +348,14 @@ def _with_layers(base: PreTrainedConfig, count: int) -> PreTrainedConfig:
 
 
 def extrapolate(short: Trace, long: Trace, few: int, period: int, layers: int) -> Trace:
-    """The trace of a model of many layers.
+    """Returns the trace of a model of many layers.
 
     Args:
-        short: Of a model of `few` layers.
-        long: Of one of `period` more.
-        few: Layers, at least two periods of them.
-        period: After how many layers their kinds repeat.
-        layers: Of the model; `few` and a multiple of the period.
+        short: Trace of a model of `few` layers.
+        long: Trace of a model of `few` + `period` layers.
+        few: Number of layers of the shallower model, at least two periods.
+        period: Number of layers after which their kinds repeat.
+        layers: Number of layers of the deep model, `few` and a multiple of the period.
     """
     steps = (layers - few) // period
 
@@ -365,7 +364,7 @@ def extrapolate(short: Trace, long: Trace, few: int, period: int, layers: int) -
 
     peaks = {}
     for (part, place), peak in short.peaks.items():
-        # of a sequence of layers that grows evenly, the first or the last has the peak
+        # bytes grow evenly from layer to layer, so the first or the last has the peak
         for in_long, in_all in _places(place, few, period, layers):
             if (part, in_long) in long.peaks:
                 peaks[part, in_all] = Counter(extend(peak, long.peaks[part, in_long]))
@@ -382,7 +381,7 @@ def extrapolate(short: Trace, long: Trace, few: int, period: int, layers: int) -
 
 
 def _places(place: str, few: int, period: int, layers: int) -> list[tuple[str, str]]:
-    """What a place among few layers is called among a period more, and among all of them."""
+    """Returns the names of a place of the shallow model in the deeper one, and in the whole model."""
     if not place:
         return [("", "")]
     index = next(index for index in range(few) if layer_name(index) == place)

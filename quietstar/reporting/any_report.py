@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from quietstar.config.command_line import Command
 from quietstar.reporting.comparison_report import compared_before, write_comparison
 from quietstar.reporting.loop_report import write_loop_report
 from quietstar.reporting.train_report import write_report
 from quietstar.runs.files import COMPARISON, STORE, SUMMARY
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Writes report.html into the directory of a run: one file that needs no network.
+
+    Args:
+        run_directory: Directory of a training run, finished or not, of a run of STaR or V-STaR, or of a comparison of
+            such runs.
+    """
+
+    run_directory: Path
+
+
+REPORT_COMMAND = Command("report", ReportOptions, argument="run_directory")
 
 
 def write_any_report(directory: Path) -> Path:

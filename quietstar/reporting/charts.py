@@ -1,29 +1,50 @@
-"""Charts as inline SVG: no script, colours from the page's style, values on hover.
+"""Charts as SVG, in a page or as a file of their own: no script, colours of the page's style, values on hover.
 
-A curve's points, and what of them is drawn.
-
-Axes: where their ticks are and how numbers are written.
+Curves of one chart differ by colour and by marker, so that neither poor eyes nor a poor printer mix them up.
 """
 
 from __future__ import annotations
 
-import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from quietstar.reporting.page import plain
+from quietstar.reporting.page import CHART_STYLE, LIGHT, panel, plain
+from quietstar.reporting.scales import (
+    Floats,
+    Scale,
+    Series,
+    Thinned,
+    finite_range,
+    linear_scale,
+    log_scale,
+    number,
+    thin,
+)
 
-WIDTH, HEIGHT = 400, 210
+SIZE, WIDE = (400, 210), (1100, 330)
+"""Width and height of a chart beside others, and of one alone in its row."""
 LEFT, RIGHT, TOP, BOTTOM = 48, 16, 8, 34
-INNER_WIDTH, INNER_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+MOST_LINES = 6
+"""Curves of a chart that can still be told apart."""
 MOST_HOVERS = 40
 MOST_MARKS = 40
-MOST_DOTS = 60
+MOST_DOTS, SOME_DOTS = 60, 12
+"""Points that all have a marker, and how many have one on longer curves."""
+MARKERS = (
+    "m-2.6 0a2.6 2.6 0 1 0 5.2 0a2.6 2.6 0 1 0 -5.2 0",
+    "m-2.3 -2.3h4.6v4.6h-4.6z",
+    "m0 -3.2l3 5.3h-6z",
+    "m0 -3.5l3.5 3.5l-3.5 3.5l-3.5 -3.5z",
+    "m0 3.2l3 -5.3h-6z",
+    "m-1.2 -3.2h2.4v2h2v2.4h-2v2h-2.4v-2h-2v-2.4h2z",
+    "m-3 -1.1h6v2.2h-6z",
+)
+"""Of each colour, as a path from its middle: circle, square, triangle, diamond, triangle on its tip, plus, bar."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +52,27 @@ class Frame:
     """Where numbers lie on the drawing.
 
     Args:
-        x: Of the horizontal axis.
-        y: Of the vertical axis.
+        x: Scale of the horizontal axis.
+        y: Scale of the vertical axis.
+        size: Width and height of the drawing.
     """
 
     x: Scale
     y: Scale
+    size: tuple[int, int] = SIZE
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Width and height between the axes."""
+        return self.size[0] - LEFT - RIGHT, self.size[1] - TOP - BOTTOM
 
     def across(self, value: float) -> float:
         """Horizontal place of a number."""
-        return LEFT + self.x.place(value) * INNER_WIDTH
+        return LEFT + self.x.place(value) * self.inner[0]
 
     def down(self, value: float) -> float:
         """Vertical place of a number."""
-        return TOP + (1 - self.y.place(value)) * INNER_HEIGHT
+        return TOP + (1 - self.y.place(value)) * self.inner[1]
 
 
 def line_chart(
@@ -57,6 +85,8 @@ def line_chart(
     y_scale: Scale | None = None,
     log: bool = False,
     marks: Sequence[tuple[float, str]] = (),
+    levels: Sequence[tuple[float, str]] = (),
+    size: tuple[int, int] = SIZE,
 ) -> str:
     """Curves over a whole-numbered axis.
 
@@ -69,6 +99,8 @@ def line_chart(
         y_scale: Of the vertical axis; by default one that holds the curves.
         log: Logarithmic vertical axis; numbers that are not above 0 leave gaps.
         marks: (x, text) of vertical lines.
+        levels: (y, text) of horizontal lines.
+        size: Width and height.
 
     Returns:
         An `<svg>`, or an empty text where nothing can be drawn.
@@ -80,16 +112,32 @@ def line_chart(
         return ""
     ends = x_range or (min(float(one.x[0]) for one, _ in curves), max(float(one.x[-1]) for one, _ in curves))
     frame = Frame(
-        x_scale or linear_scale(*ends, whole=True), y_scale or (log_scale(*y_range) if log else linear_scale(*y_range))
+        x_scale or linear_scale(*ends, whole=True),
+        y_scale or (log_scale(*y_range) if log else linear_scale(*y_range)),
+        size,
     )
-    parts = [_axes(frame, x_label)]
+    parts = [_axes(frame, x_label), *_levels(frame, levels)]
     for x, text in marks[-MOST_MARKS:]:
-        parts.append(
-            f'<path class="mark" d="M{frame.across(x):.1f} {TOP}v{INNER_HEIGHT}"><title>{plain(text)}</title></path>'
-        )
+        line = f"M{frame.across(x):.1f} {TOP}v{frame.inner[1]}"
+        parts.append(f'<path class="mark" d="{line}"><title>{plain(text)}</title></path>')
     parts += [_curve(frame, one, curve, log) for one, curve in curves]
     parts += _hovers(frame, [one for one, _ in curves], x_label)
-    return _svg(label, parts)
+    return _svg(label, parts, size)
+
+
+def chart_card(title: str, note: str, series: Sequence[Series], wide: bool = False, **options: Any) -> str:
+    """A panel with a line chart and its legend; nothing where nothing can be drawn.
+
+    Args:
+        title: Name of the chart.
+        note: A sentence about what it shows.
+        series: Its curves.
+        wide: Whether it stands alone in its row.
+        options: Those of `line_chart`.
+    """
+    chart = line_chart(series, label=f"{title}. {note}", size=WIDE if wide else SIZE, **options)
+    named = any(one.name for one in series)
+    return panel(title, note, chart and (legend_of(series) if named else "") + chart, wide)
 
 
 def bar_chart(
@@ -110,15 +158,11 @@ def bar_chart(
     if y_range is None:
         return ""
     frame = Frame(Scale(0, len(categories), ()), linear_scale(min(0.0, y_range[0]), max(0.0, y_range[1])))
-    parts = [_axes(frame, x_label)]
-    width = INNER_WIDTH / len(categories)
+    parts = [_axes(frame, x_label), *_categories(frame, categories)]
+    width = frame.inner[0] / len(categories)
     bar = width * 0.76 / len(groups)
     zero = frame.down(0)
     for place, category in enumerate(categories):
-        parts.append(
-            f'<text class="tick middle" x="{frame.across(place + 0.5):.1f}" y="{HEIGHT - BOTTOM + 15}">'
-            f"{plain(category)}</text>"
-        )
         for index, (name, colour, values) in enumerate(groups):
             if finite_range([values[place]]) is None:
                 continue
@@ -131,48 +175,224 @@ def bar_chart(
     return _svg(label, parts)
 
 
-def legend(entries: Sequence[tuple[str, int, bool, bool]]) -> str:
-    """What the curves of a chart are.
+@dataclass(frozen=True)
+class Spread:
+    """What is known of one category.
 
     Args:
-        entries: (name, colour, faint, dashed) of each.
+        name: Its name below the axis.
+        mean: Mean of its values.
+        values: The values, at least one.
+        ends: Both ends of the mean's interval; None where it has none.
+        colour: 1 to 6 of the palette.
     """
+
+    name: str
+    mean: float
+    values: Sequence[float]
+    ends: tuple[float, float] | None = None
+    colour: int = 1
+
+
+def spread_chart(
+    spreads: Sequence[Spread], *, label: str, x_label: str, y_scale: Scale, levels: Sequence[tuple[float, str]] = ()
+) -> str:
+    """The mean of each category with its interval, and its values beside it.
+
+    Args:
+        spreads: One for each place on the horizontal axis.
+        label: What the chart shows, for who cannot see it.
+        x_label: Name of the horizontal axis.
+        y_scale: Vertical axis; an interval that reaches beyond it is cut off.
+        levels: (y, text) of horizontal lines.
+    """
+    frame = Frame(Scale(0, len(spreads), ()), y_scale)
+    parts = [_axes(frame, x_label), *_levels(frame, levels), *_categories(frame, [one.name for one in spreads])]
+    for place, one in enumerate(spreads):
+        x = frame.across(place + 0.5)
+        if one.ends is not None:
+            inside = [min(max(end, y_scale.low), y_scale.high) for end in one.ends]
+            line = f"M{x:.1f} {frame.down(inside[0]):.1f}V{frame.down(inside[1]):.1f}"
+            bars = [f"M{x - 4:.1f} {frame.down(end):.1f}h8" for end in one.ends if end in inside]
+            parts.append(f'<path class="spread s{one.colour}" d="{line}{"".join(bars)}"/>')
+        marker = f"M{x:.1f} {frame.down(one.mean):.1f}{MARKERS[one.colour - 1]}"
+        values = ", ".join(map(number, one.values))
+        title = plain(f"{one.name}: {number(one.mean)} ({values})")
+        parts.append(f'<path class="dots f{one.colour}" d="{marker}"><title>{title}</title></path>')
+        step = min(5.0, (frame.inner[0] / len(spreads) / 2 - 11) / len(one.values))
+        beside = [f"M{x + 10 + step * index:.1f} {frame.down(value):.1f}" for index, value in enumerate(one.values)]
+        parts.append(f'<path class="seed" d="{"".join(point + SEED for point in beside)}"/>')
+    return _svg(label, parts)
+
+
+SEED = "m-2 0a2 2 0 1 0 4 0a2 2 0 1 0 -4 0"
+"""A single value, as a path from its middle."""
+Key = tuple[str, str]
+"""A name of a legend, and SVG of 26 x 10 that shows what it stands for."""
+
+
+def keys_of(series: Sequence[Series]) -> list[Key]:
+    """Keys of curves, strong ones first."""
+    return [(one.name, _line_key(one)) for one in sorted(series, key=lambda one: one.faint)]
+
+
+def colour_key(name: str, colour: int) -> Key:
+    """Key of a bar or a band."""
+    return name, f'<rect class="f{colour}" x="6" y="0.5" width="14" height="9"/>'
+
+
+def seed_key(name: str) -> Key:
+    """Key of the single values beside a mean."""
+    return name, f'<path class="seed" d="M13 5{SEED}"/>'
+
+
+def marker_key(name: str, colour: int) -> Key:
+    """Key of a mean."""
+    return name, f'<path class="dots f{colour}" d="M13 5{MARKERS[colour - 1]}"/>'
+
+
+def _line_key(one: Series) -> str:
+    marker = "" if one.faint else f'<path class="dots f{one.colour}" d="M13 5{MARKERS[one.colour - 1]}"/>'
+    return f'<path class="{_classes(one)}" d="M1 5h24"/>{marker}'
+
+
+def legend(keys: Sequence[Key]) -> str:
+    """What is drawn in a chart, as a list."""
     items = [
-        f'<li><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><path class="{_classes(colour, faint, dashed)}" '
-        f'd="M1 4h20"/></svg>{plain(name)}</li>'
-        for name, colour, faint, dashed in entries
+        f'<li><svg class="key" viewBox="0 0 26 10" aria-hidden="true">{drawn}</svg>{plain(name)}</li>'
+        for name, drawn in keys
     ]
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 def legend_of(series: Sequence[Series]) -> str:
     """The legend of a line chart, strong curves first."""
-    return legend([(one.name, one.colour, one.faint, one.dashed) for one in sorted(series, key=lambda one: one.faint)])
+    return legend(keys_of(series))
 
 
-def _svg(label: str, parts: Sequence[str]) -> str:
-    content = "".join(parts)
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{plain(label)}">{content}</svg>'
+@dataclass(frozen=True)
+class Plate:
+    """One chart of a figure.
+
+    Args:
+        title: Its name.
+        chart: An `<svg>` of this module.
+        keys: Its own legend.
+    """
+
+    title: str
+    chart: str
+    keys: Sequence[Key] = ()
+
+
+def figure(
+    title: str, plates: Sequence[Plate], *, columns: int, keys: Sequence[Key] = (), size: tuple[int, int] = SIZE
+) -> str:
+    """Charts as one SVG file, with a ground and colours of its own.
+
+    Args:
+        title: What all of them show.
+        plates: Them, row by row; those without a chart are left out.
+        columns: How many stand side by side.
+        keys: A legend that all share.
+        size: Width and height of each chart.
+    """
+    plates = [plate for plate in plates if plate.chart]
+    columns = max(1, min(columns, len(plates)))
+    width = EDGE + columns * (size[0] + EDGE)
+    lines = textwrap.wrap(title, (width - 2 * EDGE) // TITLE_LETTER)
+    parts = [
+        f'<text class="title" x="{EDGE}" y="{28 + 20 * line}">{plain(text)}</text>' for line, text in enumerate(lines)
+    ]
+    shared, y = _key_lines(keys, EDGE, 26 + 20 * len(lines), width - 2 * EDGE)
+    parts += shared
+    for first in range(0, len(plates), columns):
+        row = plates[first : first + columns]
+        below = y
+        for place, plate in enumerate(row):
+            x = EDGE + place * (size[0] + EDGE)
+            parts.append(f'<text class="name" x="{x}" y="{y + 14}">{plain(plate.title)}</text>')
+            own, end = _key_lines(plate.keys, x, y + 30, size[0])
+            parts += own
+            below = max(below, end if plate.keys else y + 22)
+        for place, plate in enumerate(row):
+            parts.append(f'<g transform="translate({EDGE + place * (size[0] + EDGE)} {below})">{plate.chart}</g>')
+        y = below + size[1] + EDGE
+    style = f":root {{\n{LIGHT}}}\n{CHART_STYLE}{FIGURE_STYLE}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" viewBox="0 0 {width} {y}">'
+        f'<style>{style}</style><rect class="ground" width="{width}" height="{y}"/>{"".join(parts)}</svg>\n'
+    )
+
+
+EDGE = 20
+TITLE_LETTER = 9
+"""Width of a letter of the title, at most, on average."""
+FIGURE_STYLE = """.ground { fill: var(--card); } text { font: 12px var(--sans); fill: var(--text); }
+.title { font-size: 15px; font-weight: 600; } .name { font-size: 13px; font-weight: 600; }
+.keys { fill: var(--muted); }
+"""
+
+
+def _key_lines(keys: Sequence[Key], left: float, top: float, width: float) -> tuple[list[str], int]:
+    """A legend as SVG, broken into lines, and where what follows may begin; letters are taken for 7 wide."""
+    parts, x, y = [], left, top
+    for name, drawn in keys:
+        needed = 32 + 7 * len(name) + 14
+        if x > left and x + needed > left + width:
+            x, y = left, y + 17
+        parts.append(
+            f'<g transform="translate({x:.0f} {y - 9:.0f})">{drawn}</g>'
+            f'<text class="keys" x="{x + 32:.0f}" y="{y:.0f}">{plain(name)}</text>'
+        )
+        x += needed
+    return parts, round(y + 12 if keys else top - 6)
+
+
+def _svg(label: str, parts: Sequence[str], size: tuple[int, int] = SIZE) -> str:
+    width, height = size
+    return (
+        f'<svg class="chart" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{plain(label)}">{"".join(parts)}</svg>'
+    )
+
+
+def _categories(frame: Frame, names: Sequence[str]) -> list[str]:
+    return [
+        f'<text class="tick middle" x="{frame.across(place + 0.5):.1f}" y="{frame.size[1] - BOTTOM + 15}">'
+        f"{plain(name)}</text>"
+        for place, name in enumerate(names)
+    ]
+
+
+def _levels(frame: Frame, levels: Sequence[tuple[float, str]]) -> list[str]:
+    return [
+        f'<path class="mark" d="M{LEFT} {frame.down(y):.1f}h{frame.inner[0]}"/>'
+        f'<text class="tick end" x="{frame.size[0] - RIGHT}" y="{frame.down(y) - 4:.1f}">{plain(text)}</text>'
+        for y, text in levels
+        if frame.y.low <= y <= frame.y.high
+    ]
 
 
 def _axes(frame: Frame, x_label: str) -> str:
     parts = []
+    width, height = frame.size
     for tick, text in zip(frame.y.ticks, frame.y.labels(), strict=True):
         y = frame.down(tick)
         zero = " zero" if tick == 0 else ""
-        parts.append(f'<path class="grid{zero}" d="M{LEFT} {y:.1f}h{INNER_WIDTH}"/>')
+        parts.append(f'<path class="grid{zero}" d="M{LEFT} {y:.1f}h{frame.inner[0]}"/>')
         parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 3.5:.1f}">{text}</text>')
     for tick, text in zip(frame.x.ticks, frame.x.labels(), strict=True):
         x = frame.across(tick)
-        parts.append(f'<path class="grid zero" d="M{x:.1f} {HEIGHT - BOTTOM}v4"/>')
-        parts.append(f'<text class="tick middle" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}">{text}</text>')
-    middle = LEFT + INNER_WIDTH / 2
-    parts.append(f'<text class="tick middle" x="{middle:.0f}" y="{HEIGHT - 5}">{plain(x_label)}</text>')
+        parts.append(f'<path class="grid zero" d="M{x:.1f} {height - BOTTOM}v4"/>')
+        parts.append(f'<text class="tick middle" x="{x:.1f}" y="{height - BOTTOM + 15}">{text}</text>')
+    middle = (LEFT + width - RIGHT) / 2
+    parts.append(f'<text class="tick middle" x="{middle:.0f}" y="{height - 5}">{plain(x_label)}</text>')
     return "".join(parts)
 
 
-def _classes(colour: int, faint: bool, dashed: bool) -> str:
-    return f"line s{colour}" + (" faint" if faint else "") + (" dashed" if dashed else "")
+def _classes(one: Series) -> str:
+    return f"line s{one.colour}" + (" faint" if one.faint else "") + (" dashed" if one.dashed else "")
 
 
 def _curve(frame: Frame, series: Series, curve: Thinned, log: bool) -> str:
@@ -191,10 +411,11 @@ def _curve(frame: Frame, series: Series, curve: Thinned, log: bool) -> str:
         points = [f"{frame.across(x):.1f} {frame.down(y):.1f}" for x, y in zip(curve.x[run], curve.y[run], strict=True)]
         lines.append(f"M{'L'.join(points)}" if len(points) > 1 else f"M{points[0]}h0")
         dots += points
-    classes = _classes(series.colour, series.faint, series.dashed)
-    parts.append(f'<path class="{classes}" d="{"".join(lines)}"/>')
-    if not series.faint and len(dots) <= MOST_DOTS:
-        parts.append(f'<path class="dots s{series.colour}" d="{"".join(f"M{point}h0" for point in dots)}"/>')
+    parts.append(f'<path class="{_classes(series)}" d="{"".join(lines)}"/>')
+    if dots and not series.faint:
+        every = 1 if len(dots) <= MOST_DOTS else len(dots) // SOME_DOTS
+        markers = "".join(f"M{point}{MARKERS[series.colour - 1]}" for point in dots[::every])
+        parts.append(f'<path class="dots f{series.colour}" d="{markers}"/>')
     return "".join(parts)
 
 
@@ -213,7 +434,7 @@ def _hovers(frame: Frame, series: Sequence[Series], x_label: str) -> list[str]:
     if len(places) > MOST_HOVERS:
         places = places[np.linspace(0, len(places) - 1, MOST_HOVERS).round().astype(int)]
     centres = [frame.across(float(place)) for place in places]
-    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(centres)), WIDTH - RIGHT]
+    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(centres)), frame.size[0] - RIGHT]
     strips = []
     for place, (first, end) in zip(places, pairwise(edges), strict=True):
         lines = [f"{x_label} {number(float(place), 9)}"]
@@ -223,7 +444,8 @@ def _hovers(frame: Frame, series: Sequence[Series], x_label: str) -> list[str]:
             lines.append(f"{one.name}: {number(y)}{at}")
         title = "\n".join(map(plain, lines))
         strips.append(
-            f'<rect class="hover" x="{first:.1f}" y="{TOP}" width="{max(end - first, 1):.1f}" height="{INNER_HEIGHT}">'
+            f'<rect class="hover" x="{first:.1f}" y="{TOP}" width="{max(end - first, 1):.1f}" '
+            f'height="{frame.inner[1]}">'
             f"<title>{title}</title></rect>"
         )
     return strips
@@ -232,178 +454,3 @@ def _hovers(frame: Frame, series: Sequence[Series], x_label: str) -> list[str]:
 def _nearest(x: Floats, y: Floats, place: float) -> tuple[float, float]:
     index = int(np.abs(x - place).argmin())
     return float(x[index]), float(y[index])
-
-
-Floats = npt.NDArray[np.float64]
-MOST_POINTS = 400
-BUCKETS = 200
-
-
-@dataclass(frozen=True)
-class Series:
-    """One curve.
-
-    Args:
-        name: For the legend.
-        x: [n], ascending.
-        y: [n]; NaN leaves a gap.
-        colour: 1 to 6 of the palette.
-        faint: Drawn thin and behind, for curves that are noisy by nature.
-        dashed: Drawn with dashes.
-        spread: [n] or None: a band of y - spread to y + spread is shaded.
-        band: Both ends of the band, [n] each, instead; NaN where there is none.
-    """
-
-    name: str
-    x: Floats
-    y: Floats
-    colour: int = 1
-    faint: bool = False
-    dashed: bool = False
-    spread: Floats | None = None
-    band: tuple[Floats, Floats] | None = None
-
-
-@dataclass(frozen=True)
-class Thinned:
-    """At most `MOST_POINTS` points that stand for a curve: mean, smallest and largest of each."""
-
-    x: Floats
-    y: Floats
-    low: Floats
-    high: Floats
-
-    @property
-    def has_band(self) -> bool:
-        """Whether a band has anything to show."""
-        return bool(np.any(self.high > self.low))
-
-
-def thin(series: Series) -> Thinned:
-    """A curve as it is where it is short; otherwise equal stretches of x, so that no extreme is lost."""
-    x, y = series.x, series.y
-    spread = np.zeros_like(y) if series.spread is None else np.nan_to_num(series.spread)
-    low, high = y - spread, y + spread
-    if series.band is not None:
-        low, high = (np.where(np.isfinite(end), end, y) for end in series.band)
-    if len(x) <= MOST_POINTS:
-        return Thinned(x, y, low, high)
-    edges = np.linspace(x[0], x[-1], BUCKETS + 1)[:-1]
-    starts = np.unique(np.searchsorted(x, edges))  # of the stretches that hold a point
-    finite = np.isfinite(y)
-    count = np.add.reduceat(finite.astype(np.float64), starts)
-    total: Any = np.add.reduceat(np.where(finite, y, 0.0), starts)
-    with np.errstate(invalid="ignore"):
-        mean = np.where(count > 0, total / count, np.nan)
-    return Thinned(x[starts], mean, np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts))
-
-
-LARGEST, SMALLEST = 1e300, 1e-300
-"""Numbers beyond these are not drawn: ratios and differences of such leave the range of a float."""
-TINY = 1e-250
-"""A linear axis takes less than this for 0."""
-MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Maps numbers to a length on the page.
-
-    Args:
-        low: Number at 0.
-        high: Number at 1, above `low`.
-        ticks: Numbers to label, ascending.
-        log: Equal factors take equal lengths; then all numbers are above 0.
-    """
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    log: bool = False
-
-    def place(self, value: float) -> float:
-        """Where a number lies, 0 to 1 within the scale."""
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def labels(self) -> list[str]:
-        """One for each tick, with as many digits as tell them apart."""
-        labels = [number(tick) for tick in self.ticks]
-        if self.log or len(self.ticks) < 2:
-            return labels
-        step = self.ticks[1] - self.ticks[0]
-        largest = max(map(abs, self.ticks))
-        if largest < 1e-3 or (largest >= 1000 and len(set(labels)) == len(labels)):
-            return labels
-        digits = max(0, -math.floor(math.log10(step) + 1e-9))
-        return [f"{tick:,.{digits}f}".replace("-", MINUS) if tick else "0" for tick in self.ticks]
-
-
-def linear_scale(low: float, high: float, ticks: int = 5, whole: bool = False) -> Scale:
-    """A scale from round numbers to round numbers that holds `low` and `high`.
-
-    Args:
-        low: Smallest number.
-        high: Largest number.
-        ticks: About how many ticks.
-        whole: Ticks are whole numbers, and the scale ends where the numbers do.
-    """
-    size = max(abs(low), abs(high))
-    if high - low <= 1e-9 * size or size < TINY:
-        margin = abs(low) * 0.1 if size >= TINY else 0.5
-        low, high = (low - margin, high + margin) if not whole else (low - 1, high + 1)
-    rough = (high - low) / ticks
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    if whole:
-        step = max(1.0, step)
-        first, last = math.ceil(low / step), math.floor(high / step)
-        return Scale(low, high, tuple(step * index for index in range(first, last + 1)))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return Scale(first * step, last * step, tuple(step * index for index in range(first, last + 1)))
-
-
-def log_scale(low: float, high: float) -> Scale:
-    """A logarithmic scale that holds `low` and `high`, both above 0."""
-    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-    if first == last:
-        last += 1
-    every = max(1, math.ceil((last - first) / 5))
-    factors = (1, 2, 5) if last - first == 1 else (1,)
-    ticks = [factor * 10.0**power for power in range(first, last, every) for factor in factors]
-    return Scale(10.0**first, 10.0**last, (*ticks, 10.0**last), log=True)
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number for people: 1,234 or 12.3k, 0.0123, 1.2e-06; a NaN is a dash.
-
-    Args:
-        value: Any.
-        digits: Significant ones.
-    """
-    if math.isnan(value):
-        return DASH
-    if math.isinf(value):
-        return "∞" if value > 0 else f"{MINUS}∞"
-    size = abs(value)
-    if size >= 10_000:
-        for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if size >= factor:
-                text = f"{value / factor:.{min(digits, 3)}g}{suffix}"
-                break
-    elif size >= 1000:
-        text = f"{value:,.0f}"
-    elif size == 0:
-        text = "0"
-    elif size < 1e-3:
-        text = f"{value:.{min(digits, 3)}g}"
-    else:
-        text = f"{value:.{digits}g}"
-    return MINUS + text[1:] if text.startswith("-") else text
-
-
-def finite_range(values: Sequence[float], log: bool = False) -> tuple[float, float] | None:
-    """Smallest and largest of the numbers that a scale can show; None where there are none."""
-    shown = [value for value in values if abs(value) < LARGEST and (value > SMALLEST or not log)]
-    return (min(shown), max(shown)) if shown else None

@@ -18,11 +18,23 @@ from typing import Any
 import numpy as np
 
 from quietstar.errors import DataError
-from quietstar.reporting.charts import number
-from quietstar.reporting.loop_charts import PER_CENT, accuracy_curve, chart_panel, group_curves, look
-from quietstar.reporting.loop_files import LoopRun, Row, Way, grid, interval, read_loop, text_table, way_name, ways
-from quietstar.reporting.page import page, panels, section, table, visible, warning_list
-from quietstar.reporting.train_report import flatten, machines, shown
+from quietstar.reporting.charts import MOST_LINES
+from quietstar.reporting.loop_charts import PER_CENT, accuracy_curve, first_of, group_curves, group_names, progress_card
+from quietstar.reporting.loop_files import (
+    LoopRun,
+    Row,
+    Way,
+    grid,
+    interval,
+    main_ways,
+    read_loop,
+    text_table,
+    way_name,
+    ways,
+)
+from quietstar.reporting.page import escaped, folded_table, header, page, panels, section, table, visible, warning_list
+from quietstar.reporting.run_facts import flatten, machines, shown
+from quietstar.reporting.scales import number
 from quietstar.runs.files import COMPARISON, REPORT, write_json, write_whole
 
 OWN = frozenset({"output_dir", "preset"})
@@ -43,11 +55,12 @@ def comparison_page(
     compared = compare(runs, budget)
     head, rows = ends(compared)
     cells = [[_link(row[0], places[row[0]]), *map(visible, row[1:])] for row in rows]
+    equal_head, at_budget = equal(compared)
     warnings = [f"{name}: {warning}" for name, run in runs.items() for warning in run.summary.get("warnings", ())]
     return page(
         f"{title} · comparison",
         [
-            f'<header><h1>{visible(title)}</h1><p class="lede">{visible(" · ".join(runs))}</p></header>',
+            header(title, runs),
             section("Warnings", [warning_list([*_other_problems(compared), *warnings])]),
             section(
                 "Held-out accuracy",
@@ -57,7 +70,7 @@ def comparison_page(
             ),
             section(
                 "At an equal budget",
-                [_plain_table(equal(compared))],
+                [table(escaped(at_budget), equal_head, numbers=True)],
                 budget_note(compared),
             ),
             section(
@@ -67,13 +80,13 @@ def comparison_page(
             ),
             section(
                 "Choosing among candidates",
-                [_plain_table(choices(runs))],
+                _choices(runs),
                 "One of k candidates for each held-out problem, per cent right, with 95 % intervals over problems.",
             ),
             section("What differs", [_differing(runs)], "Options whose values are not the same in all runs."),
             machines(list(runs.values())[-1].files.environment),
-            "<footer>Written by quietstar from the files of the runs; point at a chart for its numbers.</footer>",
         ],
+        "Written by quietstar from the files of the runs; point at a chart for its numbers.",
     )
 
 
@@ -89,13 +102,13 @@ def _accuracy(compared: Mapping[str, Any]) -> list[str]:
             accuracy_curve(
                 *_stretched([point[key] for point in own], [{"held_out": point} for point in own], end),
                 name,
-                **look(place),
+                colour=1 + place,
             )
-            for place, (name, own) in enumerate(points.items())
+            for place, (name, own) in enumerate(list(points.items())[:MOST_LINES])
         ]
         flat = " A run without iterations is a level line." if any(len(own) == 1 for own in points.values()) else ""
-        text = f"{note} Shaded: 95 % interval over problems.{flat}"
-        drawn.append(chart_panel(title, text, series, x_label=label, x_range=(0, end), y_scale=PER_CENT))
+        text = f"{note} Shaded: 95 % interval over problems.{flat}{first_of(len(points), 'runs')}"
+        drawn.append(progress_card(title, text, series, x_label=label, x_range=(0, end), y_scale=PER_CENT))
     return drawn
 
 
@@ -112,7 +125,9 @@ def _groups(runs: Mapping[str, LoopRun]) -> list[str]:
     for name, run in runs.items():
         x, rows = _stretched([row["iteration"] for row in run.rows], list(run.rows), end)
         axes: dict[str, Any] = {"x_label": "iteration", "x_range": (0.0, end), "y_scale": PER_CENT}
-        drawn.append(chart_panel(name, "", group_curves(x, rows), **axes))
+        drawn.append(
+            progress_card(name, first_of(len(group_names(rows)), "groups", "its page"), group_curves(x, rows), **axes)
+        )
     return drawn
 
 
@@ -135,9 +150,11 @@ def _differing(runs: Mapping[str, LoopRun]) -> str:
     return table(rows, ("option", *flat))
 
 
-def _plain_table(content: Table) -> str:
-    head, rows = content
-    return table([list(map(visible, row)) for row in rows], head, numbers=True)
+def _choices(runs: Mapping[str, LoopRun]) -> list[str]:
+    head, rows = choices(runs)
+    names = {f"{name}: {way_name(way)}" for name, run in runs.items() for way in main_ways(run.candidates or {})}
+    shown = {place for place, row in enumerate(rows) if row[0] in names}
+    return folded_table(head, escaped(rows), shown, f"All {len(rows)} ways to choose")
 
 
 def _link(name: str, place: str) -> str:

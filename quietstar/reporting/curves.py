@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from quietstar.reporting.charts import Floats, Series, bar_chart, legend, legend_of, line_chart, number
+from quietstar.reporting.charts import MOST_LINES, bar_chart, chart_card, colour_key, legend
 from quietstar.reporting.page import panel
+from quietstar.reporting.scales import Floats, Series, number
 
 Lines = Sequence[Mapping[str, Any]]
 SPLITS = {"train": "training", "eval": "held-out"}
 NOT_DRAWN = frozenset({"step", "split", "seconds", "mixing_weight_deviation"})
 """What is no measurement, or follows from others."""
 DECILES = [f"gain_decile_{index}" for index in range(10)]
-COLOURS = 6
 
 
 class Curves:
@@ -61,6 +61,7 @@ class Curves:
         splits: Sequence[str] = ("train", "eval"),
         log: bool = False,
         square: str | None = None,
+        also: Sequence[str] = (),
     ) -> str:
         """A panel of curves, training faint and held-out strong; nothing where none of them was measured.
 
@@ -71,9 +72,10 @@ class Curves:
             splits: Which of them to draw.
             log: Logarithmic axis.
             square: Measurement of the mean square of the first: its standard deviation is shaded.
+            also: Measurements that the panel stands for without a curve of their own.
         """
         curves = list(curves)
-        self._shown.update(name for name, _, _ in curves)
+        self._shown.update([*also, *(name for name, _, _ in curves)])
         if square is not None:
             self._shown.add(square)
         series, missing = [], 0
@@ -91,10 +93,9 @@ class Curves:
                 label = f"{text}, {SPLITS[split]}".strip(", ") if both else text or SPLITS[split]
                 faint = split == "train" and strong_exists
                 series.append(Series(label, self._steps[split], y, colour, faint=faint, spread=spread))
-        chart = line_chart(series, label=f"{title}. {note}", x_range=self._range, log=log, marks=self._marks)
         if missing:
             note = f"{note} {missing} {'value is' if missing == 1 else 'values are'} not finite."
-        return panel(title, note, chart and legend_of(series) + chart)
+        return chart_card(title, note, series, x_range=self._range, log=log, marks=self._marks)
 
     def by_difficulty(self) -> str:
         """Gain by decile of the NLL without thought, at the last evaluation and at the first."""
@@ -115,7 +116,7 @@ class Curves:
             label=f"Gain by difficulty. {note}",
             x_label="easiest to hardest tenth",
         )
-        names = legend([(name, colour, False, False) for name, colour, _ in groups])
+        names = legend([colour_key(name, colour) for name, colour, _ in groups])
         return panel("Gain by difficulty of the token", note, chart and names + chart)
 
     def left_over(self) -> list[str]:
@@ -126,11 +127,11 @@ class Curves:
 
 def prediction_panels(curves: Curves) -> list[str]:
     """How well the text is predicted, without and with thought."""
+    gains = curves.numbered("gain")
+    some = gains[:: math.ceil(len(gains) / MOST_LINES)] if gains else []
+    left_out = f" {len(some)} of the {len(gains)} are drawn." if len(some) < len(gains) else ""
     by_lookahead = [
-        (name, f"{ordinal} token", 1 + index % COLOURS)
-        for index, (name, ordinal) in enumerate(
-            (name, _ordinal(int(name.rsplit("_", 1)[1]) + 1)) for name in curves.numbered("gain")
-        )
+        (name, f"{_ordinal(int(name.rsplit('_', 1)[1]) + 1)} token", place) for place, name in enumerate(some, start=1)
     ]
     return [
         curves.lines_panel(
@@ -143,8 +144,9 @@ def prediction_panels(curves: Curves) -> list[str]:
         ),
         curves.lines_panel(
             "Gain by lookahead",
-            "The gain of the first token after the thought, the second, and so on.",
+            f"The gain of the first token after the thought, the second, and so on.{left_out}",
             by_lookahead,
+            also=gains,
             splits=("eval",) if curves.has("eval", "gain_0") else ("train",),
         ),
         curves.by_difficulty(),

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from quietstar.reporting.charts import DASH, MINUS, bar_chart
-from quietstar.reporting.page import details, page, panel, panels, section, table, visible
+from quietstar.reporting.charts import bar_chart
+from quietstar.reporting.page import details, escaped, facts, header, page, panel, panels, section, table, visible
+from quietstar.reporting.scales import DASH, MINUS
 from quietstar.statistics.comparison import SIDES
 
 Row = Mapping[str, Any]
@@ -37,10 +38,8 @@ def evaluation_page(report: Row, viewer: str | None = None) -> str:
 
 def _parts(report: Row, viewer: str | None) -> Iterator[str]:
     results = report["results"]
-    yield (
-        f"<header><h1>Thinking on and off</h1><p class='lede'>{visible(str(report['checkpoint']))}: the same model on "
-        f"the same items, with thoughts and without. {INTERVALS}</p></header>"
-    )
+    what = f"{report['checkpoint']}: the same model on the same items, with thoughts and without. {INTERVALS}"
+    yield header("Thinking on and off", [what])
     yield section("Results", [_results(results)])
     for row in results:
         for kind, groups in row["groups"].items():
@@ -94,19 +93,15 @@ def _statements(results: Sequence[Row]) -> list[str]:
     ]
     head = ["measure", "of", "left out", "resampled", "seconds off", "seconds on", "generated off", "generated on"]
     return [
-        table([list(map(visible, pair)) for pair in meanings], ["measure", "what it is"]),
-        table([list(map(visible, row)) for row in counted], head, numbers=True),
+        table(escaped(meanings), ["measure", "what it is"]),
+        table(escaped(counted), head, numbers=True),
     ]
 
 
 def _facts(report: Row) -> str:
-    settings = [[visible(name), visible(_setting(value))] for name, value in report["settings"].items()]
-    tasks = [
-        [visible(f"problems of {name}"), visible(f"{counts['asked']:,} of {counts['held_out']:,}")]
-        for name, counts in report["tasks"].items()
-    ]
-    machine = [[visible(name), visible(str(value))] for name, value in report["environment"].items()]
-    return table(tasks + settings) + details("Versions and hardware", table(machine))
+    tasks = [(f"problems of {name}", f"{n['asked']:,} of {n['held_out']:,}") for name, n in report["tasks"].items()]
+    settings = [(name, _setting(value)) for name, value in report["settings"].items()]
+    return facts(tasks + settings) + details("Versions and hardware", facts(report["environment"].items()))
 
 
 def _setting(value: object) -> str:

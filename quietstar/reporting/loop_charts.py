@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quietstar.reporting.charts import DASH, Floats, Scale, Series, legend_of, line_chart, linear_scale
+from quietstar.reporting.charts import MOST_LINES, chart_card
 from quietstar.reporting.loop_files import (
     MAJORITY,
     PASS,
@@ -24,22 +24,22 @@ from quietstar.reporting.loop_files import (
     grid,
     interval,
     ks_of,
+    main_ways,
     natural,
     text_table,
     way_name,
     ways,
 )
-from quietstar.reporting.page import details, panel, panels, section, table, visible
+from quietstar.reporting.page import details, escaped, folded_table, panels, section, table, visible
+from quietstar.reporting.scales import DASH, Floats, Scale, Series, linear_scale
 
-COLOURS, MOST_LINES = 6, 12
-"""Of the palette; with dashes it tells twice as many curves apart."""
 PER_CENT = Scale(0, 100, (0, 20, 40, 60, 80, 100))
 GREY = 7
 
 
-def look(place: int) -> dict[str, Any]:
-    """Colour and dashes of the curve at a place, from 0."""
-    return {"colour": 1 + place % COLOURS, "dashed": place // COLOURS % 2 == 1}
+def first_of(count: int, things: str, where: str = "the table") -> str:
+    """What a chart's note says where it does not draw all; empty where it does."""
+    return f" The first {MOST_LINES} of {count} {things}; {where} has all." if count > MOST_LINES else ""
 
 
 def measure(row: Row, *path: str) -> float:
@@ -59,14 +59,14 @@ def accuracy_curve(x: Floats, rows: Sequence[Row], name: str, **options: Any) ->
 
 
 def group_curves(x: Floats, rows: Sequence[Row]) -> list[Series]:
-    """Held-out accuracy in per cent of each group of problems, at most twelve of them."""
+    """Held-out accuracy in per cent of the groups of problems, as many as a chart has room for."""
     groups = group_names(rows)
     return [
         Series(
             group or "(none)",
             x,
             100 * np.array([measure(row, "held_out", "by_group", group) for row in rows]),
-            **look(i),
+            colour=1 + i,
         )
         for i, group in enumerate(groups[:MOST_LINES])
     ]
@@ -78,14 +78,12 @@ def group_names(rows: Sequence[Row]) -> list[str]:
     return sorted(names, key=natural) if len(names) > 1 else []
 
 
-def chart_panel(title: str, note: str, series: Sequence[Series], **options: Any) -> str:
-    """A panel of the curves that have a number; nothing where none has two points, or all are 0."""
+def progress_card(title: str, note: str, series: Sequence[Series], **options: Any) -> str:
+    """A card of the curves that have a number; nothing where none has two points, or all are 0."""
     curves = [one for one in series if np.isfinite(one.y).any()]
     if not any(np.isfinite(one.y).sum() > 1 for one in curves) or not any(np.nan_to_num(one.y).any() for one in curves):
         return ""
-    chart = line_chart(curves, label=f"{title}. {note}", **options)
-    names = legend_of(curves) if any(one.name for one in curves) else ""
-    return panel(title, note, chart and names + chart)
+    return chart_card(title, note, curves, **options)
 
 
 def per_iteration(rows: Sequence[Row]) -> Callable[..., str]:
@@ -102,7 +100,7 @@ def per_iteration(rows: Sequence[Row]) -> Callable[..., str]:
         ]
         most = max((float(one.y[np.isfinite(one.y)].max(initial=0.0)) for one in series), default=0.0)
         axes = {"x_label": "iteration", "x_range": ends, "y_scale": linear_scale(0.0, most), **options}
-        return chart_panel(title, note, series, **axes)
+        return progress_card(title, note, series, **axes)
 
     return draw
 
@@ -113,8 +111,7 @@ def accuracy_panels(rows: Sequence[Row]) -> list[str]:
     axes: dict[str, Any] = {"x_label": "iteration", "x_range": (float(x[0]), float(x[-1])), "y_scale": PER_CENT}
     groups = group_names(rows)
     note = "Greedy accuracy on held-out problems in per cent, by group; 0 is before the first iteration."
-    if len(groups) > MOST_LINES:
-        note += f" The first {MOST_LINES} of {len(groups)} groups; the table has all."
+    note += first_of(len(groups), "groups")
     later = [row for row in rows if "sampled" in row]
     made = np.array([row["iteration"] - 1 for row in later], float)  # the model that has sampled
     training: list[tuple[str, tuple[str, ...], int]] = [
@@ -132,8 +129,8 @@ def accuracy_panels(rows: Sequence[Row]) -> list[str]:
         ),
     ]
     return [
-        chart_panel("Held-out accuracy by group", note, group_curves(x, rows), **axes),
-        chart_panel(
+        progress_card("Held-out accuracy by group", note, group_curves(x, rows), **axes),
+        progress_card(
             "Held-out and training problems",
             "Per cent right, each at the iteration that made the model; shaded: 95 % interval over problems.",
             by_model,
@@ -204,67 +201,63 @@ def _step_note(rows: Sequence[Row]) -> str:
     return note if math.isnan(correlation) else f"{note} Correlation in the last iteration: {correlation:.2f}."
 
 
-def best_of_k_panel(candidates: Row) -> str:
-    """Accuracy against k: what each score picks, the majority, and any right one."""
-    values = {way: by_k for way, by_k in ways(candidates).items() if way[0] != "weighted-vote"}
-    ks = ks_of(values)
-    if len(ks) < 2:
-        return ""
-    compared: Way = ("best-of", candidates.get("compared"))
-    others = [way for way in values if way not in (PASS, MAJORITY, compared)]
-    series = []
-    for way, by_k in values.items():
-        found = [[measure(by_k.get(k, {}), end) for k in ks] for end in ("mean", "low", "high")]
-        mean, low, high = 100 * np.array(found)
-        if way == PASS:
-            options: dict[str, Any] = {"colour": GREY, "dashed": True}
-        elif way == compared:
-            options = {"colour": 1, "band": (low, high)}
-        else:
-            options = {"colour": 2} if way == MAJORITY else look_other(others.index(way))
-        series.append(Series(curve_name(way), np.array(ks, float), mean, **options))
-    return chart_panel(
-        "Best of k candidates",
-        "Per cent of held-out problems right when one of k candidates is chosen; shaded: 95 % interval over problems.",
-        series,
-        x_label="k",
-        x_scale=k_scale(ks),
+def best_of_k(candidates: Row) -> tuple[list[Series], dict[str, Any]]:
+    """Curves of accuracy against k, of the main ways to choose, and the horizontal axis of their chart."""
+    values, chosen = ways(candidates), main_ways(candidates)
+    looks = _looks(candidates, chosen)
+    ks = ks_of({way: values[way] for way in chosen})
+    curves = [_curve(curve_name(way), values[way], ks, looks[way]) for way in chosen]
+    return curves, {"x_label": "k", "x_scale": k_scale(ks)} if ks else {}
+
+
+def best_of_k_card(candidates: Row) -> str:
+    """The chart of `best_of_k`."""
+    curves, axis = best_of_k(candidates)
+    note = (
+        "Per cent of held-out problems right when one of k candidates is chosen, by one score of each model; shaded: "
+        "95 % interval over problems."
     )
+    return progress_card("Best of k candidates", note, curves, wide=True, **axis)
 
 
-def difference_panel(candidates: Row) -> str:
-    """What the compared score gains over other ways to choose, against k."""
-    gaps = {way: by_k for way, by_k in differences(candidates).items() if way[0] != "weighted-vote"}
-    ks = ks_of(gaps)
-    if len(ks) < 2:
-        return ""
-    others = [way for way in gaps if way != MAJORITY]
-    series = []
-    for way, by_k in gaps.items():
-        mean, low, high = (
-            100 * np.array([measure(by_k.get(k, {}), end) for k in ks]) for end in ("mean", "low", "high")
-        )
-        options: dict[str, Any] = (
-            {"colour": 2, "band": (low, high)} if way == MAJORITY else look_other(others.index(way))
-        )
-        series.append(Series(f"over {curve_name(way)}", np.array(ks, float), mean, **options))
-    return chart_panel(
+def difference_card(candidates: Row) -> str:
+    """What the compared score gains over the other main ways to choose, against k."""
+    gaps, main = differences(candidates), main_ways(candidates)
+    chosen = [way for way in gaps if way in main]
+    ks = ks_of({way: gaps[way] for way in chosen})
+    looks = _looks(candidates, main)
+    if MAJORITY in chosen:
+        looks[MAJORITY] |= {"banded": True}
+    return progress_card(
         "Gain over other ways to choose",
         "Percentage points on the same problems; shaded: 95 % interval of the gain over the majority vote.",
-        series,
+        [_curve(f"over {curve_name(way)}", gaps[way], ks, looks[way]) for way in chosen],
+        wide=True,
         x_label="k",
-        x_scale=k_scale(ks),
+        x_scale=k_scale(ks) if ks else None,
     )
+
+
+def _looks(candidates: Row, chosen: Sequence[Way]) -> dict[Way, dict[str, Any]]:
+    """How each way is drawn: alike in every chart of a run."""
+    fixed: dict[Way, dict[str, Any]] = {
+        PASS: {"colour": GREY, "dashed": True},
+        ("best-of", candidates.get("compared")): {"colour": 1, "banded": True},
+        MAJORITY: {"colour": 2},
+    }
+    others = [way for way in chosen if way not in fixed]
+    return fixed | {way: {"colour": 3 + place} for place, way in enumerate(others)}
+
+
+def _curve(name: str, by_k: Mapping[int, Row], ks: Sequence[int], look: Mapping[str, Any]) -> Series:
+    mean, low, high = (100 * np.array([measure(by_k.get(k, {}), end) for k in ks]) for end in ("mean", "low", "high"))
+    options = {key: value for key, value in look.items() if key != "banded"}
+    return Series(name, np.array(ks, float), mean, band=(low, high) if look.get("banded") else None, **options)
 
 
 def k_scale(ks: Sequence[int]) -> Scale:
     """Logarithmic, with a tick at each k, or some of them."""
     return Scale(ks[0], ks[-1], tuple(map(float, ks[:: math.ceil(len(ks) / 8)])), log=True)
-
-
-def look_other(place: int) -> dict[str, Any]:
-    """Colours that the compared score and the majority vote do not have."""
-    return {"colour": 3 + place % (COLOURS - 2), "dashed": place >= COLOURS - 2}
 
 
 def curve_name(way: Way) -> str:
@@ -321,17 +314,18 @@ def candidates_section(candidates: Row | None) -> str:
         return ""
     values = ways(candidates)
     compared: Way = ("best-of", candidates.get("compared"))
+    main = main_ways(candidates)
     head, rows = grid(values, interval)
-    cells = [[visible(cell) for cell in row] for row in rows]
-    for row, way in zip(cells, values, strict=True):
-        row[0] = f"<b>{row[0]}</b>" if way == compared else row[0]
+    shown = {place for place, way in enumerate(values) if way in main}
+    bold = {place for place, way in enumerate(values) if way == compared}
+    ways_table = folded_table(head, escaped(rows), shown, f"All {len(rows)} ways to choose", bold)
     area_head, areas = _areas(candidates)
-    charts = panels([best_of_k_panel(candidates), difference_panel(candidates)])
-    quality = table([list(map(visible, row)) for row in areas], area_head, numbers=True)
+    told = {place for place, row in enumerate(areas) if ("best-of", row[0]) in main}
+    quality = folded_table(area_head, escaped(areas), told, f"All {len(areas)} scores")
     parts = [
-        section("Choosing among candidates", [charts, table(cells, head, numbers=True)], _about(candidates)),
+        section("Choosing among candidates", [panels([best_of_k_card(candidates)]), *ways_table], _about(candidates)),
         _differences(candidates),
-        section("Telling right from wrong", [quality], AREAS),
+        section("Telling right from wrong", quality if areas else [], AREAS),
         _calibration_section(candidates),
     ]
     return "\n".join(filter(None, parts))
@@ -361,11 +355,12 @@ def _differences(candidates: Row) -> str:
         rows.append(cells)
     note = (
         f"Best by {candidates['compared']}, minus each other way on the same problems, in percentage points; bold "
-        "where "
-        "the 95 % interval excludes 0."
+        "where the 95 % interval excludes 0."
     )
-    listed = table(rows, ["minus", *(f"k = {k}" for k in ks)], numbers=True)
-    return section("Differences", [listed], note)
+    main = main_ways(candidates)
+    shown = {place for place, way in enumerate(gaps) if way in main}
+    listed = folded_table(["minus", *(f"k = {k}" for k in ks)], rows, shown, f"All {len(rows)} differences")
+    return section("Differences", [panels([difference_card(candidates)]), *listed], note)
 
 
 def _areas(candidates: Row) -> tuple[list[str], list[list[str]]]:
@@ -392,7 +387,7 @@ def _calibration_section(candidates: Row) -> str:
     head, rows = _calibration(candidates)
     if not rows:
         return ""
-    listed = table([list(map(visible, row)) for row in rows], head, numbers=True)
+    listed = table(escaped(rows), head, numbers=True)
     return section("Calibration", [listed, *_reliability(candidates)], CALIBRATION)
 
 
@@ -418,6 +413,5 @@ def _reliability(candidates: Row) -> list[str]:
 def _about(candidates: Row) -> str:
     return (
         f"{candidates['problems']} held-out problems with {candidates['fewest']} candidates each, of which k are "
-        "drawn; "
-        "per cent right, with 95 % intervals over problems."
+        "drawn; per cent right, with 95 % intervals over problems."
     )

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.errors import DataError
-from quietstar.reporting.charts import MINUS
+from quietstar.reporting.charts import MOST_LINES
+from quietstar.reporting.scales import MINUS
 from quietstar.runs.directory import RunDirectory, read_run
 from quietstar.runs.files import KEPT, STORE, SUMMARY
 
@@ -309,6 +310,31 @@ def ways(candidates: Row) -> dict[Way, dict[int, Row]]:
     order = {"best-of": 0, "maj": 1, "weighted-vote": 2}
     rest = sorted((way for way in found if way not in first), key=lambda way: order.get(way[0], 3))
     return {way: found[way] for way in first + rest if way in found}
+
+
+def main_ways(candidates: Row) -> list[Way]:
+    """The ways that a chart has room for, in the order of `ways`.
+
+    The bound that any right candidate sets (pass@k), the compared score, the majority vote, and one score of each other
+    model, which are called `model (score)`: the one that is computed as the compared score is, or else its first.
+
+    Args:
+        candidates: `CandidateTable.to_json()` with `compared`; without rows there is no way.
+    """
+    found = ways(candidates) if candidates.get("rows") else {}
+    compared = str(candidates.get("compared"))
+    scores = [str(score) for measure, score in found if measure == "best-of"]
+    of_model: dict[str, str] = {}
+    for score in sorted(scores, key=lambda score: (score != compared, _how(score) != _how(compared))):
+        of_model.setdefault(score.partition(" (")[0], score)
+    chosen: list[Way] = [PASS, ("best-of", compared), MAJORITY]
+    chosen += [("best-of", score) for score in scores if score in of_model.values() and score != compared]
+    kept = [way for way in chosen if way in found][:MOST_LINES]
+    return [way for way in found if way in kept]
+
+
+def _how(score: str) -> str:
+    return score.partition(" (")[2]
 
 
 def differences(candidates: Row) -> dict[Way, dict[int, Row]]:

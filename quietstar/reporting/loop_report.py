@@ -39,8 +39,21 @@ from quietstar.reporting.loop_files import (
     text_table,
     ways,
 )
-from quietstar.reporting.page import details, key_figures, page, panels, section, table, visible, warning_list
-from quietstar.reporting.train_report import configuration, duration, machines
+from quietstar.reporting.page import (
+    details,
+    escaped,
+    facts,
+    header,
+    page,
+    panels,
+    reading,
+    readings,
+    section,
+    table,
+    visible,
+    warning_list,
+)
+from quietstar.reporting.run_facts import configuration, duration, machines
 from quietstar.runs.files import REPORT, write_whole
 
 
@@ -63,8 +76,8 @@ def loop_report(run: LoopRun) -> str:
             _times(run.seconds()),
             configuration(run.files.config, usual),
             machines(run.files.environment),
-            "<footer>Written by quietstar from the files of the run; point at a chart for its numbers.</footer>",
         ],
+        "Written by quietstar from the files of the run; point at a chart for its numbers.",
     )
 
 
@@ -91,9 +104,7 @@ def _header(run: LoopRun) -> str:
         f"preset {config.get('preset')}" if config.get("preset") else "",
         str(model.get("path") or "") if isinstance(model, Mapping) else "",
     ]
-    lede = " · ".join(word for word in words if word)
-    figures = key_figures(_figures(run))
-    return f'<header><h1>{visible(run.files.name)}</h1><p class="lede">{visible(lede)}</p>{figures}</header>'
+    return header(run.files.name, words, _figures(run))
 
 
 def _figures(run: LoopRun) -> list[tuple[str, str, str]]:
@@ -165,21 +176,14 @@ def _groups(rows: Sequence[Row]) -> str:
 
 def _iterations(rows: Sequence[Row]) -> str:
     head, cells = iteration_table(rows)
-    return section(
-        "Iterations", [table([list(map(visible, row)) for row in cells], head, numbers=True)], explanation(head)
-    )
+    return section("Iterations", [table(escaped(cells), head, numbers=True)], explanation(head))
 
 
-def _readings(readings: Sequence[Reading]) -> str:
+def _readings(completions: Sequence[Reading]) -> str:
     by_kind: dict[str, list[Reading]] = {}
-    for one in readings:
+    for one in completions:
         by_kind.setdefault(one.kind, []).append(one)
-    parts = [
-        details(
-            f"{kind[0].upper()}{kind[1:]}", f'<div class="thoughts">\n{"".join(_card(one) for one in found)}\n</div>'
-        )
-        for kind, found in by_kind.items()
-    ]
+    parts = [details(f"{kind[0].upper()}{kind[1:]}", readings(map(_card, found))) for kind, found in by_kind.items()]
     return section(
         "Completions to read", parts, "Drawn at random from the training problems of the last iteration, prompt first."
     )
@@ -187,21 +191,18 @@ def _readings(readings: Sequence[Reading]) -> str:
 
 def _card(one: Reading) -> str:
     prompt = f'<span class="before"><bdi>{visible(one.prompt)}</bdi></span>' if one.prompt is not None else ""
-    facts = [
+    known = [
         f"answer <b>{visible(one.answer)}</b>" if one.answer is not None else "no answer found",
         f"{one.tokens:,} tokens" + (", cut off there" if one.truncated else ""),
         f"its check did not come to an end: {visible(one.failure)}" if one.failure else "",
     ]
-    return (
-        f'<article class="thought"><div class="kind">problem {visible(one.problem)}</div>'
-        f'<p class="text">{prompt}<bdi class="inner">{visible(one.text)}</bdi></p>'
-        f'<p class="facts">{" · ".join(filter(None, facts))}</p></article>'
-    )
+    text = f'{prompt}<bdi class="inner">{visible(one.text)}</bdi>'
+    return reading(f"problem {one.problem}", text, " · ".join(filter(None, known)))
 
 
 def _times(seconds: Mapping[str, float]) -> str:
-    rows = [[visible(name.replace("_", " ")), visible(duration(time))] for name, time in seconds.items()]
-    return section("Time", [details("Each kind of phase, over all iterations", table(rows, ("phase", "time")))])
+    times = facts((name.replace("_", " "), duration(time)) for name, time in seconds.items())
+    return section("Time", [details("Each kind of phase, over all iterations", times)])
 
 
 def print_table(summary: Mapping[str, Any]) -> None:

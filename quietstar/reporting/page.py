@@ -20,14 +20,16 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 _MARKED = ' class="marked"'
 
 
-def page(title: str, body: Iterable[str]) -> str:
+def page(title: str, body: Iterable[str], footer: str = "") -> str:
     """A whole document.
 
     Args:
-        title: Of the window.
+        title: Title of the window.
         body: HTML parts, empty ones left out.
+        footer: Sentences below everything.
     """
-    content = "\n".join(part for part in body if part)
+    below = f"<footer>{visible(footer)}</footer>" if footer else ""
+    content = "\n".join(part for part in (*body, below) if part)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -35,6 +37,18 @@ def page(title: str, body: Iterable[str]) -> str:
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{plain(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{content}\n</body>\n</html>\n"
     )
+
+
+def header(title: str, words: Iterable[str], figures: Iterable[tuple[str, str, str]] = ()) -> str:
+    """The top of a page.
+
+    Args:
+        title: Heading of the page.
+        words: Parts of the line below it, empty ones left out.
+        figures: Numbers that stand out: name, value and small print of each.
+    """
+    lede = " · ".join(word for word in words if word)
+    return f'<header><h1>{visible(title)}</h1><p class="lede">{visible(lede)}</p>{key_figures(figures)}</header>'
 
 
 def section(heading: str, body: Iterable[str], note: str = "") -> str:
@@ -61,13 +75,12 @@ def key_figures(figures: Iterable[tuple[str, str, str]]) -> str:
     return f'<dl class="figures">{items}</dl>' if items else ""
 
 
-def panel(title: str, note: str, html: str) -> str:
-    """A chart with its title and one sentence; nothing where there is no chart."""
+def panel(title: str, note: str, html: str, wide: bool = False) -> str:
+    """A chart with its title and one sentence, alone in its row if wide; nothing where there is no chart."""
     if not html:
         return ""
-    return (
-        f'<figure class="panel"><figcaption><h3>{visible(title)}</h3><p>{visible(note)}</p></figcaption>{html}</figure>'
-    )
+    caption = f"<figcaption><h3>{visible(title)}</h3><p>{visible(note)}</p></figcaption>"
+    return f'<figure class="{"wide panel" if wide else "panel"}">{caption}{html}</figure>'
 
 
 def panels(body: Iterable[str]) -> str:
@@ -98,6 +111,57 @@ def table(
     return f'<div class="{kind}"><table>{top}<tbody>{rows}</tbody></table></div>'
 
 
+def escaped(rows: Iterable[Iterable[str]]) -> list[list[str]]:
+    """Rows of text as the HTML cells of a table."""
+    return [list(map(visible, row)) for row in rows]
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> str:
+    """A table of names and their values."""
+    return table(escaped((name, str(value)) for name, value in pairs))
+
+
+def folded_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], shown: Container[int], summary: str, bold: Container[int] = ()
+) -> list[str]:
+    """The rows that matter most, and all of them folded away.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells of all rows, HTML.
+        shown: Indices of the rows that matter most.
+        summary: What all rows are.
+        bold: Indices of rows whose first cell stands out.
+    """
+    cells = [[f"<b>{row[0]}</b>" if place in bold else row[0], *row[1:]] for place, row in enumerate(rows)]
+    first = [row for place, row in enumerate(cells) if place in shown]
+    everything = table(cells, head, numbers=True)
+    return (
+        [everything] if len(first) == len(cells) else [table(first, head, numbers=True), details(summary, everything)]
+    )
+
+
+def reading(kind: str, text: str, facts: str, below: str = "") -> str:
+    """A card with a text to read.
+
+    Args:
+        kind: What it is.
+        text: HTML of the text.
+        facts: HTML of the line below it.
+        below: HTML below that.
+    """
+    return (
+        f'<article class="thought"><div class="kind">{visible(kind)}</div><p class="text">{text}</p>'
+        f'<p class="facts">{facts}</p>{below}</article>'
+    )
+
+
+def readings(cards: Iterable[str]) -> str:
+    """Cards side by side, as many as fit."""
+    content = "\n".join(cards)
+    return f'<div class="thoughts">\n{content}\n</div>' if content else ""
+
+
 def details(summary: str, html: str) -> str:
     """Something folded away."""
     return f"<details><summary>{visible(summary)}</summary>{html}</details>" if html else ""
@@ -109,15 +173,39 @@ def warning_list(warnings: Iterable[str]) -> str:
     return f'<ul class="warnings">{items}</ul>' if items else ""
 
 
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #fafaf8; --card: #ffffff; --line: #e3e3de; --grid: #ececea; --zero: #b9bbb8;
+LIGHT = """  --page: #fafaf8; --card: #ffffff; --line: #e3e3de; --grid: #ececea; --zero: #b9bbb8;
   --text: #1c1e21; --muted: #62676d; --tint: #e8f1f7; --tint-text: #0b4a73; --warn: #fdf1e3;
   --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #cc79a7; --c5: #e69f00; --c6: #56b4e9; --c7: #8b9096;
   --faint: 0.5;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;
-  --serif: Charter, "Bitstream Charter", "Sitka Text", Cambria, "Noto Serif", "Liberation Serif", serif;
+"""
+"""Colours and letters on a light ground."""
+
+CHART_STYLE = """
+.grid { stroke: var(--grid); fill: none; } .grid.zero { stroke: var(--zero); }
+.tick { fill: var(--muted); font: 11px var(--sans); font-variant-numeric: tabular-nums; }
+.end { text-anchor: end; } .middle { text-anchor: middle; }
+.line { fill: none; stroke-width: 1.9; stroke-linejoin: round; stroke-linecap: round; }
+.faint { stroke-width: 1.1; opacity: var(--faint); }
+.key .faint { stroke-width: 1.5; opacity: 0.7; } .dashed { stroke-dasharray: 5 3.5; stroke-linecap: butt; }
+.dots { stroke: var(--card); stroke-width: 0.7; } .seed { fill: none; stroke: var(--muted); stroke-width: 0.9; }
+.spread { stroke-width: 1.8; fill: none; } .band { stroke: none; opacity: 0.16; }
+.mark { stroke: var(--c7); stroke-width: 1; stroke-dasharray: 1.5 2.5; }
+.hover { fill: transparent; } .hover:hover { fill: var(--muted); fill-opacity: 0.13; } .bar:hover { opacity: 0.75; }
+.s1 { stroke: var(--c1); } .s2 { stroke: var(--c2); } .s3 { stroke: var(--c3); } .s4 { stroke: var(--c4); }
+.s5 { stroke: var(--c5); } .s6 { stroke: var(--c6); } .s7 { stroke: var(--c7); }
+.f1 { fill: var(--c1); } .f2 { fill: var(--c2); } .f3 { fill: var(--c3); } .f4 { fill: var(--c4); }
+.f5 { fill: var(--c5); } .f6 { fill: var(--c6); } .f7 { fill: var(--c7); }
+"""
+"""The look of what is inside a chart."""
+
+STYLE = (
+    """
+:root {
+  color-scheme: light dark;
+"""
+    + LIGHT
+    + """  --serif: Charter, "Bitstream Charter", "Sitka Text", Cambria, "Noto Serif", "Liberation Serif", serif;
   --mono: ui-monospace, "SF Mono", "Cascadia Mono", "DejaVu Sans Mono", "Liberation Mono", monospace;
 }
 @media (prefers-color-scheme: dark) {
@@ -153,25 +241,16 @@ h1, h2, h3, td, dd, p { overflow-wrap: anywhere; }
   padding: 0.85rem 0.95rem 0.6rem;
   display: flex; flex-direction: column; }
 .panel p { margin: 0.1rem 0 0; color: var(--muted); font-size: 0.8rem; line-height: 1.4; }
-.panel .chart { margin-top: auto; }
+.panel .chart { margin-top: auto; } .wide { grid-column: 1 / -1; overflow-x: auto; }
+.wide .chart { min-width: 56rem; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0.1rem 0.9rem; margin: 0.45rem 0 0.5rem;
   padding: 0; font-size: 0.78rem; color: var(--muted); }
 .legend li { display: flex; align-items: center; gap: 0.4rem; }
-.key { width: 22px; height: 8px; flex: none; }
+.key { width: 26px; height: 10px; flex: none; }
 .chart { display: block; width: 100%; height: auto; }
-.grid { stroke: var(--grid); fill: none; } .grid.zero { stroke: var(--zero); }
-.tick { fill: var(--muted); font: 11px var(--sans); font-variant-numeric: tabular-nums; }
-.end { text-anchor: end; } .middle { text-anchor: middle; }
-.line { fill: none; stroke-width: 1.9; stroke-linejoin: round; stroke-linecap: round; }
-.faint { stroke-width: 1.1; opacity: var(--faint); }
-.key .faint { stroke-width: 1.5; opacity: 0.7; } .dashed { stroke-dasharray: 5 3.5; stroke-linecap: butt; }
-.dots { fill: none; stroke-width: 4.6; stroke-linecap: round; }
-.band { stroke: none; opacity: 0.16; } .mark { stroke: var(--c7); stroke-width: 1; stroke-dasharray: 1.5 2.5; }
-.hover { fill: transparent; } .hover:hover { fill: var(--muted); fill-opacity: 0.13; } .bar:hover { opacity: 0.75; }
-.s1 { stroke: var(--c1); } .s2 { stroke: var(--c2); } .s3 { stroke: var(--c3); } .s4 { stroke: var(--c4); }
-.s5 { stroke: var(--c5); } .s6 { stroke: var(--c6); } .s7 { stroke: var(--c7); }
-.f1 { fill: var(--c1); } .f2 { fill: var(--c2); } .f3 { fill: var(--c3); } .f4 { fill: var(--c4); }
-.f5 { fill: var(--c5); } .f6 { fill: var(--c6); } .f7 { fill: var(--c7); }
+"""
+    + CHART_STYLE
+    + """
 .thoughts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 29rem), 1fr)); gap: 0.9rem;
   margin-top: 1rem; }
 .thought { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 0.85rem 1rem;
@@ -206,6 +285,7 @@ td:nth-child(2):not(:last-child) { min-width: 5.8rem; } td { font-family: var(--
 details { margin-top: 0.9rem; } summary { cursor: pointer; color: var(--muted); font-size: 0.88rem; }
 .marked { background: var(--warn); }
 .numbers td { white-space: nowrap; } .numbers td:first-child { white-space: normal; overflow-wrap: break-word; }
+.numbers td:first-child { min-width: 11rem; }
 .warnings { margin: 0.9rem 0 0; padding: 0.7rem 1rem 0.7rem 2.1rem; background: var(--warn);
   border: 1px solid var(--line); border-left: 3px solid var(--c2); border-radius: 8px; overflow-wrap: anywhere; }
 a { color: var(--c1); }
@@ -226,6 +306,7 @@ footer { margin-top: 3rem; padding-top: 0.9rem; border-top: 1px solid var(--line
   .grid-of-panels { grid-template-columns: 1fr 1fr; }
 }
 """
+)
 
 
 # Cc controls, Cf formats (bidi, zero width), Cs lone surrogates, Co and Cn without a meaning, Zl and Zp line breaks

@@ -1,7 +1,4 @@
-"""`report.html` of a training run: one file, made from the run directory alone, that opens from the disk.
-
-Sections of a page about how a run was set up: its options and its machines.
-"""
+"""`report.html` of a training run: one file, made from the run directory alone, that opens from the disk."""
 
 from __future__ import annotations
 
@@ -13,15 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.presets import PRESETS
+from quietstar.config.presets import TRAIN_PRESETS
 from quietstar.config.training import TrainConfig
-from quietstar.reporting.charts import DASH, number
 from quietstar.reporting.curves import Curves, lookahead_panels, optimisation_panels, prediction_panels, thought_panels
-from quietstar.reporting.page import details, key_figures, page, panels, section, table, visible
+from quietstar.reporting.page import details, header, page, panels, reading, readings, section, table, visible
+from quietstar.reporting.run_facts import configuration, duration, machines
+from quietstar.reporting.scales import DASH, number
 from quietstar.runs.directory import RunDirectory, read_run
 from quietstar.runs.files import REPORT, THOUGHTS, write_whole
 
-"""The page of `python -m quietstar.view`, where someone has made it."""
 ALWAYS = frozenset({"started", "finished"})
 QUIET_EVENTS = ALWAYS | {"resumed", "interrupted", "saved"}
 """What may happen to any run."""
@@ -60,7 +57,7 @@ def train_report(run: RunDirectory, thoughts: bool = False) -> str:
     notable = [event for event in run.events if event.get("event") not in QUIET_EVENTS]
     marks = [(float(event["step"]), f"step {event['step']}: {event.get('event')}") for event in notable]
     curves = Curves(run.lines, marks)
-    usual = asdict(TrainConfig()) | dict(PRESETS.get(str(run.config.get("preset")), {}))
+    usual = asdict(TrainConfig()) | dict(TRAIN_PRESETS.get(str(run.config.get("preset")), {}))
     return page(
         f"{run.name} · training report",
         [
@@ -79,9 +76,9 @@ def train_report(run: RunDirectory, thoughts: bool = False) -> str:
             section("Other measurements", [panels(curves.left_over())]),
             configuration(run.config, usual),
             machines(run.environment),
-            "<footer>Written by quietstar from the files of the run. Curves of held-out text are strong, those of "
-            "training faint; point at a chart for its numbers.</footer>",
         ],
+        "Written by quietstar from the files of the run. Curves of held-out text are strong, those of training faint; "
+        "point at a chart for its numbers.",
     )
 
 
@@ -96,10 +93,7 @@ def _header(run: RunDirectory) -> str:
         str(_group(config, "model").get("path") or ""),
         str(_group(config, "data").get("path") or _group(config, "data").get("source") or ""),
     ]
-    lede = " · ".join(word for word in words if word)
-    return (
-        f'<header><h1>{visible(run.name)}</h1><p class="lede">{visible(lede)}</p>{key_figures(_figures(run))}</header>'
-    )
+    return header(run.name, words, _figures(run))
 
 
 def _figures(run: RunDirectory) -> list[tuple[str, str, str]]:
@@ -169,14 +163,12 @@ def _samples(run: RunDirectory) -> str:
     shown += [("among the least rewarded", one) for one in by_reward[SHOWN_OF_A_KIND:][-SHOWN_OF_A_KIND:]]
     taken = {id(one) for _, one in shown}
     shown += [("at random", one) for one in [one for one in latest if id(one) not in taken][:SHOWN_OF_A_KIND]]
-    cards = "\n".join(
-        _card(kind, one, earlier.get((one.get("text"), one.get("position"))), first_step) for kind, one in shown
-    )
+    cards = [_card(kind, one, earlier.get((one.get("text"), one.get("position"))), first_step) for kind, one in shown]
     note = (
         f"Held-out text, a thought at step {number(step, 9)}, and in bold how the text goes on. The places were drawn "
         f"at random, {len(latest)} of them; the reward counts all lookahead tokens, the NLLs the next token alone."
     )
-    return section("Sampled thoughts", [f'<div class="thoughts">\n{cards}\n</div>' if cards else ""], note)
+    return section("Sampled thoughts", [readings(cards)], note)
 
 
 def _all_thoughts(run: RunDirectory, made: bool) -> str:
@@ -196,11 +188,8 @@ def _card(kind: str, sample: Sample, earlier: Sample | None, earlier_step: int) 
     compared = ""
     if earlier is not None:
         compared = f'<p class="earlier">At step {number(earlier_step, 9)}: {_thought(earlier)} {_facts(earlier)}</p>'
-    return (
-        f'<article class="thought"><div class="kind">{visible(kind)}</div>'
-        f'<p class="text"><span class="before">{before}</span>{_thought(sample)}<span class="after">{after}</span></p>'
-        f'<p class="facts">{_facts(sample)}</p>{compared}</article>'
-    )
+    text = f'<span class="before">{before}</span>{_thought(sample)}<span class="after">{after}</span>'
+    return reading(kind, text, _facts(sample), compared)
 
 
 def _thought(sample: Sample) -> str:
@@ -227,93 +216,3 @@ def _is_number(value: object) -> bool:
 
 def _number_of(value: Any) -> str:
     return number(float(value), 3) if _is_number(value) else DASH
-
-
-_NOTHING = object()
-
-
-def configuration(config: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
-    """The options of a run, those first that differ from what they usually are.
-
-    Args:
-        config: `config.yaml`, nested.
-        usual: The defaults, nested or with dotted keys, those of the run's preset included.
-    """
-    flat = flatten(config)
-    expected = flatten(usual) | {"preset": config.get("preset")}
-    changed = [key for key, value in flat.items() if expected.get(key, _NOTHING) != value]
-    rows = [[visible(key), shown(flat[key]), shown(expected[key]) if key in expected else ""] for key in changed]
-    everything = table([[visible(key), shown(value)] for key, value in flat.items()])
-    return section(
-        "Configuration",
-        [
-            table(rows, ("option", "here", "by default")),
-            details(f"All {len(flat)} options", everything),
-        ],
-        f"What differs from the defaults of preset {config.get('preset')}." if rows else "",
-    )
-
-
-def machines(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What a run ran on.
-
-    Args:
-        entries: `environment.json`, one for each start.
-    """
-    if not entries:
-        return ""
-    earlier = "".join(_machine(entry) for entry in reversed(entries[:-1]))
-    starts = "once" if len(entries) == 1 else f"{len(entries)} times; the last time is shown first"
-    return section(
-        "Environment",
-        [_machine(entries[-1]), details("Earlier starts", earlier)],
-        f"The run was started {starts}.",
-    )
-
-
-def _machine(entry: Mapping[str, Any]) -> str:
-    packages, git = entry.get("packages"), entry.get("git")
-    versions = (
-        ", ".join(f"{name} {version}" for name, version in packages.items()) if isinstance(packages, dict) else ""
-    )
-    state = "not a checkout"
-    if isinstance(git, dict):
-        state = f"{git.get('commit')}{', with changes that are not committed' if git.get('dirty') else ''}"
-    devices = entry.get("devices")
-    facts = {
-        "command": entry.get("command"),
-        "started": entry.get("started"),
-        "git": state,
-        "versions": ", ".join(filter(None, [f"python {entry.get('python', '')}", versions])),
-        "GPU": ", ".join(map(str, devices)) if devices else "none",
-        "CUDA": entry.get("cuda"),
-        "CPU": f"{entry.get('cpu')}, {entry.get('cores')} cores, {entry.get('memory_gib')} GiB",
-        "platform": entry.get("platform"),
-    }
-    return table([[visible(name), visible(str(fact))] for name, fact in facts.items() if fact])
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted key."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def shown(value: object) -> str:
-    """An option's value as HTML, as its file writes it."""
-    words = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    return visible(str(value)) if value != "" else "&ldquo;&rdquo;"
-
-
-def duration(seconds: float) -> str:
-    """Such as 1 h 20 min."""
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (whole, "s")]
-    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
-    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])

@@ -34,20 +34,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Annotated, Any
 
-from quietstar.config.values import parse_positions
+from quietstar.config.options import NOT_AN_OPTION, Count, Positions, Positive, at_least, check, within
 from quietstar.errors import ConfigError
 from quietstar.reporting.page import plain
 from quietstar.runs.files import write_whole
 
 VERSION = 1
-SMALLEST_TOKENS = 2
-MOST_TOP_K = 100
 
 
 @dataclass(frozen=True)
@@ -55,49 +53,42 @@ class ViewOptions:
     """What is shown.
 
     Args:
-        tokens: At most so many of the text, at least 2.
-        thoughts: Thoughts a position; by default those of the model's configuration, one for greedy thoughts and
-            pauses.
-        top_k: Most probable next tokens that are listed.
-        temperature: Of the thoughts; by default that of the model's configuration.
-        greedy: The most probable thought instead of sampled ones.
-        seed: Of the thoughts.
-        positions: `all`, `every:N`, or `entropy:K`, the K positions (or this share of them) at which the base is most
+        tokens: Tokens of the text at most.
+        thoughts: Thoughts at each position. Null: those of the model's training, or one for greedy thoughts and pauses.
+        top_k: Number of the most probable next tokens that are listed.
+        temperature: Sampling temperature of the thoughts. Null: that of the model's training.
+        greedy: Show the most probable thought instead of sampled ones.
+        seed: Seed of the thoughts.
+        positions: Where to think; with `entropy:K` at the K positions (or this share of them) at which the base is most
             uncertain.
-        window: Tokens that the model reads at once; by default `training_length`, or else what its context holds.
+        window: Tokens that the model reads at once, half of them overlapping. Null: the length of its training texts,
+            or what its context holds.
         training_length: Tokens of the model's training texts, where that is known.
-        model_name, text_name: For the page.
+        model_name: What the page calls the model.
+        text_name: What the page calls the text.
 
     Raises:
         ConfigError: A value is out of range.
     """
 
-    tokens: int = 2000
-    thoughts: int | None = None
-    top_k: int = 8
-    temperature: float | None = None
+    tokens: Annotated[int, at_least(2)] = 2000
+    thoughts: Count | None = None
+    top_k: Annotated[int, within(1, 100)] = 8
+    temperature: Positive | None = None
     greedy: bool = False
     seed: int = 0
-    positions: str = "all"
+    positions: Positions = "all"
     window: int | None = None
-    training_length: int | None = None
-    model_name: str = "model"
-    text_name: str = "text"
+    training_length: int | None = field(default=None, metadata=NOT_AN_OPTION)
+    model_name: str = field(default="model", metadata=NOT_AN_OPTION)
+    text_name: str = field(default="text", metadata=NOT_AN_OPTION)
 
     def __post_init__(self) -> None:
-        if self.tokens < SMALLEST_TOKENS:
-            raise ConfigError(f"tokens: got {self.tokens}, needs at least {SMALLEST_TOKENS}")
-        if self.thoughts is not None and self.thoughts < 1:
-            raise ConfigError(f"thoughts: got {self.thoughts}, needs at least 1")
+        check(self, cls=ViewOptions)
         if self.greedy and (self.thoughts or 1) > 1:
             raise ConfigError(f"thoughts: got {self.thoughts} with greedy, which gives the same one each time; needs 1")
         if self.greedy and self.temperature is not None:
             raise ConfigError(f"temperature: got {self.temperature} with greedy, which has none")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ConfigError(f"temperature: got {self.temperature}, needs a value above 0")
-        if not 1 <= self.top_k <= MOST_TOP_K:
-            raise ConfigError(f"top_k: got {self.top_k}, needs 1 to {MOST_TOP_K}")
-        parse_positions(self.positions)
 
 
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}

@@ -1,1 +1,1 @@
-"""What a run leaves in its directory, and the machine that it runs on; torch-free."""
+"""The files of a run's directory, its checkpoints, and the machine that it runs on; importing these needs no torch."""

@@ -1,4 +1,7 @@
-"""Which checkpoints of a run are whole. Their bytes are compared with their manifests; no tensor is made of them."""
+"""Finding and verifying the checkpoints of a run: bytes are compared with manifests, and no tensor is made of them.
+
+`latest_checkpoint` is read first; `quietstar.training.checkpoint` writes checkpoints and loads the tensors.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.values import check_model_path
+from quietstar.config.options import check_model_path
 from quietstar.errors import CheckpointError, ConfigError
 
 FORMAT = 2
@@ -24,7 +27,7 @@ _TEMPORARY_NAME = re.compile(r"step-\d{8,}\.(new|old)-\d+")
 
 
 def refuse_link(directory: Path) -> None:
-    """A run's checkpoints lie in the run's own directory: a link could make it read, and delete, anything.
+    """Checks that the `checkpoints` directory of a run is not a link, which could make the run read or delete anything.
 
     Raises:
         CheckpointError: `directory` is a link.
@@ -34,7 +37,7 @@ def refuse_link(directory: Path) -> None:
 
 
 def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
-    """(step, path) of everything named like a checkpoint, oldest first; nothing is read or verified. Links are not."""
+    """Lists (step, path) of everything named like a checkpoint, oldest first, without reading it. Links are skipped."""
     if not directory.is_dir():
         return []
     found = []
@@ -48,17 +51,17 @@ def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
 
 
 def latest_checkpoint(directory: Path | str, *, allow_partial: bool = False) -> Path | None:
-    """The newest checkpoint that is whole. A damaged newer one is named in a warning and passed over.
+    """Finds the newest checkpoint that is whole. A damaged newer one is named in a warning and skipped.
 
     Args:
-        directory: The `checkpoints` directory of a run.
-        allow_partial: Take one, too, that lacks everything but its weights; what it lacks is named in a warning.
+        directory: Directory `checkpoints` of a run.
+        allow_partial: Whether to accept a checkpoint with only the weights; what it lacks is named in a warning.
 
     Returns:
-        Its path, or None where no checkpoint was ever written.
+        Path of the checkpoint, or None where there is no checkpoint.
 
     Raises:
-        CheckpointError: There are checkpoints and all are damaged; starting over silently would hide that. Or
+        CheckpointError: There are checkpoints, and all are damaged: starting over silently would hide that. Or
             `directory` is a link.
     """
     directory = Path(directory)
@@ -87,14 +90,15 @@ def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
     """Reads every byte of a checkpoint and compares it with its manifest.
 
     Args:
-        path: The checkpoint.
-        allow_partial: `optimizer.safetensors` and `state.json` may be missing.
+        path: Directory of the checkpoint.
+        allow_partial: Whether `optimizer.safetensors` and `state.json` may be missing.
 
     Returns:
-        Which of these two are missing; empty without `allow_partial`.
+        The names of these two that are missing; empty without `allow_partial`.
 
     Raises:
-        CheckpointError: naming the first file that is missing, additional, or not as it was written.
+        CheckpointError: The checkpoint is damaged; the message names the first file that is missing, additional, or
+            not as it was written.
     """
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
@@ -123,11 +127,11 @@ def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
 
 
 def checkpoint_directory(path: str | os.PathLike[str]) -> str:
-    """Where the model of `path` lies: the newest whole checkpoint of a training run, else `path` itself.
+    """Returns the path of a model: the newest whole checkpoint where `path` is a training run, else `path` itself.
 
     Raises:
-        ConfigError: Neither a directory nor a hub name, or a directory that holds neither a model nor a run.
-        CheckpointError: A run without a checkpoint, or with damaged ones alone.
+        ConfigError: `path` is neither a directory nor a hub name, or a directory that holds neither a model nor a run.
+        CheckpointError: The run has no checkpoint, or only damaged ones.
     """
     check_model_path(path, "checkpoint")
     directory = Path(path)
@@ -142,10 +146,12 @@ def checkpoint_directory(path: str | os.PathLike[str]) -> str:
 
 
 def load_state(path: Path, *, allow_missing: bool = False) -> dict[str, Any]:
-    """The `state.json` of a verified checkpoint; only its step where it may be missing and is.
+    """Reads the `state.json` of a verified checkpoint.
+
+    With `allow_missing` a checkpoint without the file gives a state with nothing but the step.
 
     Raises:
-        CheckpointError: It is of another format.
+        CheckpointError: The file cannot be read, has another format, or is of another step than the directory's name.
     """
     if allow_missing and not (path / STATE).is_file():
         return {"step": int(path.name.removeprefix("step-"))}
@@ -158,10 +164,10 @@ def load_state(path: Path, *, allow_missing: bool = False) -> dict[str, Any]:
 
 
 def remove_old_checkpoints(directory: Path, *, keep: int, newest_step: int, best_step: int | None = None) -> None:
-    """Keeps the newest `keep` checkpoints up to `newest_step` and that of `best_step`; removes what crashed saves left.
+    """Removes all but the newest `keep` checkpoints up to `newest_step` and that of `best_step`, and what crashes left.
 
-    Checkpoints of later steps are not counted: they are damaged ones that were passed over, and counting them would
-    sooner or later remove the good one that training has just continued from. Nothing else is touched, and no link is
+    Checkpoints of later steps are not counted: they are damaged ones that were skipped, and counting them would sooner
+    or later remove the good one that training has just continued from. Nothing else is touched, and no link is
     followed.
     """
     if not directory.is_dir() or directory.is_symlink():
@@ -174,7 +180,10 @@ def remove_old_checkpoints(directory: Path, *, keep: int, newest_step: int, best
 
 
 def listing(path: Path) -> set[str]:
-    """Relative names of all files but the manifest. A link gets a name that no manifest has: it may lead anywhere."""
+    """Returns the relative names of all files but the manifest.
+
+    A link gets a name that no manifest has, because it may lead anywhere.
+    """
     names = set()
     for entry in path.rglob("*"):
         name = entry.relative_to(path).as_posix()
@@ -186,17 +195,17 @@ def listing(path: Path) -> set[str]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """`size` and `sha256` of a file, as a manifest has them."""
+    """Returns `size` and `sha256` of a file, as a manifest has them."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: The file cannot be read, or does not hold a JSON object.
     """
     try:
         value = json.loads(path.read_bytes())

@@ -1,6 +1,6 @@
-"""Reads what a run has written so far. The run may still be going, or may have died in the middle of a line.
+"""Reading what a run has written so far, and what the run of a checkpoint says about the checkpoint.
 
-What the training run that a checkpoint comes from says about it.
+The run may still be going, or may have died in the middle of a line.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class RunDirectory:
     """A run's files as plain values.
 
     Args:
-        name: Of the directory.
-        config: `config.yaml`, nested.
-        lines: `metrics.jsonl`: `step`, `split` and numbers, null as NaN.
-        events: `events.jsonl`: `step`, `event` and `message`.
-        samples: Step and samples of the first and the last file in `samples/`; one where there is only one.
-        environment: `environment.json`, one entry for each start of the run.
+        name: Name of the directory.
+        config: Options of the run, nested as in `config.yaml`; empty where it cannot be read.
+        lines: Lines of `metrics.jsonl`: `step`, `split` and numbers, null as NaN.
+        events: Lines of `events.jsonl`: `step`, `event` and `message`.
+        samples: Step and samples of the first and the last file in `samples/`; one entry where there is one file.
+        environment: Entries of `environment.json`, one for each start of the run.
     """
 
     name: str
@@ -45,7 +45,7 @@ def read_run(directory: Path) -> RunDirectory:
     """Reads a run directory; a file that is missing, and a line that is not whole, count as not written.
 
     Raises:
-        DataError: It is no run directory: neither `config.yaml` nor `metrics.jsonl` is there.
+        DataError: It is not a run directory: neither `config.yaml` nor `metrics.jsonl` is there.
     """
     if not any((directory / name).is_file() for name in (CONFIG, METRICS)):
         raise DataError(f"{directory}: has neither config.yaml nor metrics.jsonl; needs the output_dir of a run")
@@ -84,7 +84,7 @@ def _first_and_last_samples(directory: Path, last_step: int) -> list[tuple[int, 
     found = {}
     for path in directory.glob("step-*.json"):
         if (match := _SAMPLES_NAME.fullmatch(path.name)) and int(match[1]) <= last_step:
-            found[int(match[1])] = path  # later ones are of a part of the run that is being done again
+            found[int(match[1])] = path  # later ones belong to a part of the run that is being repeated
     steps = sorted(found)
     ends = steps[:1] + steps[-1:] if len(steps) > 1 else steps
     read = [(step, _json(found[step])) for step in ends]
@@ -119,14 +119,14 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The directory of the training run that a checkpoint lies in, or None."""
-    # unresolved where that is enough, so that the paths that are printed are the user's own
+    """Returns the directory of the training run that a checkpoint lies in, or None."""
+    # unresolved where possible, so that printed paths are as the user wrote them
     place = (checkpoint if checkpoint.parent.name == "checkpoints" else checkpoint.resolve()).parent
     return place.parent if place.name == "checkpoints" and (place.parent / CONFIG).is_file() else None
 
 
 def model_name(checkpoint: Path) -> str:
-    """What a page calls a model: no path of this machine, but a name on the hub whole."""
+    """Returns the name of a model for a report: not a path of this machine, but a hub name as it is."""
     run = run_of(checkpoint)
     if run is not None:
         return f"{run.resolve().name}, {checkpoint.resolve().name}"
@@ -134,7 +134,7 @@ def model_name(checkpoint: Path) -> str:
 
 
 def training_length(checkpoint: Path) -> int | None:
-    """Tokens of the texts that a checkpoint was trained on, where its run says so."""
+    """Returns the number of tokens in the texts that a checkpoint was trained on; None where no run says so."""
     run = run_of(checkpoint)
     if run is None:
         return None

@@ -1,10 +1,7 @@
-"""Writing files that another process may read at any moment, into directories that can be written to.
+"""The files that a run writes beside its checkpoints: their names, and how they are written.
 
-What a run writes beside its checkpoints, and whether what is there already comes from the same options.
-
-`events.jsonl`: what happened to a run, in the order in which it happened; lines are never taken back.
-
-One process per run directory.
+Other processes may read a file at any moment, so it is whole or as it was before (`write_whole`). `EventLog` appends
+what happens to a run to `events.jsonl`, and never removes a line. `RunLock` admits one process per run directory.
 """
 
 from __future__ import annotations
@@ -30,27 +27,29 @@ METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 ENVIRONMENT = "environment.json"
 SAMPLES = "samples"
-"""Directory of a training run's sampled thoughts."""
+"""Directory of the sampled thoughts of a training run."""
 REPORT = "report.html"
 THOUGHTS = "thoughts.html"
-"""The viewer's page."""
+"""Page of the viewer of thoughts."""
 STORE = "samples.jsonl"
 """Every completion that a run of STaR or V-STaR has sampled."""
 KEPT = "kept.jsonl"
-"""What an iteration trains on."""
+"""The completions that an iteration trains on."""
 SUMMARY = "summary.json"
 COMPARISON = "comparison.json"
+
+LOCK = ".lock"
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes UTF-8 text to a file that is whole, or as it was before, even if the process dies.
 
     Args:
-        path: In a directory that exists.
-        text: Without lone surrogates.
+        path: Path of the file, in a directory that exists.
+        text: Text to write, without lone surrogates.
 
     Raises:
-        OSError: It cannot be written; what was there stays, and nothing else is left behind.
+        OSError: The file cannot be written; its old content stays, and no other file is left.
     """
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
@@ -61,14 +60,14 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def make_output_dir(directory: Path, option: str = "output_dir") -> None:
-    """Makes a directory where there is none, and tries to write into it.
+    """Makes a directory where there is none, and checks that it can be written to.
 
     Args:
-        directory: To be written to.
-        option: That names it, for the message.
+        directory: Directory to write to.
+        option: Option that names the directory, for the error message.
 
     Raises:
-        ConfigError: It cannot be made or written to.
+        ConfigError: The directory cannot be made or written to.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -81,12 +80,12 @@ def make_output_dir(directory: Path, option: str = "output_dir") -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write plain values to a file that is whole or as before, even if the process dies."""
+    """Writes plain values to a JSON file that is whole or as before, even if the process dies."""
     write_whole(file, json.dumps(value, indent=1) + "\n")
 
 
 def append_json(file: Path, value: Any) -> None:
-    """Add one value to the list in a file, which is whole or as before; what is no list there is begun anew."""
+    """Appends a value to the list in a JSON file, which is whole or as before; without a list a new one begins."""
     try:
         before = json.loads(file.read_bytes())
     except (OSError, ValueError):
@@ -95,7 +94,7 @@ def append_json(file: Path, value: Any) -> None:
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A phrase with the old and the new value for each dotted key whose values differ; a missing one counts as None."""
+    """Returns a phrase with the old and the new value for each dotted key that differs; a missing value is None."""
     return [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -104,30 +103,32 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 
 class EventLog:
-    """Appends `{"time", "step", "event", "message"}`, times in seconds since 1970. A full disk loses a line, no more.
+    """Appends `{"time", "step", "event", "message"}` to `events.jsonl`; the time is in seconds since 1970.
+
+    A line that cannot be written, as on a full disk, is lost without an error.
 
     Args:
-        directory: The run directory.
+        directory: Directory of the run.
     """
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / EVENTS
 
     def write(self, step: int, event: str, message: str) -> None:
-        """Notes one event.
+        """Appends one event.
 
         Args:
-            step: Optimizer steps done, or the step that the event is about.
-            event: One word, such as `resumed` or `skipped`.
-            message: For people.
+            step: Number of optimizer steps done, or the step that the event is about.
+            event: Kind of the event in one word, such as `resumed` or `skipped`.
+            message: Description of the event for a reader.
         """
         line = json.dumps({"time": round(time.time(), 3), "step": step, "event": event, "message": message})
-        with suppress(OSError):  # an event that cannot be noted must not stop what it is about
+        with suppress(OSError):  # an event that cannot be written must not stop the run
             _append(self._path, line.encode() + b"\n")
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Adds a line, or nothing of it."""
+    """Appends a line as a whole or not at all."""
     with path.open("a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
@@ -140,18 +141,15 @@ def _append(path: Path, line: bytes) -> None:
             raise
 
 
-LOCK = ".lock"
-
-
 class RunLock:
-    """Held while a process writes to a run directory. The kernel releases it with the process, however that ends.
+    """A lock that a process holds while it writes to a run directory. The kernel releases it when the process ends.
 
     Args:
-        directory: The run directory, which exists.
+        directory: Directory of the run, which exists.
 
     Raises:
-        ConfigError: when entered, while another process holds it; the message names that process. Or its file is not
-            one that can be written.
+        ConfigError: On entering, another process holds the lock (the message names the process), or the lock file
+            cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -185,7 +183,7 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The file stays: removing it would let two later processes lock two files of one name.
+        # the file stays: after a removal two later processes could each lock a file of this name
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

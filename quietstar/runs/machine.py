@@ -1,4 +1,4 @@
-"""The machine that a run uses: its facts, the memory that is left, and the signals that tell it to stop or to save."""
+"""The machine that a run uses: a description of it, the signals to stop or save, and how much memory is left."""
 
 from __future__ import annotations
 
@@ -23,16 +23,21 @@ from quietstar.errors import Interrupted
 PACKAGES = ("quietstar", "torch", "transformers", "triton", "safetensors", "peft", "pyarrow", "numpy")
 GIT_SECONDS = 5.0
 
+STOP = (signal.SIGTERM, signal.SIGINT)
+SAVE = signal.SIGUSR1
+TEXTS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Parts of the messages of allocators that raise a plain RuntimeError: CPU, CUDA driver, Triton's launcher, cuBLAS."""
+
 
 def environment() -> dict[str, Any]:
-    """The machine, as plain JSON values.
+    """Describes the machine and this process, as plain JSON values.
 
     Returns:
-        `started` (UTC), `command`, `python`, `platform`, `packages` (those installed, by name), `cpu`, `cores`,
-        `memory_gib`, `devices` (names of the GPUs), `cuda` (or null), and `git` of the working directory: `commit` and
-        `dirty` (whether a tracked file differs from it), or null where that is no checkout.
+        `started` (UTC), `command`, `python`, `platform`, `packages` (versions of those installed, by name), `cpu`,
+        `cores`, `memory_gib`, `devices` (names of the GPUs), `cuda` (or null), and `git` of the working directory:
+        `commit` and `dirty` (whether a tracked file differs from it), or null where it is not a checkout.
     """
-    import torch  # not at the top: who only reads a report need not wait for it
+    import torch  # not at the top: reading a report need not wait for it
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {
@@ -51,7 +56,7 @@ def environment() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command line as it was typed, `python -m` included."""
+    """Returns the command line as it was typed, `python -m` included."""
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     if module is not None and module.name:
         name = module.name.removesuffix(".__main__")
@@ -93,19 +98,19 @@ def _run_git(*arguments: str) -> str | None:
     return found.stdout.strip()
 
 
-STOP = (signal.SIGTERM, signal.SIGINT)
-SAVE = signal.SIGUSR1
-
-
 class StopWaiting(BaseException):
     """A signal came in the middle of a wait."""
 
 
 class Signals:
-    """Notes signals while it is entered, for a loop that looks at it between its steps; afterwards all is as before.
+    """Context that notes signals, for a loop that looks at them between its steps; on exit the old handlers return.
 
-    SIGTERM or SIGINT set `stop`; a second one ends the process at once, as kill -9 would. SIGUSR1 sets `save`. Outside
+    SIGTERM and SIGINT set `stop`; a second one ends the process at once, as kill -9 would. SIGUSR1 sets `save`. Outside
     the main thread, where Python allows no handlers, nothing is noted.
+
+    Attributes:
+        stop: Signal that asked to stop; None where none did.
+        save: Whether a signal asked to save.
     """
 
     def __init__(self) -> None:
@@ -116,7 +121,7 @@ class Signals:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Within this context, a wait that may be long, the first SIGTERM or SIGINT raises `StopWaiting`, too."""
+        """Lets the first SIGTERM or SIGINT raise `StopWaiting` too, within this context, around a long wait."""
         self._interrupting = True
         try:
             yield
@@ -124,7 +129,7 @@ class Signals:
             self._interrupting = False
 
     def interruption(self, saved: bool) -> Interrupted:
-        """The exception that ends the process after `stop`, with the exit status that shells expect."""
+        """Returns the exception that ends the process after `stop`, with the exit status that shells expect."""
         assert self.stop is not None
         return Interrupted(self.stop, saved)
 
@@ -150,20 +155,19 @@ class Signals:
         if self.stop is not None:
             os._exit(128 + number)
         self.stop = received
-        with suppress(OSError):  # the other end of a pipe may have got the same signal, and be gone
-            # os.write and not print: a handler may run in the middle of another write to the same stream
+        with suppress(OSError):  # the reader of a pipe may have got the same signal, and have ended
+            # os.write, not print: a handler may run in the middle of another write to the same stream
             os.write(2, f"\n{received.name}: saving, then stopping; a second signal stops at once\n".encode())
         if self._interrupting:
             raise StopWaiting
 
 
-TEXTS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How allocators say it that raise a plain RuntimeError: that of the CPU, CUDA's driver, Triton's launcher, cuBLAS."""
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left. PyTorch's CPU allocator raises a plain RuntimeError."""
-    import torch  # as above
+    """Returns whether an error means that a device or the host has no memory left.
+
+    PyTorch's CPU allocator raises a plain RuntimeError, which is known by its message.
+    """
+    import torch  # not at the top, as in `environment`
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -171,7 +175,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def available_memory() -> int | None:
-    """Bytes of host memory that a process can still get, or None where the system does not say."""
+    """Returns the bytes of host memory that a process can still get, or None where the system does not say."""
     try:
         found = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
     except OSError:

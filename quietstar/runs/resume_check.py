@@ -9,8 +9,8 @@ from typing import Any
 from quietstar.config.training import TrainingOptions
 from quietstar.runs.files import changed_options
 
-# Changing any other option in the middle of a run would make it a run of neither the old nor the new options.
-# `steps` may change so that a run can be extended: the schedule then follows the new number from there on.
+# A change of any other option in the middle of a run would give a run of neither the old nor the new options.
+# `steps` may change, so that a run can be extended: the schedule then follows the new number.
 MAY_CHANGE = frozenset(
     {"steps", "micro_batch_size", "reuse_sampling_pass", "eval_every", "eval_batches", "save_every", "keep_checkpoints"}
     | {"keep_best", "on_save_failure", "on_non_finite", "max_non_finite", "on_out_of_memory", "log_every", "log_to"}
@@ -21,11 +21,11 @@ MAY_CHANGE = frozenset(
 def identity(
     options: TrainingOptions, run_options: Mapping[str, Any] | None, data: Mapping[str, Any], has_extra_state: bool
 ) -> dict[str, Any]:
-    """What a checkpoint keeps of the run that it belongs to, plain JSON values.
+    """Returns what identifies a run in its checkpoints, as plain JSON values.
 
     Args:
-        options: Of the training loop.
-        run_options: What else decides what is trained, by dotted key.
+        options: Options of the training loop.
+        run_options: Other options that decide what is trained, by dotted key; None where the run does not name them.
         data: Fingerprint of the training data.
         has_extra_state: Whether something besides the model learns.
     """
@@ -38,7 +38,7 @@ def identity(
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A phrase for each difference between two runs' `identity` that makes them different runs."""
+    """Returns a phrase for each difference between the `identity` of two runs that makes them different runs."""
     changed = changed_options(_fixed(before["options"]), _fixed(now["options"]))
     if (before["run_options"] is None) != (now["run_options"] is None):
         changed.append("one says what its model and objective are and the other does not")

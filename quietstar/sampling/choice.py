@@ -1,4 +1,4 @@
-"""A sampler for the model and the device that there are."""
+"""Chooses and loads the sampler that fits the options, the model and the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from quietstar.config.loops import SamplingOptions
-from quietstar.config.values import resolve_device
+from quietstar.config.options import resolve_device
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.model.loading import load_causal_lm
@@ -32,13 +32,13 @@ def make_sampler(
 
     Args:
         path: Directory or hub name of a causal language model and its tokenizer.
-        options: Of the sampling.
-        dtype: Of the weights, such as `bfloat16`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        options: Sampling options, such as the engine, the temperature and the batch size.
+        dtype: Dtype of the weights, such as `bfloat16`.
+        device: Name of the device: `auto`, `cpu`, `cuda` or `cuda:N`.
         stop: Strings that end a completion, besides the end-of-sequence token.
 
     Raises:
-        ConfigError: The model cannot be loaded, has no end-of-sequence token, or the engine or device is not there.
+        ConfigError: The model cannot be loaded or has no end-of-sequence token, or the engine or device is missing.
     """
     place = resolve_device(device)
     if options.engine == "vllm" or (options.engine == "auto" and place.type == "cuda" and has_vllm()):

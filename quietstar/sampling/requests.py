@@ -1,6 +1,7 @@
-"""What is asked of a sampler and what comes back, whichever engine does it.
+"""Requests and completions, which are the same for every engine, and what the samplers share.
 
-Completions as text: what a decoder makes of the sampled tokens behind their prompt, and where a text ends.
+The functions and `CompletionText` after `Sampler` are for implementing one: seeds, checks of lengths, batches, and the
+text of a completion up to its end.
 """
 
 from __future__ import annotations
@@ -16,15 +17,21 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.data.examples import end_of_sequence
 from quietstar.errors import DataError
 
+TOKENS_PER_CHARACTER = 4
+"""Largest number of tokens of a character: its bytes in UTF-8."""
+
+SLACK = 8
+"""Tokens decoded before those that can hold a stop string: special tokens and lost first spaces then do not matter."""
+
 
 @dataclass(frozen=True)
 class Request:
     """One completion of one prompt.
 
     Args:
-        prompt: What is continued. It is never cut.
-        seed: Of this completion's own random stream; see `sample_seed`.
-        name: For messages.
+        prompt: Text to continue; it is never cut.
+        seed: Seed of this completion's own random stream; see `sample_seed`.
+        name: Name of the request in error messages.
     """
 
     prompt: str
@@ -33,15 +40,16 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A completion.
+class Completion:
+    """A sampled continuation of a prompt.
 
     Args:
-        text: Without the end-of-sequence token, and without the stop string and what follows it.
-        logprob: Nats: the sum over the sampled tokens, the ending one included, under the model itself (temperature 1,
-            every token allowed).
-        tokens: How many were sampled, the ending one included.
-        finish_reason: `stop`: an end-of-sequence token or a stop string; `length`: neither within the tokens allowed.
+        text: Text of the completion, without the end-of-sequence token, and without the stop string and all after it.
+        logprob: Log-probability in nats: sum over the sampled tokens, the ending one included, under the model itself
+            (temperature 1, every token allowed).
+        tokens: Number of sampled tokens, the ending one included.
+        finish_reason: Reason of the end: `stop` for an end-of-sequence token or a stop string, `length` for neither
+            within the allowed number of tokens.
     """
 
     text: str
@@ -54,28 +62,29 @@ class Sampler(Protocol):
     """A model that completes prompts."""
 
     def batches(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Indices of requests that are sampled together: a pure function of the requests and the options.
+        """Returns the indices of requests that are sampled together: a pure function of the requests and the options.
 
         Raises:
             DataError: A prompt has no tokens, or is too long for the model's context.
         """
         ...
 
-    def sample(self, requests: Sequence[Request]) -> list[Generation]:
-        """Completions of one batch, in its order."""
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
+        """Samples completions of one batch, in its order."""
         ...
 
     def close(self) -> None:
-        """Frees the model; the sampler cannot be used any more."""
+        """Frees the model; the sampler cannot be used after that."""
         ...
 
 
 def sample_seed(seed: int, *parts: int | str | bool) -> int:
-    """A seed below 2^63 of a sample's own, from the run's seed and what tells the sample from all others.
+    """Returns a sample's own seed, below 2^63, from the run's seed and what distinguishes the sample from all others.
 
     Args:
-        seed: Of the run.
-        parts: Such as the iteration, the problem's id, the sample's index and whether the hint was shown.
+        seed: Seed of the run.
+        parts: Values that distinguish the sample, such as the iteration, the problem's id, the sample's index and
+            whether the hint was shown.
     """
     key = json.dumps([seed, *parts], separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
@@ -84,16 +93,16 @@ def sample_seed(seed: int, *parts: int | str | bool) -> int:
 def check_lengths(
     requests: Sequence[Request], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
 ) -> None:
-    """Makes sure that each prompt and its completion fit into the model's context.
+    """Checks that each prompt and its completion fit into the model's context.
 
     Args:
-        requests: For their names.
-        prompts: Their token ids.
-        max_new_tokens: Of a completion.
-        context: Tokens that the model can read; None: it has no limit.
+        requests: Requests of the prompts, whose names are used in error messages.
+        prompts: Token ids of the prompt of each request.
+        max_new_tokens: Largest number of tokens in a completion.
+        context: Number of tokens that the model can read; None: it has no limit.
 
     Raises:
-        DataError: One does not fit, or has no tokens.
+        DataError: A prompt has no tokens, or does not fit with its completion.
     """
     for request, prompt in zip(requests, prompts, strict=True):
         if not prompt:
@@ -107,22 +116,16 @@ def check_lengths(
 
 
 def batches_by_length(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Batches of prompts of similar length, so that there is little padding; equal prompts stand together."""
+    """Makes batches of prompts of similar length, so that there is little padding; equal prompts are neighbours."""
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), prompts[index], index))
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-TOKENS_PER_CHARACTER = 4
-"""At most: the bytes of a character in UTF-8."""
-SLACK = 8
-"""Tokens in front of those that can hold a stop string, so that special tokens and lost first spaces do not matter."""
 
 
 class CompletionText:
     """Decodes completions, without special tokens.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: Tokenizer of the model that samples.
         stop: Strings that end a completion.
     """
 
@@ -133,9 +136,10 @@ class CompletionText:
         self._window = TOKENS_PER_CHARACTER * longest + SLACK
 
     def decode(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[str, bool]:
-        """The text of a completion up to its first stop string, and whether it has one.
+        """Returns the text of a completion up to its first stop string, and whether it has one.
 
-        A text is what the completion adds to the prompt's: alone, many decoders would drop its first space.
+        The text is what the completion adds to that of the prompt: many decoders drop the first space of a completion
+        that is decoded alone.
         """
         before, both = self._decode(prompt), self._decode([*prompt, *completion])
         text = both[len(before) :] if both.startswith(before) else self._decode(completion)
@@ -143,7 +147,7 @@ class CompletionText:
         return (text[: min(ends)], True) if ends else (text, False)
 
     def has_stop(self, completion: Sequence[int]) -> bool:
-        """Whether a completion, up to its newest token, has come to a stop string."""
+        """Returns whether the last tokens of a completion so far contain a stop string."""
         if not self.stop:
             return False
         text = self._decode(completion[-self._window :])
@@ -156,10 +160,10 @@ class CompletionText:
 
 
 def ending_tokens(tokenizer: PreTrainedTokenizerBase, generation_config: object) -> frozenset[int]:
-    """Tokens that end a completion: end-of-sequence, and those of the model's generation config that are special.
+    """Returns the tokens that end a completion: end-of-sequence, and special ones that the generation config names.
 
-    Many chat models end a turn with a token of their own. A generation config alone is not to be trusted: where the
-    model's configuration names no such token it may hold a default that is an ordinary token of this tokenizer.
+    Many chat models end a turn with another token. The generation config alone cannot be trusted: where the model's
+    configuration names no ending token, it may hold a default that is an ordinary token of this tokenizer.
 
     Raises:
         ConfigError: The tokenizer has no end-of-sequence token.

@@ -1,6 +1,7 @@
-"""Sampling through transformers: one decoding loop for all kinds of prompts, with a random stream for each sample.
+"""Sampling through transformers, with a random stream for each sample.
 
-Rows of text that a causal language model continues token by token, on a KV cache that holds them all.
+`TransformersSampler` is read first: one decoding loop for all kinds of prompts. `Decoding` is its state: the rows that
+the model continues token by token, in one KV cache.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quietstar.config.loops import SamplingOptions
 from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, NonFiniteError, OutOfMemoryError
+from quietstar.model.cache import keeps_keys, preallocated_cache, sees_all
 from quietstar.model.draw import draw, uniforms
-from quietstar.model.preallocated_cache import keeps_keys, roomy_cache, sees_all
 from quietstar.model.upstream import cache_argument
 from quietstar.runs.machine import is_out_of_memory
 from quietstar.sampling.requests import (
+    Completion,
     CompletionText,
-    Generation,
     Request,
     batches_by_length,
     check_lengths,
@@ -33,20 +34,23 @@ from quietstar.sampling.requests import (
 )
 
 LEAST_DROPPED = 1 / 8
-"""Share of the rows that must have ended before they are dropped, since dropping copies the cache."""
+"""Smallest share of ended rows at which they are dropped, because dropping copies the cache."""
+
+LEAST_PREFIX = 16
+"""Fewest tokens that all prompts must begin with for these tokens to get a separate pass."""
 
 
 class TransformersSampler:
-    """Samples from a causal language model of transformers, unmodified.
+    """Samples from an unmodified causal language model of transformers.
 
-    What a request gives depends on its prompt, its seed and the model alone, up to the rounding of numbers, which the
-    other rows of a batch may change. The same batch therefore gives the same completions on the same machine.
+    The completion of a request depends only on the prompt, the seed and the model, except for rounding, which the other
+    rows of a batch may change. So the same batch gives the same completions on the same machine.
 
     Args:
-        model: On its device, in evaluation mode.
-        tokenizer: The model's.
-        options: Of the sampling.
-        stop: Strings that end a completion.
+        model: Causal language model on its device, in evaluation mode.
+        tokenizer: Tokenizer of the model.
+        options: Sampling options, such as the temperature and the batch size.
+        stop: Strings that end a completion, besides the end-of-sequence token.
 
     Raises:
         ConfigError: The tokenizer has no end-of-sequence token.
@@ -66,24 +70,24 @@ class TransformersSampler:
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def batches(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Indices of requests that are sampled together, shortest prompts first.
+        """Returns the indices of requests that are sampled together, shortest prompts first.
 
         Raises:
             DataError: A prompt has no tokens, or is too long for the model's context.
         """
         return batches_by_length(self._encode(requests), self.options.batch_size)
 
-    def sample(self, requests: Sequence[Request]) -> list[Generation]:
-        """Completions of one batch, in its order. Where memory runs out, half as many are sampled at a time.
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
+        """Samples completions of one batch, in its order. Where memory runs out, half as many are sampled at a time.
 
         Raises:
             DataError: A prompt has no tokens, or is too long for the model's context.
-            NonFiniteError: The model's predictions are not numbers.
-            OutOfMemoryError: Not even one completion at a time fits.
+            NonFiniteError: The model's predictions are NaN or infinite.
+            OutOfMemoryError: The memory is not enough for one completion at a time.
         """
         prompts = self._encode(requests)
-        found: list[Generation] = []
-        size = len(requests)  # tried anew for each batch, so that what a batch gives depends on no other
+        found: list[Completion] = []
+        size = len(requests)  # tried again for each batch, so that a batch's completions do not depend on other batches
         while len(found) < len(requests):
             size = min(size, len(requests) - len(found))
             part = slice(len(found), len(found) + size)
@@ -95,7 +99,7 @@ class TransformersSampler:
                 if not is_out_of_memory(error):
                     raise
                 problem = str(error).split("\n")[0][:300]
-            # outside the handler, whose traceback keeps the tensors that have to go
+            # outside the handler, because the traceback keeps the tensors that have to be freed
             _free_cached_memory()
             if size == 1:
                 raise OutOfMemoryError(
@@ -126,7 +130,7 @@ class TransformersSampler:
         check_lengths(requests, prompts, self.options.max_new_tokens, self._context)
         return prompts
 
-    def _sample(self, requests: Sequence[Request], prompts: Sequence[tuple[int, ...]]) -> list[Generation]:
+    def _sample(self, requests: Sequence[Request], prompts: Sequence[tuple[int, ...]]) -> list[Completion]:
         assert self._model is not None, "the sampler has been closed"
         options, limit = self.options, self.options.max_new_tokens
         unlike = list(dict.fromkeys(prompts))
@@ -169,10 +173,10 @@ class TransformersSampler:
             for prompt, completion, total in zip(prompts, completions, logprobs, strict=True)
         ]
 
-    def _generation(self, prompt: Sequence[int], completion: Sequence[int], logprob: float) -> Generation:
+    def _generation(self, prompt: Sequence[int], completion: Sequence[int], logprob: float) -> Completion:
         ended = completion[-1] in self._ending
         text, stopped = self._text.decode(prompt, completion[:-1] if ended else completion)
-        return Generation(text, logprob, len(completion), "stop" if ended or stopped else "length")
+        return Completion(text, logprob, len(completion), "stop" if ended or stopped else "length")
 
 
 def _free_cached_memory() -> None:
@@ -180,24 +184,20 @@ def _free_cached_memory() -> None:
         torch.cuda.empty_cache()
 
 
-LEAST_PREFIX = 16
-"""Tokens that all prompts must begin with before they get a pass of their own."""
-
-
 class Decoding:
-    """The state of a batch: `logits` for the next token of each row, which `advance` and `keep` move on.
+    """The state of a batch: `logits` for the next token of each row, which `advance` and `keep` update.
 
-    Prompts are padded on the left. What they all begin with, such as solved examples, goes through the model once, and
-    so does each prompt that several rows share.
+    Prompts are padded on the left. The beginning that all prompts share, such as solved examples, goes through the
+    model once, and so does each prompt that several rows share.
 
     Args:
-        model: Any causal language model with a cache of transformers' own, on its device, in evaluation mode.
-        prompts: Token ids, each different from the others and not empty.
-        rows: For each row of the batch, which prompt it continues.
-        room: Most tokens that a row is continued by.
+        model: Causal language model with a cache of transformers, on its device, in evaluation mode.
+        prompts: Token ids of the prompts, all different and none empty.
+        rows: Index of the prompt that each row of the batch continues.
+        room: Largest number of tokens that a row is continued by.
 
     Attributes:
-        logits: [B, V] of the model's dtype.
+        logits: Logits of the next token of each row, [B, V] in the model's dtype.
 
     Raises:
         ConfigError: The model does not take a cache.
@@ -210,7 +210,7 @@ class Decoding:
         accepted = inspect.signature(model.forward).parameters
         name = cache_argument(model.forward)
         longest = max(map(len, prompts))
-        self.cache = roomy_cache(model.config, longest + room)
+        self.cache = preallocated_cache(model.config, longest + room)
         if name is None or not keeps_keys(self.cache):
             kind = model.config.model_type
             raise ConfigError(f"model.path: {kind} has no KV cache of the usual kind; set sampling.engine to vllm")
@@ -230,20 +230,20 @@ class Decoding:
         mask = self._tensor(real)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         self._length = longest
-        self._mask = mask if any(padding) else None  # without padding attention may take a faster way
+        self._mask = mask if any(padding) else None  # without a mask attention may be faster
         logits = self._forward(self._tensor(tokens), self._visible(), positions[:, shared:longest])
         index = self._select(rows)
         self.logits = logits[index]
         self._position = positions[index, longest]
 
     def advance(self, tokens: Tensor) -> None:
-        """Puts a token, int64 [B], behind each row."""
+        """Appends a token to each row, int64 [B]."""
         self._length += 1
         self.logits = self._forward(tokens[:, None], self._visible(), self._position[:, None])
         self._position = self._position + 1
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops all rows but these."""
+        """Drops all rows except those with these indices."""
         index = self._select(rows)
         self.logits, self._position = self.logits[index], self._position[index]
 
@@ -256,7 +256,7 @@ class Decoding:
         return logits
 
     def _select(self, rows: Sequence[int]) -> Tensor:
-        """Makes these rows of the cache its rows; one may come several times."""
+        """Replaces the rows of the cache by those with these indices; an index may occur several times."""
         index: torch.LongTensor = self._tensor(rows)
         self.cache.reorder_cache(index)
         if self._mask is not None:
@@ -271,10 +271,10 @@ class Decoding:
 
 
 def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all prompts begin with, at least one token of each left over; 0 where it is not worth a pass."""
+    """Returns the number of tokens that all prompts begin with, at most all but one; 0 where it is not worth a pass."""
     if len(prompts) == 1:
         return 0
-    least, most = min(prompts), max(prompts)  # between these two in order, so all others begin as they do
+    least, most = min(prompts), max(prompts)  # all others lie between these in order, so they share their beginning
     end = min(map(len, prompts)) - 1
     count = next((index for index in range(end) if least[index] != most[index]), end)
     return count if count >= LEAST_PREFIX else 0

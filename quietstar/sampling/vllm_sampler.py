@@ -16,33 +16,33 @@ from quietstar.config.loops import SamplingOptions
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.model.loading import LOADING_ERRORS, load_configuration
-from quietstar.sampling.requests import Generation, Request, batches_by_length, check_lengths, ending_tokens
+from quietstar.sampling.requests import Completion, Request, batches_by_length, check_lengths, ending_tokens
 
 ROUNDS = 64
-"""Times `batch_size` requests that the engine gets at once: it starts one where another has ended, and only at the end
-of them all do rows wait for the longest. What a killed run has not got back of them is lost."""
+"""Batches of `batch_size` requests that the engine gets at once. It starts a request where another has ended, so rows
+wait for the longest only at the end of them all. A killed run loses the requests that were not finished."""
 
 
 def has_vllm() -> bool:
-    """Whether vLLM is installed."""
+    """Returns whether vLLM is installed."""
     return importlib.util.find_spec("vllm") is not None
 
 
 class VllmSampler:
-    """Samples from a model directory with vLLM's engine, which frees its memory when it is closed.
+    """Samples from a model with vLLM's engine, which frees its memory when the sampler is closed.
 
     Log-probabilities are the raw ones (`logprobs_mode`): of the model itself, before temperature, top-k and top-p. Each
-    request has its own seed. vLLM schedules the rows itself, so that a repeated run may round otherwise and differ;
-    its environment variable VLLM_BATCH_INVARIANT=1 prevents that on GPUs that can.
+    request has its own seed. vLLM schedules the rows itself, so a repeated run may round differently; the environment
+    variable VLLM_BATCH_INVARIANT=1 of vLLM prevents that on GPUs that support it.
 
     Args:
-        path: Directory or hub name.
-        options: Of the sampling.
-        dtype: Of the weights.
-        stop: Strings that end a completion.
+        path: Directory or hub name of the model and its tokenizer.
+        options: Sampling options, such as the temperature and the batch size.
+        dtype: Dtype of the weights, such as `bfloat16`.
+        stop: Strings that end a completion, besides the end-of-sequence token.
 
     Raises:
-        ConfigError: vLLM is not installed or does not take the model.
+        ConfigError: vLLM is not installed or cannot load the model.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class VllmSampler:
                 seed=0,
                 max_num_seqs=options.batch_size,
                 enable_prefix_caching=True,
-                generation_config="vllm",  # no defaults of the model's own: the options alone say how to sample
+                generation_config="vllm",  # no defaults of the model: only the options say how to sample
                 logprobs_mode="raw_logprobs",
                 trust_remote_code=False,
             )
@@ -71,15 +71,15 @@ class VllmSampler:
             raise ConfigError(f"{os.fspath(path)}: vllm can't load it: {' '.join(str(error).split())}") from error
 
     def batches(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Indices of requests that are handed over together, shortest prompts first.
+        """Returns the indices of requests that the engine gets together, shortest prompts first.
 
         Raises:
             DataError: A prompt has no tokens, or is too long for the model's context.
         """
         return batches_by_length(self._encode(requests), ROUNDS * self.options.batch_size)
 
-    def sample(self, requests: Sequence[Request]) -> list[Generation]:
-        """Completions of one batch, in its order.
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
+        """Samples completions of one batch, in its order.
 
         Raises:
             DataError: A prompt has no tokens, or is too long for the model's context.
@@ -94,7 +94,7 @@ class VllmSampler:
                 max_tokens=self.options.max_new_tokens,
                 stop=self._stop,
                 stop_token_ids=self._ending,
-                logprobs=1,  # the sampled token's comes along with the likeliest one's
+                logprobs=1,  # those of the sampled token and of the most probable one
                 skip_special_tokens=True,
             )
             for request in requests
@@ -123,11 +123,11 @@ class VllmSampler:
         return prompts
 
 
-def generation(output: Any) -> Generation:
-    """What vLLM's `CompletionOutput` says in our terms."""
+def generation(output: Any) -> Completion:
+    """Converts a `CompletionOutput` of vLLM."""
     tokens = list(output.token_ids)
     logprob = sum(entry[token].logprob for token, entry in zip(tokens, output.logprobs, strict=True))
-    return Generation(output.text, logprob, len(tokens), "length" if output.finish_reason == "length" else "stop")
+    return Completion(output.text, logprob, len(tokens), "length" if output.finish_reason == "length" else "stop")
 
 
 def _generation_config(path: str | os.PathLike[str]) -> GenerationConfig | None:

@@ -1,4 +1,4 @@
-"""Everything that is measured on several candidates per problem, in one table."""
+"""The table of all measures that are made of several candidates per problem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 
 from quietstar.errors import ConfigError
-from quietstar.statistics.bootstrap import RESAMPLES, Array, Interval, bootstrap_intervals
 from quietstar.statistics.candidates import (
     SUBSETS,
     Candidates,
@@ -19,6 +18,7 @@ from quietstar.statistics.candidates import (
     pass_at_k,
     weighted_vote_at_k,
 )
+from quietstar.statistics.intervals import RESAMPLES, Array, Interval, bootstrap_intervals
 from quietstar.statistics.ranking import Discrimination, discrimination, rank_weights, ranked_correctness
 
 Measure = Literal["pass", "maj", "best-of", "weighted-vote"]
@@ -30,9 +30,9 @@ class Row:
 
     Args:
         measure: `pass`, `maj`, `best-of` or `weighted-vote`.
-        k: Candidates drawn.
-        score: What ranks or weighs them, for the last two.
-        value: Mean over problems.
+        k: Number of candidates drawn.
+        score: Name of the score that ranks or weights the candidates; None for `pass` and `maj`.
+        value: Mean of the measure over problems.
     """
 
     measure: Measure
@@ -43,14 +43,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Best-of-k of one score minus another way to choose, on the same problems.
+    """Best-of-k with one score minus another way to choose, on the same problems.
 
     Args:
-        k: Candidates drawn.
-        score: What ranks them.
-        measure: The other way: `maj`, or `best-of` or `weighted-vote` of `other`.
-        other: The other score; None for `maj`.
-        value: Mean over problems of the difference.
+        k: Number of candidates drawn.
+        score: Name of the score that ranks the candidates.
+        measure: The other way to choose: `maj`, or `best-of` or `weighted-vote` with the score `other`.
+        other: Name of the other score; None for `maj`.
+        value: Mean of the difference over problems.
     """
 
     k: int
@@ -62,14 +62,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class CandidateTable:
-    """What `measure_candidates` found.
+    """The result of `measure_candidates`.
 
     Args:
-        problems: How many.
-        fewest: Candidates of the problem with the fewest.
-        rows: By measure, score and k.
-        differences: Of the compared score; empty without one.
-        discrimination: AUROC of each score.
+        problems: Number of problems measured.
+        fewest: Number of candidates of the problem with the fewest.
+        rows: Measures in the order of measure, score and k.
+        differences: Differences between the compared score and all other ways to choose; empty without one.
+        discrimination: AUROC by the name of the score.
     """
 
     problems: int
@@ -79,7 +79,7 @@ class CandidateTable:
     discrimination: dict[str, Discrimination]
 
     def value(self, measure: Measure, k: int, score: str | None = None) -> Interval:
-        """One row's value.
+        """Returns the value of one row.
 
         Raises:
             KeyError: There is no such row.
@@ -90,7 +90,7 @@ class CandidateTable:
         raise KeyError((measure, k, score))
 
     def to_json(self) -> dict[str, Any]:
-        """Dicts, lists, strings, numbers and None."""
+        """Returns the table as dicts, lists, strings, numbers and None."""
         return asdict(self)
 
 
@@ -104,22 +104,23 @@ def measure_candidates(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> CandidateTable:
-    """pass@k, maj@k, and Best-of-k and weighted votes of every score, with bootstrap intervals over problems.
+    """Measures pass@k, maj@k, and Best-of-k and weighted votes with every score, with bootstrap intervals over
+    problems.
 
     All measures see the same draws of problems, and all weighted votes of a problem the same subsets.
 
     Args:
-        problems: With the same names of scores.
-        ks: Values of k; those above the fewest candidates of a problem are left out.
-        compare: The score whose Best-of-k is compared with all other ways to choose.
-        logarithmic: Scores that are logarithms, such as log-likelihoods: their exponentials are the weights of votes.
-            Other scores get a weighted vote where none is negative or infinite.
-        subsets: See `weighted_vote_at_k`.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap and the subsets.
+        problems: Candidates of each problem; all have the same names of scores.
+        ks: Values of k; those above the number of candidates of any problem are left out.
+        compare: Name of the score whose Best-of-k is compared with all other ways to choose; None for no comparison.
+        logarithmic: Names of the scores that are logarithms, such as log-likelihoods; votes are weighted by their
+            exponentials. Another score gets a weighted vote where none of its values is negative or infinite.
+        subsets: Largest number of subsets that a weighted vote looks at; see `weighted_vote_at_k`.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap draws and of the subsets.
 
     Raises:
-        DataError: As for `check_candidates`.
+        DataError: `check_candidates` refuses the problems.
         ConfigError: No k is left, or `compare` or `logarithmic` is not the name of a score.
     """
     names = check_candidates(problems)
@@ -150,7 +151,7 @@ def measure_candidates(
 def _differences(
     values: Array, keys: Sequence[tuple[Measure, str | None, int]], compare: str, resamples: int, seed: int
 ) -> tuple[Difference, ...]:
-    """Best-of-k of `compare` minus each other column, float64 [problems, columns], at the same k."""
+    """Returns Best-of-k of `compare` minus each other column at the same k; `values` is float64 [problems, columns]."""
     ours = {key[2]: values[:, place] for place, key in enumerate(keys) if key[:2] == ("best-of", compare)}
     others = [place for place, key in enumerate(keys) if key[0] != "pass" and key[:2] != ("best-of", compare)]
     gaps = np.stack([ours[keys[place][2]] - values[:, place] for place in others], axis=1)
@@ -170,7 +171,7 @@ def _problem_values(
     subsets: int,
     seed: tuple[int, int],
 ) -> list[list[float]]:
-    """The table's columns for one problem, each at every k."""
+    """Returns the columns of the table for one problem, each at every k."""
     right = problem.correct
     total, solved = len(right), int(sum(right))
     found = [[pass_at_k(total, solved, k) for k in ks], majority_votes(problem.answers, right, ks).tolist()]

@@ -1,10 +1,9 @@
-"""Several candidates for each of several problems: what a table of measures is made from.
+"""Several candidates for each of several problems, and the measures that need no ranking.
 
-pass@k: how often at least one of k candidates is right.
+`pass_at_k`: how often at least one of k candidates is right. `majority_votes` and `weighted_vote_at_k`: how often the
+answer with the most votes, or with the largest sum of a verifier's weights, among k candidates is right.
 
-maj@k and votes weighted by a verifier: how often the answer with the most votes among k candidates is right.
-
-The rules of both:
+The rules of both votes:
 
 - The k candidates are drawn without replacement from the problem's N.
 - Answers are equal where their texts are; a candidate without an answer (None) has no vote, and a subset without any
@@ -27,18 +26,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quietstar.errors import ConfigError, DataError
-from quietstar.statistics.bootstrap import Array, check_k, numbers, same_length, truths
+from quietstar.statistics.intervals import Array, check_k, numbers, same_length, truths
+
+Places = NDArray[np.int64]
+Seed = int | tuple[int, ...]
+
+SUBSETS = 1000
+"""Subsets of k candidates that a weighted vote looks at; where there are no more than these, it is exact."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """One problem's candidates.
+    """The candidates of one problem.
 
     Args:
-        problem: Its id.
-        answers: [N], None where a candidate has none.
-        correct: [N], truth values.
-        scores: By the scorer's name [N], higher is better.
+        problem: Id of the problem.
+        answers: [N], final answer of each candidate; None where it has none.
+        correct: [N], truth values: whether each candidate is right.
+        scores: [N] scores of the candidates by the name of the scorer; higher is better.
     """
 
     problem: str
@@ -50,7 +55,7 @@ class Candidates:
         """Refuses candidates that cannot be measured.
 
         Raises:
-            DataError: There are none, the lengths differ, or a score is NaN; the message names the problem.
+            DataError: There are no candidates, the lengths differ, or a score is NaN; the message names the problem.
         """
         try:
             truths("correct", self.correct)
@@ -63,13 +68,14 @@ class Candidates:
 
 
 def check_candidates(problems: Sequence[Candidates]) -> list[str]:
-    """Checks every problem's candidates, and that they go together.
+    """Checks the candidates of every problem, and that all problems have the same scores.
 
     Returns:
         The names of the scores.
 
     Raises:
-        DataError: There is no problem, one has two entries, other scores than the first, or is refused by itself.
+        DataError: There is no problem, one has several entries, one has other scores than the first, or
+            `Candidates.check` refuses one.
     """
     if not problems:
         raise DataError("problems: is empty; needs at least one")
@@ -90,21 +96,22 @@ def pass_at_k(n: int, c: int, k: int) -> float: ...
 @overload
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> float | Array: ...
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> float | Array:
-    """Probability that k of n candidates, drawn without replacement, contain one of the c right ones.
+    """Returns the probability that k of n candidates, drawn without replacement, contain one of the c right ones.
 
     1 - C(n - c, k) / C(n, k) (Chen et al., 2107.03374, Eq. 1), as a product of k factors that cannot overflow.
 
     Args:
-        n: Candidates, at least 1; whole numbers of any shapes that broadcast against each other, as `c` and `k`.
-        c: Right ones among them.
-        k: Candidates drawn, 1 to n.
+        n: Number of candidates, at least 1. `n`, `c` and `k` are whole numbers of any shapes that broadcast against
+            each other.
+        c: Number of right candidates, 0 to n.
+        k: Number of candidates drawn, 1 to n.
 
     Returns:
         A float, or float64 of the broadcast shape.
 
     Raises:
-        DataError: `n` or `c` is impossible.
-        ConfigError: `k` is.
+        DataError: `n` or `c` is out of range, or one of the three is not a whole number.
+        ConfigError: `k` is out of range.
     """
     total, right, drawn = np.broadcast_arrays(*(_whole(name, value) for name, value in (("n", n), ("c", c), ("k", k))))
     if (total < 1).any():
@@ -115,7 +122,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> float | Array:
         raise ConfigError(f"k: is {drawn[(drawn < 1) | (drawn > total)][0]}; needs 1 to n")
     j = np.arange(drawn.max(initial=1))
     total, right, drawn = total[..., None], right[..., None], drawn[..., None]
-    # factor j: the (j+1)-th candidate is wrong, all before it being wrong
+    # factor j: the probability that candidate j + 1 is wrong, given that all before it are wrong
     wrong = np.clip(total - right - j, 0, None) / np.clip(total - j, 1, None)
     result = 1.0 - np.where(j < drawn, wrong, 1.0).prod(-1)
     return float(result) if result.ndim == 0 else result
@@ -128,29 +135,22 @@ def _whole(name: str, value: ArrayLike) -> np.ndarray[tuple[int, ...], np.dtype[
     return array.astype(np.int64)
 
 
-Places = NDArray[np.int64]
-Seed = int | tuple[int, ...]
-
-SUBSETS = 1000
-"""Subsets of k candidates that a weighted vote looks at; where there are no more than these, it is exact."""
-
-
 def maj_at_k(answers: Sequence[str | None], correct: ArrayLike, k: int) -> float:
-    """Probability that a plurality vote of k candidates is right. Exact, by counting: see `majority_votes`."""
+    """Returns the probability that a plurality vote of k candidates is right, exactly: see `majority_votes`."""
     return float(majority_votes(answers, correct, [k])[0])
 
 
 def majority_votes(answers: Sequence[str | None], correct: ArrayLike, ks: Sequence[int]) -> Array:
-    """maj@k for several k at once.
+    """Returns maj@k for several k at once.
 
-    For each winning number of votes m the subsets are counted in which some answers have m votes, all others fewer:
-    a polynomial in the size of the subset for each number of leading answers. An answer with n < m candidates cannot
-    lead and puts no bound on anything. All terms are positive, so that float64 loses nothing.
+    For each winning number of votes m it counts the subsets in which some answers have m votes and all others fewer: a
+    polynomial in the size of the subset for each number of leading answers. An answer with n < m candidates cannot
+    lead, so it adds no condition. All terms are positive, so that float64 loses no precision.
 
     Args:
-        answers: [N], None where a candidate has no answer.
-        correct: [N], truth values.
-        ks: Each 1 to N.
+        answers: [N], final answer of each candidate; None where it has none.
+        correct: [N], truth values: whether each candidate is right.
+        ks: Numbers of candidates drawn, each 1 to N.
 
     Returns:
         float64, one for each of `ks`.
@@ -195,20 +195,19 @@ def weighted_vote_at_k(
     subsets: int = SUBSETS,
     seed: Seed = 0,
 ) -> float:
-    """Probability that the answer with the largest sum of weights among k candidates is right.
+    """Returns the probability that the answer with the largest sum of weights among k candidates is right.
 
-    Exact where there are at most `subsets` subsets; else the mean over so many of them, drawn with `seed`. The same
-    seed gives the same subsets for other weights, so that their votes can be compared. Sums that agree to 12 digits are
-    a tie.
+    Exact where there are at most `subsets` subsets; else the mean over `subsets` random ones. The same seed gives the
+    same subsets for other weights, so that their votes can be compared. Sums that agree to 12 digits are a tie.
 
     Args:
-        answers: [N], None where a candidate has no answer.
-        weights: [N], at least 0, such as a verifier's probabilities.
-        correct: [N], truth values.
-        k: 1 to N.
-        logarithmic: The weights are logarithms, such as log-likelihoods; their exponentials are summed.
-        subsets: At least 1.
-        seed: Of the subsets.
+        answers: [N], final answer of each candidate; None where it has none.
+        weights: [N], weights of at least 0, such as a verifier's probabilities.
+        correct: [N], truth values: whether each candidate is right.
+        k: Number of candidates drawn, 1 to N.
+        logarithmic: Whether the weights are logarithms, such as log-likelihoods; their exponentials are summed.
+        subsets: Largest number of subsets to look at, at least 1.
+        seed: Seed of the random subsets.
 
     Raises:
         DataError: The lengths differ, or a weight is NaN, infinite, or negative without `logarithmic`.
@@ -227,20 +226,22 @@ def weighted_vote_at_k(
         return 0.0
     members = _subsets(len(answers), k, subsets, seed)
     votes, groups = weight[members], group[members]
-    if logarithmic:  # each subset by its own largest weight: the vote stays the same, and not all of them underflow
+    if logarithmic:  # scaled by each subset's largest weight: the vote is the same, and not all weights underflow
         top = np.where(groups < len(sizes), votes, -np.inf).max(1, keepdims=True)
         votes = np.exp(np.minimum(votes - np.where(np.isfinite(top), top, 0.0), 0.0))
     shape = len(members), len(sizes) + 1
     cells = (groups + shape[1] * np.arange(shape[0])[:, None]).ravel()
     counts = np.bincount(cells, minlength=math.prod(shape)).reshape(shape)[:, :-1]
     sums = np.bincount(cells, votes.ravel(), math.prod(shape)).reshape(shape)[:, :-1]
-    # an answer of weight 0 may tie with another, an absent one never
+    # an answer of weight 0 may tie with another, an answer that the subset does not have never leads
     leads = (counts > 0) & (sums >= sums.max(1, keepdims=True) * (1 - 1e-12))
     return float((leads @ np.array(values) / leads.sum(1).clip(1)).mean())
 
 
 def _groups(answers: Sequence[str | None], correct: ArrayLike) -> tuple[Places, list[int], list[float]]:
-    """Which of the G answers each candidate gave, int64 [N], G for none; how many gave each; how right each is."""
+    """Returns which of the G answers each candidate gave, int64 [N], G for none; how many gave each; how right each
+    is.
+    """
     right = truths("correct", correct)
     same_length(answers=answers, correct=right)
     names = {name: place for place, name in enumerate(dict.fromkeys(name for name in answers if name is not None))}
@@ -251,12 +252,14 @@ def _groups(answers: Sequence[str | None], correct: ArrayLike) -> tuple[Places, 
 
 
 def _binomials(n: int, most: int) -> Array:
-    """C(n, x) for x = 0 .. most, float64."""
+    """Returns C(n, x) for x = 0 .. most, float64."""
     return np.array([math.comb(n, x) for x in range(most + 1)], dtype=np.float64)
 
 
 def _subsets(candidates: int, k: int, most: int, seed: Seed) -> Places:
-    """The members of each subset, int64 [S, k]: all subsets where there are at most `most`, else so many drawn ones."""
+    """Returns the members of each subset, int64 [S, k]: all subsets where there are at most `most`, else random
+    ones.
+    """
     if math.comb(candidates, k) <= most:
         return np.array(list(combinations(range(candidates), k)))
     return _orders(candidates, most, seed)[:, :k]
@@ -264,5 +267,5 @@ def _subsets(candidates: int, k: int, most: int, seed: Seed) -> Places:
 
 @lru_cache(maxsize=1)  # a table asks for the same ones for each k and each score of a problem
 def _orders(candidates: int, count: int, seed: Seed) -> Places:
-    """Random orders of the candidates, int64 [count, N]."""
+    """Returns random orders of the candidates, int64 [count, N]."""
     return np.random.default_rng(seed).permuted(np.tile(np.arange(candidates), (count, 1)), axis=1)

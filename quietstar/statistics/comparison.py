@@ -6,33 +6,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from quietstar.statistics.bootstrap import Interval, bootstrap_interval, paired_difference
+from quietstar.statistics.intervals import Interval, bootstrap_interval, paired_difference
 
 SIDES = ("off", "on")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a metric has found.
+    """A metric without and with thinking on the same items.
 
     Args:
-        metric: Its name.
-        of: The task or file.
-        statement: One sentence on what it is.
-        unit: `share` (0 to 1), or what the numbers are counted in.
-        n: Items.
-        skipped: Items that are counted nowhere.
-        off: Without thinking, with its 95 % interval.
-        on: With thinking.
-        difference: on - off of the same items, paired.
-        higher_is_better: Or lower; None: neither is known to be.
-        skipped_because: What is wrong with those that are skipped.
-        resampled: What the bootstrap draws with replacement.
-        seconds: Of each side, where they are measured apart.
-        generated: Of each side, where texts are generated: their `tokens`, `tokens_per_second`, and `thought_at`, the
-            share of the tokens that the model thought at.
-        groups: The same difference within parts of the items, by kind of group.
-        caveats: Of kinds of groups whose single differences say nothing by themselves: why.
+        metric: Name of the metric.
+        of: Name of the task or file.
+        statement: One sentence that says what the metric is.
+        unit: Unit of the numbers; `share` for 0 to 1.
+        n: Number of items compared.
+        skipped: Number of items that are left out everywhere.
+        off: Mean without thinking, with its 95 % interval.
+        on: Mean with thinking, with its 95 % interval.
+        difference: Paired difference on - off over the same items.
+        higher_is_better: Whether a higher value is better; None where neither is known to be.
+        skipped_because: Reason why items are skipped.
+        resampled: What the bootstrap draws with replacement, such as problems.
+        seconds: Wall time in seconds by side (`off`, `on`), where the sides are timed separately.
+        generated: Numbers on the generated texts by side, where texts are generated: `tokens`, `tokens_per_second`, and
+            `thought_at`, the share of the tokens that the model thought at.
+        groups: Comparisons within parts of the items, by kind of group.
+        caveats: Reason why single differences mean nothing alone, by the kinds of group that this holds for.
     """
 
     metric: str
@@ -53,20 +53,20 @@ class Comparison:
     caveats: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Dicts, lists, strings, numbers and None."""
+        """Returns the comparison as dicts, lists, strings, numbers and None."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Group:
-    """A part of the items.
+    """The comparison within a part of the items.
 
     Args:
-        name: Of the part.
-        n: Items in it.
-        off: Mean without thinking.
-        on: Mean with thinking.
-        difference: on - off.
+        name: Name of the part.
+        n: Number of items in the part.
+        off: Mean without thinking, with its 95 % interval.
+        on: Mean with thinking, with its 95 % interval.
+        difference: Paired difference on - off, with its 95 % interval.
     """
 
     name: str
@@ -89,13 +89,13 @@ def compare(
     seconds: Mapping[str, float] | None = None,
     generated: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Comparison:
-    """A comparison of one number per item and side, resampled by items.
+    """Compares one number per item and side; the bootstrap resamples items.
 
     Args:
-        metric, of, statement, unit, skipped, seconds, generated: As in `Comparison`.
-        off: [n].
-        on: [n], of the same items.
-        seed: Of the bootstrap.
+        metric, of, statement, unit, skipped, seconds, generated: Fields of the `Comparison`.
+        off: [n], value of each item without thinking.
+        on: [n], value of each of the same items with thinking.
+        seed: Seed of the bootstrap draws.
     """
     return Comparison(
         metric,

@@ -1,10 +1,9 @@
-"""How an outer loop moves from iteration to iteration, told from its samples.
+"""How an outer loop changes from iteration to iteration, measured on its samples, and signs that it makes its model
+worse.
 
-Signs that an outer loop makes its model worse.
-
-The rule of both: iteration i is compared with the earlier one in which the measure that must not fall was highest. It
-falls where the 95 % bootstrap interval of the paired difference, i minus that one, lies below 0: chance alone rarely
-does that, and one problem alone never.
+The measures come first. `held_out_falls` and `coverage_falls` then share one rule: iteration i is compared with the
+earlier iteration in which the measure that must not fall was highest. It falls where the 95 % bootstrap interval of the
+paired difference, i minus the earlier one, lies below 0. Chance alone rarely does that, and a single problem never.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quietstar.errors import DataError
-from quietstar.statistics.bootstrap import RESAMPLES, numbers, paired_difference, same_length, truths, within
+from quietstar.statistics.intervals import RESAMPLES, numbers, paired_difference, same_length, truths, within
 
 
 @dataclass(frozen=True)
 class Growth:
-    """The set of solved problems of one iteration, against the one before.
+    """The set of solved problems of one iteration, compared with the iteration before.
 
     Args:
-        newly_solved: Problems solved now and not the time before.
-        lost: Solved the time before and not now.
-        kept: Solved both times.
-        ever: Solved in this or any earlier iteration.
+        newly_solved: Number of problems solved now and not in the iteration before.
+        lost: Number of problems solved in the iteration before and not now.
+        kept: Number of problems solved in both iterations.
+        ever: Number of problems solved in this or any earlier iteration.
     """
 
     newly_solved: int
@@ -43,9 +42,9 @@ class Distinct:
     """Different right solutions of the problems that have any.
 
     Args:
-        problems: How many have.
-        mean: Different solutions of each of these; 0 where there is none.
-        most: The same of the problem with the most.
+        problems: Number of problems with a right solution.
+        mean: Mean number of different solutions of these problems; 0 where there is none.
+        most: Number of different solutions of the problem with the most.
     """
 
     problems: int
@@ -58,9 +57,9 @@ class GroupMeasures:
     """The samples of a group of problems, such as those of one number of digits.
 
     Args:
-        samples: How many.
-        acceptance: Share that is right.
-        nats_per_token: Mean surprisal -log p of a sampled token, which estimates the entropy where sampling was at
+        samples: Number of samples of the group.
+        acceptance: Share of the samples that is right.
+        nats_per_token: Mean surprisal -log p of a sampled token in nats; it estimates the entropy where sampling was at
             temperature 1 from all tokens. None where no token was sampled.
     """
 
@@ -70,10 +69,10 @@ class GroupMeasures:
 
 
 def growth(solved: Sequence[Collection[str]]) -> list[Growth]:
-    """How the solved set changes.
+    """Returns how the set of solved problems changes, for each iteration.
 
     Args:
-        solved: For each iteration the ids of the problems it solves; before the first none is solved.
+        solved: Ids of the problems that each iteration solves; before the first iteration none is solved.
     """
     before: set[str] = set()
     ever: set[str] = set()
@@ -87,10 +86,10 @@ def growth(solved: Sequence[Collection[str]]) -> list[Growth]:
 
 
 def distinct_solutions(solutions: Mapping[str, Sequence[str]]) -> Distinct:
-    """How many different right solutions problems have.
+    """Counts the different right solutions of problems.
 
     Args:
-        solutions: For each problem its right solutions, as texts that are equal where two solve it in the same way
+        solutions: Right solutions by problem, as texts that are equal where two solve it in the same way
             (`Task.solution_key`).
     """
     counts = [len(set(keys)) for keys in solutions.values() if keys]
@@ -98,17 +97,21 @@ def distinct_solutions(solutions: Mapping[str, Sequence[str]]) -> Distinct:
 
 
 def truncation_rate(finish_reasons: Sequence[str]) -> float:
-    """Share of the samples that were cut off: finish reason `length`; 0 where there is none."""
+    """Returns the share of the samples that were cut off, with finish reason `length`; 0 where there is none."""
     return sum(reason == "length" for reason in finish_reasons) / max(1, len(finish_reasons))
 
 
 def hinted_share(hinted: Sequence[bool]) -> float:
-    """Share of the examples that were found with the answer as a hint; 0 where there is none."""
+    """Returns the share of the examples that were found with the answer as a hint; 0 where there is none."""
     return sum(map(bool, hinted)) / max(1, len(hinted))
 
 
 def answer_entropy(answers: Sequence[str | None]) -> float:
-    """Entropy of one problem's sampled answers in nats, 0 where all agree; None counts as an answer of its own."""
+    """Returns the entropy of one problem's sampled answers in nats, 0 where all agree; None counts as an answer.
+
+    Raises:
+        DataError: There are no answers.
+    """
     if not answers:
         raise DataError("answers: is empty; needs at least one")
     shares = [count / len(answers) for count in Counter(answers).values()]
@@ -118,16 +121,16 @@ def answer_entropy(answers: Sequence[str | None]) -> float:
 def by_group(
     groups: Sequence[str], correct: ArrayLike, logprobs: ArrayLike, tokens: ArrayLike
 ) -> dict[str, GroupMeasures]:
-    """Acceptance and surprisal of each group of problems.
+    """Measures acceptance and surprisal of each group of problems.
 
     Args:
-        groups: [n], the group of each sample's problem.
-        correct: [n], truth values.
-        logprobs: [n], of each whole sample, in nats.
-        tokens: [n], sampled tokens of each.
+        groups: [n], group of each sample's problem.
+        correct: [n], truth values: whether each sample is right.
+        logprobs: [n], log-probability of each whole sample in nats.
+        tokens: [n], number of sampled tokens of each sample.
 
     Returns:
-        By group, in sorted order.
+        The measures by group, in sorted order.
 
     Raises:
         DataError: The lengths differ, or a value is impossible.
@@ -151,9 +154,9 @@ class Regression:
     """An iteration that is worse than an earlier one.
 
     Args:
-        iteration: Counted from 0, as they were given.
-        since: The earlier one.
-        message: What fell and what rose, with numbers.
+        iteration: Number of the iteration, counted from 0 in the order given.
+        since: Number of the earlier iteration.
+        message: Sentence that says what fell and what rose, with numbers.
     """
 
     iteration: int
@@ -164,13 +167,14 @@ class Regression:
 def held_out_falls(
     training: Sequence[float], held_out: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[Regression]:
-    """Iterations whose held-out accuracy falls while the accuracy on the training problems rises.
+    """Finds iterations in which the held-out accuracy falls while the accuracy on the training problems rises.
 
     Args:
-        training: [iterations], mean accuracy on the training problems. Any rise counts: each iteration may draw others.
-        held_out: For each iteration [problems], the same ones in the same order.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        training: [iterations], mean accuracy on the training problems. Any rise counts, because each iteration may draw
+            other problems.
+        held_out: [problems] for each iteration, correctness on the same problems in the same order.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap draws.
 
     Raises:
         DataError: The lengths differ, or a value is NaN.
@@ -193,16 +197,17 @@ def coverage_falls(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Regression]:
-    """Iterations whose pass@k falls while pass@1 rises: the model writes what it knows more often, and knows less.
+    """Finds iterations in which pass@k falls while pass@1 rises: the model writes what it knows more often, and knows
+    less.
 
     pass@1 rises where the interval of its paired difference lies above 0.
 
     Args:
-        pass_at_1: For each iteration [problems], the same ones in the same order.
-        pass_at_k: The same.
-        k: For the message.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        pass_at_1: [problems] for each iteration, pass@1 of the same problems in the same order.
+        pass_at_k: [problems] for each iteration, pass@k of the same problems in the same order.
+        k: Number of candidates drawn, for the message.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap draws.
 
     Raises:
         DataError: The lengths differ, or a value is NaN.

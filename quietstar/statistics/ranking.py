@@ -1,8 +1,6 @@
-"""Best-of-k: how often the candidate that a verifier ranks first among k is right.
+"""Measures of a verifier's ranking: Best-of-k, whether it tells right candidates from wrong ones, and calibration.
 
-Whether a verifier tells right candidates from wrong ones, and whether its probabilities mean what they say.
-
-Whether a model takes as many steps as a human who solved the same problem.
+At the end, `compare_step_counts` compares the numbers of steps in rationales of a model and of humans.
 """
 
 from __future__ import annotations
@@ -14,21 +12,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quietstar.errors import ConfigError
-from quietstar.statistics.bootstrap import Array, check_k, numbers, same_length, truths, within
+from quietstar.statistics.intervals import Array, check_k, numbers, same_length, truths, within
 
 
 def best_of_k(scores: ArrayLike, correct: ArrayLike, k: int) -> float:
-    """Probability that the best scored of k candidates, drawn without replacement from N, is right. Exact.
+    """Returns the probability that the best-scored of k candidates, drawn without replacement from N, is right. Exact.
 
-    sum over i = 0 .. N - k of C(N - i - 1, k - 1) alpha_i / C(N, k), where alpha_i says whether the candidate at rank i
-    is right, the best first (V-STaR, 2402.06457, Eq. 3; Eq. 2 of its first version). Of candidates with equal scores
-    each is as likely to be taken, so that each counts with their mean. k = 1 gives the mean accuracy, and a perfect
-    verifier pass@k.
+    sum over i = 0 .. N - k of C(N - i - 1, k - 1) alpha_i / C(N, k), where alpha_i is 1 if the candidate at rank i is
+    right, the best first (V-STaR, 2402.06457, Eq. 3; Eq. 2 of its first version). Candidates with equal scores are
+    equally likely to be taken, so each counts with the mean of their alphas. k = 1 gives the mean accuracy, and a
+    perfect verifier gives pass@k.
 
     Args:
-        scores: [N], higher is better; infinities are fine.
-        correct: [N], truth values.
-        k: 1 to N.
+        scores: [N], score of each candidate; higher is better, infinities are allowed.
+        correct: [N], truth values: whether each candidate is right.
+        k: Number of candidates drawn, 1 to N.
 
     Raises:
         DataError: A score is NaN, or the lengths differ.
@@ -40,7 +38,9 @@ def best_of_k(scores: ArrayLike, correct: ArrayLike, k: int) -> float:
 
 
 def ranked_correctness(scores: ArrayLike, correct: ArrayLike) -> Array:
-    """float64 [N]: whether each candidate is right, the best scored first; the mean over those of equal score."""
+    """Returns whether each candidate is right, float64 [N], best score first; the mean over candidates of equal
+    score.
+    """
     scores, right = numbers("scores", scores), truths("correct", correct)
     same_length(scores=scores, correct=right)
     _, group, size = np.unique(-scores, return_inverse=True, return_counts=True)
@@ -48,19 +48,22 @@ def ranked_correctness(scores: ArrayLike, correct: ArrayLike) -> Array:
 
 
 def rank_weights(candidates: int, k: int) -> Array:
-    """float64 [N]: how often the candidate at each rank is the best of k, C(N - i - 1, k - 1) / C(N, k)."""
+    """Returns the probability that the candidate at each rank is the best of k, C(N - i - 1, k - 1) / C(N, k), float64
+    [N].
+    """
     i = np.arange(candidates - 1)
     return k / candidates * np.cumprod(np.concatenate(([1.0], (candidates - i - k) / (candidates - i - 1.0))))
 
 
 @dataclass(frozen=True)
 class Discrimination:
-    """Areas under the ROC curve; None where there is nothing to tell apart.
+    """Areas under the ROC curve; None where all candidates are right or all are wrong.
 
     Args:
-        pooled: Over all candidates of all problems: it also rewards knowing which problems are easy.
-        within: Mean over the problems that have both right and wrong candidates: what choosing the best one needs.
-        problems: How many of these there are.
+        pooled: AUROC over all candidates of all problems; it also rewards knowing which problems are easy.
+        within: Mean AUROC over the problems that have both right and wrong candidates; choosing the best candidate
+            needs this one.
+        problems: Number of problems with both right and wrong candidates.
     """
 
     pooled: float | None
@@ -70,14 +73,14 @@ class Discrimination:
 
 @dataclass(frozen=True)
 class Bin:
-    """Candidates of about the same probability.
+    """Candidates of similar probability.
 
     Args:
-        low: The bin's lower edge, which belongs to it.
-        high: Its upper edge, which belongs to the next one, save 1.
-        candidates: How many.
-        probability: Their mean.
-        accuracy: Share that is right.
+        low: Lower edge of the bin, inclusive.
+        high: Upper edge of the bin, exclusive except for 1.
+        candidates: Number of candidates in the bin.
+        probability: Mean probability of the candidates.
+        accuracy: Share of the candidates that is right.
     """
 
     low: float
@@ -89,12 +92,12 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far probabilities are from frequencies.
+    """How far predicted probabilities are from observed frequencies.
 
     Args:
-        brier: Mean squared difference of probability and truth.
-        expected_calibration_error: |probability - accuracy| of the bins, weighted by their candidates.
-        bins: The reliability diagram; empty bins are left out.
+        brier: Mean squared difference of probability and truth value.
+        expected_calibration_error: Mean of |probability - accuracy| over the bins, weighted by their candidates.
+        bins: Bins of the reliability diagram; empty ones are left out.
     """
 
     brier: float
@@ -103,11 +106,12 @@ class Calibration:
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Probability that a right candidate is scored above a wrong one, a tie counting one half (Mann-Whitney U).
+    """Returns the probability that a right candidate is scored above a wrong one; a tie counts one half (Mann-Whitney
+    U).
 
     Args:
-        scores: [n], higher is better.
-        labels: [n], truth values.
+        scores: [n], score of each candidate; higher is better.
+        labels: [n], truth values: whether each candidate is right.
 
     Returns:
         0 to 1; None where all labels are the same.
@@ -125,14 +129,14 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
 
 
 def discrimination(scores: Sequence[ArrayLike], labels: Sequence[ArrayLike]) -> Discrimination:
-    """The pooled and the within-problem AUROC.
+    """Returns the pooled and the within-problem AUROC.
 
     Args:
-        scores: One list for each problem.
-        labels: The same, truth values.
+        scores: Scores of each problem's candidates; higher is better.
+        labels: Truth values of each problem's candidates: whether they are right.
 
     Raises:
-        DataError: As for `auroc`.
+        DataError: A score is NaN, or lengths differ.
     """
     same_length(scores=scores, labels=labels)
     each = [auroc(*problem) for problem in zip(scores, labels, strict=True)]
@@ -142,12 +146,12 @@ def discrimination(scores: Sequence[ArrayLike], labels: Sequence[ArrayLike]) -> 
 
 
 def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> Calibration:
-    """Brier score, expected calibration error and the reliability diagram, with bins of equal width.
+    """Measures Brier score, expected calibration error and the reliability diagram, with bins of equal width.
 
     Args:
-        probabilities: [n], 0 to 1, that a candidate is right.
-        labels: [n], truth values.
-        bins: At least 1.
+        probabilities: [n], predicted probability that each candidate is right, 0 to 1.
+        labels: [n], truth values: whether each candidate is right.
+        bins: Number of bins, at least 1.
 
     Raises:
         DataError: A probability is outside 0 to 1 or NaN, or the lengths differ.
@@ -169,23 +173,23 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> 
 
 
 def average_ranks(values: Array) -> Array:
-    """Ranks from 1, float64 [n]; equal values share the mean of theirs."""
+    """Returns ranks from 1, float64 [n]; equal values share their mean rank."""
     _, group, size = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(size) - (size - 1) / 2)[group])
 
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Steps of the model's rationales against the human-written ones.
+    """Numbers of steps of the model's rationales compared with the human-written ones.
 
     Args:
-        problems: How many have both.
-        model: Mean steps of the model.
-        human: Mean steps of the human.
-        equal: Share of problems with as many steps in both.
-        fewer: Share where the model takes fewer.
-        pearson: Correlation, or None where one of the two always takes as many steps.
-        spearman: Correlation of the ranks, equal ones sharing their mean, or None.
+        problems: Number of problems with both rationales.
+        model: Mean number of the model's steps.
+        human: Mean number of steps of the human-written rationale.
+        equal: Share of problems with equally many steps in both.
+        fewer: Share of problems where the model takes fewer steps.
+        pearson: Correlation; None where one of the two has the same number of steps everywhere.
+        spearman: Correlation of the ranks, with mean ranks for equal numbers; None in the same case.
     """
 
     problems: int
@@ -198,11 +202,11 @@ class StepCounts:
 
 
 def compare_step_counts(model: ArrayLike, human: ArrayLike) -> StepCounts:
-    """The comparison that STaR (2203.14465, section 4) makes for GSM8K's calculation steps.
+    """Makes the comparison of calculation steps that STaR (2203.14465, section 4) makes for GSM8K.
 
     Args:
-        model: [problems], steps of the model's rationale.
-        human: [problems], of the human-written one.
+        model: [problems], number of steps of the model's rationale.
+        human: [problems], number of steps of the human-written rationale.
 
     Raises:
         DataError: The lengths differ, or a count is NaN.

@@ -1,6 +1,6 @@
 """Problems, prompts, hints and answer checks.
 
-Nothing here imports torch: the processes that check answers start in a moment.
+Nothing here imports torch, so that the processes that check answers start quickly.
 """
 
 from quietstar.tasks.checking import Checker

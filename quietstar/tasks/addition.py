@@ -1,6 +1,7 @@
-"""Sums of two numbers with equally many digits, worked out on a scratchpad digit by digit.
+"""Sums of two numbers with equally many digits, worked out digit by digit on a scratchpad.
 
-How a sum is written down: the scratchpad that STaR published, and one that small models learn faster.
+`Addition` draws the problems. The `Scratchpad` classes write a sum down: in the format that STaR published, and in one
+that small models learn faster.
 """
 
 from __future__ import annotations
@@ -18,26 +19,30 @@ from quietstar.tasks.task import Demonstration, Problem, Split, Task
 
 MOST_DIGITS = 100
 SET_ASIDE = 700
-"""So many sums of each number of digits are drawn for demonstrations, shown or not: the others stay the same."""
-
+"""Sums of each number of digits that are set aside for demonstrations. There are as many whether they are shown or not,
+so that the training and held-out problems stay the same."""
 
 ONE_DIGIT, TWO_DIGITS, DIRECT = 5, 400, 5
-"""Demonstrations: how often each one-digit sum is shown, how many two-digit ones are, and longer ones without steps."""
+"""Demonstrations: how often each one-digit sum is shown, the number of two-digit sums, and the number of sums of each
+greater number of digits that are shown without steps."""
+
+LOCAL_CHARACTERS = "0123456789+=;?#>."
+"""All characters of the `local` formats."""
 
 
 class Addition(Task):
-    """n-digit addition, the made-up task of STaR.
+    """n-digit addition, the synthetic task of STaR.
 
-    Training, held-out and demonstrated problems have no sum in common, but for those of one-digit numbers: there are
-    only 100, and each part has them all.
+    Training, held-out and demonstrated problems have no sum in common. The exception is one-digit sums: there are only
+    100, and each part has all of them.
 
     Args:
-        options: Of it, `digits`, `per_group`, `test_per_group`, `solved`, `hinted`, `copied`, `scratchpad`, `reverse`,
-            `seed` and the few-shot files.
-        direct: Ask for the result alone, without a scratchpad, to compare with.
+        options: Options of the problems; `digits`, `per_group`, `test_per_group`, `solved`, `hinted`, `copied`,
+            `scratchpad`, `reverse`, `seed` and the few-shot files are used.
+        direct: Whether to ask for the result alone, without a scratchpad, for comparison.
 
     Raises:
-        ConfigError: There are no such numbers of digits, or too few sums of so few digits.
+        ConfigError: The range of digits is not valid, or there are too few sums of one number of digits.
     """
 
     isolated = False
@@ -74,7 +79,7 @@ class Addition(Task):
         return solved_examples(self.options, hint)
 
     def extract(self, completion: str) -> str | None:
-        """The result, most significant digit first, exactly as it stands: a needless zero makes it wrong."""
+        """Returns the result, most significant digit first, exactly as it stands: a needless zero makes it wrong."""
         return self._format.answer(completion)
 
     def accepted(self, completion: str) -> str:
@@ -84,8 +89,10 @@ class Addition(Task):
         return self._format.solution(*_summands(problem))
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """Worked-out sums that no other part has: few of the longer ones, but many of those with the hint. Where the
-        result alone is asked for, the results of all training problems."""
+        """Returns worked-out sums that no other part has: few of the longer ones, but many of those with the hint.
+
+        Where the result alone is asked for, they are the results of all training problems.
+        """
         if self._format is self._direct:
             return list(_shown(self._direct, self._problems["train"]))
         found: list[Demonstration] = []
@@ -99,7 +106,7 @@ class Addition(Task):
             copied = round(hinted * self.options.copied)
             found += _shown(self._worked_out, islice(rest, copied), hint=True, copied=True)
             found += _shown(self._worked_out, islice(rest, hinted - copied), hint=True)
-            if self.options.scratchpad == "local":  # the published format asks for both in the same way
+            if self.options.scratchpad == "local":  # the published format has the same prompt for both
                 found += _shown(self._direct, islice(rest, DIRECT))
         return found
 
@@ -107,7 +114,7 @@ class Addition(Task):
         return self._format.steps(completion)
 
     def right_inside(self, problem: Problem, completion: str) -> bool | None:
-        """Whether the scratchpad is right in every digit and carry; None where there is no scratchpad."""
+        """Returns whether the scratchpad is right in every digit and carry; None where there is no scratchpad."""
         if self._format is self._direct:
             return None
         return self.accepted(completion) == self.solution(problem)
@@ -122,7 +129,7 @@ def _range(digits: str) -> range:
 
 
 def _draw(source: random.Random, digits: int, sizes: tuple[int, int, int]) -> tuple[list[Problem], ...]:
-    """Held-out, training and demonstrated problems, no two the same."""
+    """Returns held-out, training and demonstrated problems; no two are the same, except those of one digit."""
     if digits == 1:
         sums = [_problem(a, b, 1) for a in range(10) for b in range(10)]
         return sums, sums, sums
@@ -157,15 +164,11 @@ def _shown(
         yield Demonstration(form.prompt(a, b, hint), solution, problem.id)
 
 
-LOCAL_CHARACTERS = "0123456789+=;?#>."
-"""All that the `local` formats are written with."""
-
-
 class Scratchpad(ABC):
     """One way to ask for the sum of two numbers with equally many digits, and to work it out.
 
     Args:
-        reverse: Results have their least significant digit first.
+        reverse: Whether results have their least significant digit first.
     """
 
     def __init__(self, reverse: bool = False) -> None:
@@ -173,32 +176,34 @@ class Scratchpad(ABC):
 
     @abstractmethod
     def prompt(self, a: int, b: int, hint: bool = False) -> str:
-        """What is continued. The hint is the sum with one digit more than the summands, its last carry."""
+        """Returns the text that is continued. The hint is the sum with one digit more than the summands, its last
+        carry.
+        """
 
     @abstractmethod
     def solution(self, a: int, b: int) -> str:
-        """The one right completion."""
+        """Returns the only right completion."""
 
     @abstractmethod
     def copied_solution(self, a: int, b: int) -> str:
-        """A completion that copies the result from the hint and works nothing out."""
+        """Returns a completion that copies the result from the hint and works nothing out."""
 
     @abstractmethod
     def find(self, completion: str) -> re.Match[str] | None:
-        """Where the result is, as it is written, in group 1; a completion is of no interest after the match's end."""
+        """Finds the result, as it is written, in group 1; everything after the end of the match is ignored."""
 
     def answer(self, completion: str) -> str | None:
-        """The result, most significant digit first and without white space; None where there is none."""
+        """Returns the result, most significant digit first and without white space; None where there is none."""
         found = self.find(completion)
         return None if found is None else self._turn(found[1].replace(" ", ""))
 
     def accepted(self, completion: str) -> str:
-        """A completion up to its result."""
+        """Returns a completion up to its result."""
         found = self.find(completion)
         return completion.rstrip() if found is None else completion[: found.end()].rstrip()
 
     def steps(self, completion: str) -> list[str]:
-        """What is written for one pair of digits each, and what is not."""
+        """Returns the steps of a completion: one for each pair of digits, and the rest."""
         return completion.splitlines(keepends=True)
 
     def _turn(self, digits: str) -> str:
@@ -209,9 +214,9 @@ class Scratchpad(ABC):
 
 
 class Local(Scratchpad):
-    """`298+376=` goes on as `8+6+0=41;9+7+1=71;2+3+1=60;>674.`; with the hint the prompt is `298+376?0674=`.
+    """`298+376=` is continued by `8+6+0=41;9+7+1=71;2+3+1=60;>674.`; with the hint the prompt is `298+376?0674=`.
 
-    Each step carries all that it needs: both digits and the carry, then the digit of the sum and the next carry.
+    Each step has all that it needs: both digits and the carry, then the digit of the sum and the next carry.
     """
 
     def prompt(self, a: int, b: int, hint: bool = False) -> str:
@@ -236,7 +241,7 @@ class Local(Scratchpad):
 
 
 class LocalDirect(Local):
-    """`298+376#` goes on as `674.`"""
+    """`298+376#` is continued by `674.`"""
 
     def prompt(self, a: int, b: int, hint: bool = False) -> str:
         return super().prompt(a, b, hint)[:-1] + "#"
@@ -249,7 +254,8 @@ class LocalDirect(Local):
 
 
 class Paper(Scratchpad):
-    """STaR's (arXiv 2203.14465, Figure 3), letter by letter; with the hint a line is `Target: 0 6 7 4`.
+    """The scratchpad of STaR (arXiv 2203.14465, Figure 3), character by character; with the hint a line is `Target: 0 6
+    7 4`.
 
     Each line has the next pair of digits, then the digits of the sum so far and the carry from the pair before.
     """
@@ -290,11 +296,11 @@ FORMATS: dict[str, tuple[type[Scratchpad], type[Scratchpad]]] = {
     "local": (Local, LocalDirect),
     "paper": (Paper, PaperDirect),
 }
-"""Worked out, and the result alone."""
+"""The scratchpads of each format: with the sum worked out, and with the result alone."""
 
 
 def _pairs(a: int, b: int) -> list[tuple[int, int]]:
-    """The digits of both numbers in pairs, least significant first."""
+    """Returns the digits of both numbers in pairs, least significant first."""
     return [(int(first), int(second)) for first, second in zip(str(a)[::-1], str(b)[::-1], strict=True)]
 
 

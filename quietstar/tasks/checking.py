@@ -1,4 +1,4 @@
-"""Checking answers where the check may hang, raise, or end its process: nothing of that reaches the caller."""
+"""Checks answers in worker processes, because a check may hang, raise or end its process without harm to the caller."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ START_SECONDS = 120.0
 
 
 class Checker:
-    """Judges completions, in worker processes where the task wants that (`Task.isolated`).
+    """Judges completions, in worker processes where the task needs them (`Task.isolated`).
 
-    A worker knows the task by its name and options, imports neither torch nor transformers unless the task does, and
-    shares nothing with this process. It calls the task's `warm_up()` first, if there is one, so that what takes long to
-    load is not time of a check. One that hangs is ended and replaced, and so is one that its check has ended.
+    A worker makes the task from its name and options, imports neither torch nor transformers unless the task does, and
+    shares nothing with this process. It calls the task's `warm_up()` first, if there is one, so that slow imports do
+    not count as time of a check. A worker that hangs is ended and replaced, and so is one whose process the check has
+    ended.
 
     Args:
-        task: Made by `load_task`, where it is isolated.
-        timeout: Seconds that one check may take.
-        workers: Processes at once.
-        memory: Bytes that a worker's checks may take.
+        task: Task that judges; where it is isolated, it was made by `load_task`.
+        timeout: Time limit of one check in seconds.
+        workers: Number of worker processes.
+        memory: Memory in bytes that the checks of one worker may take.
 
     Raises:
-        ConfigError: A number is not positive, or a worker would not know how to make the task.
+        ConfigError: A number is not positive, or the task was not made by `load_task`, so that a worker cannot make it.
     """
 
     def __init__(self, task: Task, timeout: float, workers: int = 1, memory: int = 4 * 2**30) -> None:
@@ -55,10 +56,11 @@ class Checker:
             self._workers = [_Worker(_start_message(task, timeout, memory), timeout) for _ in range(workers)]
 
     def check(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """The verdicts on completions, in their order. A check that fails is a verdict too, with its `failure`.
+        """Returns the verdicts on completions, in their order. A check that fails gives a verdict too, with its
+        `failure`.
 
         Args:
-            items: Problems with a completion each.
+            items: Pairs of a problem and a completion.
 
         Raises:
             ConfigError: The task can be made here, but not in a worker process.
@@ -125,7 +127,7 @@ class _Worker:
             self._bury(self._process)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # a session of its own: Ctrl-C is for the main process, and what a check has started ends with it
+        # a new session: Ctrl-C is for the main process, and processes that a check starts can be ended with it
         process = subprocess.Popen(
             [sys.executable, "-I", str(WORKER)],
             stdin=subprocess.PIPE,
@@ -145,7 +147,7 @@ class _Worker:
         return process
 
     def _ask(self, process: subprocess.Popen[bytes], message: dict[str, Any], seconds: float) -> Any:
-        """Raises TimeoutError, or EOFError where the process has ended."""
+        """Sends a message and returns the reply; raises TimeoutError, or EOFError where the process has ended."""
         assert process.stdin is not None and process.stdout is not None
         until = time.monotonic() + seconds
         with suppress(BrokenPipeError):  # it has ended, which the other pipe shows as well
@@ -163,7 +165,9 @@ class _Worker:
         return json.loads(line)
 
     def _bury(self, process: subprocess.Popen[bytes]) -> str:
-        """Ends a process with all that it has started, and says how it had ended by itself."""
+        """Ends a process with everything that it started, and returns how the process had ended before; empty if it had
+        not.
+        """
         with suppress(subprocess.TimeoutExpired):  # one that has closed its pipe may take a moment to be gone
             process.wait(0.2)
         status = process.poll()

@@ -1,4 +1,4 @@
-"""Answers that are Python code: they are right if they pass tests."""
+"""Problems answered with Python code; an answer is right if it passes the problem's tests."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 @dataclass(frozen=True)
 class TestRun:
-    """How a program did.
+    """The outcome of running a program and its tests.
 
     Args:
-        passed: All tests were run and passed.
-        failure: Why not, such as `AssertionError: ...`.
+        passed: Whether all tests were run and passed.
+        failure: Reason for not passing, such as `AssertionError: ...`.
     """
 
     passed: bool
@@ -37,23 +37,24 @@ class TestRun:
 
 
 def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) -> TestRun:
-    """Runs a program and then its tests in a process of their own.
+    """Runs a program and then its tests in a separate process, and returns the outcome.
 
-    It begins in an empty directory, which is removed afterwards, without the environment variables, site packages or
-    open files of this process. It is held to its time, memory, one mebibyte per file and 32 open files, and cannot
-    start processes or use the network through Python: an audit hook refuses both, and where the kernel allows it the
-    process is in a network without interfaces as well. A program that hangs, exits early or kills itself has failed.
+    The process begins in an empty directory, which is removed afterwards, without the environment variables, site
+    packages or open files of this process. It is limited in time, memory, the size of each file (one mebibyte) and open
+    files (32). It cannot start processes or use the network through Python: an audit hook refuses both, and where the
+    kernel allows it the process is also in a network without interfaces. A program that hangs, exits early or kills
+    itself has failed.
 
-    This keeps honest mistakes of a language model from doing harm. It is no sandbox against malice: the program runs
+    This keeps honest mistakes of a language model from doing harm. It is not a sandbox against malice: the program runs
     as the same user and can read that user's files. For code that you would not run yourself, use a container.
 
     Args:
-        code: Python source.
+        code: Python source of the program.
         tests: Python source that raises if the code is wrong, such as lines with `assert`.
-        timeout: Seconds for both.
-        memory: Bytes of address space.
+        timeout: Time limit in seconds for the program and its tests together.
+        memory: Limit of the address space in bytes.
     """
-    token = secrets.token_hex(16)  # only tests that came to their end can tell it
+    token = secrets.token_hex(16)  # only known where the tests have run to their end
     request = {"code": code, "tests": tests, "timeout": timeout, "memory": memory, "token": token}
     with tempfile.TemporaryDirectory(prefix="quietstar-code-", ignore_cleanup_errors=True) as directory:
         process = subprocess.Popen(
@@ -94,14 +95,16 @@ def _outcome(reply: bytes, status: int, token: str) -> TestRun:
 class CodeProblems(FileTask):
     '''Programs that pass tests, as in MBPP (arXiv 2108.07732) and, in the same format, HumanEval.
 
-    The prompt is the question and the first test between `"""`. A problem's answer are its tests, so that the hint
-    shows all of them; a completion's answer is its code, that of the first block between backticks if there is one.
+    The prompt is the question and the first test between `"""`. The answer of a problem is its tests, so that the hint
+    shows all of them. The answer of a completion is its code: the first block between backticks, or else the whole
+    text.
 
     Args:
-        options: `path` is a JSONL file, or a directory with `train.jsonl` and `test.jsonl`. The question is in the
-            field that `question` names, in `text` or in `prompt`. The tests are a list `test_list`, or Python source
-            in `tests` or `test`, whose function `check` is called with `entry_point` where there is that field. The id
-            is `task_id`, or else the line number.
+        options: Options of the problems. `path` is a JSONL file, or a directory with `train.jsonl` and `test.jsonl`.
+            The question is in the field that `question` names, in `text` or in `prompt`. The tests are a list
+            `test_list`, or Python source in `tests` or `test`; where the record has the field `entry_point`, the tests'
+            function `check` is called with it. The id is `task_id`, or else the position among the problems of the
+            split.
     '''
 
     name = "code"
@@ -126,7 +129,7 @@ class CodeProblems(FileTask):
         return code if code.strip() else None
 
     def check(self, problem: Problem, completion: str) -> Verdict:
-        """Runs the tests, in a little less time than a worker process gets for the whole check."""
+        """Runs the tests, with a slightly shorter time limit than a worker process gets for the whole check."""
         code = self.extract(completion)
         passed = code is not None and run_tests(code, problem.answer, 0.8 * self.options.timeout).passed
         return Verdict(code, passed)

@@ -16,7 +16,7 @@ _FORBIDDEN = ("socket.", "subprocess.", "os.system", "os.fork", "os.exec", "os.s
 
 
 def main() -> None:
-    """Reads a request from stdin, limits this process, and tells on stdout how the tests ended."""
+    """Reads a request from stdin, limits this process, and reports on stdout how the tests ended."""
     request = json.loads(sys.stdin.buffer.read())
     replies = os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -34,11 +34,11 @@ def main() -> None:
     else:
         outcome = {"failure": None, "token": request["token"]}
     os.write(replies, json.dumps(outcome).encode())
-    os._exit(0)  # threads and exit handlers of the program have no say
+    os._exit(0)  # does not wait for threads or exit handlers of the program
 
 
 def _cut_network() -> None:
-    """Moves into a network without interfaces, where the kernel lets an ordinary user do so."""
+    """Moves this process into a network without interfaces, where the kernel lets an ordinary user do so."""
     library = ctypes.CDLL(None)
     if library.unshare(_NEW_NETWORK) != 0:
         library.unshare(_NEW_USERS | _NEW_NETWORK)
@@ -52,11 +52,11 @@ def _limit(request: dict[str, Any]) -> None:
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: 2**20,
         resource.RLIMIT_NOFILE: 32,
-        resource.RLIMIT_NPROC: 1,  # root is not bound by it
+        resource.RLIMIT_NPROC: 1,  # no limit for root
         resource.RLIMIT_CORE: 0,
     }
     for kind, most in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # a harder limit than ours is in force already
+        with contextlib.suppress(ValueError, OSError):  # a stricter limit is already in force
             resource.setrlimit(kind, (most, most))
 
 

@@ -21,11 +21,12 @@ class CommonsenseQA(FileTask):
     """A stem and five choices, answered by a rationale that ends in `Therefore, the answer is blotter (e).`
 
     The data has no human-written rationales. The hint is ` (CORRECT)` after the line of the right choice. The held-out
-    problems are the development split: those of the test split are published without answers. The solved examples are
-    the seven that STaR has published, unless the options name others.
+    problems are the development split, because the test split is published without answers. The solved examples are the
+    seven that STaR published, unless the options name others.
 
     Args:
-        options: `path` is a directory with `train_rand_split.jsonl` and `dev_rand_split.jsonl`, or a file.
+        options: Options of the problems. `path` is a directory with `train_rand_split.jsonl` and
+            `dev_rand_split.jsonl`, or a file.
     """
 
     name = "commonsenseqa"
@@ -61,10 +62,12 @@ class CommonsenseQA(FileTask):
         return "Q: " + "\n".join(lines) + "\nA:"
 
     def extract(self, completion: str) -> str | None:
-        """The last `(x)` of the conclusion, which is the first line that says `answer is` and has a choice.
+        """Returns the letter of the last `(x)` of the conclusion, the first line that says `answer is` and has a
+        choice.
 
-        Where no line does, it is the first that has the word `answer` and a choice, or else the last line with a choice
-        before the first blank one, so that ` (e).` is an answer too; what runs on after that is not looked at.
+        Where no line does, the conclusion is the first line with the word `answer` and a choice, or else the last line
+        with a choice before the first blank one, so that ` (e).` is an answer too. Text after the conclusion is
+        ignored.
         """
         line = _conclusion(completion)
         return None if line is None else _CHOICE.findall(line)[-1].lower()
@@ -79,12 +82,12 @@ class CommonsenseQA(FileTask):
         return completion[: completion.index(line) + len(line)].rstrip()
 
     def conclusion(self, problem: Problem) -> str:
-        """The sentence that ends every right solution: ` Therefore, the answer is blotter (e).`"""
+        """Returns the sentence that ends every right solution, such as ` Therefore, the answer is blotter (e).`"""
         line = problem.question.split("\n")[_choice_lines(problem)[problem.answer]]
         return f" Therefore, the answer is {line[4:]} ({problem.answer})."
 
     def direct(self, problem: Problem) -> str:
-        """The answer alone as a completion, as in STaR's direct prompts: ` (e).`"""
+        """Returns the answer alone as a completion, as in STaR's direct prompts: ` (e).`"""
         return f" ({problem.answer})."
 
     def quotes_hint(self, problem: Problem, completion: str) -> bool:
@@ -92,7 +95,7 @@ class CommonsenseQA(FileTask):
 
 
 def _question(record: Record) -> tuple[str, dict[str, str]]:
-    """The stem and the choices by their letters, from a line of the task's own files or a row of the hub's."""
+    """Returns the stem and the choices by their letters, from a line of the task's own files or a row of the hub's."""
     nested = record.fields.get("question")
     if isinstance(nested, dict):
         record = Record(f"{record.place}: question", nested)
@@ -105,7 +108,7 @@ def _question(record: Record) -> tuple[str, dict[str, str]]:
 
 
 def _choices(choices: Any, place: str) -> dict[str, str]:
-    if isinstance(choices, dict):  # the hub has columns
+    if isinstance(choices, dict):  # the hub's rows have lists of labels and of texts
         labels, texts = choices.get("label"), choices.get("text")
         if isinstance(labels, list) and isinstance(texts, list):
             choices = [{"label": label, "text": text} for label, text in zip_longest(labels, texts)]
@@ -125,7 +128,7 @@ def _one_line(text: str) -> str:
 
 
 def _choice_lines(problem: Problem) -> dict[str, int]:
-    """On which line of the question the choice of each letter stands."""
+    """Returns for each letter the line of the question that has its choice, counted from 0."""
     last = problem.question.count("\n")
     return {letter: last - len(_LETTERS) + 1 + place for place, letter in enumerate(_LETTERS)}
 

@@ -1,12 +1,8 @@
-"""What tasks have in common whose problems are read from files.
+"""Tasks with problems that are read from files.
 
-Files of problems: which they are, and their records one by one, each with its place for messages.
-
-Where the problems of known tasks are published: read from there when no file of them is given.
-
-Solved examples that stand before each prompt: the user's own, or those that STaR has published.
-
-Rationales that speak of the hint they were given, and so make no sense without it.
+`FileTask` is the base class; it reads either files (`find_files`, `read_records`) or, where none are given, the dataset
+of the Hugging Face hub that publishes the problems (`PublicHome`). `solved_examples` are the examples before each
+prompt. `speaks_of_hint` and `begins_with_hint` find rationales that mention their hint.
 """
 
 from __future__ import annotations
@@ -22,22 +18,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quietstar.config.loops import ProblemOptions
+from quietstar.data.shards import find_shards
 from quietstar.errors import ConfigError, DataError, QuietStarError
 from quietstar.tasks.task import Problem, Split, Task
 
+PUBLISHED = Path(__file__).with_name("few_shot")
+
 
 class FileTask(Task):
-    """A task whose problems are the records of files, each read once, when it is first asked for.
+    """A task whose problems are the records of files. Each file is read once, when it is first asked for.
 
     Args:
-        options: Where the files are.
+        options: Options of the problems, with the paths of the files.
 
     Attributes:
-        train_files: What the files of the training problems are called in a directory, as patterns.
-        test_files: The same of the held-out problems.
-        home: Where they are published.
-        published_examples: Name of its solved examples in the folder `few_shot`.
-        left_out: Problems of each split read so far that the task cannot use, by intention.
+        train_files: Glob patterns of the files with training problems in a directory.
+        test_files: Glob patterns of the files with held-out problems in a directory.
+        home: Published dataset that is read where no file is given.
+        published_examples: Name of the task's solved examples in the folder `few_shot`.
+        left_out: Number of problems that the task left out by intention, for each split read so far.
     """
 
     train_files: ClassVar[tuple[str, ...]]
@@ -52,14 +51,14 @@ class FileTask(Task):
 
     @abstractmethod
     def read(self, record: Record, number: int) -> Problem | None:
-        """The problem of a record; None where the task leaves it out.
+        """Returns the problem of a record; None where the task leaves it out.
 
         Args:
-            record: What the file has.
-            number: From 1, among the problems of the split; an id where there is no other.
+            record: Record of the file.
+            number: Position among the problems of the split, from 1; the id of a problem that has no other.
 
         Raises:
-            DataError: The record has not what a problem needs.
+            DataError: The record lacks a field of a problem, or has one that cannot be read.
         """
 
     def problems(self, split: Split) -> Sequence[Problem]:
@@ -95,7 +94,7 @@ def _check_ids(problems: Sequence[Problem]) -> None:
 
 
 class NumberText(str):
-    """A JSON number as it was written: as a float, 0.1 would be another one."""
+    """A JSON number as it was written: as a float, 0.1 would be a different number."""
 
 
 @dataclass(frozen=True)
@@ -103,23 +102,23 @@ class Record:
     """One JSON object of a file.
 
     Args:
-        place: `file:line`.
-        fields: By name. Numbers are `NumberText`.
+        place: `file:line` of the object, for messages.
+        fields: Values by the name of the field; numbers are `NumberText`.
     """
 
     place: str
     fields: dict[str, Any]
 
     def text(self, name: str, *, option: str = "", number: bool = False) -> str:
-        """A field that must hold text.
+        """Returns the text of a field that must hold text.
 
         Args:
-            name: The field.
-            option: Dotted key of the option that says which field it is.
-            number: A JSON number will do.
+            name: Name of the field.
+            option: Dotted key of the option that names the field, for messages.
+            number: Whether a JSON number is accepted too.
 
         Raises:
-            DataError: It is missing, empty, or of another type.
+            DataError: The field is missing, empty, or of another type.
         """
         if name not in self.fields:
             names = ", ".join(map(repr, list(self.fields)[:10])) or "none"
@@ -136,18 +135,18 @@ class Record:
 
 
 def find_files(options: ProblemOptions, split: Split, names: Sequence[str]) -> list[Path]:
-    """The files of a split in the order of their names.
+    """Returns the files of a split in the order of their names.
 
     Args:
-        options: Where they are. A `path` that is a file holds the training problems.
-        split: Which ones.
-        names: What they are called in a directory, as patterns; the first that matches any file counts.
+        options: Options of the problems, with the paths. A `path` that is a file holds the training problems.
+        split: Split to find the files of.
+        names: Glob patterns of the files in a directory; the first pattern that matches a file is used.
 
     Returns:
-        None at all where `path` is null: the problems have to come from their public home.
+        The files; an empty list where `path` is null: then the problems come from the public dataset.
 
     Raises:
-        DataError: There is no such file or directory, or none of these files in it.
+        DataError: There is no such file or directory, or the directory has none of these files.
     """
     given = options.test_path if split == "test" else None
     key = "problems.path" if given is None else "problems.test_path"
@@ -169,10 +168,10 @@ def find_files(options: ProblemOptions, split: Split, names: Sequence[str]) -> l
 
 
 def read_records(file: Path) -> Iterator[Record]:
-    """The objects of a JSONL file, blank lines left out, or the one object of a `.json` file.
+    """Yields the objects of a JSONL file, without blank lines, or the one object of a `.json` file.
 
     Raises:
-        DataError: The file cannot be read, or a line of it holds something else; with `file:line`.
+        DataError: The file cannot be read, or a line of it holds something else; the message has `file:line`.
     """
     try:
         content = file.read_bytes()
@@ -207,14 +206,14 @@ def _kind(value: object) -> str:
 
 @dataclass(frozen=True)
 class PublicHome:
-    """A dataset of the Hugging Face hub, and where else its files can be had.
+    """A dataset of the Hugging Face hub, and the web page that also has its files.
 
     Args:
-        dataset: `owner/name`.
-        train: Pattern of the parquet files with training problems.
-        test: Pattern of those with held-out problems.
-        download: Web page from which the task's own files can be downloaded.
-        files: What they are called, for messages.
+        dataset: Name of the dataset on the hub, `owner/name`.
+        train: Glob pattern of the parquet files with training problems.
+        test: Glob pattern of the parquet files with held-out problems.
+        download: Address of the web page from which the task's own files can be downloaded.
+        files: Names of the task's own files, for messages.
     """
 
     dataset: str
@@ -224,14 +223,12 @@ class PublicHome:
     files: str
 
     def records(self, split: Split) -> Iterator[Record]:
-        """The rows of a split, in the order of the files.
+        """Yields the rows of a split, in the order of the files.
 
         Raises:
             ConfigError: pyarrow is not installed, or the hub cannot be reached.
         """
-        # both only here: processes that check answers read no problems, and these imports take seconds
-        from quietstar.data.shards import find_shards
-
+        # only here: processes that check answers read no problems, and this import takes seconds
         try:
             parquet: Any = import_module("pyarrow.parquet")
         except ImportError:
@@ -244,7 +241,7 @@ class PublicHome:
                     yield Record(f"{shard.path}:{number}", {name: _as_text(value) for name, value in row.items()})
         except QuietStarError as error:
             raise ConfigError(f"problems.path: missing, and {self._needs(str(error))}") from error
-        except OSError as error:  # of huggingface_hub's network client
+        except OSError as error:  # raised by huggingface_hub's network client
             raise ConfigError(f"problems.path: missing, and {self._needs(f'reading failed: {error}')}") from error
 
     def _needs(self, reason: str) -> str:
@@ -258,21 +255,18 @@ def _as_text(value: Any) -> Any:
     return NumberText(value) if type(value) in (int, float) else value
 
 
-PUBLISHED = Path(__file__).with_name("few_shot")
-
-
 def solved_examples(options: ProblemOptions, hint: bool, published: str | None = None) -> str:
-    """The solved examples of a task as they are, ending in a blank line; empty where there are none.
+    """Returns the solved examples of a task unchanged, ending in a blank line; empty where there are none.
 
     Args:
-        options: Of it, `few_shot_path` and `few_shot_hint_path`.
-        hint: Those with the hint shown.
-        published: Name of the shipped ones, which the task has where the option is null.
+        options: Options of the problems; `few_shot_path` and `few_shot_hint_path` are used.
+        hint: Whether to return the examples that show the hint.
+        published: Name of the shipped examples, which the task uses where the option is null.
 
     Raises:
-        ConfigError: The task has none of its own, and the options name only the others: with and without the hint,
-            prompts need the same examples.
-        DataError: There is no such file, or no text in it.
+        ConfigError: The task ships none, and the options name only the other file: with and without the hint, prompts
+            need the same examples.
+        DataError: There is no such file, or it has no text.
     """
     key, other = ("few_shot_hint_path", "few_shot_path") if hint else ("few_shot_path", "few_shot_hint_path")
     path: str | None = getattr(options, key)
@@ -312,11 +306,11 @@ _TELLS = re.compile(
 
 
 def speaks_of_hint(completion: str) -> bool:
-    """Whether a rationale mentions a hint or an answer that is already known."""
+    """Returns whether a rationale mentions a hint or an answer that is already known."""
     return _TELLS.search(" ".join(completion.split())) is not None
 
 
 def begins_with_hint(completion: str, answer: str) -> bool:
-    """Whether a rationale repeats `(answer)`, as it stands in the question, on its first line."""
+    """Returns whether a rationale repeats `(answer)`, as the question shows it, on its first line."""
     first = completion.strip().partition("\n")[0]
     return f"({answer})" in first

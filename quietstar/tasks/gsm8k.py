@@ -1,4 +1,4 @@
-"""Grade-school word problems (GSM8K, arXiv 2110.14168), in the prompt format that STaR used."""
+"""Grade-school word problems (GSM8K, arXiv 2110.14168), in the prompt format of STaR."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _OPERATORS = str.maketrans("x\u00d7\u00f7", "**/")
 class GSM8K(FileTask):
     """`Q: ...\\nA:`, answered by a rationale and `#### number`.
 
-    The calculator annotations (`<<48/2=24>>`) of the human-written solutions stay as they are. The hint is the final
-    number alone, ` (72)` after the question; the released code of STaR showed the whole solution. The solved examples
-    are the six that STaR has published, unless the options name others.
+    The calculator annotations (`<<48/2=24>>`) of the human-written solutions are kept. The hint is the final number
+    alone, ` (72)` after the question; the released code of STaR showed the whole solution. The solved examples are the
+    six that STaR published, unless the options name others.
 
     Args:
-        options: `path` is a directory with `train.jsonl` and `test.jsonl`, or a file.
+        options: Options of the problems. `path` is a directory with `train.jsonl` and `test.jsonl`, or a file.
     """
 
     name = "gsm8k"
@@ -54,7 +54,7 @@ class GSM8K(FileTask):
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
 
     def extract(self, completion: str) -> str | None:
-        """The number after the first `####`; what runs on after its line is not looked at."""
+        """Returns the number after the first `####`; text after its line is ignored."""
         found = first_after_marker(completion, MARKER)
         return None if found is None else canonical_number(found)
 
@@ -68,7 +68,9 @@ class GSM8K(FileTask):
         return None if problem.rationale is None else f" {problem.rationale}"
 
     def solution_key(self, completion: str) -> str:
-        """Its equations in their order, as RFT compares solutions (arXiv 2308.01825, 3.3)."""
+        """Returns the equations of a completion in their order, as RFT compares solutions (arXiv 2308.01825, section
+        3.3).
+        """
         return equations(completion) or super().solution_key(completion)
 
     def quotes_hint(self, problem: Problem, completion: str) -> bool:
@@ -76,7 +78,9 @@ class GSM8K(FileTask):
 
 
 def through_marker(completion: str, marker: str) -> str:
-    """A completion up to the end of the line with its first `marker`; all of it where no answer stands there."""
+    """Returns a completion up to the end of the line with its first `marker`; all of it where no answer follows the
+    marker.
+    """
     if first_after_marker(completion, marker) is None:
         return completion.rstrip()
     before, _, after = completion.partition(marker)
@@ -84,17 +88,19 @@ def through_marker(completion: str, marker: str) -> str:
 
 
 def equations(completion: str) -> str:
-    """The calculations of a solution: the annotated ones (`<<48/2=24>>`), or else those in its text.
+    """Returns the calculations of a solution: the annotated ones (`<<48/2=24>>`), or else those in its text.
 
     Returns:
-        They are joined with `;`, numbers without needless signs and zeros, and without white space. Empty for none.
+        The calculations, joined with `;`, without white space and with canonical numbers; empty where there are none.
     """
     found = _ANNOTATION.findall(completion) or list(_written_out(completion.partition(MARKER)[0]))
     return ";".join(_plain(equation) for equation in found)
 
 
 def _written_out(text: str) -> Iterator[str]:
-    """The calculations in a text, such as `48 / 2 = 24`. One pass over it: a single expression would backtrack."""
+    """Yields the calculations in a text, such as `48 / 2 = 24`, in one pass: a single regular expression would
+    backtrack.
+    """
     seen: list[str] = []
     numbers, complete, last = 0, False, ""
     for token in _TOKEN.finditer(text):

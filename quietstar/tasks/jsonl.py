@@ -1,4 +1,4 @@
-"""Any questions with answers, from JSONL files."""
+"""Questions with answers from any JSONL files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class QuestionsAndAnswers(FileTask):
     """`Q: ...\\nA:`, answered by a rationale and `#### answer`.
 
     Answers are compared as numbers where both are numbers, else as texts without regard to case, white space and a dot
-    at the end; and where they look like expressions and math-verify is installed, by their meaning.
+    at the end. Where they look like expressions and math-verify is installed, it decides whether they are equal.
 
     Args:
-        options: `question`, `answer`, `rationale` and `id` name the fields. `path` is a file, or a directory with
-            `train.jsonl` and `test.jsonl`.
+        options: Options of the problems. `question`, `answer`, `rationale` and `id` name the fields. `path` is a file,
+            or a directory with `train.jsonl` and `test.jsonl`.
     """
 
     name = "jsonl"
@@ -33,7 +33,7 @@ class QuestionsAndAnswers(FileTask):
 
     def __init__(self, options: ProblemOptions) -> None:
         super().__init__(options)
-        self.isolated = can_compare()  # it may run for ever, plain comparisons do not
+        self.isolated = can_compare()  # math-verify may run for ever, plain comparisons do not
 
     def warm_up(self) -> None:
         same_expression("1", "1")
@@ -56,9 +56,9 @@ class QuestionsAndAnswers(FileTask):
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
 
     def extract(self, completion: str) -> str | None:
-        """What stands after the first `####`, or else after the first `Answer:` that begins a line.
+        """Returns the text after the first `####`, or else after the first `Answer:` that begins a line.
 
-        What runs on after that line is not looked at.
+        Text after that line is ignored.
         """
         found = first_after_marker(completion, MARKER)
         if found is None and (line := _ANSWER_LINE.search(completion)):

@@ -1,4 +1,4 @@
-"""Competition problems (MATH, arXiv 2103.03874) whose answer is a number."""
+"""Competition problems (MATH, arXiv 2103.03874) with a number as answer."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _TRANSFER = ("Algebra", "Counting & Probability", "Prealgebra", "Number Theory")
 
 
 class MathNumeric(FileTask):
-    r"""`Q: ...\nA:`, answered by a solution that ends in `\boxed{...}`, or in `#### number` as GSM8K's do.
+    r"""`Q: ...\nA:`, answered by a solution that ends in `\boxed{...}`, or in `#### number` as in GSM8K.
 
-    Models trained on GSM8K can therefore be asked as they are, which is how V-STaR measures transfer. Problems whose
-    answer is no number are left out and counted in `left_out`. Groups are `subject, level`.
+    Models trained on GSM8K can therefore be asked without change, which is how V-STaR measures transfer. Problems with
+    an answer that is not a number are left out and counted in `left_out`. Groups are `subject, level`.
 
     Args:
-        options: `path` is a directory with `train.jsonl` and `test.jsonl`, or with folders `train*` and `test*` of
-            files; or a file. Problems have the fields `problem` and `solution`; `question` or `input`, and `output` or
-            `answer`, will do.
+        options: Options of the problems. `path` is a directory with `train.jsonl` and `test.jsonl`, or with folders
+            `train*` and `test*` of files; or a file. Problems have the fields `problem` (or `question`, `input`) and
+            `solution` (or `output`, `answer`).
     """
 
     name = "math"
@@ -67,10 +67,11 @@ class MathNumeric(FileTask):
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
 
     def extract(self, completion: str) -> str | None:
-        r"""What stands in the `\boxed{...}` that counts, or after the first `####` where that comes before it.
+        r"""Returns the content of the `\boxed{...}` that counts, or the text after the first `####` where that comes
+        first.
 
-        The last box counts, as in MATH's own evaluation, but only of the first paragraph that has any: what runs on
-        after the answer is not looked at. (This is another answer for 3 of the 8,257 human-written solutions.)
+        The last box counts, as in MATH's own evaluation, but only within the first paragraph that has one: text after
+        the answer is ignored. (This gives another answer for 3 of the 8,257 human-written solutions.)
         """
         text = self.accepted(completion)
         found = last_box(text) or first_after_marker(text, MARKER)
@@ -80,7 +81,7 @@ class MathNumeric(FileTask):
         return canonical_latex(answer)
 
     def check(self, problem: Problem, completion: str) -> Verdict:
-        """Numbers are compared exactly; whether another expression is the same number, math-verify decides."""
+        """Compares numbers exactly; whether another expression equals the number is decided by math-verify."""
         answer = self.extract(completion)
         if answer is None or latex_number(answer) is not None:
             return Verdict(answer, answer == problem.answer)
@@ -88,7 +89,7 @@ class MathNumeric(FileTask):
         return Verdict(problem.answer if same else answer, same)
 
     def accepted(self, completion: str) -> str:
-        """Up to the line of its answer, and the line that closes the formula around it."""
+        """Returns a completion up to the line of its answer, and the line that closes the formula around the answer."""
         return min(through_marker(completion, MARKER), through_box(completion).rstrip(), key=len)
 
     def solution(self, problem: Problem) -> str | None:
@@ -102,10 +103,10 @@ class MathNumeric(FileTask):
 
 
 def transfer_problems(problems: Iterable[Problem]) -> list[Problem]:
-    """The problems of MATH's test split that V-STaR measures transfer on (arXiv 2402.06457, section 4).
+    """Returns the problems of MATH's test split that V-STaR measures transfer on (arXiv 2402.06457, section 4).
 
     They are of level 1 and four subjects, with a number as answer and no LaTeX in the question. The paper has 150 and
-    does not say which; taking a backslash for LaTeX gives 158.
+    does not say which; counting every backslash as LaTeX gives 158.
     """
     groups = {f"{subject}, Level 1" for subject in _TRANSFER}
     return [problem for problem in problems if problem.group in groups and "\\" not in problem.question]
@@ -116,7 +117,7 @@ def _present(record: Record, names: tuple[str, ...]) -> str:
 
 
 def _group(record: Record) -> str:
-    """Subject and level, as far as they are known."""
+    """Returns subject and level, where they are known."""
     subject = next((record.text(name) for name in ("type", "subject") if name in record.fields), "")
     level = str(record.fields.get("level", ""))
     return ", ".join(filter(None, (subject, re.sub(r"^(?=\d)", "Level ", level))))

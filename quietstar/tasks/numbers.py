@@ -1,8 +1,6 @@
-"""Numbers as people write them, and one way to write each.
+"""The answers of mathematical problems: finding them in a text, writing them in one canonical way, and comparing them.
 
-Answers as MATH has them: in a box, in LaTeX.
-
-Whether two mathematical expressions are the same, decided by math-verify where it is installed.
+Plain numbers come first, then answers in LaTeX boxes as MATH has them, then math-verify's comparison of expressions.
 """
 
 from __future__ import annotations
@@ -32,14 +30,14 @@ _NOT_UNITS = re.compile(
     r"|times|and|or|to)\b|[\d=<>+*^!\\]",
     re.IGNORECASE,
 )
-_LONGEST = 4000  # Python converts no longer integers by itself; decimals of any length need no conversion
+_LONGEST = 4000  # Python refuses to convert longer integers; decimals of any length need no conversion
 
 
 def first_after_marker(text: str, marker: str = "####") -> str | None:
-    """What stands on the line of the first `marker`, after it. Text that runs on behind that line is not looked at.
+    """Returns the text after the first `marker`, up to the end of its line.
 
     Returns:
-        The text without white space around it; None where there is no marker, or nothing after it.
+        The text without white space around it; None where there is no marker, or nothing after it on its line.
     """
     _, found, after = text.partition(marker)
     line = after.partition("\n")[0].strip()
@@ -47,16 +45,16 @@ def first_after_marker(text: str, marker: str = "####") -> str | None:
 
 
 def canonical_number(text: str, *, units: bool = True) -> str | None:
-    """One way to write each number, exact whatever its size: `$1,080.50` and `1080.5 dollars` become `1080.5`.
+    """Returns the canonical form of a number, exact at any size: `$1,080.50` and `1080.5 dollars` become `1080.5`.
 
     Commas and narrow spaces between thousands, currency and percent signs, a unit, a trailing dot, a plus sign and
-    needless zeros go; the sign never does. Fractions and mixed numbers are reduced, and become decimals where that is
-    exact: `2/4` is `0.5`, `1 1/3` is `4/3`.
+    needless zeros are removed; the minus sign never is. Fractions and mixed numbers are reduced, and become decimals
+    where that is exact: `2/4` is `0.5`, `1 1/3` is `4/3`.
 
     Args:
-        text: Nothing but one number, with its unit perhaps. `10-20`, `3 apples and 4 pears`, `42 + x`, `5:30`,
-            `1,2` and `5 million` are none: a wrong answer must not pass for a right one.
-        units: Words may follow the number. Without, `5x` is no number.
+        text: Text of one number, with or without a unit. `10-20`, `3 apples and 4 pears`, `42 + x`, `5:30`, `1,2` and
+            `5 million` are not accepted as numbers: a wrong answer must not pass for a right one.
+        units: Whether words may follow the number. Without, `5x` is not a number.
 
     Returns:
         `-?[0-9]+`, with a decimal part that does not end in 0, or with a denominator; None for anything else.
@@ -99,7 +97,7 @@ def _fraction(parts: tuple[str, str, str], whole: str = "0") -> str | None:
 
 
 def _shortest(value: Fraction) -> str | None:
-    """As a decimal where that ends, else as a fraction."""
+    """Returns a finite decimal where there is one, else a fraction; None where the numbers are too long."""
     twos = (value.denominator & -value.denominator).bit_length() - 1
     rest, fives = value.denominator >> twos, 0
     while rest % 5 == 0:
@@ -124,10 +122,10 @@ _FRACTION = re.compile(r"\\[cdt]?frac\s*(?:\{\s*([-+\d.,]+)\s*\}|(\d))\s*(?:\{\s
 
 
 def last_box(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds, however deeply its braces are nested, or `\boxed 5` without braces.
+    r"""Returns the content of the last `\boxed{...}`, with braces nested to any depth, or of `\boxed 5` without braces.
 
     Returns:
-        None where there is none, or it is not closed.
+        The content; None where there is no box, or it is not closed.
     """
     found = list(_BOX.finditer(text))
     place = _content(text, found[-1].end()) if found else None
@@ -135,10 +133,11 @@ def last_box(text: str) -> str | None:
 
 
 def through_box(text: str) -> str:
-    r"""A text up to the line of the last box in its first paragraph that has a complete one; all of it without a box.
+    r"""Returns a text up to the line of the last complete box in the first paragraph that has one; all of it without a
+    box.
 
-    That box is its answer, whatever other problems the text goes on to solve. A line that closes the formula around the
-    box, such as `\]`, is kept.
+    That box is the answer, whatever other problems the text solves afterwards. A line that closes the formula around
+    the box, such as `\]`, is kept.
     """
     places = [place for box in _BOX.finditer(text) if (place := _content(text, box.end())) is not None]
     if not places:
@@ -150,7 +149,7 @@ def through_box(text: str) -> str:
 
 
 def _content(text: str, start: int) -> tuple[int, int] | None:
-    """From where to where the content of a box goes; None where it has none, or is not closed."""
+    """Returns where the content of a box begins and ends; None where it has none, or is not closed."""
     while text[start : start + 1].isspace():
         start += 1
     if not text.startswith("{", start):
@@ -165,10 +164,11 @@ def _content(text: str, start: int) -> tuple[int, int] | None:
 
 
 def latex_number(text: str) -> str | None:
-    r"""`canonical_number` of a number in LaTeX: `\frac{7}{2}`, `-1\frac12`, `\$32,\!348`, `90^\circ`, `5\text{ cm}`.
+    r"""Applies `canonical_number` to a number in LaTeX: `\frac{7}{2}`, `-1\frac12`, `\$32,\!348`, `90^\circ`, `5\text{
+    cm}`.
 
     Returns:
-        None for anything that is not one number, such as `2\sqrt3`, `5x`, `101_2` or `(1,2)`.
+        The canonical number; None for anything that is not one number, such as `2\sqrt3`, `5x`, `101_2` or `(1,2)`.
     """
     text = _NOISE.sub("", text.replace("{,}", ",")).strip().rstrip("\\").rstrip()
     words = _WORDS.search(text)
@@ -180,7 +180,9 @@ def latex_number(text: str) -> str | None:
 
 
 def canonical_latex(text: str) -> str:
-    """A number as `latex_number` writes it; any other expression without what does not change its meaning."""
+    """Returns a number as `latex_number` writes it, and any other expression without white space and LaTeX that do not
+    change its meaning.
+    """
     number = latex_number(text)
     return re.sub(r"\s+", "", _NOISE.sub("", text)).rstrip(".") if number is None else number
 
@@ -190,18 +192,21 @@ def _slashed(match: re.Match[str]) -> str:
 
 
 def can_compare() -> bool:
-    """Whether math-verify is installed (`pip install 'quietstar[eval]'`)."""
+    """Returns whether math-verify is installed (`pip install 'quietstar[eval]'`)."""
     return find_spec("math_verify") is not None
 
 
 def same_expression(gold: str, answer: str) -> bool:
-    """Whether an answer equals the gold one, both in LaTeX or as plain expressions; False without math-verify.
+    """Returns whether an answer equals the gold answer, both in LaTeX or as plain expressions; False without
+    math-verify.
 
     There is no time limit: `2003^{2002^{2001}}` takes for ever. Call it in a process that can be ended.
     """
     if not can_compare():
         return False
     math_verify: Any = import_module("math_verify")  # optional, and sympy takes a second to load
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits, by signals, are off
+    logging.getLogger("math_verify").setLevel(
+        logging.ERROR
+    )  # it warns that its own time limits, which use signals, are off
     expressions = [math_verify.parse(f"${text}$", parsing_timeout=None) for text in (gold, answer)]
     return all(expressions) and bool(math_verify.verify(*expressions, timeout_seconds=None))

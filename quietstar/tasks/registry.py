@@ -1,4 +1,4 @@
-"""Tasks by their names, and tasks of the user's own."""
+"""Tasks by their names, and tasks that the user has written."""
 
 from __future__ import annotations
 
@@ -45,21 +45,22 @@ def load_task(name: str, options: ProblemOptions) -> Task:
     """Makes a task.
 
     Args:
-        name: One of `TASKS`, or an entry point: `package.module:function` or `file.py:function`, where the function
+        name: Name from `TASKS`, or an entry point: `package.module:function` or `file.py:function`, where the function
             takes the options and returns a `Task`.
-        options: Where its problems are, and so on.
+        options: Options of the problems, such as the path of their files.
 
     Raises:
-        ConfigError: There is no such task, module or function; importing or calling it raises; or it returns no task.
+        ConfigError: There is no such task, module or function; importing or calling it raises; or the function returns
+            something else than a `Task`.
     """
     task = _entry_point(name, options) if ":" in name else _known(name)(options)
-    # on whatever class the user has made: a frozen dataclass refuses ordinary assignments
+    # the user's class may be a frozen dataclass, which refuses ordinary assignments
     object.__setattr__(task, "_recipe", (_absolute(name), options))
     return task
 
 
 def recipe_of(task: Task) -> tuple[str, ProblemOptions] | None:
-    """The name and options from which `load_task` has made a task; None for one that was made in another way."""
+    """Returns the name and options that `load_task` made a task from; None for a task that was made in another way."""
     recipe: tuple[str, ProblemOptions] | None = getattr(task, "_recipe", None)
     return recipe
 
@@ -95,7 +96,7 @@ def _import(module_name: str, name: str) -> ModuleType:
     if not file.is_file():
         raise ConfigError(f"task: {name}: there is no file {file}")
     specification = spec_from_file_location(f"quietstar_task_{file.stem}", file)
-    assert specification is not None and specification.loader is not None  # of a file that ends in .py there are both
+    assert specification is not None and specification.loader is not None  # a file that ends in .py has both
     module, loader = module_from_spec(specification), specification.loader
     sys.modules[specification.name] = module  # dataclasses look up their own module there
     _guarded(lambda: loader.exec_module(module), f"task: importing {file} raised")
@@ -112,6 +113,6 @@ def _guarded(call: Callable[[], _Result], prefix: str) -> _Result:
 
 
 def _absolute(name: str) -> str:
-    """An entry point that means the same in another directory."""
+    """Returns an entry point that means the same in another working directory."""
     module_name, _, function_name = name.rpartition(":")
     return f"{Path(module_name).expanduser().resolve()}:{function_name}" if module_name.endswith(".py") else name

@@ -1,4 +1,4 @@
-"""Routes between numbers: a made-up task with many right ways to each answer, and wrong ones that read as well."""
+"""Routes between numbers: a synthetic task with many right ways to each answer, and wrong ones that look plausible."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ OPERATIONS = "+-*"
 OPERANDS = range(2, 10)
 HIGHEST, HIGHEST_START, LOWEST_TARGET = 70, 35, 10
 FEWEST_ROUTES = 8
-"""Right routes of a problem, at least: one that has few is nearly solved by likelihood alone."""
+"""Least number of right routes of a problem: one that has few is nearly solved by likelihood alone."""
+
 SOLVED = 300
-"""Training problems whose solution is shown, the first ones."""
+"""Number of training problems with a demonstrated solution: the first ones."""
+
 PRETRAINING_LINES = 80_000
 SPLIT_SEED = 4321
-"""Held-out problems are the same whatever the seed of the others."""
+"""Seed of the split: held-out problems are the same for every seed of the training problems."""
 
 _ROUTE = re.compile(r"[-+*]\d=\d{1,2}" * 3)
 _STEP = re.compile(r"([-+*])(\d)=(\d{1,2})")
 
 
 class Routes(Task):
-    """`07>58:` asks for a way from 7 to 58 and goes on as `*9=63-8=55+3=58`.
+    """`07>58:` asks for a route from 7 to 58 and is continued by `*9=63-8=55+3=58`.
 
-    Three steps use addition, subtraction and multiplication once each, in any order, with operands from 2 to 9; every
+    Three steps use addition, subtraction and multiplication once each, in any order, with operands from 2 to 9. Every
     value is between 1 and 70, and is the left operand of the next step. The answer that majorities vote on is the
-    route's operations in their order, `*9-8+3`: the number that it ends at is in the question. Problems have at least
-    8 right routes, so that many right completions share the votes and the likelihood.
+    operations of the route in their order, `*9-8+3`, because the number that it ends at is in the question. Problems
+    have at least 8 right routes, so that many right completions share the votes and the likelihood.
 
     Args:
-        options: Of it, `per_group` and `test_per_group` and `seed` are used.
+        options: Options of the problems; `per_group`, `test_per_group` and `seed` are used.
 
     Raises:
-        ConfigError: There are not so many problems.
+        ConfigError: There are fewer problems than the options ask for.
     """
 
     name = "routes"
@@ -71,17 +73,17 @@ class Routes(Task):
         return self._problems[split]
 
     def prompt(self, problem: Problem, hint: bool = False) -> str:
-        """The same with the hint: the number that a route ends at is in the question."""
+        """Returns the question; the hint adds nothing, because the question has the number that a route ends at."""
         return f"{problem.question}:"
 
     def extract(self, completion: str) -> str | None:
-        """The operations in their order, whatever they result in; None where the form is another."""
+        """Returns the operations in their order, whatever they result in; None where the text is not a route."""
         if not _ROUTE.fullmatch(completion):
             return None
         return "".join(operation + operand for operation, operand, _ in _STEP.findall(completion))
 
     def check(self, problem: Problem, completion: str) -> Verdict:
-        """A route is right where every step is, all three operations are used, and it ends where it has to."""
+        """Judges a route: it is right where every step is, all three operations are used, and it ends at the target."""
         answer = self.extract(completion)
         return Verdict(answer, answer is not None and self._is_right(problem, completion))
 
@@ -89,8 +91,9 @@ class Routes(Task):
         return self.check(problem, completion).correct
 
     def pretraining(self) -> Sequence[Demonstration]:
-        """Random ways of two or three steps, named by where they happen to end: arithmetic without a purpose, and none
-        between the numbers of a held-out problem.
+        """Returns random routes of two or three steps, with the number that they happen to end at as the target.
+
+        They teach arithmetic alone, and none is between the numbers of a held-out problem.
         """
         held_out = {self.prompt(problem) for problem in self._problems["test"]}
         lines = (line for line in _lines(random.Random(77 + self._seed)) if line[0] not in held_out)
@@ -113,14 +116,14 @@ class Routes(Task):
 
 
 def _apply(operation: str, value: int, operand: int) -> int | None:
-    """The result of a step, None where it leaves the numbers that there are."""
+    """Returns the result of a step; None where it is outside the range of values."""
     result = {"+": value + operand, "-": value - operand, "*": value * operand}[operation]
     return result if 1 <= result <= HIGHEST else None
 
 
 @cache
 def _all_routes() -> dict[tuple[int, int], list[str]]:
-    """All right routes of each start and target."""
+    """Returns all right routes of each start and target."""
     found: dict[tuple[int, int], list[str]] = {}
     for start in range(1, HIGHEST_START + 1):
         for order in itertools.permutations(OPERATIONS):
@@ -131,7 +134,7 @@ def _all_routes() -> dict[tuple[int, int], list[str]]:
 
 
 def _routes(value: int, operations: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """All ways on from a value with these operations in their order, and where they end."""
+    """Yields all continuations from a value with these operations in their order, and the values that they end at."""
     if not operations:
         yield "", value
         return

@@ -1,4 +1,4 @@
-"""What a task is: problems, how they are asked, and how an answer is found in a completion and judged."""
+"""The interface of a task: its problems, the prompts, and how an answer is found in a completion and judged."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Problem:
     """A question with its gold answer.
 
     Args:
-        id: Its name, unlike any other in its split.
-        question: As the task's data has it.
-        answer: The final answer alone, as `Task.canonical` writes it.
-        rationale: A human-written solution, where there is one.
-        group: What results are broken down by, such as a number of digits or a subject.
-        place: `file:line` that it was read from, for messages.
+        id: Identifier, unique within its split.
+        question: Text of the question, as the task's data has it.
+        answer: Final answer alone, as `Task.canonical` writes it.
+        rationale: Human-written solution, where there is one.
+        group: Name of the group that results are broken down by, such as a number of digits or a subject.
+        place: `file:line` that the problem was read from, for messages.
     """
 
     id: str
@@ -33,12 +33,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the check of a completion has found.
+    """Result of the check of a completion.
 
     Args:
-        answer: The completion's final answer as `Task.canonical` writes it; None where it has none.
-        correct: Whether it is the gold answer.
-        failure: Why the check itself did not come to an end (it raised, hung or exited); then `correct` is False.
+        answer: Final answer of the completion, as `Task.canonical` writes it; None where it has none.
+        correct: Whether this answer is the gold answer.
+        failure: Why the check itself did not finish (it raised, hung or exited); then `correct` is False.
     """
 
     answer: str | None
@@ -51,10 +51,10 @@ class Demonstration:
     """A human-written training example.
 
     Args:
-        prompt: As a model is asked.
-        completion: What it is to answer.
-        name: For messages.
-        problem: Id of the training problem that it solves; empty where it is none of them.
+        prompt: Prompt that a model is given for the problem.
+        completion: Text that the model learns to answer the prompt with.
+        name: Name of the example in messages.
+        problem: Id of the training problem that the example solves; empty where it solves none of them.
     """
 
     prompt: str
@@ -64,17 +64,18 @@ class Demonstration:
 
 
 class Task(ABC):
-    """A kind of problem. A task of your own needs a name, problems, a prompt and the extraction of an answer.
+    """A kind of problem. A new task needs a name, problems, a prompt and the extraction of an answer.
 
-    A model continues `few_shot(hint) + prompt(problem, hint)`; what it writes up to the end-of-sequence token, or the
-    first of `stop`, is the completion.
+    A model continues `few_shot(hint) + prompt(problem, hint)`. The completion is what it writes up to the
+    end-of-sequence token or the first of `stop`.
 
     Attributes:
-        name: Of the task.
-        stop: Strings at which a completion ends, for base models that run on; they are not a part of it.
+        name: Name of the task.
+        stop: Strings that end a completion, for base models that do not stop by themselves; not part of the completion.
         isolated: Whether `check` runs code that may hang, raise or end the process, and is therefore called in worker
             processes with a time limit.
-        symbols: All characters of prompts and completions, where a character model is made for the task on the spot.
+        symbols: All characters of prompts and completions, for tasks that a new character model can be made for; else
+            empty.
     """
 
     name: str
@@ -84,7 +85,7 @@ class Task(ABC):
 
     @abstractmethod
     def problems(self, split: Split) -> Sequence[Problem]:
-        """The problems of a split, in an order that is always the same.
+        """Returns the problems of a split, in an order that is always the same.
 
         Raises:
             DataError: The data has a missing field, a duplicate id or a gold answer that cannot be read, with its
@@ -93,18 +94,20 @@ class Task(ABC):
 
     @abstractmethod
     def prompt(self, problem: Problem, hint: bool = False) -> str:
-        """What the model continues. With `hint` it shows the final answer, and nothing else of the solution."""
+        """Returns the text that the model continues. With `hint` it shows the final answer, and nothing else of the
+        solution.
+        """
 
     @abstractmethod
     def extract(self, completion: str) -> str | None:
-        """The final answer in a completion, as `canonical` writes it; None where there is none."""
+        """Returns the final answer in a completion, as `canonical` writes it; None where there is none."""
 
     def few_shot(self, hint: bool = False) -> str:
-        """Solved examples that stand before a prompt, with the separator that follows them."""
+        """Returns solved examples that stand before a prompt, with the separator that follows them; empty for none."""
         return ""
 
     def canonical(self, answer: str) -> str:
-        """One way to write each answer: equal answers are equal texts. Majority votes count these."""
+        """Returns the canonical form of an answer: equal answers have equal texts. Majority votes count these."""
         return answer.strip()
 
     def check(self, problem: Problem, completion: str) -> Verdict:
@@ -117,15 +120,15 @@ class Task(ABC):
         return
 
     def accepted(self, completion: str) -> str:
-        """A completion as it is trained on: without what follows its answer."""
+        """Returns a completion as it is trained on: without the text after its answer."""
         return completion.rstrip()
 
     def solution(self, problem: Problem) -> str | None:
-        """The human-written solution as a completion; None where there is none."""
+        """Returns the human-written solution as a completion; None where there is none."""
         return problem.rationale
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """Human-written examples (V-STaR's D_SFT): those solutions of the training problems that there are."""
+        """Returns human-written examples (V-STaR's D_SFT): the solutions of those training problems that have one."""
         solved = ((problem, self.solution(problem)) for problem in self.problems("train"))
         return [
             Demonstration(self.prompt(problem), solution, problem.place or problem.id, problem.id)
@@ -134,21 +137,23 @@ class Task(ABC):
         ]
 
     def pretraining(self) -> Sequence[Demonstration]:
-        """What a character model made for the task learns first."""
+        """Returns the examples that a character model made for the task learns first."""
         return self.demonstrations()
 
     def steps(self, completion: str) -> list[str]:
-        """The steps of a completion, which joined are the completion."""
+        """Returns the steps of a completion; joined, they are the completion."""
         return completion.splitlines(keepends=True)
 
     def solution_key(self, completion: str) -> str:
-        """Equal for completions that solve a problem in the same way; duplicates are found by it."""
+        """Returns a text that is equal for completions that solve a problem in the same way; duplicates are found by
+        it.
+        """
         return " ".join(completion.split())
 
     def right_inside(self, problem: Problem, completion: str) -> bool | None:
-        """Whether every step of a completion is right, where the task can tell; else None."""
+        """Returns whether every step of a completion is right; None where the task cannot tell."""
         return None
 
     def quotes_hint(self, problem: Problem, completion: str) -> bool:
-        """Whether a rationalised completion speaks of the hint, and so makes no sense without it."""
+        """Returns whether a rationalised completion mentions the hint, and so makes no sense without it."""
         return False

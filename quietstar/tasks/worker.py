@@ -1,6 +1,6 @@
-"""The process that runs a task's checks for `quietstar.tasks.checking`: one JSON object per line in, one out.
+"""The process that runs a task's checks for `quietstar.tasks.checking`: one JSON object per line in, one per line out.
 
-It is started by its file name, and imports the package where its starter found it.
+It is started by its file name, with the `sys.path` of the process that starts it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Reads how the task is made, says whether that succeeded, and answers requests until there are no more."""
+    """Makes the task, reports whether that succeeded, and answers requests until there are no more."""
     requests, replies = _take_streams()
     start = json.loads(requests.readline())
     sys.path[:] = start["path"]
     try:
         task = _load(start["name"], start["options"])
-    except BaseException as error:  # whatever the user's module does while it is imported
+    except BaseException as error:  # the user's module may raise anything while it is imported
         _reply(replies, {"error": _told(error)})
         return
     _limit_memory(start["memory"])
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _take_streams() -> tuple[BinaryIO, BinaryIO]:
-    """Keeps what the check reads and prints apart from the requests and replies."""
+    """Returns the streams of requests and replies, and gives the checks an empty stdin, stdout and stderr instead."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -55,7 +55,7 @@ def _load(name: str, options: dict[str, Any]) -> Task:
 
 
 def _limit_memory(more: int) -> None:
-    """Lets the checks take so many bytes more than the process has now, and write no core dumps."""
+    """Lets the checks take `more` bytes beyond what the process has now, and write no core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
@@ -72,13 +72,13 @@ def _check(task: Task, request: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(verdict.answer, str | None):
             raise TypeError(f"check found an answer of type {type(verdict.answer).__name__}, needs a str or None")
         reply = {"answer": verdict.answer, "correct": bool(verdict.correct), "failure": verdict.failure}
-    except BaseException as error:  # SystemExit is no reason to stop
+    except BaseException as error:  # SystemExit must not end the worker
         return {"answer": None, "correct": False, "failure": f"the check raised {_told(error)}"}
     return reply
 
 
 def _told(error: BaseException) -> str:
-    """The kind of an error, and what it says, in one line."""
+    """Returns the class and the message of an error in one line."""
     try:
         says = " ".join(str(error).split())[:300]
     except BaseException:  # an error of the user's own class can raise even here

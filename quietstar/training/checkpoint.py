@@ -1,11 +1,12 @@
-"""Checkpoints that are whole or not there: `checkpoints/step-00000100/`.
+"""Writing and loading checkpoints, which are whole or not there: `checkpoints/step-00000100/`.
 
 The files are written under a temporary name, listed with size and sha256 in `MANIFEST.json` (last), synced, and
-renamed. What a crash leaves behind is therefore either complete or has a name that nobody reads. Weights are
-safetensors and the rest is JSON: reading a checkpoint never runs code from it. The directory is also a model directory
-for `from_pretrained`.
+renamed. So what a crash leaves is either complete or has a name that is never read. Weights are safetensors and the
+rest is JSON: reading a checkpoint never runs code from it. The directory is also a model directory for
+`from_pretrained`.
 
-Saving checkpoints behind the back of training: it waits for a copy of the tensors and for nothing else.
+`take_snapshot` copies what a checkpoint holds; `CheckpointSaver` writes it in a thread, so that training waits only for
+the copy.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
 class SavesPretrained(Protocol):
-    """A tokenizer, as far as a checkpoint cares."""
+    """The part of a tokenizer that a checkpoint needs."""
 
     def save_pretrained(self, save_directory: str) -> Any:
-        """Writes its files into a directory."""
+        """Writes the files of the tokenizer into a directory."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class Snapshot:
     """Everything that a checkpoint will hold.
 
     Args:
-        step: Optimizer steps done.
-        model: Written by its `save_pretrained` if it is a transformers model, else as `model.safetensors`; with
-            `weights` in place of its own.
-        weights: By the model's names, all of them, or what is trained of a model with adapters. Tied weights are one
-            tensor.
-        optimizer: Flat tensors.
-        state: The text of `state.json`.
-        tokenizer: Written next to the model, so that the checkpoint can be used by itself.
+        step: Number of optimizer steps done.
+        model: Model to write, with `weights` in place of its own: by its `save_pretrained` if it is a transformers
+            model, else as `model.safetensors`.
+        weights: Weights by their names in the model: all of them, or the trained ones of a model with adapters. Tied
+            weights are one tensor.
+        optimizer: Flat tensors of the optimizer's state, by name.
+        state: Text of `state.json`, which the checkpoint is resumed from.
+        tokenizer: Tokenizer that is written next to the model, so that the checkpoint can be used alone.
     """
 
     step: int
@@ -82,15 +83,15 @@ def take_snapshot(
     *,
     copy: bool = True,
 ) -> Snapshot:
-    """What a checkpoint of this moment holds.
+    """Takes a snapshot of the present state of training.
 
     Args:
-        step: Optimizer steps done.
-        model: See `Snapshot`.
-        optimizer: Flat tensors.
-        state: Plain JSON values; `format` and `step` are added.
-        tokenizer: See `Snapshot`.
-        copy: Copy all tensors to the CPU, so that training may go on while the snapshot is written.
+        step: Number of optimizer steps done.
+        model: Model whose weights are saved.
+        optimizer: Flat tensors of the optimizer's state, by name.
+        state: Plain JSON values for `state.json`; `format` and `step` are added.
+        tokenizer: Tokenizer that is saved next to the model; None saves none.
+        copy: Whether to copy all tensors to the CPU, so that training can continue while the snapshot is written.
     """
     copies: dict[int, Tensor] = {}
 
@@ -109,14 +110,14 @@ def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
     """Writes one checkpoint. If anything fails, no file of an earlier one has been touched.
 
     Args:
-        directory: The `checkpoints` directory of a run; made where it does not exist.
-        snapshot: What to write. A checkpoint of the same step that is already there is replaced.
+        directory: Directory `checkpoints` of a run, made where it does not exist.
+        snapshot: Snapshot to write. An existing checkpoint of the same step is replaced.
 
     Returns:
         The directory of the checkpoint.
 
     Raises:
-        OSError: It cannot be written, because the disk is full for instance.
+        OSError: The checkpoint cannot be written, for example because the disk is full.
         SafetensorError: The same, from the library that writes the tensors.
         CheckpointError: `directory` is a link.
     """
@@ -159,11 +160,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Copies a checkpoint's weights into a model: all of them, and nothing else. Tied weights are stored once.
 
     Args:
-        model: Of the same architecture; keeps its device.
-        path: A checkpoint, already verified.
+        model: Model of the same architecture, on any device.
+        path: Directory of a checkpoint that has been verified.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown, or has another shape or type; or the adapters are those of
+        CheckpointError: A tensor is missing, unknown, or has another shape or dtype; or the adapters are those of
             another base. The model is unchanged then.
     """
     if has_adapters(model):
@@ -195,7 +196,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_optimizer_tensors(path: Path, *, allow_missing: bool = False) -> dict[str, Tensor] | None:
-    """The optimizer's flat tensors of a verified checkpoint, on the CPU; None where they may be missing and are."""
+    """Loads the optimizer's flat tensors of a verified checkpoint to the CPU.
+
+    None where the file is missing and `allow_missing` is set.
+    """
     if allow_missing and not (path / OPTIMIZER).is_file():
         return None
     return _load_tensors(path / OPTIMIZER)
@@ -211,7 +215,7 @@ def _save_model(model: nn.Module, weights: Mapping[str, Tensor], directory: Path
     bar_was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # it would break the training bar
     try:
-        # the module's own names and not the hub's historic ones, so that loading needs no conversion
+        # the module's own names, not the old ones of the hub, so that loading needs no conversion
         model.save_pretrained(str(directory), state_dict=dict(weights), save_original_format=False)
     finally:
         if bar_was_on:
@@ -250,8 +254,8 @@ class CheckpointSaver:
     """Writes snapshots in a thread, one at a time and in order, and removes old checkpoints after each.
 
     Args:
-        directory: The `checkpoints` directory of a run.
-        keep: How many of the newest checkpoints stay.
+        directory: Directory `checkpoints` of a run.
+        keep: Number of newest checkpoints to keep.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
@@ -262,31 +266,31 @@ class CheckpointSaver:
         self._written: Path | None = None
 
     def start(self, snapshot: Snapshot, best_step: int | None) -> None:
-        """Begins to write; waits for the one before.
+        """Begins to write a checkpoint, after waiting for the one before.
 
         Args:
-            snapshot: A copy; nobody changes it from here on.
-            best_step: Step of an older checkpoint that stays, too.
+            snapshot: Snapshot to write, which must not change until it is written.
+            best_step: Step of an older checkpoint to keep, too; None: there is none.
 
         Raises:
-            Exception: What the one before has failed with.
+            Exception: The error of the checkpoint before, which could not be written.
         """
         self.wait()
         self._thread = threading.Thread(target=self._write, args=(snapshot, best_step), name="checkpoint")
         self._thread.start()
 
     def finished(self) -> Path | None:
-        """The checkpoint that has been written since the last call, if any; does not wait.
+        """Returns the checkpoint that has been written since the last call, or None; does not wait.
 
         Raises:
-            Exception: What writing it has failed with.
+            Exception: The error of a checkpoint that could not be written.
         """
         if self._thread is None or self._thread.is_alive():
             return None
         return self.wait()
 
     def wait(self) -> Path | None:
-        """As `finished`, but waits for the one that is being written."""
+        """Waits for the checkpoint that is being written; otherwise the same as `finished`."""
         if self._thread is None:
             return None
         self._thread.join()
@@ -301,5 +305,5 @@ class CheckpointSaver:
         try:
             self._written = save_checkpoint(self._directory, snapshot)
             remove_old_checkpoints(self._directory, keep=self._keep, newest_step=snapshot.step, best_step=best_step)
-        except BaseException as error:  # handed to the training thread, which decides
+        except BaseException as error:  # passed to the training thread, which decides
             self._error = error

@@ -1,4 +1,4 @@
-"""Which weights are trained: adapters, frozen layers; and gradient checkpointing, for what is left."""
+"""Applies the fine-tuning options: adapters, frozen parameters, and gradient checkpointing of the layers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ def apply_finetuning(
 ) -> QuietStarForCausalLM:
     """Prepare a model to be trained as the options say, before an optimizer is made for it.
 
-    A model that comes with adapters, from a checkpoint of such a run, keeps them: the options must then be the same.
+    A model that comes with adapters, from the checkpoint of a run with adapters, keeps them: the options must then be
+    the same.
 
     Args:
-        model: Changed in place.
-        options: Rank 0 and no patterns train all of it.
-        method: `training.method`, for which something has to be left to train.
+        model: Thinking model, which is changed in place.
+        options: Fine-tuning options; with rank 0 and no patterns the whole model is trained.
+        method: Value of `training.method`, for which some weights must be left to train.
 
     Returns:
         The same model.
 
     Raises:
-        ConfigError: An option names what is not there, excludes another, or differs from the model's own adapters; or
-            peft is not installed.
+        ConfigError: An option names something that does not exist, excludes another option, or differs from the model's
+            own adapters; or peft is not installed.
     """
     if options.lora_rank and options.freeze.strip():
         raise ConfigError(
@@ -58,14 +59,14 @@ def freeze_parameters(model: QuietStarForCausalLM, patterns: str) -> list[str]:
     """Exclude parameters from training. Tied parameters are frozen by any of their names.
 
     Args:
-        model: Changed in place.
+        model: Thinking model, which is changed in place.
         patterns: Shell patterns of parameter names, separated by commas; `*` also matches dots.
 
     Returns:
-        The names that were frozen.
+        The names of the frozen parameters.
 
     Raises:
-        ConfigError: A pattern matches nothing, or START, END or the mixing head. Nothing has been frozen then.
+        ConfigError: A pattern matches nothing, or matches START, END or the mixing head. Nothing has been frozen then.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     frozen: list[str] = []
@@ -90,16 +91,16 @@ def freeze_parameters(model: QuietStarForCausalLM, patterns: str) -> list[str]:
 
 
 def set_gradient_checkpointing(model: QuietStarForCausalLM, on: bool) -> None:
-    """Keep only each layer's input in differentiable passes, and compute the layer again in the backward pass.
+    """Keep only each layer's input in differentiable passes, and recompute the layer in the backward pass.
 
-    It applies in training mode. A step that reuses its sampling pass does this anyway, with or without.
+    This applies in training mode. A step that reuses its sampling pass recomputes the layers in any case.
 
     Args:
-        model: Changed in place.
-        on: Or off.
+        model: Thinking model, which is changed in place.
+        on: Whether layers are checkpointed; False switches checkpointing off.
     """
-    # Set on the layers and not by the base's own method, which would also ask for gradients of the embeddings, and so
-    # for those of every frozen layer. Nothing in a layer is random: no generator's state is kept for its second run.
+    # set on the layers, not by the base's own method, which would also ask for gradients of the embeddings, and so for
+    # those of every frozen layer; nothing in a layer is random, so no generator's state is kept for its second run
     function = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     for layer in decoder_layers(model.decoder):
         set_checkpointing(layer, on, function)

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Protocol
 
 from tqdm import tqdm
 
+from quietstar.config.training import LOGGERS, logger_names
 from quietstar.errors import ConfigError
 
 WANDB_PROJECT = "quietstar"
@@ -88,13 +89,9 @@ def make_loggers(log_to: str, run_directory: Path | str, config: Mapping[str, An
     """
     directory = Path(run_directory)
     loggers: dict[str, Logger] = {}
-    for name in (part.strip() for part in log_to.split(",")):
-        if not name:
-            continue
-        if name not in _KINDS:
-            raise ConfigError(f"training.log_to: got {name!r}, needs {' or '.join(_KINDS)}, or both with a comma")
+    for name in logger_names(log_to):
         try:
-            loggers[name] = _KINDS[name](directory, config, start_step)
+            loggers[name] = globals()[LOGGERS[name]](directory, config, start_step)
         except ImportError as error:
             raise ConfigError(
                 f"training.log_to: {name} cannot be imported ({error}); pip install 'quietstar[log]'"
@@ -169,12 +166,6 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Sends what is still waiting."""
         self._run.finish()
-
-
-_KINDS: dict[str, Callable[[Path, Mapping[str, Any], int], Logger]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-}
 
 
 def _warn(name: str, what: str, error: Exception) -> None:

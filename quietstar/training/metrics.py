@@ -1,6 +1,6 @@
-"""`metrics.jsonl`: one JSON object per line, `step` and `split` first, then numbers, in the order of the steps.
+"""The metrics of a run: `metrics.jsonl`, and the record that is saved with each checkpoint.
 
-What the reports of a run depend on besides the step.
+`metrics.jsonl` has one JSON object per line, `step` and `split` first, then numbers, in the order of the steps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 
 from quietstar.errors import DataError
 
+_NUMBERS = ("sums", "last_train", "last_eval", "best_eval")
+
 
 class MetricsWriter:
     """Appends to a `metrics.jsonl` and flushes every line.
@@ -26,12 +28,12 @@ class MetricsWriter:
     A line that cannot be written (a full disk) is kept, with a warning, and written before the next one.
 
     Args:
-        path: The file; made where it does not exist.
-        keep_steps: Lines of an earlier run up to and including this step stay, later ones are cut off: they are about
-            to be written again, because training continues from the checkpoint of this step. -1 keeps none.
+        path: Path of the file, made where it does not exist.
+        keep_steps: Last step of an earlier run whose lines stay. Later lines are cut off, because training continues
+            from the checkpoint of this step and will write them again. -1 keeps none.
 
     Raises:
-        DataError: A line that would stay is not one of ours.
+        DataError: A line that would stay is not a line of metrics.
     """
 
     def __init__(self, path: Path, *, keep_steps: int) -> None:
@@ -44,12 +46,12 @@ class MetricsWriter:
         self._size = os.fstat(self._file.fileno()).st_size
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Appends one line. NaN and infinities become null: JSON has no word for them.
+        """Appends one line. NaN and infinities become null, because JSON does not have them.
 
         Args:
-            step: Optimizer steps done.
-            split: `train` or `eval`.
-            values: Must not contain `step` or `split`.
+            step: Number of optimizer steps done.
+            split: Kind of the line, `train` or `eval`.
+            values: Numbers by name; the names `step` and `split` are not allowed.
         """
         line = json.dumps({"step": step, "split": split, **without_non_finite(values)}, allow_nan=False)
         self._waiting += line.encode() + b"\n"
@@ -59,22 +61,22 @@ class MetricsWriter:
             warnings.warn(f"{self.path}: the line of step {step} must wait ({error.strerror})", stacklevel=2)
 
     def sync(self) -> None:
-        """Returns when everything written is on the disk, so that a checkpoint never knows of a line that is lost.
+        """Returns when everything written is on the disk, so that a checkpoint never counts a line that is lost.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: A line cannot be written.
         """
         self._write_waiting()
         os.fsync(self._file.fileno())
 
     def cut(self, step: int) -> None:
-        """Takes back the lines after a step, because training goes back to it."""
+        """Removes the lines after a step, because training goes back to this step."""
         self._waiting = b""
         self._size = _size_up_to(self.path, step)
         os.truncate(self.path, self._size)
 
     def close(self) -> None:
-        """Closes the file; what could not be written by now is lost."""
+        """Closes the file; a line that still cannot be written is lost."""
         with suppress(OSError):
             self._write_waiting()
         self._file.close()
@@ -105,14 +107,14 @@ def read_metrics(path: Path | str, split: str | None = None) -> list[dict[str, A
     """Reads a `metrics.jsonl`.
 
     Args:
-        path: The file. A last line without its line end, from a run that was killed while writing it, is left out.
-        split: `train` or `eval` for only those lines.
+        path: Path of the file. A last line without a line end, from a run that was killed while writing, is left out.
+        split: Kind of the lines to return, `train` or `eval`; None returns all.
 
     Returns:
-        The lines as dicts, in order; null is NaN.
+        The lines as dicts, in order; null becomes NaN.
 
     Raises:
-        DataError: naming the file and the line that is not one of ours.
+        DataError: A line is not a line of metrics; the message names the file and the line.
     """
     path = Path(path)
     lines = []
@@ -126,7 +128,7 @@ def read_metrics(path: Path | str, split: str | None = None) -> list[dict[str, A
 
 
 def without_non_finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """The same numbers with None, JSON's null, for NaN and infinities."""
+    """Returns the same numbers with None, JSON's null, for NaN and infinities."""
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
@@ -150,7 +152,11 @@ def _parse(path: Path, number: int, raw: bytes) -> dict[str, Any]:
 
 
 class WeightedMeans:
-    """Means over the micro-batches of a step."""
+    """Weighted means over the micro-batches of a step.
+
+    Attributes:
+        weight: Sum of the weights so far.
+    """
 
     def __init__(self) -> None:
         self.weight = 0.0
@@ -158,28 +164,28 @@ class WeightedMeans:
         self._weights: dict[str, float] = {}
 
     def add(self, values: Mapping[str, float], weight: float) -> None:
-        """Counts what one micro-batch has measured."""
+        """Adds the values of one micro-batch."""
         self.weight += weight
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * weight
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def values(self) -> dict[str, float]:
-        """The means so far."""
+        """Returns the means so far, by name."""
         return {name: total / self._weights[name] for name, total in self._sums.items()}
 
 
 @dataclass
 class Record:
-    """Saved with every checkpoint, so that metrics.jsonl is exact after a resume.
+    """The state of a run's metrics. It is saved with every checkpoint, so that metrics.jsonl is exact after a resume.
 
     Args:
-        sums, counts: Of the steps' metrics since the last logged step.
-        skipped: Steps skipped since the last logged step.
-        failures: Steps with NaN or infinity, one after another, up to this step.
-        last_train, last_eval: The last lines of metrics.jsonl.
-        best_eval, best_eval_step: The line with the smallest loss, and its step.
-        seconds: Wall-clock time of the run.
+        sums, counts: Sums of each metric over the steps since the last logged step, and the numbers of their terms.
+        skipped: Number of steps skipped since the last logged step.
+        failures: Number of consecutive steps with NaN or infinity, up to this step.
+        last_train, last_eval: Metrics of the last `train` line and the last `eval` line of metrics.jsonl.
+        best_eval, best_eval_step: Metrics of the best evaluation so far, and the step of this evaluation.
+        seconds: Wall-clock time of the run, in seconds.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -193,13 +199,13 @@ class Record:
     seconds: float = 0.0
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Counts the metrics of one step."""
+        """Adds the metrics of one step."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def take_means(self) -> dict[str, float]:
-        """Means since the last call; `loss` is NaN where every step was skipped, and never 0."""
+        """Returns the means since the last call; `loss` is NaN, never 0, where every step was skipped."""
         means = {"loss": math.nan} | {name: total / self.counts[name] for name, total in self.sums.items()}
         if self.skipped:
             means["skipped_steps"] = float(self.skipped)
@@ -207,7 +213,7 @@ class Record:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the record as plain JSON values."""
         state = asdict(self)
         for key in _NUMBERS:
             state[key] = None if state[key] is None else without_non_finite(state[key])
@@ -215,7 +221,7 @@ class Record:
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> Record:
-        """Takes back what `state_dict` gave."""
+        """Makes a record from what `state_dict` returned."""
         numbers = {
             key: None if state[key] is None else {k: math.nan if v is None else v for k, v in state[key].items()}
             for key in _NUMBERS
@@ -223,4 +229,24 @@ class Record:
         return Record(**{**state, **numbers})
 
 
-_NUMBERS = ("sums", "last_train", "last_eval", "best_eval")
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run reports.
+
+    Args:
+        steps: Number of optimizer steps done, earlier parts of a resumed run included.
+        train_metrics: Metrics of the last `train` line of metrics.jsonl.
+        eval_metrics: Metrics of the last `eval` line; empty if there was none.
+        best_eval: Metrics of the `eval` line with the smallest `best_metric`; None if there was none.
+        best_eval_step: Step of the evaluation that gave `best_eval`; None if there was none.
+        checkpoint: Path of the last checkpoint, which is a model directory.
+        seconds: Wall-clock time of the run in seconds, earlier parts included.
+    """
+
+    steps: int
+    train_metrics: dict[str, float]
+    eval_metrics: dict[str, float]
+    best_eval: dict[str, float] | None
+    best_eval_step: int | None
+    checkpoint: Path
+    seconds: float

@@ -341,34 +341,6 @@ class MasterAdamW:
         return [self._trained[name] for group in self.groups if group.norm == norm for name, _ in group.parameters]
 
 
-def build_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
-    """The optimizer of `options` over the trainable parameters of `model`, which must already be on its device.
-
-    Warns where updates go straight to low-precision weights and most of them are lost.
-
-    Raises:
-        ConfigError: Nothing in the model requires a gradient, or `training.optimizer` needs a package that is missing.
-    """
-    from quietstar.training.optimizer import MasterAdamW8bit  # which builds on this module
-
-    kind = MasterAdamW8bit if options.optimizer == "adamw_8bit" else MasterAdamW
-    optimizer = kind(
-        build_parameter_groups(model, options),
-        betas=(options.adam_beta1, options.adam_beta2),
-        epsilon=options.adam_epsilon,
-        master_weights=options.master_weights,
-    )
-    share = 1.0 if options.master_weights else movable_share(optimizer.groups, options.learning_rate)
-    if share < 0.5:
-        warnings.warn(
-            f"training.master_weights: off, and at training.learning_rate {options.learning_rate:g} only "
-            f"{100 * share:.2g} % of the low-precision weights can move: an update smaller than half the distance to "
-            "the next number is lost. Turn it on, or use a larger learning rate",
-            stacklevel=2,
-        )
-    return optimizer
-
-
 def _in_float32(gradient: Tensor) -> Tensor:
     """Something of the gradient's 2-norm. A sum of squares in bfloat16 would have 8 bits."""
     return gradient if gradient.dtype.itemsize >= 4 else torch.linalg.vector_norm(gradient, dtype=torch.float32)
@@ -435,6 +407,35 @@ def _adam_8bit() -> Any:
             f"training.optimizer: adamw_8bit needs bitsandbytes ({error}); pip install 'quietstar[8bit]'"
         ) from error
     return optimizers.AdamW8bit
+
+
+OPTIMIZERS: dict[str, type[MasterAdamW]] = {"adamw": MasterAdamW, "adamw_8bit": MasterAdamW8bit}
+"""By the name that `training.optimizer` has for each."""
+
+
+def build_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
+    """The optimizer of `options` over the trainable parameters of `model`, which must already be on its device.
+
+    Warns where updates go straight to low-precision weights and most of them are lost.
+
+    Raises:
+        ConfigError: Nothing in the model requires a gradient, or `training.optimizer` needs a package that is missing.
+    """
+    optimizer = OPTIMIZERS[options.optimizer](
+        build_parameter_groups(model, options),
+        betas=(options.adam_beta1, options.adam_beta2),
+        epsilon=options.adam_epsilon,
+        master_weights=options.master_weights,
+    )
+    share = 1.0 if options.master_weights else movable_share(optimizer.groups, options.learning_rate)
+    if share < 0.5:
+        warnings.warn(
+            f"training.master_weights: off, and at training.learning_rate {options.learning_rate:g} only "
+            f"{100 * share:.2g} % of the low-precision weights can move: an update smaller than half the distance to "
+            "the next number is lost. Turn it on, or use a larger learning rate",
+            stacklevel=2,
+        )
+    return optimizer
 
 
 def learning_rate(step: int, options: TrainingOptions) -> float:

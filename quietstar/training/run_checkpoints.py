@@ -1,4 +1,4 @@
-"""The checkpoints of one run: written behind the back of training, and found again."""
+"""The checkpoints of one run: saves them while training continues, keeps the best, and finds them again."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ class RunCheckpoints:
     """Saves at most one checkpoint at a time, keeps the newest and the best, and applies `on_save_failure`.
 
     Args:
-        run_directory: Of the run; checkpoints lie in `checkpoints/`.
-        model: What is saved.
-        tokenizer: Saved with it.
-        options: The training options.
-        events: Of the run.
+        run_directory: Directory of the run; checkpoints lie in its `checkpoints/`.
+        model: Model that is saved.
+        tokenizer: Tokenizer that is saved with the model; None saves none.
+        options: Options of the training loop.
+        events: Event log of the run.
 
     Attributes:
-        newest: The newest checkpoint that is whole, None where there is none yet.
-        saved_step: Its step, or that of the one that is being written; 0 after a failure, so that another try is made.
-        best: Step and loss of the best evaluated step that has a checkpoint, plain JSON values.
+        newest: Path of the newest checkpoint that is whole; None where there is none yet.
+        saved_step: Step of the checkpoint that was saved or begun last; 0 after a failure, so that saving is tried
+            again.
+        best: Step and loss of the best evaluated step that has a checkpoint, as plain JSON values.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class RunCheckpoints:
         self._saver = CheckpointSaver(self.directory, options.keep_checkpoints)
 
     def find(self) -> Path | None:
-        """The checkpoint to resume from, None to start from the beginning.
+        """Finds the checkpoint to resume from; None to start from the beginning.
 
         Raises:
-            CheckpointError: All are damaged, or there are some while `resume` is off, or the directory is a link.
+            CheckpointError: All are damaged, there are some although `resume` is off, or the directory is a link.
         """
         if self._options.resume:
             return latest_checkpoint(self.directory, allow_partial=self._options.allow_partial)
@@ -79,7 +80,7 @@ class RunCheckpoints:
         return None
 
     def continue_from(self, path: Path, step: int, best: Mapping[str, Any]) -> None:
-        """A checkpoint has been loaded."""
+        """Notes that the checkpoint of this step has been loaded."""
         self.newest, self.saved_step, self.best = path, step, dict(best)
 
     def save(
@@ -91,18 +92,18 @@ class RunCheckpoints:
         before_writing: Callable[[], None],
         must_succeed: bool = False,
     ) -> None:
-        """Begins to write a checkpoint; waits for the one before and for a copy alone.
+        """Begins to write a checkpoint; waits only for the one before and for a copy of the tensors.
 
         Args:
-            step: Optimizer steps done.
-            loss: Of the evaluation of this step, NaN where there was none.
-            optimizer: Flat tensors of its state, copied here.
-            state: Plain JSON values for `state.json`, asked for when `best` is up to date.
-            before_writing: Makes sure of what the checkpoint relies on; a failure of it is one of saving.
-            must_succeed: Raise whatever `on_save_failure` says.
+            step: Number of optimizer steps done.
+            loss: Loss of the evaluation of this step; NaN where there was none.
+            optimizer: Flat tensors of the optimizer's state, by name, which are copied.
+            state: Function that returns plain JSON values for `state.json`, called when `best` is up to date.
+            before_writing: Function that writes what the checkpoint relies on; an error of it counts as one of saving.
+            must_succeed: Whether to raise even where `on_save_failure` is `continue`.
 
         Raises:
-            CheckpointError: This one or the one before could not be written.
+            CheckpointError: This checkpoint or the one before could not be written.
         """
         self.wait()  # before the copy, so that there is never more than one
         self._best_before = self.best
@@ -119,21 +120,21 @@ class RunCheckpoints:
             self.wait(must_succeed)
 
     def look(self) -> None:
-        """Notes whether the one that is being written is finished; does not wait."""
+        """Notes whether the checkpoint that is being written is finished; does not wait."""
         self._note(self._saver.finished, must_succeed=False)
 
     def wait(self, must_succeed: bool = False) -> None:
-        """Waits for the one that is being written.
+        """Waits for the checkpoint that is being written.
 
         Raises:
-            CheckpointError: It could not be written, and `on_save_failure` is `stop` or it must succeed.
+            CheckpointError: It could not be written, and `on_save_failure` is `stop` or `must_succeed` is set.
         """
         self._note(self._saver.wait, must_succeed)
 
     def check_room(self) -> None:
-        """Warns where the checkpoints to come will not fit on the disk."""
+        """Warns if the future checkpoints will not fit on the disk."""
         size = self._size()
-        # one more than is kept, because the old one goes only when the new one is whole
+        # one more than is kept, because an old one is removed only after the new one is whole
         count = self._options.keep_checkpoints + 1 + self._options.keep_best - len(list_checkpoints(self.directory))
         free = shutil.disk_usage(self.directory.parent).free
         if free < size * max(1, count):
@@ -146,10 +147,13 @@ class RunCheckpoints:
     def _take_snapshot(
         self, step: int, optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
     ) -> tuple[Snapshot, bool]:
-        """A copy of everything; where there is no room for one, the tensors themselves, which must not change then."""
+        """Returns a snapshot, and whether it is a copy.
+
+        Without memory for a copy it holds the tensors themselves, which must not change until it is written.
+        """
         parts = step, self._model, optimizer, state, self._tokenizer
         available = available_memory()
-        if available is None or self._size() < available:  # Linux kills who takes more, and raises nothing
+        if available is None or self._size() < available:  # Linux kills a process that takes more, without an error
             try:
                 return take_snapshot(*parts), True
             except (RuntimeError, MemoryError) as error:
@@ -173,7 +177,7 @@ class RunCheckpoints:
             f"the older ones are as they were, the newest is {self.newest or 'none'}"
         )
         self.saved_step = 0
-        if self.best["step"] == step:  # the one before must not be removed for one that is not there
+        if self.best["step"] == step:  # the best one before must not be removed for one that does not exist
             self.best = self._best_before
         self._events.write(step, "save_failed", message)
         if must_succeed or self._options.on_save_failure == "stop":
@@ -183,11 +187,11 @@ class RunCheckpoints:
         warnings.warn(message, stacklevel=2)
 
     def _size(self) -> int:
-        """Bytes of a checkpoint, nearly."""
+        """Estimates the size of a checkpoint in bytes."""
         saved = trained_state(self._model).values() if has_adapters(self._model) else self._model.parameters()
         size = sum(tensor.numel() * tensor.element_size() for tensor in saved)
         for parameter in self._model.parameters():
             if parameter.requires_grad:
-                # two moments, and a float32 copy where that is wider
+                # two moments in float32, and a float32 copy of parameters with fewer bits
                 size += parameter.numel() * (12 if parameter.element_size() < 4 else 8)
         return size

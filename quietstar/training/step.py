@@ -1,18 +1,17 @@
 """One optimizer step: micro-batches, their gradients, and what can go wrong with them before the weights change.
 
-What is measured of the thoughts of a step, in sums that can be added up: any cut into micro-batches gives the same.
-
-Sums are float64 and stay on the device until all of a step's are there.
-
-Seeds as pure functions of where training is: a run's position is one integer, and no generator state is saved.
-
-The batch of a step that gave NaN or infinity, kept for a closer look.
+`OptimizerStep.run` is read first. `Means` are the measurements of a step: sums in float64 that are added up on the
+device, so that any cut into micro-batches gives the same. The seeds are pure functions of the step, so that a run's
+position is one integer and no generator state is saved. `write_batch` keeps the batch of a step that gave NaN or
+infinity.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -40,19 +39,23 @@ RESERVED = frozenset({"step", "split", "loss", "learning_rate", "tokens_per_seco
     "gradient_norm",
     "thought_embedding_gradient_norm",
 }
-"""Metrics of a step that are the trainer's own."""
+"""Names of metrics that the trainer itself writes, so that a step's own metrics cannot have them."""
+
+DECILES = 10
+DIRECTORY = "non_finite"
+_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one micro-batch gives.
+    """The result of one micro-batch.
 
     Args:
-        loss: Differentiable scalar: a mean over what the micro-batch is trained on.
+        loss: Mean loss over the targets of the micro-batch, a differentiable scalar.
         metrics: Scalars to report, averaged like the loss.
         means: More metrics, with the counts that they are means over.
-        weight: How much the mean counts against those of the other micro-batches of the step: the number of things that
-            it is a mean over. None: the number of texts, which is right when every text has equally many of them.
+        weight: Weight of the loss among the micro-batches of the step: the number of terms of the mean. None: the
+            number of texts, which is right when every text has equally many terms.
     """
 
     loss: Tensor
@@ -62,19 +65,20 @@ class StepResult:
 
 
 class OptimizerStep(Generic[ModelT]):
-    """Does optimizer steps, each in as many micro-batches as the memory asks for.
+    """Does optimizer steps, each in micro-batches that fit into the memory.
 
     Args:
-        model: On its device.
-        compute_step: `(model, micro-batch, seed) -> StepResult`.
-        options: The training options.
-        device: Of the model.
-        interrupted: Whether to leave a step unfinished.
-        tell: `(step, event, message)`, called when the micro-batch has become smaller.
+        model: Model to train, on its device.
+        compute_step: Function `(model, micro-batch, seed) -> StepResult`.
+        options: Options of the training loop.
+        device: Device of the model.
+        interrupted: Function that returns whether to leave a step unfinished.
+        tell: Function `(step, event, message)`, called when the micro-batch has become smaller.
 
     Attributes:
-        optimizer: Of the model.
-        micro_batch_size: Texts per forward and backward pass, where running out of memory has made it smaller.
+        optimizer: Optimizer of the model.
+        micro_batch_size: Number of texts per forward and backward pass, where running out of memory has made it
+            smaller than the option says; else None.
     """
 
     def __init__(
@@ -96,20 +100,22 @@ class OptimizerStep(Generic[ModelT]):
         self._tell = tell
 
     def run(self, step: int, batch: Batch, undo: Callable[[], None] = lambda: None) -> dict[str, float] | None:
-        """One optimizer step. Where memory runs out it is done again in smaller micro-batches, with the same gradient.
+        """Does one optimizer step. Where memory runs out, it repeats the step in smaller micro-batches.
+
+        The gradient is the same for any size of the micro-batches.
 
         Args:
-            step: Counted from 1.
+            step: Number of the optimizer step, counted from 1.
             batch: All texts of the step.
-            undo: Takes back what `compute_step` has changed besides gradients; called before a step is left or begun
-                again.
+            undo: Function that takes back what `compute_step` has changed besides gradients; called before a step is
+                left unfinished or repeated.
 
         Returns:
-            The step's metrics, or None where it was interrupted: then nothing has changed.
+            The metrics of the step, or None where it was interrupted: then nothing has changed.
 
         Raises:
             NonFiniteError: A metric or a gradient is NaN or infinite. The weights have not changed.
-            OutOfMemoryError: Not even one text at a time fits, or `on_out_of_memory` is `stop`.
+            OutOfMemoryError: The memory is not enough for one text at a time, or `on_out_of_memory` is `stop`.
             DataError: The batch has nothing to train on.
         """
         while True:
@@ -127,16 +133,16 @@ class OptimizerStep(Generic[ModelT]):
                     raise
                 problem = str(error)
             undo()
-            # outside the handler, whose traceback keeps the tensors that have to go
+            # outside the handler, because the traceback keeps the tensors that have to be freed
             self.make_room(step, len(batch), problem, weights_changed=self._versions() != versions)
 
     def use_micro_batches_of(self, size: int | None) -> None:
-        """Takes so many texts at a time from here on; evaluations, which read the options, too. None: no change."""
+        """Uses micro-batches of this size from now on, in evaluations too, which read the options; None: no change."""
         if size is not None:
             self._options.micro_batch_size = self.micro_batch_size = size
 
     def forget_optimizer_state(self) -> None:
-        """Starts the optimizer afresh from the weights as they are."""
+        """Starts the optimizer again, without state, from the present weights."""
         self.optimizer = build_optimizer(self._model, self._options)
 
     def _try(self, step: int, batch: Batch) -> dict[str, float] | None:
@@ -184,7 +190,7 @@ class OptimizerStep(Generic[ModelT]):
         return min(self._options.micro_batch_size or texts, texts)
 
     def _versions(self) -> list[int]:
-        """Count the writes to each parameter."""
+        """Returns the number of writes to each parameter so far."""
         return [parameter._version for parameter in self._model.parameters()]
 
     def _non_finite(self, step: int, metric: str, value: float, batch: Batch, where: str) -> NonFiniteError:
@@ -195,13 +201,13 @@ class OptimizerStep(Generic[ModelT]):
         """Halves the micro-batch, where that can help.
 
         Args:
-            step: That ran out of memory.
-            texts: In a batch.
-            problem: What was said about it.
-            weights_changed: It was too late.
+            step: Number of the step that ran out of memory.
+            texts: Number of texts in a batch.
+            problem: Message of the error.
+            weights_changed: Whether the weights were already changing, so that the step cannot be repeated.
 
         Raises:
-            OutOfMemoryError: It cannot help.
+            OutOfMemoryError: A smaller micro-batch cannot help, or `on_out_of_memory` is `stop`.
         """
         self.optimizer.zero_grad()
         if self._device.type == "cuda":
@@ -225,16 +231,16 @@ def refuse_reserved(names: Collection[str], reserved: Collection[str]) -> None:
     """Checks the names of metrics.
 
     Raises:
-        ValueError: One is the trainer's own.
+        ValueError: A name is one that the trainer writes itself.
     """
     if taken := sorted(set(names) & set(reserved)):
         raise ValueError(f"metric name {taken[0]!r} is the trainer's own; call it something else")
 
 
 def as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """The metrics as numbers."""
+    """Returns the metrics as numbers."""
     tensors = {name: value.detach().double() for name, value in metrics.items() if isinstance(value, Tensor)}
-    # all at once: on a GPU each number that is fetched by itself waits for everything queued before it
+    # all at once: on a GPU each number that is fetched alone waits for everything queued before it
     device = next((tensor.device for tensor in tensors.values() if tensor.device.type != "cpu"), torch.device("cpu"))
     together = [tensor.to(device).reshape(()) for tensor in tensors.values()]
     values = dict(zip(tensors, torch.stack(together).tolist(), strict=True)) if tensors else {}
@@ -242,22 +248,19 @@ def as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
 
 
 def some_names(batch: Batch) -> str:
-    """The names of a batch's texts, the first few of many."""
+    """Returns the names of the first few texts of a batch, for a message."""
     names = list(batch.names)
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-DECILES = 10
-
-
 @dataclass(frozen=True)
 class Means:
-    """Several means by name.
+    """Several means by name, as sums that can be added up.
 
     Args:
-        names: M names.
-        totals: float64 [M].
-        counts: float64 [M], of how many things each total is the sum.
+        names: Names of the M means.
+        totals: Sum of each mean's terms, float64 [M].
+        counts: Number of each mean's terms, float64 [M].
     """
 
     names: tuple[str, ...]
@@ -268,17 +271,17 @@ class Means:
         return Means(self.names, self.totals + other.totals, self.counts + other.counts)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The means as float64 scalars on the device; 0 where there was nothing."""
+        """Returns the means as float64 scalars on the device; 0 where there are no terms."""
         return dict(zip(self.names, (self.totals / self.counts.clamp_min(1)).unbind(), strict=True))
 
     def floats(self) -> dict[str, float]:
-        """The means, brought from the device together."""
+        """Returns the means as numbers, fetched from the device together."""
         means: list[float] = (self.totals / self.counts.clamp_min(1)).tolist()
         return dict(zip(self.names, means, strict=True))
 
 
 def text_targets(batch: Batch) -> Tensor:
-    """bool [B, L-1]: where the next token belongs to the same document, and is one to learn."""
+    """Returns where the next token belongs to the same document and is to be learned, bool [B, L-1]."""
     mask = batch.attention_mask
     if mask is None:
         targets = torch.ones_like(batch.tokens[:, 1:], dtype=torch.bool)
@@ -288,19 +291,20 @@ def text_targets(batch: Batch) -> Tensor:
 
 
 def step_means(output: LearnOutput, batch: Batch) -> Means:
-    """What thinking about a batch gives, NLLs and gains in nats.
+    """Measures the thoughts of a batch; NLLs and gains are in nats.
 
     Args:
-        output: Of the batch.
-        batch: The texts.
+        output: Output of `learn` for the batch.
+        batch: Texts of the batch.
 
     Returns:
-        `text_nll`: NLL of the whole text without thought. Over the targets of the thoughts alone: `base_nll` without
-        and `talk_nll` with thought, their difference `gain`, the three again by lookahead (`base_nll_0`, ...),
-        `mixing_weight` and its square `mixing_weight_square`: the standard deviation is the root of the latter less the
-        former squared. Over thoughts: `reward`, its absolute value `reward_size`, that of the advantage
-        `advantage_size`; and per token `thought_logprob` at the policy temperature, and `thought_entropy`, the negative
-        log-probability at the sampling temperature: an unbiased estimate of the entropy that thoughts are sampled with.
+        Means over the text: `text_nll`, the NLL of the whole text without thought. Over the targets of thoughts:
+        `base_nll` without and `talk_nll` with thought, their difference `gain`, the three again by lookahead
+        (`base_nll_0`, ...), `mixing_weight` and its square `mixing_weight_square` (the standard deviation is the root
+        of `mixing_weight_square - mixing_weight**2`). Over thoughts: `reward`, its absolute value `reward_size`, the
+        absolute value of the advantage `advantage_size`; and per token `thought_logprob` at the policy temperature, and
+        `thought_entropy`, the negative log-probability at the sampling temperature: an unbiased estimate of the entropy
+        of the distribution that thoughts are sampled from.
     """
     mask = output.target_mask
     thinking = mask.any(-1)
@@ -339,14 +343,14 @@ def step_means(output: LearnOutput, batch: Batch) -> Means:
 
 
 def gain_by_difficulty(base_nll: Tensor, talk_nll: Tensor) -> dict[str, float]:
-    """What thoughts gain on easy and on hard tokens.
+    """Measures what thoughts gain on easy and on hard tokens.
 
     Args:
-        base_nll: [N], NLL without thought of each target, in nats.
-        talk_nll: [N], NLL after the thought.
+        base_nll: NLL of each target without thought, in nats, [N].
+        talk_nll: NLL of each target after the thought, in nats, [N].
 
     Returns:
-        `gain_decile_0`, the mean gain of the tenth of the targets with the smallest NLL without thought, to
+        `gain_decile_0`, the mean gain on the tenth of the targets with the smallest NLL without thought, to
         `gain_decile_9`; tenths without a target are left out.
     """
     order = base_nll.argsort(stable=True)
@@ -356,30 +360,33 @@ def gain_by_difficulty(base_nll: Tensor, talk_nll: Tensor) -> dict[str, float]:
     return {f"gain_decile_{index}": float(tenth.mean()) for index, tenth in enumerate(tenths) if len(tenth)}
 
 
-_MASK = (1 << 64) - 1
-
-
 def thought_seed(seed: int, step: int) -> int:
-    """Seed of the thoughts of one optimizer step.
+    """Returns the seed of the thoughts of one optimizer step.
 
     The numbers are folded one after another through the SplitMix64 finalizer, so neighbouring steps and seeds get
     unrelated values, and the thoughts of a step do not depend on what ran before it. All micro-batches of a step share
-    the seed: a text's thoughts do not depend on how the step was cut up.
+    the seed: a text's thoughts do not depend on how the step is cut up.
 
     Args:
-        seed: The run's seed (any integer; taken modulo 2**64).
-        step: Optimizer step, counted from 1.
+        seed: Seed of the run, any integer; it is taken modulo 2**64.
+        step: Number of the optimizer step, counted from 1.
 
     Returns:
-        An integer in 0 .. 2**63 - 1.
+        A seed in 0 .. 2**63 - 1.
     """
     return _fold(seed, step, 0, 0)
 
 
 def module_seed(seed: int, step: int, micro_index: int) -> int:
-    """Seed of the global generator (dropout) in one micro-batch: not the thoughts' own, or both would correlate.
+    """Returns the seed of the global generator (dropout) in one micro-batch; it is not correlated with `thought_seed`.
 
-    Args and result are those of `thought_seed`; micro_index is counted from 0.
+    Args:
+        seed: Seed of the run, any integer; it is taken modulo 2**64.
+        step: Number of the optimizer step, counted from 1.
+        micro_index: Number of the micro-batch in the step, counted from 0.
+
+    Returns:
+        A seed in 0 .. 2**63 - 1.
     """
     return _fold(seed, step, micro_index, 1)
 
@@ -398,21 +405,18 @@ def _split_mix_64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-DIRECTORY = "non_finite"
-
-
 def write_batch(run_directory: Path, step: int, batch: Batch, problem: str, seed: int) -> Path | None:
-    """Writes `non_finite/step-00000007.json` and, with the tokens, `.safetensors`.
+    """Writes `non_finite/step-00000007.json`, and the tokens in a `.safetensors` file of the same name.
 
     Args:
-        run_directory: Of the run.
-        step: Optimizer step, counted from 1.
+        run_directory: Directory of the run.
+        step: Number of the optimizer step, counted from 1.
         batch: All texts of the step.
-        problem: What was found.
-        seed: Of the step's thoughts.
+        problem: Description of what was NaN or infinite.
+        seed: Seed of the thoughts of the step.
 
     Returns:
-        The JSON file, or None where it cannot be written: what is being reported matters more.
+        The path of the JSON file, or None where it cannot be written, because the problem matters more than the file.
     """
     file = run_directory / DIRECTORY / f"step-{step:08d}.json"
     tensors = {"tokens": batch.tokens.cpu().contiguous()}
@@ -425,3 +429,23 @@ def write_batch(run_directory: Path, step: int, batch: Batch, problem: str, seed
     except (OSError, SafetensorError):
         return None
     return file
+
+
+@contextmanager
+def in_training(model: nn.Module, device: torch.device, options: TrainingOptions) -> Iterator[None]:
+    """Sets training mode, threads and determinism for the run; on exit these and the global generators are restored."""
+    was_training, threads_before = model.training, torch.get_num_threads()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
+        try:
+            if options.threads is not None:
+                torch.set_num_threads(options.threads)
+            if options.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS has no fixed order
+                torch.use_deterministic_algorithms(True)
+            model.train()
+            yield
+        finally:
+            torch.set_num_threads(threads_before)
+            torch.use_deterministic_algorithms(was_deterministic)
+            model.train(was_training)

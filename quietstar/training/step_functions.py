@@ -1,4 +1,4 @@
-"""What one micro-batch and one evaluation compute, for each training method."""
+"""The functions that compute one micro-batch and one evaluation, for each training method."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ from operator import add
 import torch
 from torch import Tensor
 
+from quietstar.config.objective import Objective, objective_of
 from quietstar.config.training import TrainConfig
 from quietstar.data.batches import Batch
 from quietstar.model.attention import ThoughtPass
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import read_padding
-from quietstar.objective.learning import Counts, LearnOutput, count, learn
-from quietstar.objective.options import Objective, objective_of
+from quietstar.objective.learning import IGNORE, Counts, LearnOutput, count, learn
 from quietstar.training.step import Means, StepResult, gain_by_difficulty, step_means, text_targets
 from quietstar_kernels import linear_cross_entropy
 
 ComputeStep = Callable[[QuietStarForCausalLM, Batch, int], StepResult]
 Evaluate = Callable[[QuietStarForCausalLM], Mapping[str, float]]
 
-IGNORE = -100
-"""Target of a token that nothing predicts."""
 EVALUATION_SEED = 1_234_567
-"""Thoughts of every evaluation are sampled from here, so that two evaluations differ by the weights alone."""
+"""Seed of the thoughts of every evaluation, so that two evaluations differ only by the weights."""
 
 
 def compute_step(config: TrainConfig) -> ComputeStep:
-    """The function that a `Trainer` calls for each micro-batch; its metrics are those of `step_means`."""
+    """Returns the function that a `Trainer` calls for each micro-batch; the metrics are those of `step_means`."""
     if config.training.method == "language_modeling":
         return language_modeling_step
     objective = objective_of(config.objective)
-    counts = StepCounts(config, objective)
+    counts = StepDenominators(config, objective)
 
     def step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
         output = _learn(model, batch, config, objective, seed, config.training.reuse_sampling_pass, counts)
@@ -43,13 +41,14 @@ def compute_step(config: TrainConfig) -> ComputeStep:
     return step
 
 
-class StepCounts:
-    """What the means of a whole optimizer step are over, for its micro-batches: their gradients then add up to those of
-    the uncut step.
+class StepDenominators:
+    """The denominators of a whole optimizer step, for its micro-batches.
+
+    With them the gradients of the micro-batches add up to those of the undivided step.
 
     Args:
-        config: Of the run.
-        objective: Says what is counted.
+        config: Configuration of the run.
+        objective: Objective of the run, which says what is counted.
     """
 
     def __init__(self, config: TrainConfig, objective: Objective) -> None:
@@ -59,7 +58,10 @@ class StepCounts:
         self._counts: Counts | None = None
 
     def of(self, model: QuietStarForCausalLM, batch: Batch) -> Counts | None:
-        """For one micro-batch; None where its own counts do: it is the whole step, or all texts have equally many."""
+        """Returns the denominators for one micro-batch.
+
+        None where the micro-batch's own counts are right: it is the whole step, or all texts have equal counts.
+        """
         whole = batch.step
         chosen_by_model = self._positions.startswith("entropy")
         if whole is None or len(whole) == len(batch) or (batch.attention_mask is None and not chosen_by_model):
@@ -71,36 +73,37 @@ class StepCounts:
         return self._counts.of_part(len(batch) / len(whole))
 
     def _count(self, model: QuietStarForCausalLM, part: Batch) -> Counts:
-        anchor = model.choose_anchors(part.tokens, part.attention_mask, self._positions)
+        padding = read_padding(part.tokens, part.attention_mask)
+        anchor = model.choose_anchors(part.tokens, padding, self._positions)
         anchor = anchor.repeat_interleave(model.config.thoughts_per_position, dim=1)
-        return count(read_padding(part.tokens, part.attention_mask), anchor, model.config.lookahead, self._objective)
+        return count(padding, anchor, model.config.lookahead, self._objective)
 
 
 def language_modeling_step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
-    """Plain next-token loss of the base model, without thoughts.
+    """Computes the plain next-token loss of the base model, without thoughts.
 
     Args:
-        model: The model whose `base` is trained.
-        batch: Texts; of several documents in one, none sees another.
-        seed: Not used; nothing is random.
+        model: Thinking model whose `base` is trained.
+        batch: Texts of the micro-batch; where a text holds several documents, none sees another.
+        seed: Seed of the step; not used, because nothing is random.
     """
     loss, _ = _text_loss(model, batch)
     return StepResult(loss, {"text_nll": loss.detach()}, _weight(batch))
 
 
 def evaluate_on(texts: Tensor, config: TrainConfig, attention_mask: Tensor | None = None) -> Evaluate:
-    """A function that measures a model on held-out texts.
+    """Returns a function that measures a model on held-out texts.
 
     Args:
-        texts: int64 [n, L]; the first `training.eval_batches` batches are used.
-        config: The run's; of `training` the micro-batch size may change between evaluations.
-        attention_mask: int64 [n, L], as in `Batch`.
+        texts: Token ids of the held-out texts, int64 [n, L]; the first `training.eval_batches` batches are used.
+        config: Configuration of the run; `training.micro_batch_size` may change between evaluations.
+        attention_mask: Document numbers of the tokens, 0 at padding, int64 [n, L]; None: one document each, unpadded.
 
     Returns:
-        For a model: `loss` (what is minimised: the talk NLL, or the plain NLL for language modelling), the means of
-        `step_means` with thoughts from a fixed seed, `mixing_weight_deviation` (standard deviation),
-        `gain_by_difficulty`, and of the first batch `gradient_norm_lm` and `gradient_norm_policy`: the 2-norms of the
-        gradients of the two parts of the loss, weights included. Nothing depends on the micro-batch size.
+        A function of a model that returns its metrics: `loss` (the talk NLL, or the plain NLL for language modelling),
+        the means of `step_means` with thoughts from a fixed seed, `mixing_weight_deviation` (standard deviation),
+        `gain_by_difficulty`, and for the first batch `gradient_norm_lm` and `gradient_norm_policy`: the 2-norms of the
+        gradients of the two parts of the loss, with their weights in the loss. Nothing depends on the micro-batch size.
     """
     training, objective = config.training, objective_of(config.objective)
     batches = [
@@ -154,7 +157,7 @@ def _learn(
     objective: Objective,
     seed: int,
     reuse_sampling_pass: bool,
-    counts: StepCounts | None = None,
+    counts: StepDenominators | None = None,
 ) -> LearnOutput:
     return learn(
         model,
@@ -171,13 +174,16 @@ def _learn(
 
 
 def _weight(batch: Batch) -> float | None:
-    """With padding, several documents or completions alone, texts have unequally many targets."""
+    """Returns the number of targets, or None where all texts have equally many.
+
+    With padding, several documents in a text, or a loss on completions alone, the numbers differ.
+    """
     same = batch.attention_mask is None and batch.loss_mask is None
     return None if same else float(text_targets(batch).sum())
 
 
 def text_states(model: QuietStarForCausalLM, batch: Batch) -> Tensor:
-    """Hidden states [B, L, E] of the base model, differentiable; no document of a text sees another."""
+    """Returns the hidden states [B, L, E] of the base model, differentiable; no document of a text sees another."""
     if batch.attention_mask is None:
         states: Tensor = model.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
         return states
@@ -188,11 +194,14 @@ def text_states(model: QuietStarForCausalLM, batch: Batch) -> Tensor:
 
 
 def token_nll(model: QuietStarForCausalLM, batch: Batch) -> Tensor:
-    """NLL of each next token in nats, without thoughts: float32 [B, L-1], differentiable, 0 where there is no target.
+    """Returns the NLL in nats of each next token, without thoughts.
 
     Args:
-        model: The model whose `base` is asked.
-        batch: Texts, whose targets are those of `text_targets`.
+        model: Thinking model whose `base` predicts.
+        batch: Texts to predict; their targets are those of `text_targets`.
+
+    Returns:
+        NLLs, float32 [B, L-1], differentiable; 0 where there is no target.
     """
     head = model.head
     target = batch.tokens[:, 1:].masked_fill(~text_targets(batch), IGNORE)
@@ -207,7 +216,7 @@ def token_nll(model: QuietStarForCausalLM, batch: Batch) -> Tensor:
 
 
 def _text_loss(model: QuietStarForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean NLL of the next tokens, differentiable, and the NLLs [B * (L-1)], 0 where there is no target."""
+    """Returns the mean NLL of the next tokens, differentiable, and the NLLs [B * (L-1)], 0 where there is no target."""
     head, states = model.head, text_states(model, batch)
     counted = text_targets(batch).flatten()
     target = batch.tokens[:, 1:].flatten()
@@ -230,12 +239,12 @@ def _text_means(model: QuietStarForCausalLM, batch: Batch) -> Means:
 def _gradient_norms(
     model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective
 ) -> dict[str, float]:
-    """2-norms of the gradients of the language-model and of the policy part of the loss, as a training step has them.
+    """Returns the 2-norms of the gradients of the language-model part and the policy part of the loss, as in training.
 
-    No `.grad` is written, and one part's gradients are gone before the other's are made.
+    No `.grad` is written, and the gradients of one part are freed before those of the other are made.
     """
     was_training = model.training
-    model.train()  # a layer is checkpointed in this mode alone; there is no dropout
+    model.train()  # layers are checkpointed only in this mode; there is no dropout
     try:
         return {
             "gradient_norm_lm": _gradient_norm(model, batch, config, replace(objective, policy_weight=0.0)),
@@ -251,7 +260,7 @@ def _gradient_norm(model: QuietStarForCausalLM, batch: Batch, config: TrainConfi
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = next(model.parameters()).device
     parts = list(_parts(batch, config, device))
-    counts, reuse = StepCounts(config, objective), config.training.reuse_sampling_pass
+    counts, reuse = StepDenominators(config, objective), config.training.reuse_sampling_pass
     sums: list[Tensor | None] = [None] * len(parameters)
     for part in parts:
         with torch.enable_grad():
@@ -266,7 +275,7 @@ def _gradient_norm(model: QuietStarForCausalLM, batch: Batch, config: TrainConfi
                 before = sums[index]
                 if before is not None:
                     before.add_(gradient)
-                else:  # a sum in 16 bits would lose the small ones
+                else:  # a sum in 16 bits would lose small gradients
                     sums[index] = gradient.float() if len(parts) > 1 and gradient.dtype.itemsize < 4 else gradient
     norms = [torch.linalg.vector_norm(total, dtype=torch.float32) for total in sums if total is not None]
     return float(torch.linalg.vector_norm(torch.stack(norms)))

@@ -1,23 +1,25 @@
-"""The training loop, one for every method: what a step computes is a function that it is given."""
+"""The training loop, the same for every method: a function argument computes the loss of a micro-batch.
+
+`Trainer.run` is read first.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from quietstar.config.options import resolve_device
 from quietstar.config.training import TrainingOptions
-from quietstar.config.values import resolve_device
 from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
 from quietstar.runs.checkpoints import latest_checkpoint, load_state
@@ -39,7 +41,7 @@ from quietstar.training.checkpoint import (
     load_weights,
 )
 from quietstar.training.loggers import Progress
-from quietstar.training.metrics import MetricsWriter, Record
+from quietstar.training.metrics import MetricsWriter, Record, TrainingResult
 from quietstar.training.optimizer import MasterAdamW, learning_rate
 from quietstar.training.run_checkpoints import NO_BEST, RunCheckpoints
 from quietstar.training.step import (
@@ -47,85 +49,68 @@ from quietstar.training.step import (
     OptimizerStep,
     StepResult,
     as_floats,
+    in_training,
     refuse_reserved,
     thought_seed,
     write_batch,
 )
 
+_RESERVED = frozenset({"step", "split", "seconds"})
+_SHOWN = frozenset({"loss", "text_nll", "base_nll", "talk_nll", "gain", "mixing_weight"})
+"""Metrics that the progress shows of an evaluation with many."""
+
 
 class ExtraState(Protocol):
-    """Something besides the model that learns, such as a running baseline: its state is saved and restored with it."""
+    """Something besides the model that learns, such as a running baseline: its state is in the model's checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the state as plain JSON values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run reports.
-
-    Args:
-        steps: Optimizer steps done, earlier parts of a resumed run included.
-        train_metrics: The last `train` line of metrics.jsonl.
-        eval_metrics: The last `eval` line; empty if there was none.
-        best_eval: The `eval` line with the smallest `best_metric`.
-        best_eval_step: Its step.
-        checkpoint: The last checkpoint, a model directory.
-        seconds: Wall-clock time of the run, earlier parts included.
-    """
-
-    steps: int
-    train_metrics: dict[str, float]
-    eval_metrics: dict[str, float]
-    best_eval: dict[str, float] | None
-    best_eval_step: int | None
-    checkpoint: Path
-    seconds: float
+        """Restores what `state_dict` returned."""
 
 
 class Loggers(Protocol):
-    """Where metrics go besides metrics.jsonl."""
+    """Loggers that receive metrics besides metrics.jsonl."""
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Takes one line of metrics; must not raise."""
+        """Logs one line of metrics; must not raise."""
 
     def close(self) -> None:
-        """Ends them; must not raise."""
+        """Closes the loggers; must not raise."""
 
 
 class Trainer(Generic[ModelT]):
-    """Trains a model from where its output directory says it is.
+    """Trains a model, and resumes from the newest checkpoint in the output directory.
 
     The order of the texts and all random numbers are pure functions of (`options.seed`, step, place in the step), so a
-    run that is stopped and resumed gives the weights of one that was not, bit for bit on a CPU.
+    run that is stopped and resumed gives the weights of a run that was not, bit for bit on a CPU.
 
     Args:
-        model: Moved to the device of `options`.
-        compute_step: `(model, batch on the device, seed) -> StepResult` for one micro-batch. The seed depends only on
-            (`options.seed`, step); `batch.first` tells the micro-batches of a step apart.
-        train_data: Texts int64 [n, L], which are then shuffled and cut into batches, or batches.
-        options: The training options.
-        output_dir: `metrics.jsonl`, `events.jsonl`, `checkpoints/` and `config.yaml` go here.
-        evaluate: `(model) -> metrics` on held-out text; called in evaluation mode and without gradients, every
-            `eval_every` steps and at the end.
-        evaluate_at_start: Evaluate before the first step too, as step 0.
+        model: Model to train, which is moved to the device of `options`.
+        compute_step: Function `(model, batch on the device, seed) -> StepResult` for one micro-batch. The seed depends
+            only on (`options.seed`, step); `batch.first` tells the micro-batches of a step apart.
+        train_data: Token ids of all texts, int64 [n, L], which are shuffled and cut into batches; or batches.
+        options: Options of the training loop.
+        output_dir: Directory for `metrics.jsonl`, `events.jsonl`, `checkpoints/` and `config.yaml`.
+        evaluate: Function `(model) -> metrics` on held-out text; called in evaluation mode and without gradients, every
+            `eval_every` steps and at the end. None: no evaluation.
+        evaluate_at_start: Whether to evaluate before the first step too, as step 0.
         best_metric: Name of the evaluation metric whose smallest value is remembered.
-        after_evaluation: `(model, step)`, called in evaluation mode and without gradients when the metrics of an
-            evaluation are written, for reports. What it raises is shown, and training goes on.
-        extra_state: See `ExtraState`.
-        tokenizer: Saved with each checkpoint.
-        config_yaml: Text for `config.yaml`.
-        run_options: What else decides what is trained, plain JSON values by dotted key. Saved with each checkpoint; a
-            run is resumed only with equal ones, unless `options.override`.
-        environment: What this process runs on, plain JSON values: appended to the list in `environment.json`.
-        make_loggers: `(step to start after) -> Loggers`, which get every line of metrics, too.
-        progress_label: Stands in front of the progress on stderr; None prints nothing.
+        after_evaluation: Function `(model, step)` for reports, called in evaluation mode and without gradients when the
+            metrics of an evaluation are written. An error of it is shown, and training continues.
+        extra_state: Object besides the model that learns; its state is saved and restored with the model.
+        tokenizer: Tokenizer that is saved with each checkpoint.
+        config_yaml: Text of `config.yaml`; None writes no such file.
+        run_options: Other options that decide what is trained, plain JSON values by dotted key. They are saved with
+            each checkpoint; a run is resumed only with equal ones, unless `options.override` is set.
+        environment: Description of this process and its machine, plain JSON values that are appended to the list in
+            `environment.json`; None writes none.
+        make_loggers: Function `(step to start after) -> Loggers`, which receive every line of metrics, too.
+        progress_label: Text before the progress on stderr; None prints no progress.
 
     Raises:
-        ConfigError: The device is not there, or nothing can be trained.
+        ConfigError: The device does not exist, or nothing can be trained.
         DataError: `train_data` is not int64 [n, L] with at least one text.
     """
 
@@ -186,7 +171,7 @@ class Trainer(Generic[ModelT]):
         return self._stepper.optimizer
 
     def run(self) -> TrainingResult:
-        """Trains up to `options.steps` and returns what was reached; a finished run returns at once.
+        """Trains up to `options.steps` and returns the result; a finished run returns at once.
 
         SIGTERM and SIGINT save a checkpoint of the last finished step and raise `Interrupted`; SIGUSR1 only saves.
 
@@ -194,15 +179,15 @@ class Trainer(Generic[ModelT]):
             ConfigError: The output directory cannot be written to, or another process trains there.
             NonFiniteError: A loss, a gradient or another metric is NaN or infinite, and `options.on_non_finite` or
                 `options.max_non_finite` says to stop. The step that found it has not changed the weights.
-            OutOfMemoryError: Not even one text at a time fits.
+            OutOfMemoryError: The memory is not enough for one text at a time.
             CheckpointError: The output directory holds checkpoints that are all damaged or of another run, or holds any
-                while `options.resume` is off; or a checkpoint cannot be written.
-            Interrupted: See above.
+                although `options.resume` is off; or a checkpoint cannot be written.
+            Interrupted: SIGTERM or SIGINT has stopped training.
         """
         make_output_dir(self.output_dir)
         with (
             RunLock(self.output_dir),
-            _surroundings(self.model, self.device, self.options),
+            in_training(self.model, self.device, self.options),
             self._signals,
         ):
             start = self._resume()
@@ -220,7 +205,7 @@ class Trainer(Generic[ModelT]):
                 if start < self.options.steps:
                     self._events.write(self.options.steps, "finished", f"{self.options.steps} steps")
             except BaseException:
-                with suppress(CheckpointError):  # noted in events.jsonl; what is on its way already says more
+                with suppress(CheckpointError):  # noted in events.jsonl; the error that is being raised says more
                     self._checkpoints.wait()
                 raise
             finally:
@@ -230,7 +215,7 @@ class Trainer(Generic[ModelT]):
                 if self._loggers is not None:
                     self._loggers.close()
         record, checkpoint = self._record, self._checkpoints.newest
-        assert checkpoint is not None  # either this run has saved, or it found itself finished
+        assert checkpoint is not None  # this run has saved one, or was already finished
         return TrainingResult(
             steps=max(start, self.options.steps),
             train_metrics=record.last_train,
@@ -242,7 +227,7 @@ class Trainer(Generic[ModelT]):
         )
 
     def _describe(self) -> None:
-        """Writes what the run is, and what this process runs on."""
+        """Writes the configuration of the run and the environment of this process."""
         try:
             if self._config_yaml is not None:
                 write_whole(self.output_dir / CONFIG, self._config_yaml)
@@ -272,7 +257,7 @@ class Trainer(Generic[ModelT]):
                     self._take_position()
                     continue
                 values = {}
-            if values is None:  # stopped in the middle: the step belongs to the next run
+            if values is None:  # interrupted: the step will be done by the next run
                 continue
             step += 1
             self._take_position()
@@ -300,13 +285,13 @@ class Trainer(Generic[ModelT]):
                 self._run_evaluation(step)
             if last or (options.save_every and step % options.save_every == 0):
                 self._save(step, must_succeed=last)
-            window_started += time.monotonic() - paused  # tokens/s is the speed of training alone
+            window_started += time.monotonic() - paused  # tokens/s counts only the time of training
         if options.steps > start:
             self._checkpoints.wait(must_succeed=True)
         self._stop_or_save(step)
 
     def _take_position(self) -> None:
-        """Notes what a checkpoint of the step that is finished now says, whatever the next one does before it stops."""
+        """Copies the state for a checkpoint of the step that is finished, before the next step can change it."""
         self._position = self._batches.state_dict()
         self._extra = None if self._extra_state is None else copy.deepcopy(self._extra_state.state_dict())
 
@@ -315,7 +300,7 @@ class Trainer(Generic[ModelT]):
             self._extra_state.load_state_dict(copy.deepcopy(self._extra))
 
     def _next_batch(self, step: int) -> Batch | None:
-        """The texts of a step, or None where a signal came while they were waited for."""
+        """Returns the texts of a step, or None where a signal came while waiting for them."""
         try:
             with self._signals.interrupting():
                 return self._batches.batch(step)
@@ -323,7 +308,7 @@ class Trainer(Generic[ModelT]):
             return None
 
     def _after_failure(self, step: int, batch: Batch, error: NonFiniteError) -> int | None:
-        """Applies `on_non_finite`; returns the step that training goes back to, or None to leave this one out."""
+        """Applies `on_non_finite`; returns the step that training goes back to, or None to skip this one."""
         self._checkpoints.wait()
         options, record = self.options, self._record
         file = write_batch(self.output_dir, step, batch, str(error), thought_seed(options.seed, step))
@@ -385,7 +370,7 @@ class Trainer(Generic[ModelT]):
             self.model.train()
 
     def _measure(self, step: int, evaluate: Callable[[ModelT], Mapping[str, float | Tensor]]) -> dict[str, float]:
-        """The metrics of an evaluation, which takes as many texts at a time as a training step."""
+        """Returns the metrics of an evaluation, whose micro-batches are made smaller where memory runs out."""
         while True:
             try:
                 measured = evaluate(self.model)
@@ -401,7 +386,7 @@ class Trainer(Generic[ModelT]):
         assert self._after_evaluation is not None
         try:
             self._after_evaluation(self.model, step)
-        except Exception as error:  # a report is worth less than the training that it is about
+        except Exception as error:  # a failed report must not stop the training
             warnings.warn(f"the report of step {step} failed: {type(error).__name__}: {error}", stacklevel=2)
             self._events.write(step, "report_failed", f"{type(error).__name__}: {error}")
 
@@ -502,28 +487,3 @@ class Trainer(Generic[ModelT]):
             f"{path}: belongs to another run: {'; '.join(changed)}. Set it back, or choose another output_dir; "
             "--training.override true resumes all the same"
         )
-
-
-_RESERVED = frozenset({"step", "split", "seconds"})
-_SHOWN = frozenset({"loss", "text_nll", "base_nll", "talk_nll", "gain", "mixing_weight"})
-"""What is shown of an evaluation that measures much."""
-
-
-@contextmanager
-def _surroundings(model: nn.Module, device: torch.device, options: TrainingOptions) -> Iterator[None]:
-    """Training mode, threads and determinism for the run; afterwards these and the global generators are as before."""
-    was_training, threads_before = model.training, torch.get_num_threads()
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
-        try:
-            if options.threads is not None:
-                torch.set_num_threads(options.threads)
-            if options.deterministic:
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no fixed order
-                torch.use_deterministic_algorithms(True)
-            model.train()
-            yield
-        finally:
-            torch.set_num_threads(threads_before)
-            torch.use_deterministic_algorithms(was_deterministic)
-            model.train(was_training)

@@ -21,7 +21,7 @@ from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.step import StepResult
 from quietstar.training.step_functions import ComputeStep
 from quietstar.verifiers.pairs import Pair, Rows, completion_logprobs, encode_pairs, require_context, rows_of, trimmed
-from quietstar.verifiers.training import VerifierRun, check_same_tokenizer
+from quietstar.verifiers.training import Kind, VerifierRun, check_same_tokenizer
 
 REFERENCE = "reference.safetensors"
 
@@ -171,3 +171,18 @@ def _store_reference(file: Path, key: str, logprob: Tensor) -> None:
     new = file.with_suffix(".new")
     save_file({"logprob": logprob}, new, metadata={"key": key})
     os.replace(new, file)
+
+
+LOG_LIKELIHOODS = {"sum": "sum", "mean": "mean"}
+DPO = Kind(
+    train=lambda base, data, *rest: train_dpo(base, data.pairs, *rest),
+    scores=("sum", "mean", "ratio"),
+    label="verifier",
+    labels={**LOG_LIKELIHOODS, "ratio": "log-ratio"},
+)
+LIKELIHOOD = Kind(
+    train=lambda base, data, *rest: train_dpo(base, data.pairs, *rest, kind="likelihood"),
+    scores=("sum", "mean", "ratio"),
+    label="right completions alone",
+    labels=LOG_LIKELIHOODS,
+)

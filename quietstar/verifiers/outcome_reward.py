@@ -5,10 +5,11 @@ Scores of the steps of a solution, and where its steps end in tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -27,7 +28,7 @@ from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.step import StepResult
 from quietstar.training.step_functions import text_states
 from quietstar.verifiers.pairs import Labelled, distinct, of_completions, require_context, rows_of, trimmed
-from quietstar.verifiers.training import VerifierRun, check_same_tokenizer
+from quietstar.verifiers.training import Kind, LabelledData, TokenScores, VerifierRun, check_same_tokenizer
 
 REWARD_HEAD = "reward_head.safetensors"
 PER_ROW = 2
@@ -222,3 +223,33 @@ def step_scores(
             score = float(tokens[end - 1] if probabilities else tokens[start:end].mean().exp())
             scores.append(min(1.0, max(0.0, score)))  # a head that was trained with orm_loss mse may leave 0..1
     return scores
+
+
+def _train(
+    base: GeneratorOptions,
+    data: LabelledData,
+    options: VerifierOptions,
+    training: TrainingOptions,
+    finetuning: FinetuningOptions,
+    out: Path,
+) -> Path:
+    rate = options.orm_learning_rate or options.learning_rate
+    return train_orm(base, data.completions, replace(options, learning_rate=rate), training, finetuning, out)
+
+
+def _load(
+    policy: QuietStarForCausalLM, directory: Path, description: Mapping[str, Any]
+) -> tuple[TokenScores, Sequence[Tensor]]:
+    model = load_reward_head(policy, directory, description["orm_loss"])
+    return partial(token_probabilities, model), tuple(model.reward_head.state_dict().values())
+
+
+ORM = Kind(
+    train=_train,
+    scores=("last", "mean"),
+    label="outcome reward model",
+    labels={"last": "last token", "mean": "mean"},
+    probabilities=True,
+    options=("orm_loss", "orm_learning_rate"),
+    load=_load,
+)

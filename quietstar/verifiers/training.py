@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import GeneratorOptions, VerifierOptions
+from quietstar.config.options import resolve_device
 from quietstar.config.training import FinetuningOptions, TrainingOptions
-from quietstar.config.values import resolve_device
 from quietstar.data.batches import Batch, IndexedBatches
+from quietstar.data.examples import Example
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import absolute, base_fingerprint, has_adapters, merge_adapters
@@ -26,7 +28,7 @@ from quietstar.runs.files import changed_options, write_json
 from quietstar.runs.resume_check import MAY_CHANGE
 from quietstar.training.step import ModelT, StepResult
 from quietstar.training.trainer import Trainer
-from quietstar.verifiers.pairs import Rows
+from quietstar.verifiers.pairs import Labelled, Pair, Rows, token_logprobs
 
 VERIFIER = "verifier.json"
 MODEL, RUN = "model", "run"
@@ -61,6 +63,56 @@ def load_policy(
     check_vocabulary(tokenizer, embedding.weight.shape[0])
     nn.Module.to(model, device)  # transformers' own is untyped
     return model, tokenizer
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """What verifiers are trained on.
+
+    Args:
+        completions: Right and wrong completions of the problems.
+        pairs: Pairs of a right and a wrong completion of one problem, drawn from them.
+    """
+
+    completions: Sequence[Labelled]
+    pairs: Sequence[Pair]
+
+
+TokenScores = Callable[[Sequence[Example], int, int], list[Tensor]]
+"""(examples, row length, rows at once) -> float64 [tokens of its completion] of each example."""
+Train = Callable[[GeneratorOptions, LabelledData, VerifierOptions, TrainingOptions, FinetuningOptions, Path], Path]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of verifier: how it is trained, what its directory holds, how it scores, and what it is called.
+
+    Args:
+        train: (base model, data, options of the verifier, of the training loop and of fine-tuning, directory) -> the
+            verifier's directory in it.
+        scores: Ways to make one number of a completion's token scores; the first is the default.
+        label: Name in tables and on pages.
+        labels: Names, there, of the scores that a V-STaR run measures.
+        probabilities: Whether scores are probabilities of being right; otherwise they are log-likelihoods in nats.
+        options: Names of the `VerifierOptions` that no other kind reads.
+        load: (language model, verifier's directory, content of `verifier.json`) -> the token scores, and the weights
+            that they need besides the language model's.
+    """
+
+    train: Train
+    scores: tuple[str, ...]
+    label: str
+    labels: Mapping[str, str]
+    probabilities: bool = False
+    options: tuple[str, ...] = ()
+    load: Callable[[QuietStarForCausalLM, Path, Mapping[str, Any]], tuple[TokenScores, Sequence[Tensor]]] = (
+        lambda policy, *_: (partial(token_logprobs, policy), ())
+    )
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What tables call the measured scores, by score."""
+        return {how: f"{self.label} ({name})" for how, name in self.labels.items()}
 
 
 class VerifierRun:

@@ -10,28 +10,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quietstar.config.values import resolve_device
+from quietstar.config.options import resolve_device
 from quietstar.data.examples import Example, encode_example
 from quietstar.data.tokenizer import tokenizer_fingerprint
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import base_fingerprint
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.verifiers.outcome_reward import (
-    OutcomeRewardModel,
-    encode_steps,
-    load_reward_head,
-    step_scores,
-    token_probabilities,
-)
+from quietstar.verifiers.dpo import DPO, LIKELIHOOD
+from quietstar.verifiers.outcome_reward import ORM, encode_steps, step_scores
 from quietstar.verifiers.pairs import token_logprobs
-from quietstar.verifiers.training import VERIFIER, load_policy, read_description
+from quietstar.verifiers.training import VERIFIER, Kind, load_policy, read_description
 
-SCORES = {
-    "dpo": ("sum", "mean", "ratio"),
-    "likelihood": ("sum", "mean", "ratio"),
-    "orm": ("last", "mean"),
-}
-"""What each kind of verifier can score by; the first is the default of a plain model."""
+KINDS: dict[str, Kind] = {"dpo": DPO, "likelihood": LIKELIHOOD, "orm": ORM}
+"""By the name that `verifier.json` and a run's directories know a kind by. V-STaR's verifier is the first one, and the
+others are what it is compared with."""
+
+PLAIN = "likelihood"
+"""What a model directory without `verifier.json` is."""
 
 
 class Verifier:
@@ -72,10 +67,11 @@ class Verifier:
         self.directory = os.fspath(directory)
         described = (Path(directory) / VERIFIER).is_file()
         self._description: dict[str, Any] = read_description(Path(directory)) if described else {}
-        self.kind: str = self._description.get("kind", "likelihood")
-        if self.kind not in SCORES:
+        self.kind: str = self._description.get("kind", PLAIN)
+        if self.kind not in KINDS:
             raise CheckpointError(f"{self.directory}: is a verifier of the unknown kind {self.kind!r}")
-        self.default_score: str = self._description.get("score", SCORES[self.kind][0])
+        self._kind = KINDS[self.kind]
+        self.default_score: str = self._description.get("score", self._kind.scores[0])
         self.beta: float = self._description.get("beta", 1.0)
         self._device, self._dtype = resolve_device(device), dtype
         self._reference_path = reference
@@ -88,11 +84,8 @@ class Verifier:
                 f"{self.directory}: its tokenizer ({len(self.tokenizer)} tokens) is not the one that the verifier was "
                 f"trained with ({trained_with.get('vocabulary_size')} tokens); put that one's files back"
             )
-        parts = [base_fingerprint(self._policy), self.kind]
-        self._reward_model: OutcomeRewardModel | None = None
-        if self.kind == "orm":
-            self._reward_model = load_reward_head(self._policy, Path(directory), self._description["orm_loss"])
-            parts += [str(tensor.tolist()) for tensor in self._reward_model.reward_head.state_dict().values()]
+        self._token_scores, weights = self._kind.load(self._policy, Path(directory), self._description)
+        parts = [base_fingerprint(self._policy), self.kind, *(str(tensor.tolist()) for tensor in weights)]
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def score(self, prompt: str, solutions: Sequence[str], how: str | None = None) -> list[float]:
@@ -147,7 +140,7 @@ class Verifier:
         ]
         if not examples:
             return {how: [] for how in hows}
-        plain = self._tokens(examples, SCORES[self.kind][0]) if set(hows) != {"ratio"} else []
+        plain = self._tokens(examples, self._kind.scores[0]) if set(hows) != {"ratio"} else []
         found = {how: [_of_tokens(tokens, how) for tokens in plain] for how in hows if how != "ratio"}
         if "ratio" in hows:
             found["ratio"] = [_of_tokens(tokens, "sum") for tokens in self._tokens(examples, "ratio")]
@@ -192,10 +185,10 @@ class Verifier:
         ]
         if not encoded:
             return []
-        found = self._tokens([example for example, _ in encoded], how or SCORES[self.kind][0])
+        found = self._tokens([example for example, _ in encoded], how or self._kind.scores[0])
         beta = self.beta if how == "ratio" else None
         return [
-            step_scores(tokens, ends, probabilities=self.kind == "orm", beta=beta)
+            step_scores(tokens, ends, probabilities=self._kind.probabilities, beta=beta)
             for tokens, (_, ends) in zip(found, encoded, strict=True)
         ]
 
@@ -206,10 +199,10 @@ class Verifier:
             ConfigError: It cannot.
         """
         how = self.default_score if how is None else how
-        if how not in SCORES[self.kind]:
+        if how not in self._kind.scores:
             raise ConfigError(
                 f"score: got {how!r}, but {self.directory}, a verifier of kind {self.kind}, scores by "
-                f"{', '.join(SCORES[self.kind])}"
+                f"{', '.join(self._kind.scores)}"
             )
         if how == "ratio" and not self._description.get("reference") and self._reference_path is None:
             raise ConfigError(
@@ -251,15 +244,13 @@ class Verifier:
     @property
     def logarithmic(self) -> bool:
         """Whether scores are log-likelihoods, and not probabilities."""
-        return self.kind != "orm"
+        return not self._kind.probabilities
 
     def _tokens(self, examples: Sequence[Example], how: str) -> list[Tensor]:
         """What each example's score is made from, by completion token."""
         longest = max(map(len, examples))
         rows = max(1, self._batch_tokens // longest)
-        if self._reward_model is not None:
-            return token_probabilities(self._reward_model, examples, longest, rows)
-        found = token_logprobs(self._policy, examples, longest, rows)
+        found = self._token_scores(examples, longest, rows)
         if how == "ratio":
             of_reference = token_logprobs(self._reference(), examples, longest, rows)
             return [own - other for own, other in zip(found, of_reference, strict=True)]

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietstar.__main__ import main
-from quietstar.config.command_line import load_config, parse_train_config, run_command, save_config, to_yaml
-from quietstar.config.presets import PRESETS
+from quietstar.config.command_line import run_command, to_yaml
+from quietstar.config.commands import load_config, parse_train_config
+from quietstar.config.presets import TRAIN_PRESETS
 from quietstar.config.training import TrainConfig
 from quietstar.errors import ConfigError, DataError
 
@@ -206,7 +207,7 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
         assert load_config(write(tmp_path / "a.yaml", text)) == parse_train_config([])
 
 
-@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("preset", list(TRAIN_PRESETS))
 def test_print_config_gives_a_file_that_config_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str
 ) -> None:
@@ -255,7 +256,7 @@ def test_a_saved_configuration_is_read_back_exactly(
     config.training.seed, config.training.threads, config.training.resume = seed, threads, flag
     config.objective.baseline, config.objective.clamp_negative_advantage = baseline, flag
     path = tmp_path_factory.getbasetemp() / "saved.yaml"
-    save_config(config, path)
+    path.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(path) == config
 
 
@@ -273,7 +274,7 @@ def test_help_shows_every_option_with_its_meaning(capsys: pytest.CaptureFixture[
         _, _, meaning = shown.partition(f"--{key} ")
         entry = meaning.split("\n  --")[0]
         assert len(entry.partition("(type:")[0].split()) > 2, f"{key} has no help"
-    for preset in PRESETS:
+    for preset in TRAIN_PRESETS:
         assert f"  {preset} " in shown
 
 

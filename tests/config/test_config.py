@@ -8,11 +8,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from quietstar.config.presets import DESCRIPTIONS, PRESETS
-from quietstar.config.training import ObjectiveOptions, TrainConfig, validate
+from quietstar.config.objective import OBJECTIVE_PRESETS, Objective, ObjectiveOptions
+from quietstar.config.presets import TRAIN_DESCRIPTIONS, TRAIN_PRESETS
+from quietstar.config.training import TrainConfig, validate
 from quietstar.errors import ConfigError
-from quietstar.objective.options import PRESETS as objective_presets
-from quietstar.objective.options import Objective
 
 
 def config(**values: Any) -> TrainConfig:
@@ -136,8 +135,8 @@ def test_the_objective_options_are_those_of_the_objective() -> None:
     """`validate` knows, without importing the model, which presets use the leave-one-out baseline."""
     names = [entry.name for entry in dataclasses.fields(ObjectiveOptions)]
     assert names == ["preset", *(entry.name for entry in dataclasses.fields(Objective))]
-    assert set(get_args(get_type_hints(ObjectiveOptions)["preset"])) == set(objective_presets)
-    for name, objective in objective_presets.items():
+    assert set(get_args(get_type_hints(ObjectiveOptions)["preset"])) == set(OBJECTIVE_PRESETS)
+    for name, objective in OBJECTIVE_PRESETS.items():
         made = config(model__thoughts_per_position=1, objective__preset=name)
         if objective.baseline == "leave_one_out":
             with pytest.raises(ConfigError, match="leave_one_out"):
@@ -147,4 +146,4 @@ def test_the_objective_options_are_those_of_the_objective() -> None:
 
 
 def test_every_preset_is_described() -> None:
-    assert list(PRESETS) == list(DESCRIPTIONS)
+    assert list(TRAIN_PRESETS) == list(TRAIN_DESCRIPTIONS)

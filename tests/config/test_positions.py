@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quietstar.config.values import parse_positions
+from quietstar.config.options import parse_positions
 from quietstar.errors import ConfigError
 
 
@@ -35,4 +35,5 @@ WRONG_AMOUNTS = ["", ":", ":0", ":0.0", ":-3", ":1.0", ":1.5", ":2.0", ":20e-1",
 def test_anything_else_is_refused(positions: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_positions(positions, "model.positions")
-    assert str(caught.value).startswith(f"model.positions: got {positions!r}, needs all, every:N (N at least 1), or")
+    got = repr(positions) if positions else "an empty text"
+    assert str(caught.value).startswith(f"model.positions: got {got}, needs all, every:N (N at least 1), or")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,9 @@ def test_a_short_run_writes_table_figure_and_every_arm_and_goes_on(
     assert table in printed
     for row in ("before Quiet-STaR", "Quiet-STaR", "no REINFORCE", "pause tokens", "plain language modelling"):
         assert f"{row} |" in table
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    figure = ElementTree.parse(tmp_path / "curves.svg").getroot()
+    curves = [len(list(chart.iterfind("*[@class='dots f1']"))) for chart in figure.iter() if chart.get("role") == "img"]
+    assert curves == [1] * 5  # of Quiet-STaR in each chart
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["0"]) == {"before", "quietstar", "no_reinforce", "pause", "language_modeling"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quietstar.config.training import ModelOptions, TextbookOptions, TrainConfig, TrainingOptions
-from quietstar.demos.finished import arm_options, base_options, read_finished, write_finished
+from quietstar.demos.options import arm_options, base_options, read_finished, write_finished
 from quietstar.errors import CheckpointError
 
 

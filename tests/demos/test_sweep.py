@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
-from quietstar.config.command_line import parse_train_config
+from quietstar.config.command_line import parse_config
 from quietstar.demos import textbook as experiment
-from quietstar.demos.sweep_report import write_sweep_report
-from quietstar.demos.variations import GRID, make_sweep
+from quietstar.demos.options import GRID, SWEEP, Sweep, make_sweep
+from quietstar.demos.sweep import write_sweep_report
 from quietstar.errors import ConfigError
-from quietstar.statistics.seeds import student_t_quantile
+from quietstar.statistics.intervals import student_t_quantile
 from quietstar.sweep import main
 
 TINY = [
@@ -31,9 +33,13 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "HELD_OUT_TEXTS", 4)
 
 
+def sweep_of(vary: list[str], *words: str) -> Sweep:
+    return make_sweep(parse_config(SWEEP, [*words, *(["--vary", *vary] if vary else [])]))
+
+
 def arms(vary: list[str], *words: str) -> dict[str, dict[str, str]]:
     """The name of each arm, by option and value."""
-    sweep = make_sweep(words, vary)
+    sweep = sweep_of(vary, *words)
     return {ablation.key: {text: arm.name for text, arm in ablation.arms.items()} for ablation in sweep.ablations}
 
 
@@ -47,7 +53,7 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 class TestVariations:
     def test_the_grid_varies_each_option_around_the_default(self) -> None:
-        sweep = make_sweep([], [])
+        sweep = sweep_of([])
         assert [ablation.key for ablation in sweep.ablations] == list(GRID)
         assert len(sweep.arms()) == 1 + sum(len(ablation.arms) - 1 for ablation in sweep.ablations) == 13
         for ablation in sweep.ablations:
@@ -76,7 +82,7 @@ class TestVariations:
         assert arms(["start_text=a/b"])["model.start_text"]["a/b"] == "model.start_text=a%2Fb"
 
     def test_other_arguments_hold_for_every_arm(self) -> None:
-        sweep = make_sweep(["--training.steps", "7"], ["positions"])
+        sweep = sweep_of(["positions"], "--training.steps", "7")
         assert {arm.config.training.steps for arm in sweep.arms()} == {7}
         assert [arm.config.model.positions for arm in sweep.arms()] == ["all", "every:2", "entropy:0.5"]
 
@@ -84,7 +90,7 @@ class TestVariations:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--vary"], "vary: got no value, needs names of options, or NAME=VALUE,VALUE"),
+        (["--vary"], "vary: got no value, needs one: --vary VALUE"),
         (["--vary", "lookahed"], "vary: unknown option 'lookahed'; did you mean model.lookahead?"),
         (["--vary", "modle.lookahead=2"], "vary: unknown option 'modle.lookahead'; did you mean model.lookahead?"),
         (["--vary", "qqq"], "vary: unknown option 'qqq'; --help lists every option"),
@@ -121,14 +127,15 @@ def test_help_and_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert "--vary NAME,NAME" in shown and "model.positions" in shown and "--training.learning_rate" in shown
+    assert "`NAME,NAME`" in shown and "--training.learning_rate" in shown
+    assert all(f"  {key:28}{values}" in shown for key, values in GRID.items())
 
     def printed(*words: str) -> tuple[str, int]:
         with pytest.raises(SystemExit, match="0"):
             main([*words, "--print_config"])
         file = tmp_path / "printed.yaml"
         file.write_text(capsys.readouterr().out)
-        config = parse_train_config(["--config", str(file)])
+        config = parse_config(SWEEP, ["--config", str(file)])
         return config.output_dir, config.textbook.seeds
 
     assert printed() == ("runs/sweep", 3)
@@ -140,7 +147,7 @@ def test_help_and_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_intervals_and_differences_of_two_seeds(tmp_path: Path) -> None:
     """NLLs 0.1 and 0.3 of the default, 0.2 and 0.5 of the arm: the differences 0.1 and 0.2 come from within a seed."""
-    sweep = make_sweep([], ["lookahead=2"])
+    sweep = sweep_of(["lookahead=2"])
     results = {
         seed: {
             name: {"nll_talk": nll, "accuracy_talk": 0.5, "correct_workings": 1.0, "seconds": 2.0}
@@ -156,7 +163,17 @@ def test_intervals_and_differences_of_two_seeds(tmp_path: Path) -> None:
     assert "| 0.150 ± 0.050 [-0.485, 0.785] | 2 |" in table
     arm = json.loads((tmp_path / "results.json").read_text())["arms"]["model.lookahead=2"]
     assert arm["nll_talk"]["high"] == pytest.approx(0.35 + 0.15 * 12.706205)
-    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    figure = ElementTree.parse(tmp_path / "sweep.svg").getroot()
+    names = [title.text for title in figure.iter("{http://www.w3.org/2000/svg}title")]
+    assert names == ["1: 0.2 (0.1, 0.3)", "2: 0.35 (0.2, 0.5)"]
+    means = [path.get("d") for path in figure.iter() if path.get("class", "").startswith("dots f")][-2:]
+    (default, arm), (low, high) = (float(d.split()[1].partition("m")[0]) for d in means), (0.2, 0.35)
+    levels = [(d.get("d"), d.get("class")) for d in figure.iter() if d.get("class") == "mark"]
+    chance = float(levels[0][0].split()[1].partition("h")[0])
+    # a logarithmic axis: ln 7 is as far above 0.35 as their ratio says
+    assert (default - arm) / (arm - chance) == pytest.approx(
+        math.log(high / low) / math.log(math.log(7) / high), rel=0.02
+    )
 
 
 @pytest.mark.slow
@@ -249,4 +266,4 @@ def test_arguments_that_make_a_value_impossible_are_told_before_anything_runs(tm
     words = ["--output_dir", str(tmp_path), "--model.thoughts_per_position", "1", "--objective.baseline", "none"]
     wanted = "^vary: objective.baseline=leave_one_out: model.thoughts_per_position: got 1, needs at least 2"
     with pytest.raises(ConfigError, match=wanted):
-        make_sweep(words, [])
+        sweep_of([], *words)

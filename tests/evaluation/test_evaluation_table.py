@@ -10,8 +10,8 @@ import pytest
 
 from quietstar.evaluation.held_out_text import nll_comparison
 from quietstar.reporting.evaluation_page import evaluation_page, evaluation_text, group_table, verdict
-from quietstar.statistics.bootstrap import Interval
 from quietstar.statistics.comparison import Comparison, compare
+from quietstar.statistics.intervals import Interval
 
 
 def report(*results: Comparison) -> dict[str, Any]:

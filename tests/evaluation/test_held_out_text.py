@@ -12,7 +12,7 @@ import torch
 from quietstar.errors import DataError
 from quietstar.evaluation.held_out_text import bits_comparison, deciles, nll_comparison, text_windows
 from quietstar.evaluation.token_texts import token_class, token_classes
-from quietstar.statistics.bootstrap import block_intervals
+from quietstar.statistics.intervals import block_intervals
 from tests.evaluation.evaluated import constant_model, evaluate, items, random_model, result, save, tokenizer
 
 

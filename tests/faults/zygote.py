@@ -29,7 +29,7 @@ COMMANDS = {"train": train.main, "star": star.main, "vstar": vstar.main}
 
 def serve() -> None:
     """Answers until stdin ends: `{"pid"}` to a launch, and `{"pid", "status"}` when that process has ended."""
-    for name in ("quietstar.training.run", "quietstar.demos.textbook", "quietstar.outer_loop.comparison"):
+    for name in ("quietstar.training.run", "quietstar.demos.textbook", "quietstar.outer_loop.run"):
         importlib.import_module(name)  # the commands do so only when they run
     gc.freeze()
     selector = selectors.DefaultSelector()

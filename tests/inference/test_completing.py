@@ -6,8 +6,8 @@ import pytest
 
 from quietstar.inference.completing import continue_texts
 from quietstar.inference.prompts import CompletionOptions
+from quietstar.model.cache import ThinkingRecord
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.model.thinking_cache import ThinkingRecord
 from tests.evaluation.evaluated import constant_model, tokenizer
 
 

@@ -410,7 +410,7 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["--out", "{model}/config.json/x"], "out: cannot write"),
         (["--text", "{model}/missing.txt"], "missing.txt: no such file"),
-        (["--length", "1"], "length: is 1, needs at least 2"),
+        (["--length", "1"], "length: got 1, needs at least 2"),
         (["--max_tokens", "5"], "max_tokens: got 5"),
         (["--length", "100"], "at least 3 texts"),
         (["--positions", "some"], "positions: got 'some'"),

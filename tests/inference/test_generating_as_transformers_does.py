@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from quietstar import ConfigError, DataError, QuietStarForCausalLM
+from quietstar.model.cache import PreallocatedLayer, ThinkingCache
 from quietstar.model.generation import plan_thinking
-from quietstar.model.preallocated_cache import RoomyLayer
-from quietstar.model.thinking_cache import ThinkingCache
 from quietstar.model.upstream import CACHE, BaseStreamer
 from tests.inference.generated import PROMPTS, generate, new_tokens_of, pad_left, thinking_model, thoughts_of
 
@@ -202,7 +201,7 @@ def test_a_cache_outlives_inference_mode(model: QuietStarForCausalLM) -> None:
 
 
 def test_memory_grows_where_a_text_outgrows_it() -> None:
-    layer, states = RoomyLayer(), torch.randn(2, 3, 700, 4)
+    layer, states = PreallocatedLayer(), torch.randn(2, 3, 700, 4)
     for begin in (*range(0, 640, 64), *range(640, 700)):
         end = begin + 64 if begin < 640 else begin + 1
         key, value = layer.append(states[:, :, begin:end], -states[:, :, begin:end])

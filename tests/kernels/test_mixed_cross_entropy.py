@@ -733,7 +733,7 @@ def test_mix_kernel_writes_its_outputs_and_nothing_else(dtype: torch.dtype, mixe
     scale = torch.randn(5, dtype=result)
     (states, states_buffer), (scaled, scaled_buffer) = guarded((5, 11), dtype), guarded((5, 11), dtype)
     residual, residual_buffer = guarded((5, 11), dtype)
-    launches.mix_launch(*inputs, target, scale, states, scaled, -100, WIDTH_BLOCKS, residual).run()
+    launches.mix_launch(*inputs, target, scale, states, scaled, -100, residual, WIDTH_BLOCKS).run()
     wanted = [torch.empty(5, 11, dtype=dtype), torch.empty(5, 11, dtype=dtype)]
     lost = torch.empty(5, 11, dtype=dtype)
     torch_backend.mix_rows(*inputs, target, scale, *wanted, -100, lost)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from quietstar import CheckpointError, ConfigError, QuietStarForCausalLM
+from quietstar.inference.loading import load_finetuned
 from quietstar.model.adapters import (
     adapter_options,
     adapter_targets,
@@ -30,7 +31,6 @@ from quietstar.model.adapters import (
     save_finetuned,
     trained_state,
 )
-from quietstar.model.modeling import load_finetuned
 from quietstar.objective.learning import learn
 from tests.model.tiny import assert_same_gradients, gradients, make_base, make_ids, make_model
 

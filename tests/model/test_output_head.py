@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quietstar.model.backbone import OutputHead
+from quietstar.model.thinking_model import OutputHead
 from quietstar_kernels import logits, mixed_cross_entropy
 
 

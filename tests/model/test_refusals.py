@@ -203,7 +203,7 @@ def test_token_ids_that_do_not_belong_to_the_model() -> None:
         ({"thought_length": 0}, "thought_length: got 0, needs at least 1"),
         ({"lookahead": 0}, "lookahead: got 0, needs at least 1"),
         ({"thoughts_per_position": 0}, "thoughts_per_position: got 0, needs at least 1"),
-        ({"temperature": 0.0}, "temperature: got 0.0, needs a value above 0"),
+        ({"temperature": 0.0}, "temperature: got 0.0, needs a finite number above 0"),
         ({"temperature": float("nan")}, "temperature: got nan"),
         ({"embedding_scale": -1.0}, "embedding_scale: got -1.0"),
         ({"interpolation": "linear"}, "interpolation: got 'linear', needs one of logits, log_probs"),

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from quietstar import QuietStarForCausalLM, UnsupportedBackboneError
-from quietstar.model import preallocated_cache as roomy_cache
-from quietstar.model import probe, upstream
+from quietstar.model import backbone, cache, upstream
 from quietstar.model.layers import decoder_layers
 from quietstar.model.upstream import (
     CACHE,
@@ -78,7 +77,7 @@ def reaches(node: ast.AST) -> str | None:
 
 
 def test_no_other_module_reaches_inside() -> None:
-    places = {upstream.__file__, roomy_cache.__file__}  # the latter's class is a DynamicLayer
+    places = {upstream.__file__, cache.__file__}  # the latter's class is a DynamicLayer
     found = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}: {name}"  # type: ignore[attr-defined]  # of every node found
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -345,7 +344,7 @@ def break_replay(monkeypatch: pytest.MonkeyPatch) -> str:
         output: Tensor = run(hidden)
         return hidden + (output - hidden).detach()
 
-    monkeypatch.setattr(probe.LayerRecord, "replay", lambda self, *given: without_gradient(*given))
+    monkeypatch.setattr(backbone.LayerRecord, "replay", lambda self, *given: without_gradient(*given))
     return "mistral: the gradient of a recorded pass differs from the plain model's"
 
 

@@ -73,7 +73,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": None,
         **WINDOW_THEN_FULL,
     },
-    # below: accepted by the probe and therefore tested, beyond the families that the README names
+    # below: accepted by the probe and therefore tested, beyond the families that the documentation names
     "gemma3_text": {**GROUPED, "model_type": "gemma3_text", "head_dim": 8, **WINDOW_THEN_FULL},
     "olmo3": {**GROUPED, "model_type": "olmo3", **WINDOW_THEN_FULL},
     "cohere2": {**GROUPED, "model_type": "cohere2", "head_dim": 8, **WINDOW_THEN_FULL},

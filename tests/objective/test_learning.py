@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
+from quietstar.config.objective import Objective, resolve_objective
 from quietstar.objective.learning import LearnOutput, learn
-from quietstar.objective.options import Objective, resolve_objective
 from tests.model.tiny import gradients, make_ids, make_model
 
 IDS = make_ids(2, 7)

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from quietstar.config.training import ObjectiveOptions
+from quietstar.config.objective import OBJECTIVE_PRESETS, Objective, ObjectiveOptions, resolve_objective
 from quietstar.errors import ConfigError
-from quietstar.objective.options import PRESETS, Objective, resolve_objective
 
 
 def test_presets() -> None:
-    assert set(PRESETS) == {"default", "paper", "authors"}
-    for name, preset in PRESETS.items():
+    assert set(OBJECTIVE_PRESETS) == {"default", "paper", "authors"}
+    for name, preset in OBJECTIVE_PRESETS.items():
         assert resolve_objective(name) is not None
         assert resolve_objective(name) == preset == resolve_objective(preset)
     assert resolve_objective("default") == Objective()
@@ -44,7 +43,7 @@ def test_overrides_replace_single_options() -> None:
     changed = resolve_objective("authors", policy_weight=2.0, baseline="none")
     assert (changed.policy_weight, changed.baseline) == (2.0, "none")
     assert changed.policy_temperature == 3.0
-    assert PRESETS["authors"].policy_weight == 1e6
+    assert OBJECTIVE_PRESETS["authors"].policy_weight == 1e6
 
 
 def test_the_configuration_tree_has_every_option() -> None:
@@ -64,8 +63,12 @@ def test_the_configuration_tree_has_every_option() -> None:
         ("default", {"reward_precision": "float16"}, "objective.reward_precision: got 'float16'"),
         ("default", {"policy_positions": "all"}, "objective.policy_positions: got 'all'"),
         ("default", {"loss_mean": "sum"}, "objective.loss_mean: got 'sum'"),
-        ("default", {"policy_temperature": 0.0}, "objective.policy_temperature: got 0.0, needs a value above 0"),
-        ("default", {"policy_weight": -1.0}, "objective.policy_weight: got -1.0, needs at least 0"),
+        (
+            "default",
+            {"policy_temperature": 0.0},
+            "objective.policy_temperature: got 0.0, needs a finite number above 0",
+        ),
+        ("default", {"policy_weight": -1.0}, "objective.policy_weight: got -1.0, needs a finite number of at least 0"),
         ("default", {"talk_weight": float("nan")}, "objective.talk_weight: got nan"),
     ],
 )

@@ -15,7 +15,7 @@ from quietstar.config.loops import OuterLoopConfig
 from quietstar.outer_loop.store import Place, Sample, SampleStore
 from quietstar.outer_loop.training_set import Kept, write_kept
 from quietstar.runs.files import KEPT
-from quietstar.sampling.requests import Generation
+from quietstar.sampling.requests import Completion
 from quietstar.statistics.candidate_table import measure_candidates
 from quietstar.statistics.candidates import Candidates
 from quietstar.statistics.iterations import Distinct, Growth
@@ -95,7 +95,7 @@ def samples_of(number: int, purpose: Any, completions: Sequence[tuple[str, str, 
             f"{purpose}-{number}",
             1,
             purpose == "rationalize",
-            Generation(text, -1.0, 12, "stop"),
+            Completion(text, -1.0, 12, "stop"),
             Verdict(answer, correct),
         )
         for problem, text, answer, correct in completions

@@ -12,18 +12,19 @@ import pytest
 
 from quietstar import star, vstar
 from quietstar.config.command_line import Command, parse_config
+from quietstar.config.commands import STAR, VSTAR
 from quietstar.config.loops import EMBEDDED, OuterLoopConfig, fine_tuning_steps, parse_ks
 from quietstar.errors import ConfigError
 from tests.outer_loop.loops import arguments
 
-COMMANDS = {"star": (star.STAR, star.main), "vstar": (vstar.VSTAR, vstar.main)}
+COMMANDS = {"star": (STAR, star.main), "vstar": (VSTAR, vstar.main)}
 PRESETS = [(name, preset) for name, (command, _) in COMMANDS.items() for preset in command.presets]
 
 
 def parsed(name: str, preset: str, *more: str) -> OuterLoopConfig:
     command: Command[OuterLoopConfig] = COMMANDS[name][0]
     model = [] if preset in EMBEDDED else ["--model.path", "anything"]
-    return parse_config(command, ["--preset", preset, *model, *more], f"python -m quietstar.{name}")
+    return parse_config(command, ["--preset", preset, *model, *more])
 
 
 def options(value: Any, prefix: str = "") -> Iterator[str]:
@@ -58,9 +59,9 @@ def test_presets_are_valid(name: str, preset: str) -> None:
 
 
 def test_the_preset_where_none_is_given() -> None:
-    for command in (star.STAR, vstar.VSTAR):
-        assert parse_config(command, [], "").preset in EMBEDDED
-        assert parse_config(command, ["--model.path", "x"], "").preset == "plain"
+    for command in (STAR, VSTAR):
+        assert parse_config(command, []).preset in EMBEDDED
+        assert parse_config(command, ["--model.path", "x"]).preset == "plain"
 
 
 def test_star_paper() -> None:
@@ -106,7 +107,7 @@ def test_vstar() -> None:
 REFUSED = {
     "sampling.samples": ("4", "at temperature 0 all samples of a problem are the same"),
     "sampling.temperature": ("-1", "needs a finite number of at least 0"),
-    "sampling.top_p": ("1.5", "needs at most 1"),
+    "sampling.top_p": ("1.5", "needs more than 0 and at most 1"),
     "sampling.max_new_tokens": ("0", "needs at least 1"),
     "loop.iterations": ("0", "leaves nothing to do"),
     "loop.rationalization_fraction": ("1.5", "needs 0 to 1"),
@@ -131,11 +132,11 @@ def test_values_that_are_refused(key: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_models_of_embedded_defaults() -> None:
     with pytest.raises(ConfigError, match=r"model\.path: missing; preset star-paper needs a causal language model"):
-        parse_config(star.STAR, ["--preset", "star-paper"], "")
+        parse_config(STAR, ["--preset", "star-paper"])
     with pytest.raises(ConfigError, match=r"model\.path: got 'x', but preset addition makes its own model"):
-        parse_config(star.STAR, ["--preset", "addition", "--model.path", "x"], "")
+        parse_config(STAR, ["--preset", "addition", "--model.path", "x"])
     with pytest.raises(ConfigError, match=r"preset: got 'star-papers', needs one of .*did you mean star-paper\?"):
-        parse_config(star.STAR, ["--preset", "star-papers"], "")
+        parse_config(STAR, ["--preset", "star-papers"])
 
 
 def test_ks() -> None:
@@ -165,7 +166,7 @@ def test_a_dry_run_of_the_embedded_default(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert star.main(["--dry_run"]) == 0
-    loop = parse_config(star.STAR, [], "").loop
+    loop = parse_config(STAR, []).loop
     steps = ", ".join(str(fine_tuning_steps(i, loop, 1, 1)) for i in range(1, loop.iterations + 1))
     assert f"fine-tuning steps: {steps}; " in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

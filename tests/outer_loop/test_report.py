@@ -171,13 +171,13 @@ def test_training_accuracy_stands_at_the_model_that_it_belongs_to(star_page: str
     assert "samples of training problems: 6.667" in titles[0] and "(iteration 2)" in titles[3]
 
 
-def test_many_groups_differ_by_dashes_and_the_table_has_all(tmp_path: Path) -> None:
+def test_of_many_groups_a_chart_shows_those_that_can_be_told_apart_and_the_table_all(tmp_path: Path) -> None:
     groups = [f"group {place}" for place in range(15)]
     page = write_loop_report(write_loop_run(tmp_path / "run", 2, groups=groups)).read_text()
     panel = page.partition("<h3>Held-out accuracy by group</h3>")[2].partition("</ul>")[0]
-    looks = re.findall(r'<path class="(.*?)"', panel)
-    assert len(looks) == len(set(looks)) == 12
-    assert "The first 12 of 15 groups" in panel
+    colours, markers = (re.findall(rf'<path class="{kind} .(\d)" d="M\d+ \d(.*?)"', panel) for kind in ("line", "dots"))
+    assert len(colours) == len({colour for colour, _ in colours}) == len({shape for _, shape in markers}) == 6
+    assert "The first 6 of 15 groups" in panel
     assert re.findall("<th>(.*?)</th>", part(page, "Accuracy"))[1:] == groups
 
 
@@ -186,7 +186,7 @@ def test_candidates_on_the_page(vstar_page: str, choosing: dict[str, Any]) -> No
     names = ["any right (pass@k)", VERIFIER, SFT, "majority vote (maj@k)"]
     assert legend(vstar_page, "Best of k candidates") == names
     figure = vstar_page.partition("<h3>Best of k candidates</h3>")[2].partition("</figure>")[0]
-    ticks = [float(x) for x in re.findall(r'class="tick middle" x="([\d.]+)" y="191"', figure)]
+    ticks = [float(x) for x in re.findall(r'class="tick middle" x="([\d.]+)" y="311"', figure)]
     gaps = [after - before for before, after in pairwise(ticks)]
     assert len(ticks) == 5 and gaps == pytest.approx([gaps[0]] * 4, abs=0.2)  # each k is twice the one before
     assert f"<b>best by {VERIFIER}</b>" in part(vstar_page, "Choosing among candidates")
@@ -194,6 +194,38 @@ def test_candidates_on_the_page(vstar_page: str, choosing: dict[str, Any]) -> No
     assert f"<b>+{100 * gained['mean']:.1f} [" in part(vstar_page, "Differences")
     assert cells(part(vstar_page, "Telling right from wrong"))[1][0] == VERIFIER
     assert "surely above the vote at 4 of 4 k" in vstar_page
+
+
+def test_one_score_of_each_model_is_shown_and_the_rest_folded(tmp_path: Path, choosing: dict[str, Any]) -> None:
+    """The page of a run with baselines had thirteen curves in a chart, and a table of 22 rows."""
+    models = ("verifier", "right completions alone", "outcome reward model", "SFT generator", "final generator")
+    hows = {"outcome reward model": ("last token", "mean"), "verifier": ("mean", "sum", "log-ratio")}
+    scores = [f"{model} ({how})" for model in models for how in hows.get(model, ("mean", "sum"))]
+    value = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    ways = [("pass", None), ("maj", None), *((way, score) for score in scores for way in ("best-of", "weighted-vote"))]
+    rows = [{"measure": way, "score": score, "k": k, "value": value} for way, score in ways for k in (1, 2)]
+    gaps = [
+        {"measure": way, "other": score, "score": "verifier (sum)", "k": 2, "value": value}
+        for way, score in ways
+        if way != "pass" and score != "verifier (sum)"
+    ]
+    table = {**choosing, "rows": rows, "differences": gaps, "compared": "verifier (sum)", "discrimination": {}}
+    page = write_loop_report(write_loop_run(tmp_path / "run", 1, choosing=table)).read_text()
+    main = [
+        "any right (pass@k)",
+        "verifier (sum)",
+        "right completions alone (sum)",
+        "outcome reward model (last token)",
+    ]
+    assert legend(page, "Best of k candidates") == [*main, "SFT generator (sum)", "majority vote (maj@k)"]
+    section = part(page, "Choosing among candidates")
+    first, _, folded = section.partition("<details>")
+    assert "All 24 ways to choose" in folded and "final generator (mean)" in folded and "vote weighted" not in first
+    assert len(cells(first)) - 1 == 6 and len(cells(folded)) - 1 == len(ways) == 24
+    (card,) = re.findall(r'<figure class="(.*?)">', section)
+    assert card == "wide panel"
+    looks = re.findall(r'<path class="line (s\d)', section.partition("</ul>")[0])
+    assert len(set(looks)) == 6
 
 
 def test_completions_to_read(star_page: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.outer_loop.store import STORE_VERSION, Place, Sample, SampleStore
-from quietstar.sampling.requests import Generation
+from quietstar.sampling.requests import Completion
 from quietstar.tasks.task import Verdict
 
 STRANGE = 'a\u2028b\x85c\x1ed \ud800 \udfff \U0001f600 \\ud83d \x00 "q" \r\n end'
@@ -25,7 +25,7 @@ FAILURE = "the check raised KeyError"
 
 
 def sample(index: int, text: str = "x", key: str = "k", problem: str = "p\u2028") -> Sample:
-    return Sample(Place(1, "sample", problem, index), key, 10 + index, False, Generation(text, -0.1 / 3, 4, "stop"))
+    return Sample(Place(1, "sample", problem, index), key, 10 + index, False, Completion(text, -0.1 / 3, 4, "stop"))
 
 
 def judged(one: Sample, correct: bool = True) -> Sample:
@@ -40,7 +40,7 @@ def opened(directory: Path) -> Iterator[tuple[SampleStore, list[str]]]:
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
-    hinted = Sample(Place(3, "rationalize", "q", 0), "h", 2**63 - 1, True, Generation(STRANGE, -1e-300, 9, "length"))
+    hinted = Sample(Place(3, "rationalize", "q", 0), "h", 2**63 - 1, True, Completion(STRANGE, -1e-300, 9, "length"))
     ours = [sample(index, f"{index}{STRANGE}") for index in range(3)]
     with opened(tmp_path) as (store, told):
         store.add_samples([*ours, hinted])

@@ -20,7 +20,7 @@ from quietstar.outer_loop.training_set import (
     without_duplicates,
     write_kept,
 )
-from quietstar.sampling.requests import Generation
+from quietstar.sampling.requests import Completion
 from quietstar.tasks import load_task
 from quietstar.tasks.task import Problem, Task
 
@@ -64,7 +64,7 @@ def samples(task: Task, problem: Problem, *texts: str, hinted: bool = False) -> 
             "key",
             index,
             hinted,
-            Generation(text, -1.0, 5, "stop"),
+            Completion(text, -1.0, 5, "stop"),
             task.check(problem, text),
         )
         for index, text in enumerate(texts)

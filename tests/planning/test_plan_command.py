@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import MistralConfig
 
-from quietstar.config.command_line import take_options
-from quietstar.errors import ConfigError
-from quietstar.plan import OWN, main
+from quietstar.plan import main
 
 SHORT = ["--model.thought_length", "2", "--model.lookahead", "2"]
 
@@ -90,10 +88,3 @@ def test_help_tells_of_both_kinds_of_arguments(capsys: pytest.CaptureFixture[str
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "--gpu" in text and "--json" in text and "--model.path" in text
-
-
-def test_own_arguments_are_taken_out_of_the_line() -> None:
-    own, rest = take_options(["--gpu=A100 40GB", "--model.path", "x", "--json", "f"], OWN)
-    assert (own, rest) == ({"gpu": "A100 40GB", "json": "f"}, ["--model.path", "x"])
-    with pytest.raises(ConfigError, match="gpu: got no value"):
-        take_options(["--gpu", "--model.path"], OWN)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.command_line import parse_train_config, to_yaml
+from quietstar.config.command_line import to_yaml
+from quietstar.config.commands import parse_train_config
 
 HOSTILE = (
     "</script><script>hacked=1</script><img src=x onerror=hacked=1>&\x00\x07\x1b\u202eevil\u202c\u200b\ud800\ufeff"
@@ -104,7 +105,7 @@ def write_lines(path: Path, content: list[Mapping[str, Any]] | list[dict[str, An
 
 def write_full_run(directory: Path, steps: int = 40) -> Path:
     """Everything that a run may leave behind."""
-    from quietstar.training.thought_samples import write_samples
+    from quietstar.training.run import write_samples
 
     write_run(directory, lines(steps), **{"training.learning_rate": 3e-5, "training.steps": steps})
     for step in (0, steps):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from quietstar.reporting.train_report import write_report
 from tests.reporting.browser import CHROMEDRIVER, CHROMIUM, Browser
@@ -33,9 +34,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def pixels(png: bytes) -> Any:
-    from matplotlib.image import imread
-
-    return imread(io.BytesIO(png), format="png")[..., :3]
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) / 255
 
 
 def test_it_asks_for_itself_alone_and_runs_nothing(browser: Browser, page: Path) -> None:

@@ -12,14 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar.reporting.charts import (
+    MOST_LINES,
+    Plate,
+    Spread,
+    bar_chart,
+    figure,
+    keys_of,
+    legend,
+    line_chart,
+    seed_key,
+    spread_chart,
+)
+from quietstar.reporting.scales import (
     DASH,
     MINUS,
     MOST_POINTS,
     Series,
-    bar_chart,
-    line_chart,
     linear_scale,
     log_scale,
+    mean_curve,
     number,
     thin,
 )
@@ -167,6 +178,57 @@ def test_bars_grow_from_zero() -> None:
     (up, down) = ((float(bar.get("y", "")), float(bar.get("height", ""))) for bar in bars)
     assert down[1] == pytest.approx(2 * up[1], abs=0.3)
     assert up[0] + up[1] == pytest.approx(down[0], abs=0.2)
+
+
+def test_a_figure_opens_by_itself() -> None:
+    """It brings its ground and the colour of all that it draws, and asks for nothing."""
+    spreads = [Spread("a", 2.0, [1.0, 3.0], (0.5, 99.0)), Spread("b", 4.0, [4.0], colour=2)]
+    dots = spread_chart(spreads, label="x", x_label="y", y_scale=linear_scale(0, 10), levels=[(5.0, "half")])
+    curves = [series([1.0, 2.0]), Series("<b>", np.arange(2.0), np.arange(2.0), colour=2)]
+    plates = [Plate("one", line_chart(curves, label="x"), keys_of(curves)), Plate("none", ""), Plate("two", dots)]
+    svg = figure("<title>", plates, columns=2, keys=[seed_key("a seed")])
+    root = ElementTree.fromstring(svg)
+    assert {element.tag.partition("}")[0] for element in root.iter()} == {"{http://www.w3.org/2000/svg"}
+    style = root.find("{*}style")
+    assert style is not None and style.text is not None
+    assert not re.search(r"url\(|@import", style.text) and svg.count("http") == 1
+    names = set(re.findall(r"var\((--[\w-]+)\)", style.text))
+    assert names and all(f"{name}:" in style.text for name in names)
+    for kind in {kind for element in root.iter() for kind in element.get("class", "").split()} - {"chart", "hover"}:
+        assert re.search(rf"\.{kind}\b", style.text), kind
+    assert [text.text for text in root.iter() if text.get("class") == "name"] == ["one", "two"]
+
+
+def test_an_interval_ends_in_a_bar_unless_it_is_cut_off() -> None:
+    spreads = [Spread("a", 5.0, [4.0, 6.0], (2.5, 99.0))]
+    svg = spread_chart(spreads, label="x", x_label="y", y_scale=linear_scale(0, 10))
+    (interval,) = drawn(svg, "spread")
+    low, high = (float(end) for end in re.match(r"M\S+ ([\d.]+)V([\d.]+)M", interval).groups())
+    (marker,) = drawn(svg, "dots")
+    middle = float(marker.split()[1].partition("m")[0])
+    assert low - middle == pytest.approx((middle - high) / 2, abs=0.2)  # 2.5 is half as far from 5 as the axis' end
+    assert interval.count("h8") == 1
+    (seeds,) = drawn(svg, "seed")
+    one, other = (float(y) for y in re.findall(r"M\S+ ([\d.]+)m", seeds))
+    assert one - middle == pytest.approx(middle - other, abs=0.2)
+
+
+def test_the_mean_of_runs_lies_in_their_band() -> None:
+    curve = mean_curve("runs", [0, 1], [[1.0, 5.0], [3.0, 6.0], [2.0, 1.0]])
+    assert curve.y.tolist() == [2.0, 4.0]
+    assert [end.tolist() for end in curve.band] == [[1.0, 1.0], [3.0, 6.0]]
+    assert mean_curve("one", [0, 1], [[1.0, 5.0]]).band is None
+
+
+def test_curves_differ_by_colour_and_marker_also_where_they_have_many_points() -> None:
+    for count in (3, 1000):
+        curves = [series([float(place)] * count, colour=1 + place) for place in range(MOST_LINES)]
+        svg = line_chart(curves, label="x")
+        looks = re.findall(r'class="dots f(\d)" d="M\S+ [\d.]+(.*?)(?:M|")', svg)
+        assert len(looks) == len({colour for colour, _ in looks}) == len({shape for _, shape in looks}) == 6
+        marks = [path.count("M") for path in drawn(svg, "dots")]
+        assert all(3 <= mark <= 20 for mark in marks)
+        assert [shape for _, shape in looks] == re.findall(r'class="dots f\d" d="M13 5(.*?)"', legend(keys_of(curves)))
 
 
 def test_names_are_escaped() -> None:

@@ -12,7 +12,7 @@ import torch
 from quietstar import QuietStarForCausalLM
 from quietstar.demos.corpus import SYMBOLS
 from quietstar.demos.textbook import character_model, character_tokenizer
-from quietstar.training.thought_samples import AFTER, BEFORE, sample_thoughts, write_samples
+from quietstar.training.run import AFTER, BEFORE, sample_thoughts, write_samples
 from tests.model.tiny import randomize_thinking
 
 TOKENIZER = character_tokenizer()

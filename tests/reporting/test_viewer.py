@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
+from quietstar.config.objective import resolve_objective
 from quietstar.data.sources import encode, read_text
 from quietstar.data.tokenizer import pieces, vocabulary
 from quietstar.errors import ConfigError, DataError
-from quietstar.inference import viewed_thoughts as measure
+from quietstar.inference import viewed_thoughts
 from quietstar.inference.viewed_thoughts import overlap, thoughts_of, window_size, windows, write_view
 from quietstar.model.thoughts import Thoughts
 from quietstar.objective.learning import learn
-from quietstar.objective.options import resolve_objective
 from quietstar.reporting.viewer import ViewOptions
 from tests.reporting.view_models import HOSTILE, WORDS, of_characters, of_words
 
@@ -106,7 +106,7 @@ def test_the_mean_is_that_of_the_thoughts() -> None:
 
 def test_a_long_text_is_thought_about_in_windows_and_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each position with the tokens of its own window before it and nothing else, a few positions at a time."""
-    monkeypatch.setattr(measure, "LOGIT_ELEMENTS", 13 * 14)  # 7 positions of 2 thoughts
+    monkeypatch.setattr(viewed_thoughts, "LOGIT_ELEMENTS", 13 * 14)  # 7 positions of 2 thoughts
     model, tokenizer = of_characters()
     content = thoughts_of(model, tokenizer, SUMS * 2, ViewOptions(training_length=16))
     ids = content["text"]["tokens"]

@@ -16,7 +16,7 @@ from quietstar.errors import ConfigError, DataError, NonFiniteError, OutOfMemory
 from quietstar.model.draw import draw, uniforms
 from quietstar.sampling import transformers_sampler as module
 from quietstar.sampling.choice import make_sampler
-from quietstar.sampling.requests import Generation, Request, sample_seed
+from quietstar.sampling.requests import Completion, Request, sample_seed
 from quietstar.sampling.transformers_sampler import Decoding, TransformersSampler
 from tests.model.tiny import make_base, make_model
 from tests.sampling.conftest import CHARACTERS
@@ -40,7 +40,7 @@ def requests(samples: int = 3) -> list[Request]:
     ]
 
 
-def by_definition(model: Any, tokenizer: Any, request: Request, options: SamplingOptions) -> Generation:
+def by_definition(model: Any, tokenizer: Any, request: Request, options: SamplingOptions) -> Completion:
     prompt = tokenizer(request.prompt)["input_ids"]
     tokens, logprob, reason = [], 0.0, "length"
     uniform = uniforms([request.seed], options.max_new_tokens)
@@ -56,10 +56,10 @@ def by_definition(model: Any, tokenizer: Any, request: Request, options: Samplin
             reason = "stop"
             break
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return Generation(text.rstrip("".join(STOP)), logprob, len(tokens), reason)
+    return Completion(text.rstrip("".join(STOP)), logprob, len(tokens), reason)
 
 
-def assert_same(actual: list[Generation], expected: list[Generation]) -> None:
+def assert_same(actual: list[Completion], expected: list[Completion]) -> None:
     for found, wanted in zip(actual, expected, strict=True):
         assert dataclasses.replace(found, logprob=0.0) == dataclasses.replace(wanted, logprob=0.0)
         assert found.logprob == pytest.approx(wanted.logprob, abs=1e-5)

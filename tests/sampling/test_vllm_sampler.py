@@ -12,7 +12,7 @@ import pytest
 from quietstar.config.loops import SamplingOptions
 from quietstar.errors import ConfigError, DataError
 from quietstar.sampling.choice import make_sampler
-from quietstar.sampling.requests import Generation, Request
+from quietstar.sampling.requests import Completion, Request
 from quietstar.sampling.transformers_sampler import TransformersSampler
 from quietstar.sampling.vllm_sampler import ROUNDS, VllmSampler
 from tests.model.tiny import make_base
@@ -65,9 +65,9 @@ def test_each_request_has_its_own_seed_and_raw_log_probabilities(directory: Path
     asked = [Request("ABC", 7, "a"), Request("B", 8, "b"), Request("CD", 9, "c")]
     assert sampler.batches(asked) == [[1, 2, 0]]
     assert sampler.sample(asked) == [
-        Generation("again", -4.0, 4, "length"),
-        Generation("again", -2.0, 2, "stop"),
-        Generation("again", -3.0, 3, "stop"),
+        Completion("again", -4.0, 4, "length"),
+        Completion("again", -2.0, 2, "stop"),
+        Completion("again", -3.0, 3, "stop"),
     ]
     prompts, settings = zip(*engine.asked, strict=True)
     assert [prompt["prompt_token_ids"] for prompt in prompts] == [[3, 4, 5], [4], [5, 6]]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from quietstar.errors import ConfigError, DataError
-from quietstar.statistics.bootstrap import bootstrap_interval, paired_difference
 from quietstar.statistics.candidate_table import CandidateTable, measure_candidates
 from quietstar.statistics.candidates import Candidates, maj_at_k, pass_at_k, weighted_vote_at_k
+from quietstar.statistics.intervals import bootstrap_interval, paired_difference
 from quietstar.statistics.ranking import auroc, best_of_k
 
 KS = (1, 2, 6)

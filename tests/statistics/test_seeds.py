@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from quietstar.statistics.seeds import estimate, student_t_quantile
+from quietstar.statistics.intervals import estimate, student_t_quantile
 
 
 @pytest.mark.parametrize(

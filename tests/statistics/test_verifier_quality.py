@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar.errors import ConfigError, DataError
-from quietstar.statistics.bootstrap import bootstrap_interval, bootstrap_intervals, paired_difference
+from quietstar.statistics.intervals import bootstrap_interval, bootstrap_intervals, paired_difference
 from quietstar.statistics.ranking import auroc, calibration, compare_step_counts, discrimination
 
 
@@ -72,7 +72,7 @@ def test_the_bootstrap_is_seeded_and_independent_of_its_blocks(monkeypatch: pyte
     values = np.random.default_rng(0).random(30)
     found = bootstrap_interval(values, 200, seed=5)
     assert found != bootstrap_interval(values, 200, seed=6)
-    monkeypatch.setattr("quietstar.statistics.bootstrap.BLOCK", 100)
+    monkeypatch.setattr("quietstar.statistics.intervals.BLOCK", 100)
     blocks = bootstrap_interval(values, 200, seed=5)
     assert (found.low, found.high) == pytest.approx((blocks.low, blocks.high), rel=1e-12)
 

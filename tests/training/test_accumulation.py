@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quietstar.config.training import ModelOptions, ObjectiveOptions, TrainConfig, TrainingOptions
+from quietstar.config.objective import ObjectiveOptions
+from quietstar.config.training import ModelOptions, TrainConfig, TrainingOptions
 from quietstar.data.batches import Batch
 from quietstar.training.step import OptimizerStep
 from quietstar.training.step_functions import compute_step

@@ -13,6 +13,7 @@ from torch import Tensor
 from quietstar.config.training import FinetuningOptions
 from quietstar.data.batches import Batch
 from quietstar.errors import CheckpointError, ConfigError
+from quietstar.inference.loading import load_finetuned
 from quietstar.model.adapters import (
     base_fingerprint,
     has_adapters,
@@ -21,7 +22,7 @@ from quietstar.model.adapters import (
     save_finetuned,
     trained_state,
 )
-from quietstar.model.modeling import QuietStarForCausalLM, load_finetuned
+from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.objective.learning import learn
 from quietstar.training.finetuning import apply_finetuning, freeze_parameters, set_gradient_checkpointing
 from quietstar.training.optimizer import MasterAdamW, build_optimizer

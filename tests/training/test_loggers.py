@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from quietstar.config.training import LOGGERS
 from quietstar.errors import ConfigError
+from quietstar.training import loggers
 from quietstar.training.loggers import WANDB_RUN_ID, Loggers, make_loggers
 
 
@@ -63,6 +65,10 @@ def test_a_missing_package_is_named(name: str, module: str, tmp_path: Path, monk
 def test_an_unknown_name_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^training.log_to: got .comet., needs tensorboard or wandb"):
         make_loggers("comet", tmp_path, {})
+
+
+def test_every_name_of_the_table_has_its_class() -> None:
+    assert all(hasattr(getattr(loggers, name), method) for name in LOGGERS.values() for method in ("write", "close"))
 
 
 def test_none_is_fine(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from quietstar.config.training import ModelOptions, ObjectiveOptions, TrainConfig, TrainingOptions
+from quietstar.config.objective import OBJECTIVE_PRESETS, ObjectiveOptions, objective_of
+from quietstar.config.training import ModelOptions, TrainConfig, TrainingOptions
 from quietstar.data.batches import Batch
 from quietstar.objective.learning import learn
-from quietstar.objective.options import PRESETS, objective_of
 from quietstar.training.step import gain_by_difficulty, step_means
 from quietstar.training.step_functions import compute_step, evaluate_on
 from tests.model.tiny import gradients, make_ids, make_model
@@ -59,7 +59,7 @@ def test_each_lookahead_is_measured_apart() -> None:
 
 def test_thoughts_are_measured_at_their_own_temperatures() -> None:
     model = make_model(temperature=0.7)
-    objective = replace(PRESETS["default"], policy_temperature=3.0, clamp_negative_advantage=True)
+    objective = replace(OBJECTIVE_PRESETS["default"], policy_temperature=3.0, clamp_negative_advantage=True)
     output, metrics = measure(model, make_ids(3, 9), anchors="all", objective=objective)
     thinking = output.target_mask.any(-1)
     assert metrics["thought_entropy"] == pytest.approx(-float(output.thoughts.logprob[thinking].mean()))
@@ -244,5 +244,5 @@ class TestGradientNorms:
 
 def test_overrides_reach_the_objective() -> None:
     options = ObjectiveOptions(preset="authors", policy_weight=2.0, clamp_negative_advantage=False)
-    wanted = replace(PRESETS["authors"], policy_weight=2.0, clamp_negative_advantage=False)
+    wanted = replace(OBJECTIVE_PRESETS["authors"], policy_weight=2.0, clamp_negative_advantage=False)
     assert objective_of(options) == wanted

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quietstar.config.values import resolve_device
+from quietstar.config.options import resolve_device
 from quietstar.data.batches import Batch, BatchOrder
 from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from quietstar.runs.checkpoints import list_checkpoints, verify_checkpoint

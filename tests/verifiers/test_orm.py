@@ -14,7 +14,13 @@ from quietstar.config.training import FinetuningOptions
 from quietstar.data.batches import Batch
 from quietstar.data.examples import encode_example
 from quietstar.errors import CheckpointError, ConfigError, DataError
-from quietstar.verifiers.outcome_reward import OutcomeRewardModel, orm_step, token_probabilities, train_orm
+from quietstar.verifiers.outcome_reward import (
+    OutcomeRewardModel,
+    load_reward_head,
+    orm_step,
+    token_probabilities,
+    train_orm,
+)
 from quietstar.verifiers.pairs import rows_of
 from quietstar.verifiers.training import load_policy
 from quietstar.verifiers.verifier import Verifier
@@ -61,7 +67,7 @@ def test_the_mean_is_over_all_tokens_and_steps_end_where_they_should(trained: Pa
     verifier = Verifier(trained, device="cpu")
     prompt, solution = labelled()[0].prompt, "aa="
     own = encode_example(verifier.tokenizer, prompt, solution)
-    (tokens,) = token_probabilities(verifier._reward_model, [own])
+    (tokens,) = token_probabilities(load_reward_head(verifier._policy, trained, "bce"), [own])
     assert verifier.score(prompt, [solution]) == pytest.approx([float(tokens[-1])])
     assert verifier.score(prompt, [solution], "mean") == pytest.approx([float(tokens.mean())])
     steps = verifier.score_steps(prompt, ["a", "", "a="])

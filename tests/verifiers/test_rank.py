@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quietstar import rank
-from quietstar.verifiers.candidates import process_score
+from quietstar.verifiers.ranking import process_score
 from quietstar.verifiers.verifier import Verifier
 from tests.verifiers.tiny import labelled
 

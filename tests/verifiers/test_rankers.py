@@ -7,7 +7,7 @@ import math
 import pytest
 
 from quietstar.errors import ConfigError, DataError
-from quietstar.verifiers.candidates import count_votes, rank, vote_weights
+from quietstar.verifiers.ranking import count_votes, rank, vote_weights
 
 ANSWERS = ["7", "8", None, "7", "9"]
 SCORES = [-3.0, -2.0, -0.5, -4.0, -1.0]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from quietstar.config.loops import GeneratorOptions
 from quietstar.config.training import FinetuningOptions
+from quietstar.data.examples import Example
 from quietstar.errors import CheckpointError, ConfigError, DataError
-from quietstar.verifiers.candidates import process_score
 from quietstar.verifiers.dpo import train_dpo
 from quietstar.verifiers.outcome_reward import encode_steps, step_scores
 from quietstar.verifiers.pairs import make_pairs, token_logprobs
-from quietstar.verifiers.verifier import Verifier
+from quietstar.verifiers.ranking import process_score
+from quietstar.verifiers.training import Kind, TokenScores
+from quietstar.verifiers.verifier import KINDS, Verifier
 from tests.verifiers.tiny import CHARACTERS, labelled, options, tokenizer, training, write_model
 
 PROMPT = labelled()[0].prompt
@@ -129,3 +134,33 @@ def test_steps_of_many_solutions_are_those_of_each(base: Path) -> None:
     assert verifier.score_steps_many([]) == []
     with pytest.raises(DataError, match="second: steps: got none"):
         verifier.score_steps_many([(PROMPT, ["a"]), (PROMPT, [])], names=["first", "second"])
+
+
+def test_a_new_kind_is_a_line_in_the_table(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading and scoring switched on the names of the kinds: a new one needed changes in five files."""
+
+    def load(policy: nn.Module, directory: Path, description: Mapping[str, Any]) -> tuple[TokenScores, list[Tensor]]:
+        worth = torch.tensor(description["worth"], dtype=torch.float64)
+
+        def scores(examples: Sequence[Example], row_length: int, batch_rows: int) -> list[Tensor]:
+            return [worth.expand(len(example.tokens) - example.prompt_length) for example in examples]
+
+        return scores, [worth]
+
+    def untrained(*_: object) -> Path:
+        raise AssertionError
+
+    constant = Kind(untrained, ("mean",), "constant", {"mean": "mean"}, probabilities=True, load=load)
+    monkeypatch.setitem(KINDS, "constant", constant)
+    directory = shutil.copytree(base, tmp_path / "constant")
+    fingerprints = set()
+    for worth in (0.25, 0.5):
+        description = {"format": 1, "kind": "constant", "worth": worth}
+        (directory / "verifier.json").write_text(json.dumps(description))
+        verifier = Verifier(directory, device="cpu")
+        assert verifier.score(PROMPT, ["ab=", "a"]) == [worth, worth]
+        assert verifier.score_steps(PROMPT, ["a", "b"]) == [worth, worth]
+        fingerprints.add(verifier.fingerprint)
+    assert len(fingerprints) == 2 and not verifier.logarithmic and constant.names == {"mean": "constant (mean)"}
+    with pytest.raises(ConfigError, match="a verifier of kind constant, scores by mean"):
+        verifier.score(PROMPT, ["a"], "sum")

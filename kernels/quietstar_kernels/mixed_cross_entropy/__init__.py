@@ -111,17 +111,17 @@ def mixed_cross_entropy(
     Args:
         hidden_base: [N, E] final hidden states without thought, any floating dtype.
         hidden_thought: [N, E] final hidden states after the thought, any floating dtype.
-        weight: [N] the weight of the thought; 1 - weight is the weight of the base.
+        weight: [N] weight of the thought; 1 - weight is the weight of the base.
         lm_head: [V, E] output embedding, any floating dtype.
         target: int64 or int32 [N] token ids.
         row_weight: [N] weight of each row's loss, without a gradient; None: one loss for each row.
-        interpolation: "logits" or "log_probs".
-        temperature: divides the logits, above 0.
+        interpolation: what the weight mixes, "logits" or "log_probs" (see above).
+        temperature: divisor of the logits, above 0.
         softcap: cap of the logits, above 0; None: no cap.
-        logit_scale: multiplies the logits before the cap.
+        logit_scale: factor of the logits before the cap.
         banned: token ids that are left out of the softmax; none may be a target.
-        ignore_index: rows with this target have loss 0 and gradient 0, whatever else they hold.
-        backend: "auto", "triton", "torch" or "reference".
+        ignore_index: target of the rows that have loss 0 and gradient 0, whatever else they hold.
+        backend: name of the backend: "auto", "triton", "torch" or "reference".
 
     Returns:
         Loss of each row [N], float32 (float64 where a floating input is float64), differentiable with respect to
@@ -200,13 +200,13 @@ def linear_cross_entropy(
         hidden: [N, E] final hidden states, any floating dtype.
         lm_head: [V, E] output embedding, any floating dtype.
         target: int64 or int32 [N] token ids.
-        row_weight: see `mixed_cross_entropy`, like all that follow.
-        temperature: divides the logits.
-        softcap: cap of the logits.
-        logit_scale: multiplies the logits before the cap.
-        banned: token ids that are left out of the softmax.
-        ignore_index: rows with this target have loss 0 and gradient 0.
-        backend: "auto", "triton", "torch" or "reference".
+        row_weight: [N] weight of each row's loss, without a gradient; None: one loss for each row.
+        temperature: divisor of the logits, above 0.
+        softcap: cap of the logits, above 0; None: no cap.
+        logit_scale: factor of the logits before the cap.
+        banned: token ids that are left out of the softmax; none may be a target.
+        ignore_index: target of the rows that have loss 0 and gradient 0.
+        backend: name of the backend: "auto", "triton", "torch" or "reference".
 
     Returns:
         Loss of each row [N], float32 (float64 where a floating input is float64), differentiable with respect to

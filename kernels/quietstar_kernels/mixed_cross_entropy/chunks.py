@@ -21,11 +21,11 @@ Nothing here waits for the device when the tensors are on one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from quietstar_kernels.configurations import configuration
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import (
     LogitOptions,
@@ -37,8 +37,10 @@ from quietstar_kernels.logits import (
     product,
     rows_in_chunk,
 )
-from quietstar_kernels.mixed_cross_entropy import torch_backend
-from quietstar_kernels.mixed_cross_entropy.launches import case_of, hidden_gradient_launch, loss_launch, mix_launch
+from quietstar_kernels.mixed_cross_entropy import launches, torch_backend
+
+ROW_OPERATIONS: dict[str, ModuleType] = {"triton": launches, "torch": torch_backend}
+"""What comes between the products: modules with `mix_rows`, `row_losses` and `finish_gradient`."""
 
 Prediction = tuple[Tensor, Tensor | None, Tensor | None]
 """Hidden states [N, E] of the base, of the thought, and the weight [N] of the thought; the last two only if mixed."""
@@ -49,13 +51,13 @@ class Head:
     """What every chunk shares.
 
     Args:
-        predictions: one or two for each row.
-        matrix: lm_head [V, E] in the dtype of the products' operands.
-        target: [N].
-        options: from raw logits to logits.
+        predictions: the one or two predictions of each row.
+        matrix: [V, E] lm_head, in the dtype of the products' operands.
+        target: [N] target token ids.
+        options: options that make logits of raw logits.
         ignore_index: target of the ignored rows.
         dtype: of logits, losses and sums.
-        backend: "torch" or "triton".
+        backend: a name of `ROW_OPERATIONS`.
     """
 
     predictions: list[Prediction]
@@ -107,13 +109,14 @@ class Head:
         """Fill what is given; M predictions.
 
         Args:
-            lse: [M, N], written with `nll`, read without.
-            nll: [M, N], written.
-            row_scales: M factors [N] of the states in `grad_head`.
-            grad_head: [V, E] in `dtype`, added to.
-            to_hidden: [M, N, E], written: d nll / d state.
-            to_weight: [N], written: d nll / d weight of the only, mixed prediction.
+            lse: [M, N] log-sum-exp of the logits; written with `nll`, read without.
+            nll: [M, N] negative log-likelihoods, written.
+            row_scales: [N] factors of the states in `grad_head`, for each of the M predictions.
+            grad_head: [V, E] gradient of lm_head in `dtype`, added to.
+            to_hidden: [M, N, E] d nll / d state, written.
+            to_weight: [N] d nll / d weight of the only, mixed prediction, written.
         """
+        operations = ROW_OPERATIONS[self.backend]
         (N,), (V, E) = self.target.shape, self.matrix.shape
         device, operand = self.matrix.device, self.matrix.dtype
         needs_states_gradient = to_hidden is not None or to_weight is not None
@@ -136,7 +139,7 @@ class Head:
                 base, thought, weight = (None if x is None else x[rows] for x in self.states(prediction))
                 assert base is not None
                 nll_of_rows = None if nll is None else nll[index, rows]
-                self._mix(
+                operations.mix_rows(
                     base,
                     thought,
                     weight,
@@ -144,13 +147,22 @@ class Head:
                     None if row_scales is None else row_scales[index][rows],
                     states[:n],
                     None if scaled is None else scaled[:n],
+                    self.ignore_index,
                     None if residual is None else residual[:n],
                 )
                 raw = product(states[:n], self.matrix.T, self.dtype, out=logits[:n])
                 if residual is not None:
                     add_product_(raw, residual[:n], self.matrix.T)
                 gradient = dlogits[:n] if needs_gradient else None
-                self._losses(raw, self.target[rows], lse[index, rows], nll_of_rows, gradient)
+                operations.row_losses(
+                    raw,
+                    self.target[rows],
+                    lse[index, rows],
+                    nll_of_rows,
+                    gradient,
+                    self.options,
+                    self.ignore_index,
+                )
                 if gradient is None:
                     continue
                 if grad_head is not None and scaled is not None:
@@ -158,7 +170,7 @@ class Head:
                 stored = None if to_hidden is None else to_hidden[index, rows]
                 if to_states is not None:
                     product(gradient, self.matrix, self.dtype, out=to_states[:n])
-                    self._finish(
+                    operations.finish_gradient(
                         to_states[:n],
                         base if mixed else None,
                         thought,
@@ -168,56 +180,10 @@ class Head:
                         stored,
                         nll_of_rows if rounds else None,
                         None if to_weight is None else to_weight[rows],
+                        self.ignore_index,
                     )
                 elif stored is not None:
                     torch.mm(gradient, self.matrix, out=stored)
-
-    def _mix(
-        self,
-        base: Tensor,
-        thought: Tensor | None,
-        weight: Tensor | None,
-        target: Tensor,
-        row_scale: Tensor | None,
-        states: Tensor,
-        scaled: Tensor | None,
-        residual: Tensor | None,
-    ) -> None:
-        arguments = (base, thought, weight, target, row_scale, states, scaled, self.ignore_index)
-        if self.backend == "triton":
-            chosen = configuration("mixed_cross_entropy.mix", case_of(base), base.device)
-            mix_launch(*arguments, chosen, residual).run()
-        else:
-            torch_backend.mix_rows(*arguments, residual)
-
-    def _losses(self, raw: Tensor, target: Tensor, lse: Tensor, nll: Tensor | None, gradient: Tensor | None) -> None:
-        arguments = (raw, target, lse, nll, gradient, self.options, self.ignore_index)
-        if self.backend == "triton":
-            self.options.ban_(raw)
-            kernel = "mixed_cross_entropy.loss" if gradient is None else "mixed_cross_entropy.loss_gradient"
-            loss_launch(*arguments, configuration(kernel, case_of(raw), raw.device)).run()
-        else:
-            torch_backend.row_losses(*arguments)
-
-    def _finish(
-        self,
-        gradient: Tensor,
-        base: Tensor | None,
-        thought: Tensor | None,
-        weight: Tensor | None,
-        states: Tensor,
-        target: Tensor,
-        stored: Tensor | None,
-        nll: Tensor | None,
-        to_weight: Tensor | None,
-    ) -> None:
-        arguments = (gradient, base, thought, weight, states, target, stored, nll, to_weight, self.ignore_index)
-        if self.backend == "triton":
-            case = case_of(gradient)
-            chosen = configuration("mixed_cross_entropy.hidden_gradient", case, gradient.device)
-            hidden_gradient_launch(*arguments, chosen).run()
-        else:
-            torch_backend.finish_gradient(*arguments)
 
 
 def make_head(
@@ -259,7 +225,7 @@ def check_target(target: Tensor, ignore_index: int, vocabulary: int, banned: tup
 
 def rows_that_count(target: Tensor, ignore_index: int, backend: str) -> Tensor | None:
     """Indices of the rows to compute where leaving out the others costs no wait: on a CPU; None: compute all."""
-    if target.device.type != "cpu" or backend == "triton":
+    if target.device.type != "cpu" or backend != "torch":
         return None
     counted = target != ignore_index
     return None if bool(counted.all()) else counted.nonzero().squeeze(-1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from quietstar_kernels.configurations import Configuration
+from quietstar_kernels.configurations import Configuration, configuration
 from quietstar_kernels.launch import Launch
 from quietstar_kernels.logits import LogitOptions
 
@@ -14,6 +15,28 @@ from quietstar_kernels.logits import LogitOptions
 def case_of(tensor: Tensor) -> str:
     """What the configurations are keyed by, such as "32-bit"."""
     return f"{tensor.element_size() * 8}-bit"
+
+
+def mix_rows(base: Tensor, *rest: Any) -> None:
+    """`torch_backend.mix_rows`."""
+    _run(mix_launch, "mix", base, *rest)
+
+
+def row_losses(raw: Tensor, *rest: Any) -> None:
+    """`torch_backend.row_losses`, of `raw` and `gradient` of `empty_logits`."""
+    *_, gradient, options, _ = rest
+    options.ban_(raw)
+    _run(loss_launch, "loss" if gradient is None else "loss_gradient", raw, *rest)
+
+
+def finish_gradient(gradient: Tensor, *rest: Any) -> None:
+    """`torch_backend.finish_gradient`."""
+    _run(hidden_gradient_launch, "hidden_gradient", gradient, *rest)
+
+
+def _run(launch: Callable[..., Launch], kernel: str, first: Tensor, *rest: Any) -> None:
+    chosen = configuration(f"mixed_cross_entropy.{kernel}", case_of(first), first.device)
+    launch(first, *rest, chosen).run()
 
 
 def mix_launch(
@@ -25,8 +48,8 @@ def mix_launch(
     states: Tensor,
     scaled: Tensor | None,
     ignore_index: int,
+    residual: Tensor | None,
     configuration: Configuration,
-    residual: Tensor | None = None,
 ) -> Launch:
     """`torch_backend.mix_rows`; states, scaled and residual are contiguous."""
     from quietstar_kernels.mixed_cross_entropy import triton_kernels
@@ -67,8 +90,8 @@ def loss_launch(
     """`torch_backend.row_losses`.
 
     Args:
-        raw: [n, V] of `empty_logits`, banned tokens at -inf already; overwritten only as the gradient.
-        gradient: [n, V] of `empty_logits`, or raw; its padding becomes zero.
+        raw: [n, V] raw logits in memory of `empty_logits`, banned tokens at -inf; overwritten only as the gradient.
+        gradient: [n, V] gradient of the raw logits in memory of `empty_logits`, or `raw`; the padding becomes zero.
     """
     from quietstar_kernels.mixed_cross_entropy import triton_kernels
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from quietstar_kernels.dispatch import compute_dtype, resolve_backend
 from quietstar_kernels.logits import LogitOptions, operand_dtype
-from quietstar_kernels.mixed_cross_entropy.chunks import check_target, make_head, rows_that_count
+from quietstar_kernels.mixed_cross_entropy.chunks import Head, check_target, make_head, rows_that_count
 
 
 def compute_head_loss(
@@ -39,8 +39,8 @@ def compute_head_loss(
 
     Args:
         needs_hidden: whether a gradient of a hidden state will be wanted.
-        needs_weight: the same of weight.
-        needs_head: the same of lm_head.
+        needs_weight: whether a gradient of weight will be wanted.
+        needs_head: whether a gradient of lm_head will be wanted.
 
     Returns:
         loss: [N], or with row_weight [], their weighted sum.
@@ -56,37 +56,20 @@ def compute_head_loss(
     options = LogitOptions(temperature, softcap, logit_scale, tuple(banned))
     check_target(target, ignore_index, lm_head.shape[0], options.banned)
     kept = rows_that_count(target, ignore_index, backend)
-
-    def rows(tensor: Tensor | None) -> Tensor | None:
-        return tensor if tensor is None or kept is None else tensor[kept]
-
-    base, kept_target = rows(hidden_base), rows(target)
-    assert base is not None and kept_target is not None
+    inputs = (hidden_base, hidden_thought, weight, lm_head, target)
     with torch.autocast(target.device.type, enabled=False):
-        head = make_head(
-            base,
-            rows(hidden_thought),
-            rows(weight),
-            lm_head,
-            kept_target,
-            interpolation,
-            options,
-            ignore_index,
-            backend,
-        )
-        M, n, (V, E) = len(head.predictions), kept_target.shape[0], lm_head.shape
+        head = _head_of_rows(kept, *inputs, interpolation, options, ignore_index, backend)
+        M, n, (V, E) = len(head.predictions), head.target.shape[0], lm_head.shape
         lse = torch.zeros(M, n, dtype=head.dtype, device=target.device)
         nll = torch.zeros_like(lse)
         to_hidden = (
-            base.new_empty((M, n, E), dtype=_stored_dtype(hidden_base, hidden_thought)) if needs_hidden else None
+            hidden_base.new_empty((M, n, E), dtype=_stored_dtype(hidden_base, hidden_thought)) if needs_hidden else None
         )
         to_weight = lse.new_empty(n) if needs_weight else None
         grad_head = row_scales = largest = None
         if needs_head and row_weight is not None:
             grad_head = lse.new_zeros(V, E)
-            kept_row_weight = rows(row_weight)
-            assert kept_row_weight is not None
-            row_scales, largest = head.scales(kept_row_weight.to(head.dtype))
+            row_scales, largest = head.scales((row_weight if kept is None else row_weight[kept]).to(head.dtype))
         head.run(
             lse,
             nll,
@@ -158,10 +141,10 @@ def compute_head_loss_backward(
     """Gradients of hidden_base, hidden_thought, weight and lm_head, each empty unless needed.
 
     Args:
-        grad_loss: [N], or [] with row_weight.
-        hidden_base, hidden_thought, lm_head, lse: for lm_head's gradient without row_weight, else None.
-        to_hidden, to_weight, head_in_forward, head_scale: what the forward pass returned.
-        needs_base, needs_thought, needs_weight, needs_head: what is wanted.
+        grad_loss: [N] upstream gradient of each row's loss, or [] of their sum with row_weight.
+        hidden_base, hidden_thought, lm_head, lse: tensors for lm_head's gradient without row_weight, else None.
+        to_hidden, to_weight, head_in_forward, head_scale: results of the forward pass.
+        needs_base, needs_thought, needs_weight, needs_head: whether the gradient of each of the four is wanted.
     """
     dtype = grad_loss.dtype
     upstream = grad_loss if row_weight is None else grad_loss * row_weight.to(dtype)
@@ -184,25 +167,10 @@ def compute_head_loss_backward(
         assert hidden_base is not None and lm_head is not None and lse is not None
         backend = resolve_backend(backend, hidden_base)
         kept = rows_that_count(target, ignore_index, backend)
-
-        def rows(tensor: Tensor | None) -> Tensor | None:
-            return tensor if tensor is None or kept is None else tensor[kept]
-
-        base, kept_target = rows(hidden_base), rows(target)
-        assert base is not None and kept_target is not None
         options = LogitOptions(temperature, softcap, logit_scale, tuple(banned))
+        inputs = (hidden_base, hidden_thought, weight, lm_head, target)
         with torch.autocast(target.device.type, enabled=False):
-            head = make_head(
-                base,
-                rows(hidden_thought),
-                rows(weight),
-                lm_head,
-                kept_target,
-                interpolation,
-                options,
-                ignore_index,
-                backend,
-            )
+            head = _head_of_rows(kept, *inputs, interpolation, options, ignore_index, backend)
             row_scales, largest = head.scales(upstream if kept is None else upstream[kept])
             sums = torch.zeros(lm_head.shape, dtype=head.dtype, device=lm_head.device)
             head.run(lse if kept is None else lse[:, kept], row_scales=row_scales, grad_head=sums)
@@ -210,6 +178,22 @@ def compute_head_loss_backward(
                 sums *= largest
             grad_head = sums.to(lm_head.dtype)
     return grad_base, grad_thought, grad_weight, grad_head
+
+
+def _head_of_rows(
+    kept: Tensor | None,
+    hidden_base: Tensor,
+    hidden_thought: Tensor | None,
+    weight: Tensor | None,
+    lm_head: Tensor,
+    target: Tensor,
+    *settings: Any,
+) -> Head:
+    """`make_head` of the kept rows; None: of all."""
+    if kept is not None:
+        hidden_base, target = hidden_base[kept], target[kept]
+        hidden_thought, weight = (None if rows is None else rows[kept] for rows in (hidden_thought, weight))
+    return make_head(hidden_base, hidden_thought, weight, lm_head, target, *settings)
 
 
 def _stored_dtype(hidden_base: Tensor, hidden_thought: Tensor | None) -> torch.dtype:
@@ -248,16 +232,9 @@ def _(
     target: Tensor,
     row_weight: Tensor | None,
     interpolation: str,
-    temperature: float,
-    softcap: float | None,
-    logit_scale: float,
-    banned: Sequence[int],
-    ignore_index: int,
-    needs_hidden: bool,
-    needs_weight: bool,
-    needs_head: bool,
-    backend: str,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    needs_hidden, needs_weight, needs_head, _ = settings[-4:]
     N, E = hidden_base.shape
     M = 2 if hidden_thought is not None and interpolation == "log_probs" else 1
     dtype = compute_dtype(*(x for x in (hidden_base, hidden_thought, weight, lm_head) if x is not None))
@@ -289,19 +266,9 @@ def _(
     to_hidden: Tensor,
     to_weight: Tensor,
     head_in_forward: Tensor,
-    head_scale: Tensor,
-    interpolation: str,
-    temperature: float,
-    softcap: float | None,
-    logit_scale: float,
-    banned: Sequence[int],
-    ignore_index: int,
-    needs_base: bool,
-    needs_thought: bool,
-    needs_weight: bool,
-    needs_head: bool,
-    backend: str,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    needs_base, needs_thought, needs_weight, needs_head, _ = settings[-5:]
     nothing = target.new_empty(0, dtype=grad_loss.dtype)
     grad_head = head_in_forward if row_weight is not None or lm_head is None else lm_head
     return (

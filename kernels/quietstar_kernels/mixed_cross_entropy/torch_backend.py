@@ -28,11 +28,12 @@ def mix_rows(
     """Write the states whose logits are wanted, (1 - weight) base + weight thought, or base: the products' operands.
 
     Args:
-        base, thought: [n, E]; weight, target, row_scale: [n].
-        states: [n, E], written.
-        scaled: [n, E], written: row_scale * state, from the state before it is rounded.
-        ignore_index: target of the rows whose state is zero.
-        residual: [n, E], written: the state less `states`, what rounding took from it.
+        base, thought: [n, E] hidden states without thought and after it.
+        weight, target, row_scale: [n] mixing weight, target token id, and factor of `scaled` of each row.
+        states: [n, E] wanted states, rounded; written.
+        scaled: [n, E] row_scale * state, from the state before it is rounded; written.
+        ignore_index: target of the rows that get a state of zero.
+        residual: [n, E] state less `states`, what rounding took from it; written.
     """
     dtype = compute_dtype(states)
     state = base.to(dtype)
@@ -59,12 +60,12 @@ def row_losses(
     """From raw logits to losses and their gradient; ignored rows have zero of both.
 
     Args:
-        raw: [n, V], overwritten.
-        target: [n].
-        lse: [n] log-sum-exp of the logits: written with `nll`, read without.
-        nll: [n], written.
-        gradient: [n, V], written: d nll / d raw, which is bounded, so that it may be rounded to any dtype. May be raw.
-        options: from raw logits to logits.
+        raw: [n, V] raw logits, overwritten.
+        target: [n] target token ids.
+        lse: [n] log-sum-exp of the logits; written with `nll`, read without.
+        nll: [n] negative log-likelihoods, written.
+        gradient: [n, V] d nll / d raw, written; it is bounded, so that it may be rounded to any dtype. May be `raw`.
+        options: options that make logits of raw logits.
         ignore_index: target of the ignored rows.
     """
     ignored = (target == ignore_index).unsqueeze(-1)
@@ -107,12 +108,14 @@ def finish_gradient(
 
     Args:
         gradient: [n, E] d nll / d state.
-        base, thought: [n, E]; weight, target: [n]; the first three only for a mixed state.
-        states: [n, E] the rounded mixed states.
-        stored: [n, E], written: the gradient, rounded.
-        nll: [n], corrected to first order for what rounding the mixed state took from it.
-        to_weight: [n], written: d nll / d weight.
-        ignore_index: target of the ignored rows, whose nll stays and whose to_weight is zero.
+        base, thought: [n, E] hidden states without thought and after it, only for a mixed state.
+        weight: [n] mixing weights, only for a mixed state.
+        target: [n] target token ids.
+        states: [n, E] rounded mixed states.
+        stored: [n, E] rounded gradient, written.
+        nll: [n] negative log-likelihoods, corrected to first order for what rounding the mixed state took from them.
+        to_weight: [n] d nll / d weight, written.
+        ignore_index: target of the ignored rows, which keep their nll and get a to_weight of zero.
     """
     if base is not None and thought is not None and weight is not None:
         ignored = target == ignore_index

@@ -5,7 +5,8 @@ Every stream hangs from an anchor in the text: it sees the text up to its anchor
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -104,20 +105,21 @@ def thought_attention(
         v_text: [B, L, Hkv, D] text values.
         k_thought: [B, P, T, Hkv, D] keys of the streams, T >= S.
         v_thought: [B, P, T, Hkv, D] values of the streams.
-        anchor: int32 or int64, [P] or [B, P], non-decreasing along P, 0 <= anchor < L, on any device.
-        text_start: int32 or int64, on any device, the first text position in sight: [B], that of a whole text, such as
-            the end of its left padding; or [B, P], non-decreasing along P, that of each stream, such as the start of
-            its document where a text holds several. None: 0. A stream whose anchor lies before it sees itself only.
+        anchor: [P] or [B, P] text position that each stream hangs from, int32 or int64 on any device, non-decreasing
+            along P, 0 <= anchor < L.
+        text_start: first text position in sight, int32 or int64 on any device: [B], of a whole text, such as the end of
+            its left padding; or [B, P], non-decreasing along P, of each stream, such as the start of its document where
+            a text holds several. None: 0. A stream with an anchor before its start sees only itself.
         window: sliding window in text positions, measured from the anchor; None: the whole text.
         scale: factor of the scores; None: D ** -0.5.
-        softcap: scores become softcap * tanh(scores / softcap), above 0; None: no cap.
-        backend: "auto", "triton", "torch" or "reference". "triton" wants one dtype for all tensors (under autocast it
-            takes different ones in autocast's, as PyTorch's own attention does), D <= 256, a dense last dimension and
-            B * Hkv < 65536; "auto" takes "torch" where that is not so. Its forward pass needs no
+        softcap: cap of the scores, which become softcap * tanh(scores / softcap), above 0; None: no cap.
+        backend: name of the backend: "auto", "triton", "torch" or "reference". "triton" wants one dtype for all tensors
+            (under autocast it takes different ones in autocast's, as PyTorch's own attention does), D <= 256, a dense
+            last dimension and B * Hkv < 65536; "auto" takes "torch" where that is not so. Its forward pass needs no
             memory but its results; its backward pass the log-sum-exp once more and float32 parts of the text's
             gradients, at most 16 of them and 1 where the text is long. Its sums have one order: the same call gives the
             same bits.
-        return_lse: also return the log-sum-exp of the scaled scores.
+        return_lse: whether to return the log-sum-exp of the scaled scores too.
 
     Returns:
         out [B, P, S, H, D] in q's dtype; with `return_lse` also lse [B, P, S, H], natural logarithm, float32 (float64
@@ -159,7 +161,6 @@ def thought_attention(
         anchor = anchor.clamp(0, sizes["L"] - 1)
     if scale is None:
         scale = sizes["D"] ** -0.5
-    run = {"triton": _triton, "torch": thought_attention_torch, "reference": thought_attention_reference}
     dtype, chosen = q.dtype, resolve_backend(backend, q)
     if chosen == "triton":
         q, k_text, v_text, k_thought, v_thought = _as_autocast_would(q, k_text, v_text, k_thought, v_thought)
@@ -168,7 +169,9 @@ def thought_attention(
             raise refusal
         chosen = "triton" if refusal is None else "torch"
     with torch.autocast(q.device.type, enabled=False):  # autocast would round the scores
-        out, lse = run[chosen](q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
+        out, lse = IMPLEMENTATIONS[chosen](
+            q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap
+        )
     out = out.to(dtype)
     return (out, lse) if return_lse else out
 
@@ -181,25 +184,22 @@ def _as_autocast_would(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
-def _triton(
-    q: Tensor,
-    k_text: Tensor,
-    v_text: Tensor,
-    k_thought: Tensor,
-    v_thought: Tensor,
-    anchor: Tensor,
-    text_start: Tensor | None,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def _triton(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """out [B, P, S, H, D] and lse [B, P, S, H]; see `thought_attention`."""
+    *keys_values, anchor, text_start, window, scale, softcap = rest
     anchor = _on_device(anchor, q.device)
     text_start = None if text_start is None else _on_device(text_start, q.device)
     out: Tensor
     lse: Tensor
-    out, lse = thought_attention_op(q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
+    out, lse = thought_attention_op(q, *keys_values, anchor, text_start, window, scale, softcap)
     return out, lse
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "triton": _triton,
+    "torch": thought_attention_torch,
+    "reference": thought_attention_reference,
+}
 
 
 def _refusal(q: Tensor, k_text: Tensor, v_text: Tensor, k_thought: Tensor, v_thought: Tensor) -> Exception | None:

@@ -67,8 +67,10 @@ def forward_launch(
     """out and lse; S == 1 is the sampling step. For the arguments see `quietstar_kernels.thought_attention`.
 
     Args:
-        anchor: int32 [P] or [B, P]; text_start: int32 [B], contiguous [B, P], or None; both on q's device.
-        out: [B, P, S, H, D] in q's dtype; lse: [B, P, S, H]; both contiguous.
+        anchor: [P] or [B, P] text position of each stream, int32 on q's device.
+        text_start: [B] or contiguous [B, P] first text position in sight, int32 on q's device; None: 0.
+        out: [B, P, S, H, D] attended values in q's dtype, contiguous, written.
+        lse: [B, P, S, H] log-sum-exp of the scores, contiguous, written.
     """
     from quietstar_kernels.thought_attention import triton_kernels
 
@@ -124,7 +126,7 @@ def backward_streams_launch(
     """delta, grad_q, grad_k_thought and grad_v_thought, all contiguous like out, lse and their gradients.
 
     Args:
-        delta: [B, P, S, H] like lse, written for `backward_text_launch`.
+        delta: [B, P, S, H] sums of grad_out * out less grad_lse, like lse; written for `backward_text_launch`.
     """
     from quietstar_kernels.thought_attention import triton_kernels
 
@@ -232,18 +234,7 @@ def thought_attention_op(
 
 
 @thought_attention_op.register_fake
-def _(
-    q: Tensor,
-    k_text: Tensor,
-    v_text: Tensor,
-    k_thought: Tensor,
-    v_thought: Tensor,
-    anchor: Tensor,
-    text_start: Tensor | None,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _empty_outputs(q)
 
 
@@ -287,20 +278,7 @@ def thought_attention_backward_op(
 
 @thought_attention_backward_op.register_fake
 def _(
-    q: Tensor,
-    k_text: Tensor,
-    v_text: Tensor,
-    k_thought: Tensor,
-    v_thought: Tensor,
-    anchor: Tensor,
-    text_start: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
+    q: Tensor, k_text: Tensor, v_text: Tensor, k_thought: Tensor, v_thought: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _empty(q), _empty(k_text), _empty(v_text), _empty(k_thought), _empty(v_thought)
 

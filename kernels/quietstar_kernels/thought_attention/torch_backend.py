@@ -48,10 +48,10 @@ def plan_tiles(
 
     Args:
         anchors: B rows of P anchors, or one row that holds for every text.
-        text_starts: the first visible text positions, B rows of P, or of one that holds for all streams of the text.
-        window: sliding window or None.
-        scores_per_stream: scores of one stream of one text against everything it may see.
-        workspace: most scores in a tile; a tile has at least one stream.
+        text_starts: first visible text positions, B rows of P, or of one that holds for all streams of the text.
+        window: sliding window in text positions; None: no window.
+        scores_per_stream: number of scores of one stream of one text against everything it may see.
+        workspace: largest number of scores in a tile; a tile has at least one stream.
     """
     B = len(text_starts)
     shared = len(anchors) == 1 or all(row == anchors[0] for row in anchors)

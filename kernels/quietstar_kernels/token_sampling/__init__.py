@@ -47,15 +47,15 @@ def sample_tokens(
     Args:
         hidden: [N, E] final hidden states, any floating dtype.
         lm_head: [V, E] output embedding, any floating dtype; where it is not hidden's, both are multiplied in float32.
-        seed: any integer, taken modulo 2^63. CPU and CUDA draw different numbers from one seed.
-        rows: (first, total): these are the rows first .. first + N - 1 of total rows, and get the numbers that they
-            would get there; None: (0, N).
-        temperature: divides the logits, above 0.
-        greedy: take the most probable token instead; the seed is then unused.
+        seed: seed of the draws, any integer, taken modulo 2^63. CPU and CUDA draw different numbers from one seed.
+        rows: place of these rows among others, (first, total): they are the rows first .. first + N - 1 of total rows,
+            and get the numbers that they would get there; None: (0, N).
+        temperature: divisor of the logits, above 0.
+        greedy: whether to take the most probable token instead; the seed is then unused.
         softcap: cap of the logits, above 0; None: no cap.
-        logit_scale: multiplies the logits before the cap.
+        logit_scale: factor of the logits before the cap.
         banned: token ids that are never drawn and left out of the softmax.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: name of the backend: "auto", "triton", "torch" or "reference".
 
     Returns:
         token int64 [N] and its log-probability [N] under the distribution it was drawn from, temperature and banned

@@ -7,6 +7,7 @@ it is given, but not the function `sample_tokens`, which makes a generator from 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def sample_launch(
     """`torch_backend.choose_tokens`.
 
     Args:
-        raw: [n, V] of `empty_logits`, banned tokens at -inf already; not overwritten.
+        raw: [n, V] raw logits in memory of `empty_logits`, banned tokens at -inf; not overwritten.
     """
     from quietstar_kernels.token_sampling import triton_kernels
 
@@ -65,6 +66,17 @@ def sample_launch(
     )
 
 
+def _choose_tokens_triton(
+    raw: Tensor, uniform: Tensor | None, token: Tensor, logprob: Tensor, lse: Tensor, options: LogitOptions
+) -> None:
+    options.ban_(raw)
+    chosen = configuration("token_sampling.sample", f"{raw.element_size() * 8}-bit", raw.device)
+    sample_launch(raw, uniform, token, logprob, lse, options, chosen).run()
+
+
+IMPLEMENTATIONS = {"triton": _choose_tokens_triton, "torch": choose_tokens}
+
+
 @torch.library.custom_op("quietstar::draw_uniform", mutates_args=())
 def draw_uniform(hidden: Tensor, seed: int, count: int) -> Tensor:
     """float64 numbers in [0, 1), `count` of them, on the device of hidden: the only randomness."""
@@ -90,7 +102,7 @@ def compute_tokens(
     """token, logprob and log-sum-exp of the logits, each [N]; see `quietstar_kernels.sample_tokens`.
 
     Args:
-        uniform: float64 [N] in [0, 1), the number that each row's cumulative distribution is inverted at; None: greedy.
+        uniform: [N] numbers in [0, 1), float64, at which the rows' cumulative distributions are inverted; None: greedy.
     """
     backend = resolve_backend(backend, hidden)
     options = LogitOptions(temperature, softcap, logit_scale, tuple(banned))
@@ -109,12 +121,7 @@ def compute_tokens(
             states = dense(hidden[rows].to(head.dtype))
             raw = product(states, head.T, dtype, out=logits[: rows.stop - first])  # [n, V]
             numbers = None if uniform is None else uniform[rows]
-            if backend == "triton":
-                options.ban_(raw)
-                chosen = configuration("token_sampling.sample", f"{raw.element_size() * 8}-bit", raw.device)
-                sample_launch(raw, numbers, token[rows], logprob[rows], lse[rows], options, chosen).run()
-            else:
-                choose_tokens(raw, numbers, token[rows], logprob[rows], lse[rows], options)
+            IMPLEMENTATIONS[backend](raw, numbers, token[rows], logprob[rows], lse[rows], options)
     return token, logprob, lse
 
 
@@ -122,16 +129,7 @@ sample = torch.library.custom_op("quietstar::sample_tokens", compute_tokens, mut
 
 
 @sample.register_fake
-def _(
-    hidden: Tensor,
-    lm_head: Tensor,
-    uniform: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    logit_scale: float,
-    banned: Sequence[int],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(hidden: Tensor, lm_head: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     N = hidden.shape[0]
     dtype = compute_dtype(hidden, lm_head)
     return (

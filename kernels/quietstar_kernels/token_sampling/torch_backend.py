@@ -14,10 +14,10 @@ def choose_tokens(
     """Write token, its log-probability and the log-sum-exp of the logits, each [n].
 
     Args:
-        raw: [n, V], overwritten.
-        uniform: float64 [n]; None: the most probable token.
-        token, logprob, lse: [n], written.
-        options: from raw logits to logits.
+        raw: [n, V] raw logits, overwritten.
+        uniform: [n] uniform random numbers in [0, 1), float64; None: the most probable token.
+        token, logprob, lse: [n] drawn token ids, their log-probabilities, and log-sum-exps of the logits, written.
+        options: options that make logits of raw logits.
     """
     options.transform_(raw)
     top, most_probable = raw.max(-1, keepdim=True)

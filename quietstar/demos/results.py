@@ -10,7 +10,10 @@ from typing import Any
 
 from quietstar.config.training import TrainConfig
 from quietstar.demos.measure import CLASSES
+from quietstar.reporting.charts import Plate, figure, keys_of, line_chart
+from quietstar.reporting.scales import Series, linear_scale, mean_curve
 from quietstar.runs.files import METRICS
+from quietstar.statistics.intervals import estimate, rounded
 from quietstar.training.metrics import read_metrics
 
 ARMS = {
@@ -20,6 +23,10 @@ ARMS = {
     "pause": "control: pause tokens",
     "language_modeling": "control: plain language modelling",
 }
+
+DRAWN = {"quietstar": 1, "no_reinforce": 2, "pause": 3}
+"""Colours of the arms whose course is drawn."""
+CURVES = "curves.svg"
 
 Measures = Mapping[str, Any]
 Results = Mapping[int, Mapping[str, Measures]]
@@ -39,17 +46,16 @@ COLUMNS: dict[str, Callable[[Measures], float | None]] = {
 
 
 def write_report(config: TrainConfig, results: Results, out: Path) -> str:
-    """Write `results.json`, `results.md` and, with matplotlib, `curves.png`.
+    """Write `results.json`, `results.md` and `curves.svg`.
 
     Returns:
         The Markdown text.
     """
     (out / "results.json").write_text(json.dumps(results, indent=1))
-    figure = draw_curves(results, out)
+    (out / CURVES).write_text(draw_curves(results, out), encoding="utf-8")
     text = markdown(config, results)
     (out / "results.md").write_text(text)
-    where = f"{text}\nWritten to {out}: results.md, results.json"
-    return f"{where}, curves.png" if figure else f"{where}. (pip install 'quietstar[plot]' adds the figure.)"
+    return f"{text}\nWritten to {out}: results.md, results.json, {CURVES}"
 
 
 def markdown(config: TrainConfig, results: Results) -> str:
@@ -119,56 +125,53 @@ def markdown(config: TrainConfig, results: Results) -> str:
 
 def spread(values: Sequence[float | None]) -> str:
     """Mean, and the standard error where there are several values."""
-    numbers = [value for value in values if value is not None]
-    mean = sum(numbers) / len(numbers)
-    shown = f"{round(mean, 3) + 0.0:.3f}"  # adding zero turns "-0.000" into "0.000"
-    if len(numbers) < 2:
-        return shown
-    variance = sum((value - mean) ** 2 for value in numbers) / (len(numbers) - 1)
-    return f"{shown} ± {math.sqrt(variance / len(numbers)):.3f}"
+    found = estimate([value for value in values if value is not None])
+    error = "" if found.standard_error is None else f" ± {found.standard_error:.3f}"
+    return f"{rounded(found.mean)}{error}"
 
 
-def draw_curves(results: Results, out: Path) -> bool:
-    """Draw the course of training to `curves.png`; False without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def draw_curves(results: Results, out: Path) -> str:
+    """The course of training as an SVG: a curve for each arm; of several seeds the mean, and from lowest to highest.
 
-    panels = (
-        ("answer NLL (nats)", (("nll_base", "no thought", "--"), ("nll_talk", "with thought", "-"))),
-        ("answer accuracy", (("accuracy_base", "no thought", "--"), ("accuracy_talk", "with thought", "-"))),
-        ("share of correct workings", (("correct_workings", "", "-"),)),
-    )
-    colors = {"quietstar": "#0072B2", "no_reinforce": "#D55E00", "pause": "#009E73"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained")
-    for axis, (title, lines) in zip(axes, panels, strict=True):
-        for arm, color in colors.items():
-            for number, seed in enumerate(results):
-                if arm not in results[seed]:
-                    continue
-                curve = read_metrics(out / f"seed-{seed}" / arm / METRICS, split="eval")
-                steps = [point["step"] for point in curve]
-                for key, name, style in lines:
-                    if arm == "pause" and key == "correct_workings":
-                        continue
-                    label = ", ".join(part for part in (ARMS[arm].removeprefix("control: "), name) if part)
-                    values = [point[key] for point in curve]
-                    axis.plot(
-                        steps, values, style, color=color, lw=1.6, alpha=0.9, label=label if number == 0 else None
-                    )
-        axis.set(title=title, xlabel="optimizer step")
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].axhline(math.log(7), color="0.4", lw=0.8, ls=":", label="chance")
-    axes[0].legend(fontsize=8)
-    figure.suptitle("Held-out sums modulo 7, while training on direct lines only", fontsize=11)
-    figure.savefig(out / "curves.png", dpi=150)
-    plt.close(figure)
-    return True
+    Args:
+        results: Whose seeds and arms are drawn.
+        out: The run's directory, which has their metrics.
+    """
+    curves = {
+        arm: [read_metrics(out / f"seed-{seed}" / arm / METRICS, split="eval") for seed in results]
+        for arm in DRAWN
+        if all(arm in arms for arms in results.values())
+    }
+    chance = math.log(7)
+
+    def series(key: str) -> list[Series]:
+        return [
+            mean_curve(
+                ARMS[arm].removeprefix("control: "),
+                [point["step"] for point in seeds[0]],
+                list(zip(*([point[key] for point in line] for line in zip(*seeds, strict=False)), strict=True)),
+                colour=DRAWN[arm],
+            )
+            for arm, seeds in curves.items()
+            if not (arm == "pause" and key == "correct_workings")  # whose thoughts have no content
+        ]
+
+    highest = max(float(one.y.max()) for key in ("nll_base", "nll_talk") for one in series(key))
+    nll, share = linear_scale(0.0, max(chance, highest)), linear_scale(0.0, 1.0)
+    plates = []
+    for title, key, scale in (
+        ("Answer NLL without thought (nats)", "nll_base", nll),
+        ("Answer NLL with thought (nats)", "nll_talk", nll),
+        ("Share of correct workings", "correct_workings", share),
+        ("Answer accuracy without thought", "accuracy_base", share),
+        ("Answer accuracy with thought", "accuracy_talk", share),
+    ):
+        levels = [(chance, "chance")] if scale is nll else []
+        chart = line_chart(series(key), label=title, x_label="optimizer step", y_scale=scale, levels=levels)
+        plates.append(Plate(title, chart))
+    over = f"; mean of {len(results)} seeds, shaded from lowest to highest" if len(results) > 1 else ""
+    title = f"Held-out sums modulo 7, while training on direct lines only{over}"
+    return figure(title, plates, columns=3, keys=keys_of(series("nll_talk")))
 
 
 def _code(text: str) -> str:

@@ -1,13 +1,15 @@
-"""How far a mean over problems can be trusted: percentile bootstrap intervals.
+"""Percentile bootstrap intervals: how reliable a mean over problems is.
 
-Checks of what the measures are given.
+Intervals over single problems come first, then the checks of arguments that all measures share, then `block_intervals`
+for things that depend on each other within blocks, such as the tokens of a window.
 
-Intervals of means over things that come in blocks, such as the tokens of a window, which depend on each other.
+A mean and how far it can be trusted: Student's t interval of a few independent values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+import math
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,21 +17,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from quietstar.errors import ConfigError, DataError
 
+Array = NDArray[np.float64]
+
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 BLOCK = 1 << 22
-"""Numbers drawn at once, which bounds the memory."""
+"""Numbers that are drawn at once, to limit the memory."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over problems; one problem alone says nothing of the spread.
+    """A mean over problems with its interval; a single problem gives no interval.
 
     Args:
-        mean: Of the values.
-        low: Where the interval begins, or None.
-        high: Where it ends, or None.
-        problems: How many values.
+        mean: Mean of the values.
+        low: Lower end of the interval, or None.
+        high: Upper end of the interval, or None.
+        problems: Number of values, one for each problem.
     """
 
     mean: float
@@ -54,15 +58,16 @@ class Interval:
 def bootstrap_interval(
     values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0, *, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Mean of per-problem values, and the percentiles of its resampled means.
+    """Returns the mean of per-problem values, and percentiles of its resampled means.
 
-    Where all values are the same, so are the ends: the problems show no spread, which is not to say that there is none.
+    Where all values are equal, both ends equal the mean: these problems show no spread, which does not mean that there
+    is none.
 
     Args:
-        values: [problems], one for each, finite.
-        resamples: Draws of as many problems with replacement, at least 1.
-        seed: Of the draws.
-        confidence: 0 to 1, exclusive.
+        values: [problems], one finite value for each problem.
+        resamples: Number of bootstrap draws, at least 1; each draws as many problems as there are, with replacement.
+        seed: Seed of the bootstrap draws.
+        confidence: Share of the resampled means within the interval, above 0 and below 1.
 
     Raises:
         DataError: There is no value, or one is not finite.
@@ -79,14 +84,14 @@ def paired_difference(
     *,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Interval of the mean of `first` - `second`, whose values are of the same problems in the same order.
+    """Returns the interval of the mean of `first` - `second`, with the errors of `bootstrap_interval`.
 
     Args:
-        first: [problems].
-        second: [problems].
-        resamples: As for `bootstrap_interval`, as are the rest and the errors.
-        seed: Of the draws.
-        confidence: 0 to 1, exclusive.
+        first: [problems], one finite value for each problem.
+        second: [problems], values of the same problems in the same order.
+        resamples: Number of bootstrap draws, at least 1.
+        seed: Seed of the bootstrap draws.
+        confidence: Share of the resampled means within the interval, above 0 and below 1.
     """
     first, second = numbers("first", first), numbers("second", second)
     same_length(first=first, second=second)
@@ -96,7 +101,7 @@ def paired_difference(
 def bootstrap_intervals(
     values: Array, resamples: int = RESAMPLES, seed: int = 0, *, confidence: float = CONFIDENCE
 ) -> list[Interval]:
-    """The same for several measures, float64 [problems, measures], which all see the same draws of problems."""
+    """Returns the intervals of several measures, float64 [problems, measures]; all see the same draws of problems."""
     if resamples < 1:
         raise ConfigError(f"resamples: is {resamples}; needs at least 1")
     if not 0 < confidence < 1:
@@ -113,7 +118,7 @@ def bootstrap_intervals(
 
 
 def _draws(problems: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each draw has each problem, float64 [some draws, problems]."""
+    """Yields how many times each draw has each problem, float64 [some draws, problems]."""
     random = np.random.default_rng(seed)
     block = max(1, BLOCK // problems)
     for start in range(0, resamples, block):
@@ -122,14 +127,11 @@ def _draws(problems: int, resamples: int, seed: int) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems).astype(np.float64)
 
 
-Array = NDArray[np.float64]
-
-
 def numbers(name: str, values: ArrayLike) -> Array:
-    """The values as float64 [n].
+    """Returns values as float64 [n].
 
     Raises:
-        DataError: There is none, there are several dimensions, or one is not a number.
+        DataError: There is no value, there are several dimensions, or a value is not a number.
     """
     try:
         array = np.asarray(values, dtype=np.float64)
@@ -143,10 +145,10 @@ def numbers(name: str, values: ArrayLike) -> Array:
 
 
 def within(name: str, values: ArrayLike, low: float, high: float) -> Array:
-    """The same for numbers from `low` to `high`, such as truth values and probabilities.
+    """Returns numbers from `low` to `high`, such as truth values and probabilities, as float64 [n].
 
     Raises:
-        DataError: One lies outside.
+        DataError: A value lies outside, or `numbers` refuses the values.
     """
     array = numbers(name, values)
     outside = (array < low) | (array > high)
@@ -157,10 +159,10 @@ def within(name: str, values: ArrayLike, low: float, high: float) -> Array:
 
 
 def truths(name: str, values: ArrayLike) -> Array:
-    """Truth values as 0.0 and 1.0.
+    """Returns truth values as 0.0 and 1.0, float64 [n].
 
     Raises:
-        DataError: One is neither.
+        DataError: A value is neither.
     """
     array = within(name, values, 0, 1)
     if ((array != 0) & (array != 1)).any():
@@ -173,7 +175,7 @@ def same_length(**values: Sized) -> None:
     """Refuses arguments of unequal lengths.
 
     Raises:
-        DataError: naming them with their lengths.
+        DataError: The lengths differ; the message names the arguments with their lengths.
     """
     lengths = {name: len(value) for name, value in values.items()}
     if len(set(lengths.values())) > 1:
@@ -192,20 +194,20 @@ def check_k(k: int, candidates: int) -> None:
 
 
 def block_intervals(totals: Array, counts: Array, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval | None]:
-    """Means over all things, and the percentiles of the same means over resampled blocks.
+    """Returns means over all things, and percentiles of the same means over resampled blocks.
 
-    Blocks are drawn with replacement, whole, as many as there are: their things depend on each other, so that
-    resampling single ones would promise too much. All measures see the same draws.
+    Whole blocks are drawn with replacement, as many as there are: the things of a block depend on each other, so that
+    resampling single things would give intervals that are too narrow. All measures see the same draws.
 
     Args:
-        totals: float64 [blocks, measures], the sum over the things of each block.
-        counts: float64 [blocks, measures], how many there are; a block may have none.
-        resamples: Draws.
-        seed: Of the draws.
+        totals: float64 [blocks, measures], sum over the things of each block.
+        counts: float64 [blocks, measures], number of things in each block; it may be 0.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap draws.
 
     Returns:
-        For each measure the interval, with `problems` the number of blocks that have any thing of its kind, and
-        without ends where that is one; None for a measure that nothing was counted for.
+        The interval of each measure, with `problems` the number of blocks that have things of its kind, and without
+        ends where that is one; None for a measure with no things.
 
     Raises:
         DataError: The shapes differ, or there is no block.
@@ -236,3 +238,76 @@ def block_intervals(totals: Array, counts: Array, resamples: int = RESAMPLES, se
         low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
         result.append(Interval(mean, low, high, filled))
     return result
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean; with a single value nothing is known of its spread.
+
+    Args:
+        mean: Of the values.
+        standard_error: Of the mean, or None.
+        low: Where the interval begins, or None.
+        high: Where it ends, or None.
+    """
+
+    mean: float
+    standard_error: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        shown = rounded(self.mean)
+        if self.standard_error is None or self.low is None or self.high is None:
+            return shown
+        return f"{shown} ± {rounded(self.standard_error)} [{rounded(self.low)}, {rounded(self.high)}]"
+
+
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean, standard error and confidence interval.
+
+    Args:
+        values: At least one, independent.
+        confidence: Share of such intervals that hold the true mean, where the values are normally distributed.
+    """
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return Estimate(mean)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    error = math.sqrt(variance / count)
+    reach = error * student_t_quantile(confidence, count - 1)
+    return Estimate(mean, error, mean - reach, mean + reach)
+
+
+def student_t_quantile(confidence: float, degrees_of_freedom: int) -> float:
+    """The t with |T| <= t in this share of draws of Student's distribution.
+
+    Args:
+        confidence: 0 to 1, exclusive.
+        degrees_of_freedom: At least 1.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):  # bisection, until the ends are neighbouring floats
+        middle = (low + high) / 2
+        if _central_probability(middle, degrees_of_freedom) < confidence:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees_of_freedom) * math.tan(high)
+
+
+def _central_probability(angle: float, degrees_of_freedom: int) -> float:
+    """P(|T| <= sqrt(degrees_of_freedom) tan(angle)), whose series ends for whole degrees of freedom."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees_of_freedom % 2
+    term, total = cosine if odd else 1.0, 0.0
+    for k in range(odd, degrees_of_freedom - 1, 2):
+        total += term
+        term *= cosine**2 * (k + 1) / (k + 2)
+    return (angle + sine * total) * 2 / math.pi if odd else sine * total
+
+
+def rounded(value: float) -> str:
+    """A number with three decimals, and never -0.000."""
+    return f"{round(value, 3) + 0.0:.3f}"  # adding zero turns "-0.000" into "0.000"

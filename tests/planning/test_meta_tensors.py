@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from quietstar.planning.meta_tensors import HollowTensors, Ledger, replaced
+from quietstar.planning.meta_tensors import Ledger, MetaTensors, replaced
 
 KILO = 1024
 
 
-def hollow() -> tuple[Ledger, HollowTensors]:
+def meta() -> tuple[Ledger, MetaTensors]:
     ledger = Ledger()
-    return ledger, HollowTensors(ledger, {})
+    return ledger, MetaTensors(ledger, {})
 
 
 def test_a_peak_is_what_is_alive_at_a_time() -> None:
-    ledger, mode = hollow()
+    ledger, mode = meta()
     with mode:
         with ledger.labelled("first", "making"):
             x = torch.empty(KILO, KILO)
@@ -34,7 +34,7 @@ def test_a_peak_is_what_is_alive_at_a_time() -> None:
 
 
 def test_views_take_nothing_and_tied_storages_count_once() -> None:
-    ledger, mode = hollow()
+    ledger, mode = meta()
     with mode:
         x = torch.empty(8, 16)
         view = x.t()[2:][:, ::2].unsqueeze(0)
@@ -42,7 +42,7 @@ def test_views_take_nothing_and_tied_storages_count_once() -> None:
 
 
 def test_a_model_larger_than_the_machine_takes_no_memory() -> None:
-    ledger, mode = hollow()
+    ledger, mode = meta()
     with mode:
         x = torch.zeros(2**20, 2**20, requires_grad=True)
         (x * 2).sum().backward()
@@ -52,7 +52,7 @@ def test_a_model_larger_than_the_machine_takes_no_memory() -> None:
 
 
 def test_whole_numbers_keep_their_values() -> None:
-    _, mode = hollow()
+    _, mode = meta()
     with mode:
         index = torch.tensor([3, 1, 2])
         assert (index.sort().values + 1).tolist() == [2, 3, 4]
@@ -64,7 +64,7 @@ def test_whole_numbers_keep_their_values() -> None:
 
 
 def test_products_and_moved_bytes_are_noted() -> None:
-    ledger, mode = hollow()
+    ledger, mode = meta()
     with mode:
         left, right = torch.empty(3, 5, dtype=torch.bfloat16), torch.empty(5, 7, dtype=torch.bfloat16)
         ledger.restart()
@@ -76,7 +76,7 @@ def test_products_and_moved_bytes_are_noted() -> None:
 
 def test_a_cumulative_sum_in_another_type_converts_its_whole_input_first() -> None:
     """The float64 sum that sampling inverts takes two such tensors at a time; only one of them is a result."""
-    ledger, mode = hollow()
+    ledger, mode = meta()
     with mode:
         x = torch.empty(100, 100)
         y = x.cumsum(-1, dtype=torch.float64)

@@ -1,0 +1,239 @@
+"""How options are declared: as fields of a dataclass, each with its type, default, bound, and a line of its docstring.
+
+`Annotated[int, at_least(2)]`, or one of the types below, bounds a field. `check` holds every bound of a tree of such
+dataclasses, and `--help` shows it.
+
+What the values of some options mean: devices, paths of models, positions that think; torch-free until asked for.
+
+Which model a command loads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from quietstar.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """What a value has to be besides its type; of a list, each of its elements.
+
+    Args:
+        needs: In words that follow "needs".
+        allows: Whether a value is such a one.
+    """
+
+    needs: str
+    allows: Callable[[Any], bool]
+
+    def hold(self, name: str, value: Any) -> None:
+        """Refuses what is not allowed.
+
+        Raises:
+            ConfigError: naming the option, the value, and what is needed.
+        """
+        if not self.allows(value):
+            got = "an empty text" if value == "" else repr(value)
+            raise ConfigError(f"{name}: got {got}, needs {self.needs}")
+
+
+def at_least(least: int) -> Bound:
+    """Of whole numbers."""
+    return Bound(f"at least {least}", lambda value: value >= least)
+
+
+def within(low: float, high: float) -> Bound:
+    """Of numbers, both ends included."""
+    return Bound(f"{low} to {high}", lambda value: low <= value <= high)
+
+
+Count = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]
+Finite = Annotated[float, Bound("a finite number", math.isfinite)]
+Positive = Annotated[float, Bound("a finite number above 0", lambda value: 0 < value < math.inf)]
+NonNegative = Annotated[float, Bound("a finite number of at least 0", lambda value: 0 <= value < math.inf)]
+Share = Annotated[float, within(0, 1)]
+ShareBelow1 = Annotated[float, Bound("at least 0 and less than 1", lambda value: 0 <= value < 1)]
+ShareAbove0 = Annotated[float, Bound("more than 0 and at most 1", lambda value: 0 < value <= 1)]
+ProperShare = Annotated[float, Bound("a share between 0 and 1", lambda value: 0 < value < 1)]
+Text = Annotated[str, Bound("at least one character", bool)]
+DEVICE = Bound("auto, cpu, cuda or cuda:N", lambda name: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name)))
+Device = Annotated[str, DEVICE]
+
+COMMAS = "names with commas"
+SEVERAL = "one word or several"
+Names = Annotated[tuple[str, ...], COMMAS]
+"""Written as one text with commas."""
+Words = Annotated[tuple[str, ...], SEVERAL]
+"""Takes the words up to the next option."""
+
+NOT_AN_OPTION: Mapping[str, bool] = {"option": False}
+"""Metadata of a field that the program fills in."""
+
+
+def option_fields(cls: Any) -> list[dataclasses.Field[Any]]:
+    """The fields that are options or groups of options."""
+    return [field for field in dataclasses.fields(cls) if field.metadata.get("option", True)]
+
+
+@cache
+def type_hints(cls: type, extras: bool = False) -> dict[str, Any]:
+    """The types of a dataclass's fields, with `Annotated` or without."""
+    return get_type_hints(cls, include_extras=extras)
+
+
+def bounds(hint: Any) -> Iterator[Bound]:
+    """The bounds in a type of `type_hints` with extras."""
+    yield from (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bound))
+    for part in get_args(hint):
+        yield from bounds(part)
+
+
+def _fixed_texts(hint: Any) -> Iterator[Bound]:
+    """The same for a type that is one of several texts."""
+    if get_origin(hint) is Literal:
+        yield Bound(f"one of {', '.join(get_args(hint))}", lambda value: value in get_args(hint))
+    else:
+        for part in get_args(hint):
+            yield from _fixed_texts(part)
+
+
+def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
+    """Holds every bound; None is a value that is not given.
+
+    Args:
+        options: A tree of dataclasses.
+        prefix: What stands before the names of its fields in messages, such as `model.`.
+        cls: The dataclass whose fields are meant; by default that of `options`.
+
+    Raises:
+        ConfigError: for the first value that its bound does not allow.
+    """
+    cls = cls or type(options)
+    for field in dataclasses.fields(cls):
+        value, hint = getattr(options, field.name), type_hints(cls, True)[field.name]
+        if dataclasses.is_dataclass(value):
+            check(value, f"{prefix}{field.name}.")
+        elif value is not None:
+            for bound in (*_fixed_texts(hint), *bounds(hint)):
+                for one in value if isinstance(value, tuple) else (value,):
+                    bound.hold(prefix + field.name, one)
+
+
+def resolve_device(name: str, option: str = "training.device") -> torch.device:
+    """The device that an option names.
+
+    Args:
+        name: `auto` (the first GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
+        option: For the message.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    import torch  # not at the top: commands check names before it is needed
+
+    DEVICE.hold(option, name)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = name.partition(":")[2]
+    if int(index or 0) >= count:
+        raise ConfigError(f"{option}: got {name}, but PyTorch sees {count} CUDA devices here")
+    return torch.device("cuda", int(index) if index else torch.cuda.current_device())
+
+
+def set_up(threads: int | None) -> None:
+    """Readies a process for a command that trains.
+
+    Args:
+        threads: Of PyTorch, on the CPU; None leaves its choice.
+    """
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and saving; a training has its own
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:
+    """Whether there could be a model at a path; a hub is not asked.
+
+    Args:
+        path: What should be a directory or a hub name.
+        option: For the message.
+
+    Raises:
+        ConfigError: It is no directory and cannot be a hub name.
+    """
+    name = os.fspath(path)
+    local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if not Path(name).is_dir() and (local or Path(name).exists()):
+        raise ConfigError(f"{option}: {name} is not a directory; a model is a directory or a hub name")
+
+
+def parse_positions(positions: str, name: str = "positions") -> tuple[str, float]:
+    """Read `all`, `every:N` or `entropy:K`.
+
+    Args:
+        positions: What to read. A count is written with digits alone: 1.0 could be a count or all of the text.
+        name: What the message calls it.
+
+    Returns:
+        The rule, and its number: N, a count K as a whole number or a fraction K below 1; 1 for `all`.
+
+    Raises:
+        ConfigError: Anything else.
+    """
+    POSITIONS.hold(name, positions)
+    rule, _, number = positions.partition(":")
+    return rule, float(number or 1)
+
+
+def _are_positions(positions: str) -> bool:
+    rule, _, number = positions.partition(":")
+    try:
+        value = float(number)
+    except ValueError:
+        return positions == "all"
+    return (number.isdecimal() and value >= 1 and rule in ("every", "entropy")) or (rule == "entropy" and 0 < value < 1)
+
+
+POSITIONS = Bound(
+    "all, every:N (N at least 1), or entropy:K (K a count of at least 1, or a fraction between 0 and 1)", _are_positions
+)
+Positions = Annotated[str, POSITIONS]
+
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """A thinking model, and how it is loaded.
+
+    Args:
+        checkpoint: Thinking model: a directory, a training run, or a hub name.
+        device: Device of the model.
+        dtype: Type of the weights. Null: as saved.
+        tokenizer: Directory of the tokenizer, for a checkpoint that has none beside it.
+    """
+
+    checkpoint: str
+    device: Device = "auto"
+    dtype: Dtype | None = None
+    tokenizer: str | None = None

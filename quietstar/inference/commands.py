@@ -1,0 +1,298 @@
+"""What `quietstar.generate` does: completions of prompts as text, as JSON, or with their thoughts.
+
+What `quietstar.view` does: the page of a text, and the report of the run that it belongs to again.
+
+What `quietstar.gate` does: fits a thinking gate to a text, and writes the model with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tqdm import tqdm
+
+from quietstar.config.command_line import Command, narrowed
+from quietstar.config.options import CheckpointOptions, at_least
+from quietstar.data.sources import STANDARD_INPUT, document_files, read_documents, read_text
+from quietstar.errors import ConfigError
+from quietstar.inference.gate_choices import FitOptions
+from quietstar.inference.prompts import CompletionOptions, read_prompts
+from quietstar.reporting.any_report import write_any_report
+from quietstar.reporting.viewer import ViewOptions
+from quietstar.runs.checkpoints import checkpoint_directory
+from quietstar.runs.directory import model_name, run_of, training_length
+from quietstar.runs.files import THOUGHTS, make_output_dir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from quietstar.data.packing import PackedTexts
+    from quietstar.inference.completing import CompletedPrompt
+    from quietstar.inference.gate_choices import GateReport
+    from quietstar.model.modeling import QuietStarForCausalLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(CompletionOptions, CheckpointOptions):
+    """Continues texts, with a thought before each new token.
+
+    What was added goes to standard output, and how fast it was and at what share of the tokens it thought to standard
+    error.
+
+    Args:
+        prompt: Text to continue; may be given several times.
+        prompts: File of prompts: .txt with one a line, or .jsonl with a field prompt.
+        seed: Seed of whatever is drawn; by default another one each time, which is reported.
+        show_thoughts: Print each token with the thought before it and its weight.
+        stream: Show the text of the only prompt as it comes.
+        json: Print a JSON line for each completion.
+    """
+
+    prompt: tuple[str, ...] = ()
+    prompts: str | None = None
+    seed: int = field(default_factory=lambda: secrets.randbits(32))
+    show_thoughts: bool = False
+    stream: bool = False
+    json: bool = False
+
+
+GENERATE = Command("generate", GenerateOptions, argument="checkpoint")
+
+
+def generate(options: GenerateOptions) -> None:
+    """Completes the prompts and prints what was added, batch by batch.
+
+    Raises:
+        ConfigError: An option cannot be used, or there is no model that thinks.
+        DataError: A prompt cannot be used.
+        CheckpointError: The checkpoint is damaged.
+    """
+    prompts = read_prompts(options.prompt, options.prompts)
+    alone = len(prompts) * options.samples == 1
+    if options.stream and (options.json or not alone):
+        got = "--json" if options.json else f"{len(prompts) * options.samples} completions"
+        raise ConfigError(f"stream: got it with {got}; needs one prompt, one sample and plain text")
+    directory = checkpoint_directory(options.checkpoint)
+    from transformers import TextStreamer  # after all that can be refused before torch comes
+
+    from quietstar.inference.completing import complete
+    from quietstar.inference.loading import load_thinking
+    from quietstar.model.cache import ThinkingRecord
+
+    model, tokenizer = load_thinking(directory, device=options.device, dtype=options.dtype, tokenizer=options.tokenizer)
+    streamer = None
+    if options.stream:
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    record = ThinkingRecord()
+    for number, completion in enumerate(complete(model, tokenizer, prompts, options, record, streamer)):
+        if options.json:
+            print(json.dumps(_as_json(completion, tokenizer, options.show_thoughts), ensure_ascii=False), flush=True)
+            continue
+        if not alone:
+            sample = f", sample {number % options.samples + 1}" if options.samples > 1 else ""
+            print(f"--- {completion.prompt.place}{sample}")
+        if not options.stream:
+            print(completion.text, end="" if completion.text.endswith("\n") else "\n", flush=True)
+        if options.show_thoughts:
+            print("\n".join(_table(completion, tokenizer)), flush=True)
+    seed = f"; seed {options.seed}" if options.draws else ""
+    print(f"{record}{seed}", file=sys.stderr)
+
+
+def _as_json(completion: CompletedPrompt, tokenizer: Any, with_thoughts: bool) -> dict[str, Any]:
+    line = {"prompt": completion.prompt.text, "completion": completion.text, "tokens": completion.tokens}
+    if with_thoughts:
+        line["thoughts"] = [
+            own and [{"text": tokenizer.decode(tokens), "weight": weight} for tokens, weight in own]
+            for own in completion.thoughts
+        ]
+    return line
+
+
+def _table(completion: CompletedPrompt, tokenizer: Any) -> list[str]:
+    """A line for each thought: the token it came before, its mixing weight, its text."""
+    lines = ["weight  token <- thought"]
+    for token, thoughts in zip(completion.tokens, completion.thoughts, strict=True):
+        shown = repr(tokenizer.decode([token]))
+        for tokens, weight in thoughts or ():
+            thought = repr(tokenizer.decode(tokens)) if tokens else "pause"
+            lines.append(f"{weight:6.3f}  {shown} <- {thought}")
+            shown = " " * len(shown)
+        if not thoughts:
+            lines.append(f"     -  {shown}")
+    return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewCommandOptions(ViewOptions, CheckpointOptions):
+    """Writes one HTML page that shows, token by token, what a model thinks about a text and what that gains.
+
+    The data are written as JSON beside it.
+
+    Args:
+        text: Text file in UTF-8; `-` is standard input.
+        out: File of the page. Null: thoughts.html in the directory of the checkpoint's run, or else in this one.
+    """
+
+    text: str
+    out: Path | None = None
+
+
+VIEW = Command("view", ViewCommandOptions, argument="checkpoint")
+
+
+def view(options: ViewCommandOptions) -> None:
+    """Writes the page, and the report of the run that it belongs to again.
+
+    Raises:
+        ConfigError: An option is out of range, or there is no model that thinks.
+        DataError: The text cannot be used.
+        CheckpointError: The checkpoint is damaged.
+    """
+    text_name = "standard input" if options.text == STANDARD_INPUT else Path(options.text).name
+    text = read_text(options.text)
+    directory = Path(checkpoint_directory(options.checkpoint))
+    run = run_of(directory)
+    out = options.out or (run or Path()) / THOUGHTS
+    if out.is_dir() or out.suffix == ".json":
+        kind = "a directory" if out.is_dir() else "the name of the data"
+        raise ConfigError(f"out: {out} is {kind}, needs the name of a page, e.g. {out.with_name(THOUGHTS)}")
+    make_output_dir(out.parent, "out")
+    from quietstar.inference.loading import load_thinking  # torch comes with it, after all that can be refused before
+    from quietstar.inference.viewed_thoughts import thoughts_of
+    from quietstar.reporting.viewer import write_page
+
+    model, tokenizer = load_thinking(directory, device=options.device, dtype=options.dtype, tokenizer=options.tokenizer)
+    options = replace(
+        options, training_length=training_length(directory), model_name=model_name(directory), text_name=text_name
+    )
+    with tqdm(desc="thinking", unit="token", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        content = thoughts_of(model, tokenizer, text, options, progress)
+    if content["text"]["cut"]:
+        name, shown = options.text_name, len(content["text"]["tokens"])
+        print(f"{name}: goes on; only its first {shown} tokens are shown (--tokens)", file=sys.stderr)
+    print(write_page(content, out))
+    if run is not None and out.resolve() == (run / THOUGHTS).resolve():
+        print(write_any_report(run))
+
+
+USUAL_LENGTH = 256
+LENGTH = at_least(2)
+"""Tokens, the second of which is predicted."""
+REPORT = "gate.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions(FitOptions, CheckpointOptions):
+    """Fits a thinking gate, which predicts from the text alone what a thought will gain, and writes the model with it.
+
+    The result is a directory for from_pretrained, with the tokenizer and gate.json, the printed table. Adapters are
+    merged into the base. generate(think="learned>x") then thinks where more than x nats are predicted.
+
+    Args:
+        text: Text like that to come: a .txt or .jsonl file, or a directory of them.
+        out: Directory of the model with its gate; must not exist yet.
+        field: Field of a JSONL line that holds the text.
+        length: Tokens of each text. Null: as in the checkpoint's training run, or else 256.
+        max_tokens: Tokens of the text to use, from the beginning.
+    """
+
+    text: str
+    out: Path
+    field: str = "text"
+    length: Annotated[int, LENGTH] | None = None
+    max_tokens: int = 100_000
+
+
+GATE = Command("gate", GateOptions, argument="checkpoint")
+
+
+def write_gate(options: GateOptions) -> None:
+    """Fits, prints the table and writes the model; a directory that is there is whole.
+
+    Raises:
+        ConfigError: An option cannot be used.
+        DataError: The text cannot be used, or is too short.
+        CheckpointError: The checkpoint is damaged.
+    """
+    out = options.out
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"out: {out} exists already; choose another name, or remove it")
+    if options.length is not None:
+        _check_length(options.length, options.max_tokens)
+    document_files(options.text, "text")
+    directory = checkpoint_directory(options.checkpoint)
+    from quietstar.inference.gate import fit_gate  # after all that can be refused before torch comes
+    from quietstar.inference.loading import load_thinking
+
+    model, tokenizer = load_thinking(directory, device=options.device, dtype=options.dtype, tokenizer=options.tokenizer)
+    texts = _read(options, Path(directory), model, tokenizer)
+    how = asdict(narrowed(FitOptions, options))
+    report = fit_gate(model, texts.tokens, texts.attention_mask, progress=_show_tenths(), **how)
+    print(report)
+    _save(model, tokenizer, report, out)
+    print(f"\nWritten to {out}")
+
+
+def _check_length(length: int, max_tokens: int) -> None:
+    LENGTH.hold("length", length)
+    if max_tokens < length:
+        raise ConfigError(f"max_tokens: got {max_tokens}, needs at least one text of {length}")
+
+
+def _read(
+    options: GateOptions, directory: Path, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> PackedTexts:
+    from quietstar.data.packing import pack
+
+    length = options.length
+    if length is None:
+        usual = training_length(directory) or USUAL_LENGTH
+        context = getattr(model.base.config, "max_position_embeddings", None) or usual + model.config.stream_length
+        length = min(usual, context - model.config.stream_length)
+    _check_length(length, options.max_tokens)
+    documents = read_documents(options.text, options.field)
+    texts = pack(documents, tokenizer, length, tokenizer.eos_token_id is not None, separate=True)
+    return texts.part(slice(options.max_tokens // length))
+
+
+def _show_tenths() -> Callable[[int, int], None]:
+    shown = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if done * 10 // total > shown:
+            shown = done * 10 // total
+            print(f"thought about {done} of {total} texts", file=sys.stderr)
+
+    return show
+
+
+def _save(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, report: GateReport, out: Path) -> None:
+    """Under another name first, so that nobody takes half a model for a whole one."""
+    from safetensors import SafetensorError
+
+    new = out.with_name(f".{out.name}.{os.getpid()}.new")
+    try:
+        new.mkdir(parents=True)
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(str(new))
+        (new / REPORT).write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+        new.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"out: cannot write {out} ({error})") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

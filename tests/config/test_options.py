@@ -1,0 +1,218 @@
+"""Bounds beside the fields, and the command line of every command, which is made from its dataclass of options."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import yaml
+
+from quietstar.__main__ import COMMANDS
+from quietstar.config import options
+from quietstar.config.command_line import Command, option_names, parse_config, to_yaml, with_text
+from quietstar.config.commands import COMPARE, PLAN, STAR, TRAIN, VSTAR, of_preset
+from quietstar.config.options import Count, Names, Positive, Text, Words, at_least, check, within
+from quietstar.demos.options import SWEEP
+from quietstar.errors import ConfigError
+from quietstar.evaluation.settings import EVALUATE
+from quietstar.inference.commands import GATE, GENERATE, VIEW
+from quietstar.reporting.any_report import REPORT_COMMAND
+from quietstar.verifiers.ranking import RANK
+
+ALL = (TRAIN, STAR, VSTAR, GENERATE, EVALUATE, VIEW, GATE, RANK, COMPARE, PLAN, REPORT_COMMAND, SWEEP)
+NEEDED = {
+    "generate": ["a/b"],
+    "evaluate": ["a/b", "--text", "held-out.txt"],
+    "view": ["a/b", "--text", "-"],
+    "gate": ["a/b", "--text", "x.txt", "--out", "gated"],
+    "rank": ["--candidates", "c.jsonl"],
+    "compare": ["--presets", "rft,vstar", "--model.path", "a/b"],
+    "report": ["runs/x"],
+}
+"""Arguments that a command does not do without."""
+
+
+@dataclasses.dataclass
+class Inner:
+    """A group.
+
+    Args:
+        share: Part of the whole.
+    """
+
+    share: Annotated[float, within(0, 1)] = 0.5
+
+
+@dataclasses.dataclass
+class Tree:
+    """What is checked here.
+
+    It does nothing.
+
+    Args:
+        count: Number of things.
+        even: Number of things from 2, or null.
+        rate: Speed in things per second.
+        kind: What they are.
+        stop: Words that end it.
+        names: Names with commas.
+        words: One word or several.
+        loud: Say it aloud.
+        place: File of the things.
+        inner: A group.
+    """
+
+    count: Count = 1
+    even: Annotated[int, at_least(2)] | None = None
+    rate: Positive = 1.0
+    kind: Literal["a", "b"] = "a"
+    stop: tuple[Text, ...] = ()
+    names: Names = ()
+    words: Words = ()
+    loud: bool = False
+    place: str = "here"
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+THINGS = Command("things", Tree, argument="place")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "x.count: got 0, needs at least 1"),
+        ({"even": 1}, "x.even: got 1, needs at least 2"),
+        ({"rate": 0.0}, "x.rate: got 0.0, needs a finite number above 0"),
+        ({"rate": math.nan}, "x.rate: got nan, needs a finite number above 0"),
+        ({"rate": math.inf}, "x.rate: got inf, needs a finite number above 0"),
+        ({"kind": "c"}, "x.kind: got 'c', needs one of a, b"),
+        ({"stop": ("a", "")}, "x.stop: got an empty text, needs at least one character"),
+        ({"inner": Inner(1.5)}, "x.inner.share: got 1.5, needs 0 to 1"),
+    ],
+)
+def test_a_value_outside_of_its_bound_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(Tree(**values), "x.")
+    assert str(caught.value) == message
+
+
+def test_values_at_their_bounds_are_allowed() -> None:
+    check(Tree(count=1, even=2, rate=5e-324, kind="b", stop=(" ",), inner=Inner(0.0)))
+    check(Tree(inner=Inner(1.0)))
+    number_types = [getattr(options, name) for name in ("ShareBelow1", "ShareAbove0", "ProperShare")]
+    for kind, allowed in zip(number_types, ([0.0], [1.0], []), strict=True):
+        (bound,) = options.bounds(kind)
+        assert [value for value in (0.0, 1.0) if bound.allows(value)] == allowed
+        assert bound.allows(0.5) and not any(map(bound.allows, (-0.1, 1.1, math.nan)))
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["there"], {"place": "there"}),
+        (["--loud", "there"], {"loud": True, "place": "there"}),
+        (["--loud", "false", "there"], {"loud": False, "place": "there"}),
+        (["--place", "there", "--loud"], {"loud": True, "place": "there"}),
+        (["--stop", "a,b", "--stop=--c"], {"stop": ("a,b", "--c")}),
+        (["--names", "a, b,", "--names=c"], {"names": ("a", "b", "c")}),
+        (["--words", "a=1,2", "b=3", "--words=c", "--count", "2"], {"words": ("a=1,2", "b=3", "c"), "count": 2}),
+        (["--inner.share=1", "--even", "null"], {"inner": Inner(1.0), "even": None}),
+    ],
+)
+def test_how_options_are_written(words: list[str], wanted: dict[str, Any]) -> None:
+    assert parse_config(THINGS, words) == dataclasses.replace(Tree(), **wanted)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "b"], "unexpected argument 'b'; --help lists every option"),
+        (["--names"], "names: got no value, needs one: --names VALUE"),
+        (["--rate", ".nan"], "rate: got nan, needs a finite number above 0"),
+        (["--kind", "c"], "kind: got 'c', needs one of a, b"),
+        (["--word", "x"], "unknown option --word; did you mean --words?"),
+    ],
+)
+def test_how_options_are_not_written(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(THINGS, words)
+    assert str(caught.value) == message
+
+
+def test_lists_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("stop: [a, 'b,c']\nnames: a, b\nwords: one\n")
+    assert parse_config(THINGS, ["--config", str(file)]) == Tree(stop=("a", "b,c"), names=("a", "b"), words=("one",))
+    file.write_text("stop: [1]\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: stop: got \[1\], needs a list of texts"):
+        parse_config(THINGS, ["--config", str(file)])
+
+
+def test_one_option_is_changed_as_its_text_says() -> None:
+    tree = Tree(count=3)
+    assert with_text(THINGS, tree, "inner.share", "0.25") == Tree(count=3, inner=Inner(0.25))
+    assert tree == Tree(count=3)
+    with pytest.raises(ConfigError, match=r"inner\.share: got 2\.0, needs 0 to 1"):
+        with_text(THINGS, tree, "inner.share", "2")
+
+
+def test_help_shows_the_docstring_and_the_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse_config(THINGS, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("usage: python -m quietstar.things PLACE [--config FILE] [--KEY VALUE ...]")
+    assert "What is checked here. It does nothing." in shown
+    assert "Number of things. Needs at least 1. (type: int, default: 1)" in shown
+    assert "Part of the whole. Needs 0 to 1." in shown
+
+
+def test_there_is_one_for_each_command() -> None:
+    assert [command.name for command in ALL] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ALL, ids=lambda command: command.name)
+def test_every_command_explains_and_prints_its_options(
+    command: Command[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = import_module(f"quietstar.{command.name}").main
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: python -m quietstar.{command.name}")
+    for key in option_names(command.config):
+        entry = shown.partition(f"--{key} ")[2].split("\n  --")[0]
+        assert len(entry.partition("(type:")[0].split()) > 2, f"{key} has no help"
+    with pytest.raises(SystemExit, match="0"):
+        main([*NEEDED.get(command.name, []), "--print_config"])
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert to_yaml(parse_config(command, ["--config", str(file)])) == file.read_text()
+    assert set(yaml.safe_load(file.read_text())) == {key.partition(".")[0] for key in option_names(command.config)}
+
+
+def test_what_is_printed_may_lack_what_has_to_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse_config(GATE, ["--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["out"] is None
+    with pytest.raises(ConfigError, match="checkpoint: missing, needs a value: CHECKPOINT"):
+        parse_config(GATE, [])
+
+
+def test_each_preset_of_a_comparison_has_its_own_values(tmp_path: Path) -> None:
+    words = ["--presets", "rft, rest-em", "--model.path", "a/b", "--sampling.max_new_tokens", "9"]
+    first, second = (parse_config(command, words) for command in (COMPARE, of_preset("rest-em")))
+    assert (first.preset, first.presets, first.sampling.samples) == ("rft", ("rft", "rest-em"), 100)
+    assert (second.preset, second.sampling.samples, second.sampling.max_new_tokens) == ("rest-em", 32, 9)
+    file = tmp_path / "a.yaml"
+    file.write_text("presets: vstar, rft\nmodel: {path: a/b}\n")
+    assert parse_config(COMPARE, ["--config", str(file)]).preset == "vstar"
+
+
+def test_a_seed_is_drawn_where_none_is_given() -> None:
+    seeds = {parse_config(GENERATE, ["a/b"]).seed for _ in range(3)}
+    assert len(seeds) == 3
+    assert parse_config(GENERATE, ["a/b", "--seed", "5"]).seed == 5
