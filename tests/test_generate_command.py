@@ -208,7 +208,7 @@ def test_bad_arguments(message: str, command: Command, tmp_path: Path, monkeypat
 BAD_FILES = {
     "prompts.txt:2: not UTF-8 text": b"a\n\xff\xfe\n",
     "prompts.txt:2: is empty, and the tokenizer": b"a\n\nb\n",
-    "prompts.txt:3: has 'z' in it": b"a\nb\nz\n",
+    "prompts.txt:3: contains 'z'": b"a\nb\nz\n",
     "prompts.txt: is empty, needs a prompt": b"",
     "prompts.jsonl:2: is not JSON": b'{"prompt": "a"}\n{"prompt": "a"\n',
     "prompts.jsonl:1: got list": b"[1]\n",
