@@ -1,4 +1,4 @@
-"""`python -m quietstar.compare`: several presets of STaR and V-STaR on one task and model, drawn in one figure."""
+"""`python -m quietstar.compare`: run several presets of STaR and V-STaR on one task and model, and draw one figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quietstar.outer_loop.command import compare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
 
     def command() -> None:
         config = parse_config(COMPARE, argv)

@@ -1,4 +1,4 @@
-"""`python -m quietstar.evaluate CHECKPOINT`: what thinking is worth, on problems, on a text, and in lm-eval."""
+"""`python -m quietstar.evaluate CHECKPOINT`: measure a model with and without thoughts: problems, text, lm-eval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quietstar.evaluation.settings import EVALUATE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(lambda: evaluate_checkpoint(parse_config(EVALUATE, argv)))
 
 

@@ -10,7 +10,7 @@ from quietstar.inference.commands import GATE, write_gate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(lambda: write_gate(parse_config(GATE, argv)))
 
 

@@ -10,7 +10,7 @@ from quietstar.inference.commands import GENERATE, generate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(lambda: generate(parse_config(GENERATE, argv)))
 
 

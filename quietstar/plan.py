@@ -1,4 +1,4 @@
-"""`python -m quietstar.plan`: what a training run will take, from its arguments, before any weight is loaded."""
+"""`python -m quietstar.plan`: print what a training run will need, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from quietstar.planning.gpus import find_gpu, gpu_here
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(lambda: plan(parse_config(PLAN, argv)))
 
 
 def plan(config: PlanConfig) -> None:
-    """Prints the plan.
+    """Prints the plan, and writes it to the file `json` if one is named.
 
     Raises:
-        ConfigError: There is no such GPU or model, or the file cannot be written.
+        ConfigError: The GPU or the model does not exist, or the file cannot be written.
     """
     gpu = None if config.gpu is None else find_gpu(config.gpu)
     if config.model.path is not None:
         check_model_path(config.model.path)
     if config.gpu is None:
         gpu = gpu_here(config.training.device)
-    from quietstar.planning.plan import make_plan, plan_text  # after all that can be refused before torch comes
+    from quietstar.planning.plan import make_plan, plan_text  # after everything that can be refused without torch
 
     made = make_plan(narrowed(TrainConfig, config), gpu)
     print(plan_text(made))

@@ -10,7 +10,7 @@ from quietstar.verifiers.ranking import RANK, rank_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(lambda: rank_file(parse_config(RANK, argv)))
 
 

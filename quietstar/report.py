@@ -10,7 +10,7 @@ from quietstar.reporting.any_report import REPORT_COMMAND, write_any_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(lambda: print(write_any_report(parse_config(REPORT_COMMAND, argv).run_directory)))
 
 

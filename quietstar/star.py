@@ -11,7 +11,7 @@ from quietstar.outer_loop.command import run_loop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(lambda: run_loop(parse_config(STAR, argv), with_verifier=False))
 
 

@@ -1,4 +1,4 @@
-"""`python -m quietstar.sweep`: what the options of the embedded default do, each varied by itself over a few seeds."""
+"""`python -m quietstar.sweep`: vary the options of the embedded default, one at a time, over a few seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quietstar.demos.options import SWEEP, make_sweep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
 
     def command() -> None:
         sweep = make_sweep(parse_config(SWEEP, argv))
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run_command(command)
     except KeyboardInterrupt:
-        print("\nstopped; what is finished is kept, and the same command goes on", file=sys.stderr)
+        print("\nstopped; finished work is kept, and the same command continues", file=sys.stderr)
         return 130
 
 

@@ -16,7 +16,7 @@ from quietstar.data.tokenizer import check_tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
 
     def command() -> None:
         config = parse_train_config(argv)
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """What can be said about the model and the text before torch is imported, which takes seconds.
+    """Checks the model's path and the text before torch is imported, which takes seconds.
 
     Raises:
-        ConfigError, DataError: One of them is not there.
+        ConfigError, DataError: The model or the text does not exist.
     """
     assert config.model.path is not None  # checked with the configuration
     check_tokenizer(config.model.path)

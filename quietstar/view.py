@@ -1,4 +1,4 @@
-"""`python -m quietstar.view CHECKPOINT --text FILE`: a page of what a model thinks at each token of a text."""
+"""`python -m quietstar.view CHECKPOINT --text FILE`: write a page of what a model thinks at each token of a text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quietstar.inference.commands import VIEW, view
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(lambda: view(parse_config(VIEW, argv)))
 
 

@@ -1,4 +1,4 @@
-"""`python -m quietstar.vstar`: the same with a verifier; without arguments, the embedded default."""
+"""`python -m quietstar.vstar`: STaR with a verifier (V-STaR); without arguments, the embedded default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quietstar.outer_loop.command import run_loop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(lambda: run_loop(parse_config(VSTAR, argv), with_verifier=True))
 
 

@@ -191,7 +191,7 @@ BAD_ARGUMENTS = {
     "device: got 'tpu'": ["--prompt", "a", "--device", "tpu"],
     "prompt: is empty, and the tokenizer has no beginning-of-sequence token": ["--prompt", ""],
     "prompt 2: the tokenizer cannot encode 'É'": ["--prompt", "a", "--prompt", "É"],
-    "prompt 2: has 'y' in it, token 24, which is kept for thoughts": ["--prompt", "a", "--prompt", "by"],
+    "prompt 2: contains 'y', token 24, which is kept for thoughts": ["--prompt", "a", "--prompt", "by"],
     "prompt: has 50 tokens; with max_new_tokens 12 and 4 positions for thoughts that is more than the 64 of the "
     "base's context; lower max_new_tokens to at most 10": ["--prompt", "a" * 50],
     "base's context; shorten it": ["--prompt", "a" * 64],
@@ -208,7 +208,7 @@ def test_bad_arguments(message: str, command: Command, tmp_path: Path, monkeypat
 BAD_FILES = {
     "prompts.txt:2: not UTF-8 text": b"a\n\xff\xfe\n",
     "prompts.txt:2: is empty, and the tokenizer": b"a\n\nb\n",
-    "prompts.txt:3: has 'z' in it": b"a\nb\nz\n",
+    "prompts.txt:3: contains 'z'": b"a\nb\nz\n",
     "prompts.txt: is empty, needs a prompt": b"",
     "prompts.jsonl:2: is not JSON": b'{"prompt": "a"}\n{"prompt": "a"\n',
     "prompts.jsonl:1: got list": b"[1]\n",

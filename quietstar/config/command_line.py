@@ -1,6 +1,7 @@
-"""From arguments and YAML to the options of a command, such as a `TrainConfig`, and back to YAML.
+"""From a command line and YAML to the options of a command, such as a `TrainConfig`, and back to YAML.
 
-Later ones win: defaults, preset, `--config` file, `--key value` flags, in whatever order they are written.
+Later sources win: defaults, preset, `--config` file, `--key value` flags, in whatever order they are written.
+Read `parse_config` first; what it uses stands below it.
 """
 
 from __future__ import annotations
@@ -40,18 +41,21 @@ def _no_more_checks(config: Any, for_use: bool) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[ConfigT]):
-    """What the command line of a command is made of.
+    """The parts that make up the command line of one command.
 
     Args:
-        name: As in `quietstar NAME`.
-        config: The dataclass of its options, whose docstring is its help.
-        presets: Values by dotted key, by name of the preset; where there are any, `preset` is one of the options.
-        descriptions: A line about each preset.
-        default_preset: Its name where none is given, for the options that are.
-        check: `(configuration, for use) -> None`; raises ConfigError for values within their bounds that cannot be
-            used, or cannot be used together. What is printed only may lack inputs.
-        argument: The option that an argument without a name sets.
-        notes: What the help says besides.
+        name: Name of the command, as in `quietstar NAME`.
+        config: Dataclass of the command's options; its docstring is the text of `--help`.
+        presets: Values of each preset by dotted key, by name of the preset; a command with presets has the option
+            `preset`.
+        descriptions: One line of help about each preset, by name of the preset.
+        default_preset: Function from the given options, by dotted key, to the name of the preset that holds if none is
+            named.
+        check: Function `(configuration, for use) -> None`; it raises ConfigError for values within their bounds that
+            cannot be used, or not together. `for use` is False for a configuration that is only printed, which may lack
+            inputs.
+        argument: Name of the option that an argument without a `--key` sets; None refuses such arguments.
+        notes: Further paragraph of the help text.
     """
 
     name: str
@@ -65,7 +69,7 @@ class Command(Generic[ConfigT]):
 
     @property
     def program(self) -> str:
-        """How a user calls it."""
+        """The command as a user types it."""
         return f"python -m quietstar.{self.name}"
 
 
@@ -73,11 +77,11 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
     """Reads a command line.
 
     Args:
-        command: Whose.
-        argv: The arguments; None takes those of the process.
+        command: Command that the command line belongs to.
+        argv: Arguments of the command line; None takes those of the process.
 
     Returns:
-        A checked configuration.
+        The checked configuration.
 
     Raises:
         ConfigError: for an unknown key (with a suggestion), a value of a wrong type or out of its bounds, or one that
@@ -108,13 +112,13 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
 
 
 def with_text(command: Command[ConfigT], config: ConfigT, key: str, text: str) -> ConfigT:
-    """The configuration with another value of one option.
+    """Returns the configuration with another value of one option.
 
     Args:
-        command: Whose.
-        config: Of `parse_config`.
-        key: The dotted key.
-        text: The value as the command line takes it.
+        command: Command that the configuration belongs to.
+        config: Configuration that `parse_config` returned.
+        key: Dotted key of the option, such as `training.steps`.
+        text: New value, written as on the command line.
 
     Raises:
         ConfigError: as `parse_config` does.
@@ -135,7 +139,7 @@ def option_names(cls: type) -> list[str]:
 
 
 def narrowed(cls: type[ConfigT], config: Any) -> ConfigT:
-    """The part of a command's options that are those of a class which it extends."""
+    """Returns those options of a command that belong to a class which the command's dataclass extends."""
     return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]  # a dataclass
 
 
@@ -147,7 +151,7 @@ def to_yaml(config: Any) -> str:
 
 
 def _tree(config: Any) -> dict[str, Any]:
-    """Plain values of every option."""
+    """Plain values of all options, nested by group."""
     values = {field.name: getattr(config, field.name) for field in option_fields(config)}
     return {
         name: _tree(value) if dataclasses.is_dataclass(value) else str(value) if isinstance(value, Path) else value
@@ -156,7 +160,7 @@ def _tree(config: Any) -> dict[str, Any]:
 
 
 def _choose_preset(command: Command[Any], given: Mapping[str, Any]) -> tuple[dict[str, str], Mapping[str, Any]]:
-    """The option `preset` and the values of the preset; neither where the command has none."""
+    """Returns the option `preset` and the values of that preset; both are empty if the command has no presets."""
     if not command.presets:
         return {}, {}
     preset = given.get("preset")
@@ -169,7 +173,7 @@ def _choose_preset(command: Command[Any], given: Mapping[str, Any]) -> tuple[dic
 
 
 def _check(command: Command[ConfigT], config: ConfigT, for_use: bool) -> None:
-    """Refuses what cannot be used."""
+    """Refuses a missing option, a value out of its bounds, and what the command itself refuses."""
     for key, option in _options(command.config).items():
         if for_use and option.is_needed and getattr(config, key) is None:
             form = key.upper() if key == command.argument else f"--{key} {key.upper()}"
@@ -201,11 +205,11 @@ _CONFIG_HELP = "YAML file with any of the options below, such as --print_config 
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the list of presets."""
+    """Help formatter that keeps the line breaks of the list of presets."""
 
 
 class _Option(NamedTuple):
-    """One option: the dataclass that it is a field of, the field, its plain type, and its type with the bounds."""
+    """One option: the dataclass that declares it, the field, the type without bounds, and the type with bounds."""
 
     cls: type
     field: dataclasses.Field[Any]
@@ -214,19 +218,19 @@ class _Option(NamedTuple):
 
     @property
     def is_needed(self) -> bool:
-        """Whether it has to be given."""
+        """Whether the option has no default and must be given."""
         return self.field.default is MISSING and self.field.default_factory is MISSING
 
     @property
     def default(self) -> Any:
-        """None where there is none."""
+        """Default of the option; None if there is none."""
         if self.field.default_factory is not MISSING:
             return self.field.default_factory()
         return None if self.is_needed else self.field.default
 
 
 def _options(cls: Any, prefix: str = "") -> dict[str, _Option]:
-    """Every option by dotted key."""
+    """All options of a tree of dataclasses by dotted key."""
     found: dict[str, _Option] = {}
     for field in option_fields(cls):
         plain, hint = (type_hints(cls, extras)[field.name] for extras in (False, True))
@@ -238,7 +242,7 @@ def _options(cls: Any, prefix: str = "") -> dict[str, _Option]:
 
 
 def _option_help(cls: type) -> dict[str, str]:
-    """The `Args` sections of the docstrings of a dataclass and those that it extends, by field."""
+    """Help texts by field: the `Args` sections of the docstrings of a dataclass and of those that it extends."""
     found: dict[str, str] = {}
     for own in reversed(cls.__mro__):
         section = inspect.cleandoc(own.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
@@ -248,13 +252,13 @@ def _option_help(cls: type) -> dict[str, str]:
 
 
 def _summary(cls: type) -> str:
-    """What a docstring says before its sections, in one paragraph."""
+    """The part of a docstring before its sections, as one wrapped paragraph."""
     text = re.split(r"\n *(?:Args|Raises):", inspect.cleandoc(cls.__doc__ or ""))[0]
     return textwrap.fill(" ".join(text.split()), 110)
 
 
 def _parser(command: Command[Any]) -> ArgumentParser:
-    """A parser that knows every option; `_split_arguments` has taken the line apart before it is used."""
+    """Returns a parser that knows every option; `_split_arguments` has split the command line before it is used."""
     width = 2 + max(map(len, [*command.descriptions, " " * 10]))
     presets = "\n".join(f"  {name:{width}}{text}" for name, text in command.descriptions.items())
     parts = [
@@ -289,9 +293,9 @@ def _parser(command: Command[Any]) -> ArgumentParser:
 
 
 def _split_arguments(argv: Sequence[str], command: Command[Any]) -> dict[str, Any]:
-    """Splits arguments into `--key value` or `--key=value` pairs, and what stands without a key.
+    """Splits arguments into `--key value` or `--key=value` pairs and the argument without a key.
 
-    The key of a yes-or-no option alone means yes; the values of a list add up.
+    A boolean option without a value means true; the values of a list option add up.
     """
     options = _options(command.config)
     known = [*options, "config", *_SWITCHES]
@@ -313,7 +317,7 @@ def _split_arguments(argv: Sequence[str], command: Command[Any]) -> dict[str, An
             if equals:
                 raise ConfigError(f"{name}: takes no value, got {value!r}")
         elif not equals:
-            # only the name of an option is no value: the default of model.start_text begins with two dashes
+            # two dashes alone do not make a word an option: the default of model.start_text begins with them
             no_value = not rest or (rest[0].startswith("--") and rest[0][2:].partition("=")[0] in known)
             stands_alone = no_value or (command.argument is not None and rest[0] not in ("true", "false"))
             if name in options and options[name].type is bool and stands_alone:
@@ -340,7 +344,7 @@ def _names(text: str) -> list[str]:
 
 
 def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """The closest known names, compared whole and by their last part, so that a wrong or missing group is found too."""
+    """The closest known names, compared whole and by their last part, so that a wrong or missing group is found."""
 
     def similarity(candidate: str) -> float:
         def ratio(a: str, b: str) -> float:

@@ -1,4 +1,4 @@
-"""The command lines of the commands that train, plan and compare; the other commands' stand with their options."""
+"""The command lines of `train`, `plan`, `star`, `vstar` and `compare`; other commands' stand with their options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRAIN = Command("train", TrainConfig, TRAIN_PRESETS, TRAIN_DESCRIPTIONS, _train_
 
 
 def parse_train_config(argv: Sequence[str] | None = None) -> TrainConfig:
-    """`parse_config` of a training run."""
+    """Reads the command line of `train`, as `parse_config` does."""
     return parse_config(TRAIN, argv)
 
 
@@ -49,13 +49,14 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
 
 @dataclass
 class PlanConfig(TrainConfig):
-    """What a training run will take: memory, operations and time, before any weight is loaded.
+    """What a training run will need: memory, operations and time, before any weight is loaded.
 
-    Besides its own, the command has the options of the training, whose text need not be named.
+    Besides its own options the command takes all options of `train`; the text to train on may be left out.
 
     Args:
-        gpu: GPU to plan for, such as `H200`, or `cpu`. Null: the GPU of this machine, or else its CPU.
-        json: File that the plan is written to as well: bytes, FLOPs and seconds.
+        gpu: GPU to plan for, such as `H200`, or `cpu`. Null: the GPU of this machine, or its CPU if there is none.
+        json: JSON file to write the plan to as well: memory in bytes, operations in FLOPs, times in seconds. Null:
+            none.
     """
 
     gpu: str | None = None
@@ -83,15 +84,15 @@ VSTAR = Command("vstar", OuterLoopConfig, VSTAR_PRESETS, VSTAR_DESCRIPTIONS, _vs
 
 @dataclass(kw_only=True)
 class CompareConfig(OuterLoopConfig):
-    """Runs several presets of star and vstar on one task and model, each in a directory of its own, and draws them.
+    """Runs several presets of star and vstar on one task and model, each in its own directory, and draws one figure.
 
-    The figure shows held-out accuracy against iterations and against completions sampled. What is finished is kept: the
-    same command goes on. Besides its own, the command has the options of star, which hold for every preset.
+    The figure shows held-out accuracy against iterations and against completions sampled. Finished work is kept: the
+    same command continues it. Besides its own options the command takes those of star; they apply to every preset.
 
     Args:
-        presets: Presets with commas.
-        budget: Completions of each training problem in all, shared out over a preset's iterations; greedy presets keep
-            theirs. Null: as many as the presets say.
+        presets: Names of the presets to compare, separated by commas, such as `star-paper,rft`.
+        budget: Total number of completions per training problem, divided among the iterations of a preset; presets that
+            sample greedily keep their own number. Null: as many as each preset says.
     """
 
     output_dir: str = "runs/compare"
@@ -115,5 +116,5 @@ COMPARE = Command(
 
 
 def of_preset(preset: str) -> Command[CompareConfig]:
-    """`COMPARE` for another preset than the first."""
+    """Returns `COMPARE` with the given preset as its default."""
     return replace(COMPARE, default_preset=lambda given: preset)

@@ -1,4 +1,4 @@
-"""Every option of a STaR or V-STaR run: one tree of dataclasses, as for training."""
+"""The options of a STaR or V-STaR run as one tree of dataclasses, with the checks of values that must fit together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GeneratorOptions(BaseModelOptions):
     """The base model, which every fine-tuning starts from.
 
     Args:
-        backend: Which kernels to use; `auto` picks the fastest that the device has.
+        backend: Implementation of the kernels; `auto` picks the fastest one that the device supports.
     """
 
     backend: Backend = "auto"
@@ -34,13 +34,13 @@ class CharacterModelOptions:
     """The small model over single characters that the embedded defaults make and start from.
 
     Args:
-        layers: Of its decoder.
-        hidden_size: Of its residual stream.
-        context: Longest text in characters.
-        steps: Optimizer steps on the task's human-written examples.
-        batch_size: Rows per step.
-        row_length: Tokens of a row, into which as many examples are put as fit.
-        learning_rate: Peak learning rate.
+        layers: Decoder layers of the character model.
+        hidden_size: Width of the character model's hidden states.
+        context: Longest text that the character model can read, in characters.
+        steps: Optimizer steps of the pretraining on the task's human-written examples.
+        batch_size: Rows per optimizer step of the pretraining.
+        row_length: Number of tokens in a training row; as many examples as fit share a row.
+        learning_rate: Peak learning rate of the pretraining.
     """
 
     layers: Count = 3
@@ -54,32 +54,35 @@ class CharacterModelOptions:
 
 @dataclass
 class ProblemOptions:
-    """The task's problems.
+    """The problems of the task: training problems and held-out problems.
 
     Args:
-        path: Training problems: a JSONL file, or a directory of the task's files. Null: its public home.
-        test_path: Held-out problems; null: the task's own beside `path`.
-        few_shot_path: Text file of solved examples that stand before each prompt, as they are. Null: those that STaR
-            has published for gsm8k and commonsenseqa; none for other tasks.
-        few_shot_hint_path: The same examples with the hint shown, for rationalisation. Null: as above; where there are
-            none, rationalisation needs both paths or neither.
-        question: JSONL: field of the question.
-        answer: JSONL: field of the final answer.
-        rationale: JSONL: field of a human-written solution; null: there is none.
-        id: JSONL: field of the problem's name; null: its line number.
-        limit: Training problems drawn for each iteration; null: all.
-        test_limit: Held-out problems, drawn by `seed`; null: all.
-        digits: Addition: how many digits the summands have, such as `1-5`.
-        per_group: Addition and other made-up tasks: training problems per number of digits, or group.
-        test_per_group: The same of held-out problems.
-        solved: Addition: worked-out sums of each number of digits above 2 that the base model reads before the loop; of
-            shorter ones it reads many.
-        hinted: Addition: the same with the hint, from which it learns to rationalise.
-        copied: Addition: share of the hinted ones that copy the answer from the hint and work nothing out.
-        scratchpad: Addition: `local` (each line by itself, which small models learn fast) or `paper` (STaR's).
-        reverse: Addition: write results least significant digit first.
-        seed: Of made-up problems, and of `limit`.
-        timeout: Seconds that the check of one answer may take, where it runs in a worker process.
+        path: Training problems: a JSONL file, or a directory with the task's files. Null: the data set's public home.
+        test_path: Held-out problems: a JSONL file or a directory. Null: the task's own held-out file beside `path`.
+        few_shot_path: Text file of solved examples, put before each prompt unchanged. Null: the examples published with
+            STaR for gsm8k and commonsenseqa; none for other tasks.
+        few_shot_hint_path: Text file of the same solved examples with the hint shown, for rationalisation. Null: the
+            published ones, as for `few_shot_path`; if a task has none, rationalisation needs both paths or neither.
+        question: Field of a JSONL line that holds the question.
+        answer: Field of a JSONL line that holds the final answer.
+        rationale: Field of a JSONL line that holds a human-written solution. Null: there are no solutions.
+        id: Field of a JSONL line that holds the problem's name. Null: the line number is the name.
+        limit: Number of training problems drawn for each iteration. Null: all.
+        test_limit: Number of held-out problems, drawn at random with `seed`. Null: all.
+        digits: Addition: range of the summands' lengths in digits, such as `1-5`.
+        per_group: Addition and other generated tasks: training problems per group; a group of addition is one number of
+            digits.
+        test_per_group: Addition and other generated tasks: held-out problems per group.
+        solved: Addition: worked-out sums that the base model reads before the loop, per number of digits above 2; of
+            shorter sums it reads many.
+        hinted: Addition: worked-out sums with the hint that the base model reads before the loop, per number of digits
+            above 2; from them it learns to rationalise.
+        copied: Addition: share of the sums with a hint that only copy the answer from it, without the working.
+        scratchpad: Addition: form of the working: `local` (each line is complete in itself, which small models learn
+            fast) or `paper` (STaR's form).
+        reverse: Addition: write results with the least significant digit first.
+        seed: Seed of generated problems and of the problems that `limit` and `test_limit` draw.
+        timeout: Time limit for checking one answer, in seconds, for tasks that check in a worker process.
     """
 
     path: str | None = None
@@ -109,15 +112,16 @@ class SamplingOptions:
     """How completions are sampled.
 
     Args:
-        engine: `transformers`, or `vllm` (`pip install 'quietstar[vllm]'`); `auto` takes vllm where it is installed and
-            the device is a GPU.
-        samples: Completions per problem and iteration.
-        temperature: 0 is greedy.
-        top_p: Sample from the smallest set of tokens that has this probability.
-        top_k: Sample from so many of the likeliest tokens; 0: all.
-        max_new_tokens: Tokens of a completion at most; those that need more end with finish reason `length`.
-        batch_size: Completions at once; where memory runs out, transformers goes on with half as many.
-        few_shot: Put the task's solved examples before each prompt.
+        engine: Library that samples: `transformers`, or `vllm` (`pip install 'quietstar[vllm]'`); `auto` takes vllm if
+            it is installed and the device is a GPU.
+        samples: Number of completions per problem and iteration.
+        temperature: Sampling temperature; 0 takes the most probable token.
+        top_p: Nucleus sampling: sample from the smallest set of tokens with at least this total probability; 1: all
+            tokens.
+        top_k: Number of most probable tokens to sample from; 0: all tokens.
+        max_new_tokens: Longest completion, in tokens; a completion that needs more ends with finish reason `length`.
+        batch_size: Completions sampled at once; if memory runs out, transformers continues with half as many.
+        few_shot: Whether the task's solved examples stand before each prompt.
     """
 
     engine: Literal["auto", "transformers", "vllm"] = "auto"
@@ -132,37 +136,41 @@ class SamplingOptions:
 
 @dataclass
 class LoopOptions:
-    """The outer loop.
+    """The outer loop: sample, filter, fine-tune, repeat.
 
     Args:
-        iterations: How often to sample, filter and fine-tune; 0, with supervised_start: fine-tune on the human-written
-            solutions and no more.
-        rationalize: Retry each failure with the answer as a hint, and keep what comes back right without the hint.
-        rationalization_fraction: Share of the failures that are retried.
-        start_from: Fine-tune the `base` model anew in each iteration, as the papers do, or go on with the `previous`.
-        accumulate: Train on what `all` iterations have kept, or on the `last` one's alone.
-        demonstrations: Train on the task's human-written solutions too.
-        supervised_start: Fine-tune the base on the human-written solutions before the first iteration, which then
-            samples from that model (V-STaR's G_SFT).
-        supervised_epochs: How long, in times through the solutions.
-        supervised_steps: How long, in optimizer steps; null: `supervised_epochs`.
-        supervised_learning_rate: Peak learning rate; null: that of the training.
-        few_shot_in_training: Put the solved examples before the prompts that are trained on.
-        deduplicate: Keep one of several completions of a problem that are `exact`ly the same, or the same `solution` by
-            the task's own measure; `none` keeps all.
-        max_per_problem: Completions kept of one problem at most; null: all.
-        drop_hint_quotes: Leave out rationalised completions that speak of the hint.
-        schedule: Fine-tuning steps of iteration i: `exponential`: int(start_steps * growth ** (i - 1)); `linear`:
-            start_steps + added_steps * (i - 1); `epochs`: start_epochs + added_epochs * (i - 1) times through the data.
-        start_steps: See schedule.
-        growth: See schedule.
-        added_steps: See schedule.
-        start_epochs: See schedule.
-        added_epochs: See schedule.
-        row_length: Tokens of a row, into which as many examples are put as fit.
-        keep_models: Keep the generators of `all` iterations on disk, or the `last` alone.
-        redo: Do phases again whose inputs have changed, such as options of filtering or training, instead of refusing
-            to go on; samples that still fit are used.
+        iterations: Number of rounds of sampling, filtering and fine-tuning; 0, with supervised_start, only fine-tunes
+            on the human-written solutions.
+        rationalize: Whether each failed problem is tried again with the answer as a hint; a right completion is kept
+            without the hint.
+        rationalization_fraction: Share of the failed problems that are tried again with a hint.
+        start_from: Model that each iteration fine-tunes: the `base` model, as in the papers, or the model of the
+            `previous` iteration.
+        accumulate: Completions to train on: those kept in `all` iterations so far, or in the `last` one only.
+        demonstrations: Whether the task's human-written solutions are trained on too.
+        supervised_start: Whether the base model is fine-tuned on the human-written solutions before the first
+            iteration, which then samples from the resulting model (G_SFT of V-STaR).
+        supervised_epochs: Length of the supervised start, in passes over the human-written solutions.
+        supervised_steps: Length of the supervised start, in optimizer steps. Null: given by `supervised_epochs`.
+        supervised_learning_rate: Peak learning rate of the supervised start. Null: `training.learning_rate`.
+        few_shot_in_training: Whether the solved examples stand before the prompts that are trained on.
+        deduplicate: Which completions of one problem count as duplicates, of which one is kept: `exact`, those with the
+            same text; `solution`, those that the task finds equal; `none`: no completions.
+        max_per_problem: Largest number of completions kept per problem. Null: all.
+        drop_hint_quotes: Whether rationalised completions that mention the hint are left out.
+        schedule: Optimizer steps of iteration i: `exponential`: int(start_steps * growth ** (i - 1)); `linear`:
+            start_steps + added_steps * (i - 1); `epochs`: start_epochs + added_epochs * (i - 1) passes over the
+            training data.
+        start_steps: Optimizer steps of the first iteration, with schedule `exponential` or `linear`.
+        growth: Factor by which the optimizer steps grow from one iteration to the next, with schedule `exponential`.
+        added_steps: Optimizer steps that each iteration has more than the one before, with schedule `linear`.
+        start_epochs: Passes over the training data in the first iteration, with schedule `epochs`.
+        added_epochs: Passes over the training data that each iteration has more than the one before, with schedule
+            `epochs`.
+        row_length: Number of tokens in a training row; as many examples as fit share a row.
+        keep_models: Generators to keep on disk: those of `all` iterations, or the `last` one only.
+        redo: Whether phases are done again if their inputs have changed, such as options of filtering or training.
+            Without it the run is refused. Samples that still fit are used again.
     """
 
     iterations: Natural = 5
@@ -192,23 +200,28 @@ class LoopOptions:
 
 @dataclass
 class VerifierOptions:
-    """What is trained to tell right completions from wrong ones.
+    """The verifier: the model that is trained to tell right completions from wrong ones.
 
     Args:
-        beta: How far DPO may move from its reference (Eq. 2 of V-STaR; the paper does not say, 0.1 is usual).
-        nll_weight: Weight of the NLL of the right completion (nats per token) beside the DPO loss; 0 is the paper's.
-        pairs_per_problem: Pairs of a right and a wrong completion of one problem, drawn from all such pairs.
-        score: What candidates are ranked by: `sum` of log-likelihoods (the paper's), their `mean`, or their log-`ratio`
-            to the reference.
-        steps: Optimizer steps; null: `epochs`.
-        epochs: Times through the pairs.
+        beta: Coefficient beta of the DPO loss (Eq. 2 of V-STaR): the larger, the closer the verifier stays to its
+            reference. The paper gives no value; 0.1 is usual.
+        nll_weight: Weight of the right completion's NLL (nats per token) beside the DPO loss; 0, as in the paper,
+            leaves it out.
+        pairs_per_problem: Number of pairs of a right and a wrong completion drawn per problem, from all pairs of the
+            problem.
+        score: Score that ranks candidates: `sum` of the token log-likelihoods (the paper's), their `mean`, or their
+            log-`ratio` to the reference.
+        steps: Optimizer steps of the verifier's training. Null: given by `epochs`.
+        epochs: Length of the verifier's training, in passes over the pairs.
         batch_size: Pairs per optimizer step.
-        micro_batch_size: Pairs at once, to save memory; divides batch_size.
-        learning_rate: Peak learning rate.
-        warmup_steps: Steps over which it rises.
-        baselines: Train an outcome reward model and a model on the right completions alone as well, to compare with.
-        orm_learning_rate: Peak learning rate of the outcome reward model; null: `learning_rate`.
-        orm_loss: Outcome reward model: `bce` or `mse` of every token of a completion.
+        micro_batch_size: Pairs per forward and backward pass, to save memory; divides batch_size. Null: all at once.
+        learning_rate: Peak learning rate of the DPO verifier.
+        warmup_steps: Steps over which the learning rate rises linearly from 0.
+        baselines: Whether an outcome reward model and a model of the right completions alone are trained too, for
+            comparison.
+        orm_learning_rate: Peak learning rate of the outcome reward model. Null: `learning_rate`.
+        orm_loss: Loss of the outcome reward model at every token of a completion: `bce` (binary cross-entropy) or `mse`
+            (mean squared error).
     """
 
     beta: Positive = 0.1
@@ -228,15 +241,15 @@ class VerifierOptions:
 
 @dataclass
 class EvaluationOptions:
-    """What is measured on held-out problems.
+    """Measurements on held-out problems.
 
     Args:
-        candidates: Completions per held-out problem for pass@k, Best-of-k and majority votes, after the last iteration;
-            0: greedy accuracy alone.
-        temperature: That candidates are sampled at.
-        ks: Values of k, with commas; those above `candidates` are left out.
-        greedy: Greedy accuracy on the held-out problems after each iteration.
-        resamples: Of the bootstrap over problems.
+        candidates: Completions per held-out problem after the last iteration, for pass@k, Best-of-k and majority votes;
+            0 measures greedy accuracy only.
+        temperature: Sampling temperature of the candidates.
+        ks: Values of k, separated by commas; those above `candidates` are left out.
+        greedy: Whether greedy accuracy on the held-out problems is measured after each iteration.
+        resamples: Number of bootstrap resamples, drawn over problems.
     """
 
     candidates: Natural = 0
@@ -251,21 +264,21 @@ class OuterLoopConfig:
     """One run of STaR or V-STaR.
 
     Args:
-        preset: Name of the set of values that this run started from; see `quietstar/config/presets.py`.
-        output_dir: Directory for everything that the run writes.
-        task: `addition`, `routes`, `gsm8k`, `commonsenseqa`, `math`, `jsonl`, `code`, or a function of yours that makes
-            a task, as `package.module:function` or `file.py:function`.
-        controls: Embedded defaults: run what the method is compared with as well.
-        dry_run: Say what the run would do, check its data, and stop.
-        model: The base model, which every fine-tuning starts from.
-        characters: The small model that the embedded defaults make.
-        finetuning: Which weights are trained.
-        problems: The task's problems.
-        sampling: How completions are sampled.
-        loop: The outer loop.
-        verifier: What is trained to tell right completions from wrong ones.
-        evaluation: What is measured on held-out problems.
-        training: The training loop of each fine-tuning; its steps are those of the schedule.
+        preset: Name of the preset that the run starts from; its values are in `quietstar/config/presets.py`.
+        output_dir: Directory for all files that the run writes.
+        task: Task to solve: `addition`, `routes`, `gsm8k`, `commonsenseqa`, `math`, `jsonl`, `code`, or your own
+            function that makes a task, as `package.module:function` or `file.py:function`.
+        controls: Embedded defaults: whether the experiments that the method is compared with are run as well.
+        dry_run: Whether to print what the run would do, check its data, and stop.
+        model: Base model that every fine-tuning starts from.
+        characters: Small character model that the embedded defaults make.
+        finetuning: Weights to train: all, or low-rank adapters.
+        problems: Problems of the task: training problems and held-out problems.
+        sampling: Options of sampling completions.
+        loop: Options of the outer loop: iterations, filters, schedule.
+        verifier: Options of the verifier and of its training.
+        evaluation: Measurements on held-out problems.
+        training: Options of each fine-tuning's training loop; its number of steps comes from `loop.schedule`.
     """
 
     preset: str = "plain"
@@ -288,11 +301,11 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
     """Checks every value that can be checked without reading a model or a problem.
 
     Args:
-        config: What to check.
+        config: Configuration to check.
         require_inputs: Whether a model has to be named already.
 
     Returns:
-        The same object.
+        The same object, so that the call can stand in an expression.
 
     Raises:
         ConfigError: naming the dotted key, the value, and what is needed.
@@ -319,13 +332,13 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
 
 
 def fine_tuning_steps(iteration: int, options: LoopOptions, rows: int, batch_size: int) -> int:
-    """Optimizer steps of an iteration (STaR, appendix H).
+    """Returns the number of optimizer steps of an iteration (STaR, appendix H).
 
     Args:
-        iteration: From 1.
-        options: `schedule` and its numbers are used.
-        rows: Rows of training data, used by `epochs` alone.
-        batch_size: Rows per step.
+        iteration: Number of the iteration, from 1.
+        options: Loop options; `schedule` and its numbers are used.
+        rows: Number of training rows; only the schedule `epochs` uses it.
+        batch_size: Rows per optimizer step.
 
     Returns:
         At least 1. The exponential schedule gives 40, 48, 57, ..., and 7,912 at the 30th iteration.
@@ -345,7 +358,7 @@ EMBEDDED = frozenset({"addition", "routes"})
 
 
 def parse_ks(text: str) -> list[int]:
-    """The values of k in `evaluation.ks`, ascending.
+    """Returns the values of k in `evaluation.ks`, ascending and without repeats.
 
     Raises:
         ConfigError: It is not a list of whole numbers from 1.
@@ -360,5 +373,5 @@ def parse_ks(text: str) -> list[int]:
 
 
 def sampling_inputs(options: SamplingOptions) -> dict[str, Any]:
-    """What of the sampling options decides the samples, by dotted key."""
+    """Returns the sampling options that decide which samples come out, by dotted key."""
     return {f"sampling.{name}": value for name, value in asdict(options).items()}

@@ -1,4 +1,4 @@
-"""The options of the objective and its presets; each difference from the authors' code is one of them."""
+"""The options of the training objective and its presets; each difference from the authors' code is an option."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from quietstar.errors import ConfigError
 
 @dataclass(frozen=True)
 class Objective:
-    """`base_weight * NLL_base + talk_weight * mean_j NLL_talk_j + policy_weight * REINFORCE`.
+    """The loss `base_weight * NLL_base + talk_weight * mean_j NLL_talk_j + policy_weight * REINFORCE`.
 
     Args:
-        base_weight: Weight of the prediction without thought; it keeps the base able to predict alone.
-        talk_weight: Weight of the mixed prediction, averaged over the lookahead tokens j.
-        policy_weight: Weight of REINFORCE; 0 turns it off. The authors' 1e6 makes its gradient 1e3 to 1e4 times that of
-            the language-modelling loss, which a common clipping norm then wipes out; 1 is the scale of that loss.
-        baseline: What is subtracted from a thought's reward. `leave_one_out`, the mean reward of the position's other
+        base_weight: Weight of the NLL of the prediction without thought; it keeps the base model able to predict alone.
+        talk_weight: Weight of the NLL of the mixed prediction, averaged over the lookahead tokens j.
+        policy_weight: Weight of the REINFORCE term; 0 turns it off. The authors' 1e6 makes its gradient 1e3 to 1e4
+            times that of the language-modelling loss, and clipping both to one common norm then wipes that loss out; 1
+            is the scale of that loss.
+        baseline: Value subtracted from a thought's reward. `leave_one_out`, the mean reward of the position's other
             thoughts, is unbiased and keeps the scale; `mean` (the authors') includes the thought itself and so shrinks
-            the advantage by (K-1)/K, and subtracts nothing at K = 1; `none` leaves the comparison with the prediction
-            without thought alone.
-        clamp_negative_advantage: Learn from thoughts that helped only (the authors'). It throws away half of the
-            signal, and its advantages, all of one sign, push the entropy of thoughts down whatever they are worth.
-        policy_temperature: Temperature of the log-probabilities in REINFORCE. By default that at which thoughts were
-            sampled, the only one for which the gradient is that of the expected reward; the authors sample at 1 and use
-            3, without an importance weight.
-        token_reduction: The `sum` of a thought's token log-probabilities is the log-probability of the thought; the
-            authors' `mean` divides the policy gradient by the thought's length.
-        reward_precision: Rewards are differences of NLLs. In `float32` they are exact; `model` rounds the NLLs to the
-            model's dtype first (the authors'): in bfloat16 an NLL of 8 to 16 is a multiple of 1/16.
-        policy_positions: `valid` averages over thoughts that have a target; `authors` over all positions that have a
-            whole lookahead and one more token behind it, padding counted.
-        loss_mean: `valid` divides by the number of targets; `nonzero` by the number of losses that are not exactly 0
-            (the authors', who mark padding that way).
+            the advantage by (K-1)/K, and subtracts nothing at K = 1; `none` leaves only the comparison with the
+            prediction without thought.
+        clamp_negative_advantage: Whether only thoughts that helped are learned from (the authors' choice). It discards
+            half of the signal; its advantages all have one sign and push the entropy of thoughts down whatever they are
+            worth.
+        policy_temperature: Temperature of the log-probabilities in REINFORCE. Null: the temperature at which thoughts
+            were sampled, the only one for which the gradient is that of the expected reward; the authors sample at 1
+            and use 3, without an importance weight.
+        token_reduction: How the log-probabilities of a thought's tokens are joined: their `sum` is the log-probability
+            of the thought; their `mean`, the authors' choice, divides the policy gradient by the thought's length.
+        reward_precision: Precision of the NLLs that rewards are differences of: `float32` is exact; `model` rounds them
+            to the model's dtype first (the authors'): in bfloat16 an NLL of 8 to 16 is a multiple of 1/16.
+        policy_positions: Positions that REINFORCE averages over: `valid`, thoughts that have a target; `authors`, all
+            positions that have a whole lookahead and one more token after it, padding included.
+        loss_mean: Divisor of the mean NLL: `valid`, the number of targets; `nonzero`, the number of losses that are not
+            exactly 0 (the authors', who mark padding that way).
 
     Raises:
         ConfigError: A value is out of range.
@@ -92,15 +94,16 @@ _Overrides: Any = make_dataclass(
 
 
 class ObjectiveOptions(_Overrides):  # type: ignore[misc]  # its fields are those of Objective, made above
-    """What is minimised: a preset, and overrides of single options of it (null keeps the preset's value).
+    """The training objective: a preset, and overrides of single options (null keeps the preset's value).
 
     Args:
-        preset: `default`, `paper` (its equations) or `authors` (the released code, number for number).
+        preset: Name of the preset: `default`, `paper` (the paper's equations) or `authors` (the released code, number
+            for number).
     """
 
 
 def resolve_objective(objective: str | Objective, **overrides: Any) -> Objective:
-    """A preset by name, with single options replaced.
+    """Returns a preset by name, or the given objective, with single options replaced.
 
     Raises:
         ConfigError: An unknown preset or option, or a value out of range.
@@ -118,6 +121,6 @@ def resolve_objective(objective: str | Objective, **overrides: Any) -> Objective
 
 
 def objective_of(options: ObjectiveOptions) -> Objective:
-    """The preset with the overrides that are not None."""
+    """Returns the preset with those overrides that are not None."""
     overrides = {name: value for name, value in asdict(options).items() if value is not None}
     return resolve_objective(overrides.pop("preset"), **overrides)

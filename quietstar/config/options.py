@@ -1,11 +1,9 @@
-"""How options are declared: as fields of a dataclass, each with its type, default, bound, and a line of its docstring.
+"""How options are declared, and what the values of the options that several commands share mean.
 
-`Annotated[int, at_least(2)]`, or one of the types below, bounds a field. `check` holds every bound of a tree of such
-dataclasses, and `--help` shows it.
-
-What the values of some options mean: devices, paths of models, positions that think; torch-free until asked for.
-
-Which model a command loads.
+An option is a field of a dataclass with a type, a default, a bound and a line of the docstring. `Annotated[int,
+at_least(2)]`, or one of the types below, bounds a field. `check` holds every bound of a tree of such dataclasses, and
+`--help` shows it. After that come devices, paths of models and positions to think at, and `CheckpointOptions`, the
+options of every command that loads a thinking model. torch is imported only when a device is asked for.
 """
 
 from __future__ import annotations
@@ -28,18 +26,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """What a value has to be besides its type; of a list, each of its elements.
+    """A condition on an option's value besides its type; in a list it holds for each element.
 
     Args:
-        needs: In words that follow "needs".
-        allows: Whether a value is such a one.
+        needs: Condition in words that follow "needs", such as "at least 2".
+        allows: Function that says whether a value meets the condition.
     """
 
     needs: str
     allows: Callable[[Any], bool]
 
     def hold(self, name: str, value: Any) -> None:
-        """Refuses what is not allowed.
+        """Refuses a value that does not meet the condition.
 
         Raises:
             ConfigError: naming the option, the value, and what is needed.
@@ -50,12 +48,12 @@ class Bound:
 
 
 def at_least(least: int) -> Bound:
-    """Of whole numbers."""
+    """Returns the bound of whole numbers from `least` on."""
     return Bound(f"at least {least}", lambda value: value >= least)
 
 
 def within(low: float, high: float) -> Bound:
-    """Of numbers, both ends included."""
+    """Returns the bound of numbers from `low` to `high`, both included."""
     return Bound(f"{low} to {high}", lambda value: low <= value <= high)
 
 
@@ -84,25 +82,25 @@ NOT_AN_OPTION: Mapping[str, bool] = {"option": False}
 
 
 def option_fields(cls: Any) -> list[dataclasses.Field[Any]]:
-    """The fields that are options or groups of options."""
+    """Returns the fields of a dataclass that are options or groups of options."""
     return [field for field in dataclasses.fields(cls) if field.metadata.get("option", True)]
 
 
 @cache
 def type_hints(cls: type, extras: bool = False) -> dict[str, Any]:
-    """The types of a dataclass's fields, with `Annotated` or without."""
+    """Returns the types of a dataclass's fields by name; with `extras` they keep their `Annotated` bounds."""
     return get_type_hints(cls, include_extras=extras)
 
 
 def bounds(hint: Any) -> Iterator[Bound]:
-    """The bounds in a type of `type_hints` with extras."""
+    """Yields the bounds in a type that `type_hints` returned with extras."""
     yield from (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bound))
     for part in get_args(hint):
         yield from bounds(part)
 
 
 def _fixed_texts(hint: Any) -> Iterator[Bound]:
-    """The same for a type that is one of several texts."""
+    """Yields the bound of a `Literal`: one of several texts."""
     if get_origin(hint) is Literal:
         yield Bound(f"one of {', '.join(get_args(hint))}", lambda value: value in get_args(hint))
     else:
@@ -111,12 +109,12 @@ def _fixed_texts(hint: Any) -> Iterator[Bound]:
 
 
 def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
-    """Holds every bound; None is a value that is not given.
+    """Checks every bound of a tree of options; None is a value that is not given and passes.
 
     Args:
-        options: A tree of dataclasses.
-        prefix: What stands before the names of its fields in messages, such as `model.`.
-        cls: The dataclass whose fields are meant; by default that of `options`.
+        options: Tree of dataclasses that holds the values.
+        prefix: Text before the field names in messages, such as `model.`.
+        cls: Dataclass that declares the fields to check; by default the type of `options`.
 
     Raises:
         ConfigError: for the first value that its bound does not allow.
@@ -133,11 +131,11 @@ def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
 
 
 def resolve_device(name: str, option: str = "training.device") -> torch.device:
-    """The device that an option names.
+    """Returns the device that an option names.
 
     Args:
-        name: `auto` (the first GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
-        option: For the message.
+        name: Name of the device: `auto` (the first GPU, or the CPU if there is none), `cpu`, `cuda` or `cuda:N`.
+        option: Name of the option in the error message.
 
     Raises:
         ConfigError: There is no such device.
@@ -157,10 +155,10 @@ def resolve_device(name: str, option: str = "training.device") -> torch.device:
 
 
 def set_up(threads: int | None) -> None:
-    """Readies a process for a command that trains.
+    """Prepares a process for a command that trains.
 
     Args:
-        threads: Of PyTorch, on the CPU; None leaves its choice.
+        threads: Number of CPU threads of PyTorch; None leaves PyTorch's choice.
     """
     import torch
     from transformers.utils import logging
@@ -171,14 +169,14 @@ def set_up(threads: int | None) -> None:
 
 
 def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:
-    """Whether there could be a model at a path; a hub is not asked.
+    """Checks whether a model could be at a path; it does not ask a hub.
 
     Args:
-        path: What should be a directory or a hub name.
-        option: For the message.
+        path: Path that should be a directory or a hub name.
+        option: Name of the option in the error message.
 
     Raises:
-        ConfigError: It is no directory and cannot be a hub name.
+        ConfigError: The path is not a directory and cannot be a hub name.
     """
     name = os.fspath(path)
     local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
@@ -187,11 +185,11 @@ def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -
 
 
 def parse_positions(positions: str, name: str = "positions") -> tuple[str, float]:
-    """Read `all`, `every:N` or `entropy:K`.
+    """Reads `all`, `every:N` or `entropy:K`.
 
     Args:
-        positions: What to read. A count is written with digits alone: 1.0 could be a count or all of the text.
-        name: What the message calls it.
+        positions: Text to read. A count is written with digits alone: 1.0 could be a count or all of the text.
+        name: Name of the option in the error message.
 
     Returns:
         The rule, and its number: N, a count K as a whole number or a fraction K below 1; 1 for `all`.
@@ -224,13 +222,14 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
-    """A thinking model, and how it is loaded.
+    """The thinking model to load, and how to load it.
 
     Args:
-        checkpoint: Thinking model: a directory, a training run, or a hub name.
-        device: Device of the model.
-        dtype: Type of the weights. Null: as saved.
-        tokenizer: Directory of the tokenizer, for a checkpoint that has none beside it.
+        checkpoint: Thinking model to load: a directory, a training run, or a hub name.
+        device: Device to run the model on: `auto` (the first GPU, or the CPU if there is none), `cpu`, `cuda` or
+            `cuda:N`.
+        dtype: Type of the weights. Null: the type they are saved in.
+        tokenizer: Directory of the tokenizer, for a checkpoint that does not include one.
     """
 
     checkpoint: str

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 Preset = dict[str, Any]
-"""Values by dotted key."""
+"""Option values by dotted key."""
 
 TRAIN_DESCRIPTIONS: dict[str, str] = {
-    "textbook": "the embedded default: a small model, made on the spot, learns which aside to think; needs no files",
-    "plain": "your own model and text with the default values; taken where model.path or data.path is given",
+    "textbook": "the embedded default: a small model, made by the run, learns which aside to think; needs no files",
+    "plain": "your own model and text with the default values; used if model.path or data.path is given",
     "mistral-7b": "the paper's setting: Mistral-7B on OpenWebMath, the released code's numbers",
-    "pause-tokens": "its control: the same streams with pause tokens for thoughts, trained by the prediction alone",
+    "pause-tokens": "control of mistral-7b: the same streams with pause tokens for thoughts, without REINFORCE",
 }
 
 TRAIN_PRESETS: dict[str, Preset] = {
@@ -207,12 +207,12 @@ _PLAIN: Preset = {
 }
 
 STAR_DESCRIPTIONS = {
-    "addition": "the embedded default: a small model, made on the spot, learns to add; needs no files",
-    "plain": "your own model and task with the default values; taken where model.path is given",
+    "addition": "the embedded default: a small model, made by the run, learns to add; needs no files",
+    "plain": "your own model and task with the default values; used if model.path is given",
     "star-paper": "STaR with rationalisation, the paper's numbers",
-    "star-no-rationalization": "the same without rationalisation",
+    "star-no-rationalization": "star-paper without rationalisation",
     "rft": "rejection-sampling fine-tuning: 100 samples once, distinct by their equations",
-    "rest-em": "ReST-EM: 32 samples, 10 kept of a problem, three iterations",
+    "rest-em": "ReST-EM: 32 samples per problem, at most 10 kept, three iterations",
 }
 STAR_PRESETS: dict[str, Preset] = {
     "addition": {
@@ -244,10 +244,10 @@ STAR_PRESETS: dict[str, Preset] = {
     "rest-em": _REST_EM,
 }
 VSTAR_DESCRIPTIONS = {
-    "routes": "the embedded default: a small model, made on the spot, learns a task with many right ways",
-    "plain": "V-STaR on your own model, all of it trained; taken where model.path is given",
+    "routes": "the embedded default: a small model, made by the run, learns a task with many right ways",
+    "plain": "V-STaR on your own model, with all weights trained; used if model.path is given",
     "vstar": "V-STaR: three iterations of 16 samples, then a verifier by DPO",
-    "vstar-1-iteration": "the same budget of 48 samples in one iteration",
+    "vstar-1-iteration": "V-STaR with the same budget of 48 samples in one iteration",
 }
 VSTAR_PRESETS: dict[str, Preset] = {
     "routes": {

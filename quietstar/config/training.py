@@ -1,11 +1,8 @@
-"""How a base model thinks: the options that a run and a saved model share.
+"""The options of a training run as one tree of dataclasses, and the checks of what must fit together.
 
-Every option of a training run: one tree of dataclasses.
-
-The same tree is the YAML file, the command line (`--training.learning_rate 1e-5`) and the saved `config.yaml`.
-The `Args` of each docstring are its `--help`. Values are plain, so that what is printed can be read back exactly.
-
-Options of the embedded default experiment, the textbook of sums.
+The same tree is the YAML file, the command line (`--training.learning_rate 1e-5`) and the saved `config.yaml`. The
+`Args` of each docstring are the lines of `--help`. Values are plain, so that what is printed can be read back exactly.
+`ThinkingOptions` come first: a run and a saved model share them. `TrainConfig` joins all groups; `validate` checks it.
 """
 
 from __future__ import annotations
@@ -39,23 +36,23 @@ class ThinkingOptions:
     """How a base model thinks before each token (Quiet-STaR, arXiv 2403.09629, sections 4.1-4.4).
 
     Args:
-        thought_length: Sampled tokens in one thought, START and END not counted.
-        lookahead: True tokens after a thought that it is judged by (the paper's non-myopic loss, section 4.4).
-        thoughts_per_position: Thoughts sampled at each position in training (K); their rewards are each other's
-            baseline.
-        interpolation: What the mixing weight w joins: `logits` (the released code: `softmax(w z_thought + (1-w)
-            z_base)`) or `log_probs` (the paper's equation in section 4.3).
-        mixing_activation: What turns the mixing head's output into w: `identity` leaves it unbounded as the released
-            code does, `sigmoid` bounds it.
+        thought_length: Number of sampled tokens in one thought, without START and END.
+        lookahead: Number of true tokens after a thought that judge it (the paper's non-myopic loss, section 4.4).
+        thoughts_per_position: Number of thoughts (K) sampled at each position in training; each one's baseline comes
+            from the rewards of the others.
+        interpolation: Predictions that the mixing weight w joins: `logits` (the released code: `softmax(w z_thought +
+            (1-w) z_base)`) or `log_probs` (the paper's equation in section 4.3).
+        mixing_activation: Function that turns the mixing head's output into w: `identity` leaves it unbounded as the
+            released code does, `sigmoid` bounds it.
         initial_mixing_weight: Mixing weight of an untrained model. Null is the released code's head: no output bias and
-            exactly 0 (a half with `sigmoid`). At 0 every reward and every gradient of START and END is exactly 0 too,
-            so that learning starts only after the mixing head alone has moved; a small positive weight avoids that.
-        embedding_scale: START and END are stored divided by this, which under AdamW multiplies their learning rate. The
-            authors use 100; with 1 the trainer gives them a learning rate of their own instead.
-        thinking: `sample` tokens for each thought, or `pause`: START in their place, tokens without content, as a
+            exactly 0 (0.5 with `sigmoid`). At 0 every reward and every gradient of START and END is exactly 0 too, so
+            learning starts only after the mixing head alone has moved; a small positive weight avoids that.
+        embedding_scale: Divisor of the stored START and END embeddings, which under AdamW multiplies their learning
+            rate. The authors use 100; with 1 the trainer gives them a separate learning rate instead.
+        thinking: Content of a thought: `sample`d tokens, or `pause`: copies of START, tokens without content, as a
             control.
         temperature: Sampling temperature of the thoughts.
-        backend: Which kernels to use; `auto` picks the fastest that the device has.
+        backend: Implementation of the kernels; `auto` picks the fastest one that the device supports.
     """
 
     thought_length: Count = 8
@@ -71,11 +68,11 @@ class ThinkingOptions:
 
 
 def check_thinking(options: ThinkingOptions, prefix: str = "") -> None:
-    """Refuses what no model can do.
+    """Refuses thinking options that no model can follow.
 
     Args:
-        options: Or an object with more fields, whose others are not looked at.
-        prefix: What stands before a field's name in messages.
+        options: Thinking options, or an object with more fields, which are ignored.
+        prefix: Text before the field names in messages, such as `model.`.
 
     Raises:
         ConfigError: naming the option, the value, and what is needed.
@@ -91,9 +88,9 @@ def check_thinking(options: ThinkingOptions, prefix: str = "") -> None:
 
 INPUTS = ("model.path", "data.path")
 LOGGERS = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases"}
-"""Experiment trackers: the class of each in `quietstar/training/loggers.py`, which needs torch."""
+"""Experiment trackers by name: the class of each in `quietstar/training/loggers.py`, which needs torch."""
 STREAMED_HOMES = {"openwebmath": "open-web-math/open-web-math", "c4": "allenai/c4"}
-"""Hub datasets that a data source stands for."""
+"""Hub dataset that each data source stands for."""
 
 
 @dataclass
@@ -102,7 +99,7 @@ class BaseModelOptions:
 
     Args:
         path: Directory or hub name of a Hugging Face causal language model. Only a hub name uses the network.
-        dtype: Type of the parameters. The optimizer keeps float32 copies of bfloat16 ones.
+        dtype: Type of the parameters. The optimizer keeps float32 copies of bfloat16 parameters.
     """
 
     path: str | None = None
@@ -114,10 +111,10 @@ class ModelOptions(ThinkingOptions, BaseModelOptions):
     """The base model and how it thinks.
 
     Args:
-        positions: Where to think; `every:N` is every N-th position, `entropy:K` the K positions of a text whose next
-            token the base model is least sure of (K below 1 is a fraction of the text).
-        start_text: Text whose embedding START begins as.
-        end_text: Text whose embedding END begins as.
+        positions: Positions to think at: `all`; `every:N`, every N-th position; `entropy:K`, the K positions of a text
+            whose next token the base model is least sure of (K below 1 is a fraction of the text).
+        start_text: Text that gives START its initial embedding.
+        end_text: Text that gives END its initial embedding.
     """
 
     positions: Positions = "all"
@@ -127,16 +124,16 @@ class ModelOptions(ThinkingOptions, BaseModelOptions):
 
 @dataclass
 class FinetuningOptions:
-    """Which weights are trained; by default all of them. START, END and the mixing head always are.
+    """The weights to train; by default all of them. START, END and the mixing head are always trained.
 
     Args:
-        lora_rank: Rank of low-rank adapters on the base model, whose own weights then stay as they are; 0: no adapters.
-        lora_alpha: Adapters are scaled by lora_alpha / lora_rank; null: twice the rank.
+        lora_rank: Rank of low-rank adapters on the base model, which keep its own weights unchanged; 0: no adapters.
+        lora_alpha: Numerator of the adapters' scale, lora_alpha / lora_rank. Null: twice the rank.
         lora_targets: Names of the layers that get adapters, separated by commas, or `all-linear`.
-        freeze: Patterns of parameter names that are not trained, separated by commas, such as
+        freeze: Patterns of the parameter names to leave untrained, separated by commas, such as
             `base.model.embed_tokens.*,base.model.layers.[0-9].*`.
-        gradient_checkpointing: Recompute each layer in the backward pass also where no sampling pass has recorded it:
-            with training.reuse_sampling_pass off, and in language modelling. Less memory, the same gradients.
+        gradient_checkpointing: Whether the backward pass recomputes each layer also where no sampling pass has recorded
+            it: with training.reuse_sampling_pass off, and in language modelling. Less memory, the same gradients.
     """
 
     lora_rank: Natural = 0
@@ -151,31 +148,31 @@ class DataOptions:
     """The text to learn from.
 
     Args:
-        source: `files` reads text and JSONL files into memory. The others stream shards from a directory or a hub
-            dataset: `openwebmath`, `c4`, or `stream` for any other. A shard holds JSON lines, plain or gzipped, or is
-            parquet, which needs `pip install 'quietstar[data]'`.
-        path: For `files` a text file (one document), a `.jsonl` file (one document per line), or a directory of both.
-            For streams a directory or file; or a hub dataset, which a revision and a place in it may follow
-            (`allenai/c4@main/en`). Null is the public home of `openwebmath` and `c4`.
-        shards: Streams: pattern of the shards' names below path (`**/train*`); null: the usual one of the source.
-        validation_path: Held-out text of the same kinds; of a stream it may end in a pattern, such as
-            `allenai/c4/en/c4-validation*`. Without it the end of the training text (of a stream: its beginning) is held
-            out.
-        validation_fraction: Share of the texts held out, at least one, when there is no validation_path. Of a stream
-            as many texts are held out as training.eval_batches asks for, unless this is 0.
+        source: Kind of the training text: `files` reads text and JSONL files into memory. The others stream shards from
+            a directory or a hub dataset: `openwebmath`, `c4`, or `stream` for any other. A shard holds JSON lines,
+            plain or gzipped, or is parquet, which needs `pip install 'quietstar[data]'`.
+        path: Place of the training text. For `files` a text file (one document), a `.jsonl` file (one document per
+            line), or a directory of both. For streams a directory or file; or a hub dataset, which a revision and a
+            place in it may follow (`allenai/c4@main/en`). Null is the public home of `openwebmath` and `c4`.
+        shards: Streams: pattern of the shards' names below path (`**/train*`). Null: the usual pattern of the source.
+        validation_path: Place of held-out text, of the same kinds as path; for a stream it may end in a pattern, such
+            as `allenai/c4/en/c4-validation*`. Null: the end of the training text is held out (of a stream: its
+            beginning).
+        validation_fraction: Share of the texts that is held out, at least one text, if there is no validation_path. A
+            stream holds out as many texts as training.eval_batches needs, unless this is 0.
         field: Field of a JSONL line, or column of a table, that holds the text.
-        length: Tokens per training text.
-        packing: How documents become texts: `joined` one after another, cut into texts of this length; `separate`, the
-            same, but nothing in a text or thought sees another document; `crop`, the released code's: of each document
-            a random piece of this length, shorter ones padded.
-        append_eos: Put the tokenizer's end-of-sequence token after each document.
-        shuffle_rows: Streams: rows are shuffled within windows of so many, which are held in memory, and shards among
-            themselves; 1 keeps everything in order.
-        workers: Threads that read and tokenise a stream ahead of the training; 0: none.
-        on_bad_row: What a row that cannot be used (broken JSON, a missing field, not UTF-8, too long, no text) does:
-            `stop` the run, or be `skip`ped with a message and counted.
-        max_bad_rows: A run that has skipped more rows than this stops.
-        max_row_bytes: Lines of JSON and texts of a table that are longer than this are bad rows.
+        length: Number of tokens per training text.
+        packing: How documents become texts: `joined`, one after another, cut into texts of this length; `separate`, the
+            same, but no token or thought sees another document; `crop`, the released code's: a random piece of this
+            length of each document, shorter ones padded.
+        append_eos: Whether the tokenizer's end-of-sequence token follows each document.
+        shuffle_rows: Streams: number of rows in the window, held in memory, within which rows are shuffled; shards are
+            shuffled too. 1 keeps everything in order.
+        workers: Number of threads that read and tokenise a stream ahead of the training; 0: none.
+        on_bad_row: Reaction to a row that cannot be used (broken JSON, a missing field, not UTF-8, too long, no text):
+            `stop` the run, or `skip` the row with a message and count it.
+        max_bad_rows: Number of skipped rows above which the run stops.
+        max_row_bytes: Largest row, in bytes; longer JSON lines and texts of a table are bad rows.
     """
 
     source: Literal["files", "stream", "openwebmath", "c4"] = "files"
@@ -196,56 +193,62 @@ class DataOptions:
 
 @dataclass
 class TrainingOptions:
-    """The training loop.
+    """The training loop: steps, learning rate, evaluation, checkpoints, faults.
 
     Args:
-        method: `quietstar`, or `language_modeling`: the plain next-token loss, as a control.
-        steps: Optimizer steps. A run can be resumed with more of them; its schedule then follows the new number.
+        method: Training objective: `quietstar`, or `language_modeling`: the plain next-token loss, as a control.
+        steps: Number of optimizer steps. A run can be resumed with more of them; the learning rate then follows the new
+            number.
         batch_size: Texts per optimizer step.
         micro_batch_size: Texts per forward and backward pass, to save memory; divides batch_size. Null: all at once.
         learning_rate: Peak learning rate of the base model.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
         schedule: Course of the learning rate after the warm-up.
-        final_learning_rate_fraction: Where `linear` and `cosine` end, as a fraction of the peak.
-        weight_decay: Decoupled weight decay of the matrices; norms, biases, START and END have none.
-        adam_beta1: Decay of AdamW's mean of the gradient.
-        adam_beta2: Decay of AdamW's mean of the squared gradient.
-        adam_epsilon: Added to AdamW's denominator.
-        optimizer: `adamw`, or `adamw_8bit`: its two moments in 8 bits, from bitsandbytes (`pip install
-            'quietstar[8bit]'`).
-        master_weights: Keep float32 copies of bfloat16 weights, which collect what is too small for bfloat16. Without
-            them most weights do not move at a learning rate of 1e-6.
-        max_grad_norm: The gradient of everything but START and END is scaled down to this norm.
-        thought_embedding_lr_multiplier: Learning rate of START and END, in learning rates of the base model.
-        thought_embedding_max_grad_norm: The gradient of START and END is scaled down to this norm of their own.
-        mixing_head_lr_multiplier: Learning rate of the mixing head, in learning rates of the base model.
-        reuse_sampling_pass: Let the pass that samples the thoughts be the forward pass of gradient checkpointing too:
-            the same gradients with less work. Turn it off to have the plain two-pass step.
-        eval_every: Evaluate on the held-out text after this many steps, and at the end; 0 never.
-        eval_batches: Batches of held-out text per evaluation.
-        save_every: Save a checkpoint after this many steps, and at the end; 0 only at the end.
-        keep_checkpoints: How many of the newest checkpoints stay on disk.
-        keep_best: Keep the checkpoint with the smallest evaluation loss too.
-        on_save_failure: What a checkpoint that cannot be written (a full disk) does: `stop` the run or let it
-            `continue`. Older checkpoints stay as they are.
-        on_non_finite: What NaN or infinity in a loss, a gradient or a thought's log-probability does, before the
-            weights change: `stop` the run, `skip` the step, or `rollback` to the newest checkpoint, which helps where
-            the machine has erred: a step that fails again is skipped. The batch is written to `non_finite/`.
-        max_non_finite: So many such steps one after another stop the run whatever the policy.
-        on_out_of_memory: `halve` micro_batch_size and do the step again, or `stop`.
+        final_learning_rate_fraction: Learning rate at the end of `linear` and `cosine`, as a fraction of the peak.
+        weight_decay: Decoupled weight decay of the weight matrices; norms, biases, START and END have none.
+        adam_beta1: Decay rate of AdamW's running mean of the gradient.
+        adam_beta2: Decay rate of AdamW's running mean of the squared gradient.
+        adam_epsilon: Number added to AdamW's denominator.
+        optimizer: Optimizer: `adamw`, or `adamw_8bit`, which keeps both moments in 8 bits, from bitsandbytes (`pip
+            install 'quietstar[8bit]'`).
+        master_weights: Whether float32 copies of bfloat16 weights are kept, which collect updates that are too small
+            for bfloat16. Without them most weights do not move at a learning rate of 1e-6.
+        max_grad_norm: Largest norm of the gradient of all weights but START and END; a larger gradient is scaled down
+            to it.
+        thought_embedding_lr_multiplier: Learning rate of START and END, in multiples of `learning_rate`.
+        thought_embedding_max_grad_norm: Largest norm of the gradient of START and END, clipped separately from the
+            other weights.
+        mixing_head_lr_multiplier: Learning rate of the mixing head, in multiples of `learning_rate`.
+        reuse_sampling_pass: Whether the pass that samples the thoughts is also the forward pass of gradient
+            checkpointing: the same gradients with less work. Turned off, the step has two plain passes.
+        eval_every: Steps between evaluations on the held-out text, with one more at the end; 0: no evaluation.
+        eval_batches: Number of batches of held-out text per evaluation.
+        save_every: Steps between checkpoints, with one more at the end; 0: only at the end.
+        keep_checkpoints: Number of newest checkpoints that stay on disk.
+        keep_best: Whether the checkpoint with the smallest evaluation loss stays on disk too.
+        on_save_failure: Reaction to a checkpoint that cannot be written (a full disk): `stop` the run or let it
+            `continue`. Older checkpoints stay unchanged.
+        on_non_finite: Reaction to NaN or infinity in a loss, a gradient or a thought's log-probability, before the
+            weights change: `stop` the run, `skip` the step, or `rollback` to the newest checkpoint, which helps after
+            an error of the machine: a step that fails again is skipped. The batch is written to `non_finite/`.
+        max_non_finite: Number of steps in a row with NaN or infinity that stops the run under every policy.
+        on_out_of_memory: Reaction to running out of memory: `halve` micro_batch_size and repeat the step, or `stop` the
+            run.
         log_every: Steps between two lines of metrics.
-        log_to: Besides metrics.jsonl: `tensorboard`, `wandb`, or both with a comma (`pip install 'quietstar[log]'`).
-        report: Write report.html at every evaluation and at the end.
+        log_to: Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, or both with a comma (`pip install
+            'quietstar[log]'`).
+        report: Whether report.html is written at every evaluation and at the end.
         seed: Seed of the data order and of the thoughts.
-        device: Device of the model.
-        threads: CPU threads; null leaves PyTorch's choice.
-        deterministic: Use only operations that give the same bits each time. On a CPU all of them do; on a GPU some
-            are slower.
-        resume: Continue from the newest checkpoint in output_dir where there is one. Turned off, a directory with
-            checkpoints is refused; the embedded default deletes what it has written there and starts over.
-        override: Resume although options, data or tokenizer have changed since; without it the differences are listed
-            and the run is refused.
-        allow_partial: Resume from a checkpoint that lacks everything but its weights, with a fresh optimizer.
+        device: Device to train on: `auto` (the first GPU, or the CPU if there is none), `cpu`, `cuda` or `cuda:N`.
+        threads: Number of CPU threads. Null: PyTorch's choice.
+        deterministic: Whether only operations that give the same bits each time are used. On a CPU all of them do; on a
+            GPU some are slower.
+        resume: Whether the run continues from the newest checkpoint in output_dir, if there is one. Turned off, a
+            directory with checkpoints is refused; the embedded default deletes the checkpoints it has written there and
+            starts again.
+        override: Whether a run is resumed although options, data or tokenizer have changed; without it the differences
+            are listed and the run is refused.
+        allow_partial: Whether a run is resumed from a checkpoint that holds the weights only, with a fresh optimizer.
     """
 
     method: Literal["quietstar", "language_modeling"] = "quietstar"
@@ -290,14 +293,15 @@ class TrainingOptions:
 
 @dataclass
 class TextbookOptions:
-    """Options of the embedded default, used with `preset: textbook` only.
+    """Options of the embedded default, which only `preset: textbook` uses.
 
     Args:
-        seeds: Number of seeds to run, counted from training.seed; the table shows their mean and spread.
-        operands: Numbers in a sum: one count such as `4`, or a range such as `3-5`.
-        useful_asides: Share of the textbook's bracketed asides that work the sum out; the others only repeat it.
-        pretraining_steps: Steps in which the character model reads the textbook, before any thinking.
-        controls: Also train the controls: without REINFORCE, pause tokens, and plain language modelling.
+        seeds: Number of seeds to run, counted from training.seed; the table shows the mean and spread over them.
+        operands: Count of numbers in a sum: one count such as `4`, or a range such as `3-5`.
+        useful_asides: Share of the textbook's bracketed asides that work the sum out; the others only repeat the sum.
+        pretraining_steps: Optimizer steps in which the character model reads the textbook, before any thinking.
+        controls: Whether the controls are trained too: without REINFORCE, with pause tokens, and by plain language
+            modelling.
     """
 
     seeds: Count = 1
@@ -312,14 +316,14 @@ class TrainConfig:
     """One training run.
 
     Args:
-        preset: Name of the set of values that this run started from; see `quietstar/config/presets.py`.
-        output_dir: Directory for everything that the run writes.
-        model: The base model and how it thinks.
-        finetuning: Which weights are trained.
-        data: The text to learn from.
-        objective: What is minimised.
-        training: The training loop.
-        textbook: The embedded default experiment.
+        preset: Name of the preset that the run starts from; its values are in `quietstar/config/presets.py`.
+        output_dir: Directory for all files that the run writes.
+        model: Base model and how it thinks.
+        finetuning: Weights to train: all, or low-rank adapters.
+        data: Text to train on.
+        objective: Training objective: a preset and overrides of single options.
+        training: Options of the training loop.
+        textbook: Options of the embedded default experiment.
     """
 
     preset: str = "textbook"
@@ -333,10 +337,10 @@ class TrainConfig:
 
 
 def logger_names(log_to: str) -> list[str]:
-    """The trackers that `training.log_to` asks for, in its order.
+    """Returns the trackers that `training.log_to` asks for, in the given order.
 
     Raises:
-        ConfigError: One is not in `LOGGERS`.
+        ConfigError: A name is not in `LOGGERS`.
     """
     names = list(dict.fromkeys(name.strip() for name in log_to.split(",") if name.strip()))
     if unknown := [name for name in names if name not in LOGGERS]:
@@ -348,8 +352,8 @@ def validate(config: TrainConfig, required: Collection[str] = INPUTS) -> TrainCo
     """Checks every value that can be checked without reading a model or a text.
 
     Args:
-        config: What to check.
-        required: Which of `INPUTS` have to be named already.
+        config: Configuration to check.
+        required: Those of `INPUTS` that have to be named already.
 
     Returns:
         The same object, so that it can be used in an expression.
@@ -379,11 +383,11 @@ def check_micro_batch(group: str, options: Any) -> None:
     """Refuses a micro-batch that does not divide the batch.
 
     Args:
-        group: Of the options.
-        options: With `batch_size` and `micro_batch_size`.
+        group: Name of the option group in the message, such as `training`.
+        options: Object with the fields `batch_size` and `micro_batch_size`.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: The micro-batch does not divide the batch.
     """
     if options.micro_batch_size is not None and options.batch_size % options.micro_batch_size:
         raise ConfigError(
@@ -393,7 +397,7 @@ def check_micro_batch(group: str, options: Any) -> None:
 
 
 def parse_operands(operands: str) -> range:
-    """Read "4" or "3-5".
+    """Reads a count such as "4" or a range such as "3-5".
 
     Raises:
         ConfigError: Anything else, or fewer than two operands.
@@ -411,10 +415,10 @@ def parse_operands(operands: str) -> range:
 
 
 def run_options(config: TrainConfig) -> dict[str, Any]:
-    """What a run trains and on what, by dotted key: it is another run if one of these changes.
+    """Returns the options that decide what a run trains and on what, by dotted key: another value is another run.
 
-    Without the options of the training loop, which the trainer compares itself, as it does the text; without where to
-    read and write texts; and without `model.backend`, which changes speed alone.
+    Left out are the options of the training loop and the text, which the trainer compares itself; where to read and
+    write texts; and `model.backend`, which changes speed alone.
     """
     names = ("model", "finetuning", "objective", "data")
     options = {name: asdict(getattr(config, name)) for name in names}

@@ -1,6 +1,7 @@
-"""Which variations of the embedded default a sweep compares: one option at a time, everything else as it is.
+"""The options of the embedded default's experiments: variations that a sweep compares, and the files of finished parts.
 
-Finished parts of the experiment, stored with the options that made them and reused with equal options only.
+A sweep changes one option at a time and leaves everything else as it is. Finished parts are stored with the options
+that made them, and reused with equal options only.
 """
 
 from __future__ import annotations
@@ -31,28 +32,28 @@ GRID = {
     "model.temperature": "0.7,1.0,1.4",
     "model.positions": "all,every:2,entropy:0.5",
 }
-"""Options that a sweep varies unless told otherwise, and their values."""
+"""Options that a sweep varies by default, and their values, separated by commas."""
 
 DEFAULT = "default"
 
 
 @dataclass
 class SweepConfig(TrainConfig):
-    """Trains the embedded default over several seeds, and once more for each other value of an option, all else equal.
+    """Trains the embedded default over several seeds, and again for each other value of an option, all else equal.
 
-    Writes results.md, results.json and sweep.svg. The same command goes on where it was stopped. Besides its own, the
-    command has the options of a training run, which hold for every variation.
+    Writes results.md, results.json and sweep.svg. The same command continues an interrupted sweep. Besides its own
+    option the command takes those of a training run; they apply to every variation.
 
     Args:
-        vary: Options to vary, as `NAME,NAME` for the values below or `NAME=VALUE,VALUE`, in one word or several; a name
-            is a dotted key or its last part. Without it, all of the options below.
+        vary: Options to vary: `NAME,NAME` with the values listed below, or `NAME=VALUE,VALUE`, in one word or several.
+            NAME is a dotted key or its last part. Empty: all options listed below.
     """
 
     vary: Words = ()
 
 
 OF_A_SWEEP = {"output_dir": "runs/sweep", "textbook.seeds": 3, "training.report": False}
-"""In place of the values of a training run."""
+"""Values of a sweep that replace those of a training run."""
 SWEEP = Command(
     "sweep",
     SweepConfig,
@@ -66,11 +67,12 @@ SWEEP = Command(
 
 @dataclass(frozen=True)
 class Arm:
-    """One variation.
+    """One variation of the embedded default.
 
     Args:
-        name: Names its directory; `DEFAULT` for the configuration that all others differ from in one option.
-        config: Its options.
+        name: Name of the variation and of its directory; `DEFAULT` for the configuration that every other arm differs
+            from in one option.
+        config: Training options of the variation.
     """
 
     name: str
@@ -82,8 +84,8 @@ class Ablation:
     """The arms that differ in one option.
 
     Args:
-        key: The option.
-        arms: By the option's value as text, in the order to show them; the default's value is among them.
+        key: Dotted key of the option that differs.
+        arms: Arms by the option's value as text, in the order to show them; the default's value is among them.
     """
 
     key: str
@@ -92,27 +94,27 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All arms.
+    """All variations of a sweep.
 
     Args:
-        default: The one that the others are compared with.
-        ablations: One for each option varied.
+        default: Arm that the others are compared with.
+        ablations: Arms of each varied option.
     """
 
     default: Arm
     ablations: list[Ablation]
 
     def arms(self) -> list[Arm]:
-        """Each arm once, the default first."""
+        """Returns each arm once, the default first."""
         every = [self.default, *(arm for ablation in self.ablations for arm in ablation.arms.values())]
         return list({arm.name: arm for arm in every}.values())
 
 
 def make_sweep(config: SweepConfig) -> Sweep:
-    """The sweep that a command line asks for.
+    """Returns the sweep that a command line asks for.
 
     Raises:
-        ConfigError: An unknown option, a value that cannot be used, or an option that changes nothing.
+        ConfigError: An option is unknown or changes nothing, or a value cannot be used.
     """
     default = Arm(DEFAULT, narrowed(TrainConfig, config))
     if config.preset != "textbook":
@@ -124,21 +126,21 @@ def make_sweep(config: SweepConfig) -> Sweep:
 
 
 def option_value(config: TrainConfig, key: str) -> Any:
-    """The value that holds for an option: for null in the objective, what its preset says."""
+    """Returns the effective value of an option: for null in the objective, the value of the objective's preset."""
     value = reduce(getattr, key.split("."), config)
     group, _, name = key.rpartition(".")
     return getattr(objective_of(config.objective), name) if group == "objective" and value is None else value
 
 
 def value_text(value: Any) -> str:
-    """A value as the command line takes it."""
+    """Returns a value in the form that the command line takes."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _read_vary(vary: Sequence[str]) -> dict[str, list[str]]:
-    """Texts of the values by dotted key."""
+    """Returns the texts of the values by dotted key."""
     wanted: dict[str, list[str]] = {}
     for word in vary or [",".join(GRID)]:
         names, equals, values = word.partition("=")
@@ -190,7 +192,7 @@ def _ablation(key: str, texts: Sequence[str], default: Arm) -> Ablation:
 
 
 def _decisive(config: TrainConfig) -> dict[str, Any]:
-    """What decides the measures of an arm, without the options that the experiment sets itself."""
+    """Returns the options that decide the measures of an arm, without those that the experiment itself sets."""
     return arm_options(of_seed(config, 0, Path(), Path()))
 
 
@@ -241,7 +243,7 @@ def write_finished(file: Path, values: Mapping[str, Any], options: Mapping[str, 
 
 
 def read_finished(file: Path, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what `write_finished` wrote, without the options; None where nothing is finished yet.
+    """Returns what `write_finished` wrote, without the options; None if nothing is finished yet.
 
     Raises:
         CheckpointError: The values were written with other options, or without any.

@@ -1,4 +1,4 @@
-"""Table, figure and thoughts of the embedded default."""
+"""The results of the embedded default: table, figure and thoughts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ARMS = {
 }
 
 DRAWN = {"quietstar": 1, "no_reinforce": 2, "pause": 3}
-"""Colours of the arms whose course is drawn."""
+"""Colours of the arms that the figure shows."""
 CURVES = "curves.svg"
 
 Measures = Mapping[str, Any]
 Results = Mapping[int, Mapping[str, Measures]]
-"""Measures of each arm, by seed."""
+"""Measures of each arm, by seed and name of the arm."""
 
 COLUMNS: dict[str, Callable[[Measures], float | None]] = {
     "answer NLL, no thought": lambda m: m["nll_base"],
@@ -46,10 +46,10 @@ COLUMNS: dict[str, Callable[[Measures], float | None]] = {
 
 
 def write_report(config: TrainConfig, results: Results, out: Path) -> str:
-    """Write `results.json`, `results.md` and `curves.svg`.
+    """Writes `results.json`, `results.md` and `curves.svg`.
 
     Returns:
-        The Markdown text.
+        The Markdown text, and the names of the files.
     """
     (out / "results.json").write_text(json.dumps(results, indent=1))
     (out / CURVES).write_text(draw_curves(results, out), encoding="utf-8")
@@ -59,7 +59,7 @@ def write_report(config: TrainConfig, results: Results, out: Path) -> str:
 
 
 def markdown(config: TrainConfig, results: Results) -> str:
-    """The tables and thoughts as Markdown."""
+    """Returns the tables and thoughts as Markdown."""
     seeds = list(results)
     first = results[seeds[0]]
     arms = [arm for arm in ARMS if arm in first]
@@ -124,18 +124,18 @@ def markdown(config: TrainConfig, results: Results) -> str:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Mean, and the standard error where there are several values."""
+    """Returns the mean as text, with the standard error if there are several values."""
     found = estimate([value for value in values if value is not None])
     error = "" if found.standard_error is None else f" ± {found.standard_error:.3f}"
     return f"{rounded(found.mean)}{error}"
 
 
 def draw_curves(results: Results, out: Path) -> str:
-    """The course of training as an SVG: a curve for each arm; of several seeds the mean, and from lowest to highest.
+    """Returns the course of training as an SVG: a curve for each arm; with several seeds their mean and their range.
 
     Args:
-        results: Whose seeds and arms are drawn.
-        out: The run's directory, which has their metrics.
+        results: Measures of the seeds and arms to draw.
+        out: Output directory of the experiment, which holds the metrics of all seeds.
     """
     curves = {
         arm: [read_metrics(out / f"seed-{seed}" / arm / METRICS, split="eval") for seed in results]
@@ -153,7 +153,7 @@ def draw_curves(results: Results, out: Path) -> str:
                 colour=DRAWN[arm],
             )
             for arm, seeds in curves.items()
-            if not (arm == "pause" and key == "correct_workings")  # whose thoughts have no content
+            if not (arm == "pause" and key == "correct_workings")  # pause thoughts have no content
         ]
 
     highest = max(float(one.y.max()) for key in ("nll_base", "nll_talk") for one in series(key))

@@ -1,8 +1,7 @@
-"""Table and figure of a sweep.
+"""Runs the arms of a sweep for every seed, and writes the sweep's table and figure.
 
-The figure of a sweep: what each option does to the answer.
-
-Runs every arm of a sweep for every seed: trained from the seed's character model, and measured like the default.
+First comes the table, then the figure, then `run_sweep`, which trains every arm from the seed's character model and
+measures it like the default.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from quietstar.runs.machine import environment
 from quietstar.statistics.intervals import CONFIDENCE, Estimate, estimate
 
 Results = Mapping[int, Mapping[str, Mapping[str, Any]]]
-"""Measures of each arm, by seed."""
+"""Measures of each arm, by seed and name of the arm."""
 
 MEASURES = {
     "answer NLL, with thought": "nll_talk",
@@ -48,15 +47,15 @@ FIGURE = "sweep.svg"
 
 
 def write_sweep_report(sweep: Sweep, results: Results, out: Path) -> str:
-    """Write `results.json`, `results.md` and `sweep.svg`.
+    """Writes `results.json`, `results.md` and `sweep.svg`.
 
     Args:
-        sweep: Its arms.
-        results: Of the seeds that are finished, at least one.
-        out: The directory.
+        sweep: Sweep with the arms to show.
+        results: Measures of the finished seeds, at least one seed.
+        out: Directory of the sweep.
 
     Returns:
-        The table.
+        The table as Markdown, and the names of the files.
     """
     write_json(out / "results.json", _as_json(sweep, results))
     panels = {
@@ -102,7 +101,7 @@ def _table(sweep: Sweep, results: Results) -> str:
 def _row(option: str, value: str, arm: Arm, results: Results) -> str:
     cells = [option, value]
     for key in MEASURES.values():
-        pause = key == "correct_workings" and arm.config.model.thinking == "pause"  # whose thoughts have no content
+        pause = key == "correct_workings" and arm.config.model.thinking == "pause"  # pause thoughts have no content
         cells.append("-" if pause else str(_estimate(arm, results, key)))
     cells.append("-" if arm.name == DEFAULT else str(_difference(arm, results)))
     cells.append(f"{_estimate(arm, results, 'seconds').mean:.0f}")
@@ -142,7 +141,7 @@ def _as_json(sweep: Sweep, results: Results) -> dict[str, Any]:
 
 
 def _facts() -> str:
-    """Command, versions and hardware, as a list."""
+    """Returns command, versions and hardware as a Markdown list."""
     found = environment()
     git = found["git"]
     commit = "none" if git is None else git["commit"][:7] + (", with changes" if git["dirty"] else "")
@@ -161,10 +160,10 @@ def _facts() -> str:
 
 
 Panel = Mapping[str, Sequence[float]]
-"""Answer NLL with thought of each seed, by the option's value."""
+"""Answer NLL with thought of each seed, in nats, by the option's value."""
 
 VARIED, STANDARD = 1, 2
-"""Colours of values and of the default's."""
+"""Colours of the varied values and of the default value."""
 MOST_COLUMNS = 3
 LOG_FROM = 4.0
 """Ratio of the largest to the smallest NLL from which the axis is logarithmic."""
@@ -172,11 +171,11 @@ SMALLEST = 1e-6
 
 
 def draw_sweep(panels: Mapping[str, Panel], defaults: Mapping[str, str]) -> str:
-    """One chart per option as an SVG: the mean of each value with its interval, and a point for each seed.
+    """Returns one chart per option as an SVG: the mean of each value with its interval, and a point for each seed.
 
     Args:
-        panels: By the option's dotted key.
-        defaults: The default's value of each option.
+        panels: Answer NLLs to draw, by dotted key of the option.
+        defaults: Default value of each option as text, by dotted key.
     """
     chance = math.log(7)
     scale = _scale([chance, *(nll for panel in panels.values() for nlls in panel.values() for nll in nlls)])
@@ -198,27 +197,28 @@ def draw_sweep(panels: Mapping[str, Panel], defaults: Mapping[str, str]) -> str:
 
 
 def _scale(nlls: Sequence[float]) -> Scale:
-    """An axis with all seeds. Intervals may be cut off: of a few seeds that disagree one can be wider than any NLL."""
+    """Returns an axis that holds all seeds. It may cut intervals: with few seeds that disagree they can exceed any
+    NLL.
+    """
     low, high = max(min(nlls), SMALLEST), max(nlls)
     if high / low <= LOG_FROM:
         margin = 0.02 + 0.3 * (high - low)
         return linear_scale(max(0.0, low - margin), high + margin)
-    low, high = low / 1.3, high * 1.3  # or what works, and how well, would lie in one place
+    low, high = low / 1.3, high * 1.3  # linear, all small NLLs would lie in one place
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
     ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     return Scale(low, high, tuple(tick for tick in ticks if low <= tick <= high), log=True)
 
 
 def run_sweep(sweep: Sweep) -> None:
-    """Runs the arms that are not finished, prints the table, and writes it with the figure to the default's
-    `output_dir`.
+    """Runs the unfinished arms, prints the table, and writes table and figure to the default's `output_dir`.
 
-    The character model of a seed is made once and shared by its arms; the report is written after each seed. With
-    `training.resume` off, what the arms of this sweep have written there is deleted first.
+    The character model of a seed is made once and shared by the seed's arms; the report is written after each seed.
+    With `training.resume` off, files that the arms of this sweep wrote there are deleted first.
 
     Raises:
         ConfigError: The directory cannot be written to, or another sweep runs in it.
-        CheckpointError: Something there was made with other options; then nothing has been changed.
+        CheckpointError: A file there was made with other options; then nothing has been changed.
     """
     started = time.monotonic()
     config = sweep.default.config
@@ -244,9 +244,7 @@ def run_sweep(sweep: Sweep) -> None:
 
 
 def _of_arm(arm: Arm, sweep: Sweep, seed: int) -> TrainConfig:
-    """Returns the options of an arm for one seed; it shares the seed's character model unless it needs a different
-    one.
-    """
+    """Returns the options of an arm for one seed; arms share the seed's character model unless they need another."""
     directory = seed_directory(Path(sweep.default.config.output_dir), seed)
     own = base_options(arm.config) != base_options(sweep.default.config)
     base = (directory / arm.name if own else directory) / BASE

@@ -1,4 +1,4 @@
-"""What the `evaluate` command does: refuses what it can without torch, measures, and writes the report."""
+"""The `evaluate` command: refuses what it can without torch, measures, and writes the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 VIEWED_TOKENS = 2000
-"""Of the text, on the page of thoughts."""
+"""Largest number of tokens of the text on the page of thoughts."""
 
 
 def evaluate_checkpoint(settings: Settings) -> None:
@@ -33,7 +33,7 @@ def evaluate_checkpoint(settings: Settings) -> None:
     inputs = prepare(settings)
     checkpoint = Path(checkpoint_directory(settings.checkpoint))
     from quietstar.evaluation.item_store import so_far
-    from quietstar.evaluation.run import evaluate, report  # after all that can be refused before torch comes
+    from quietstar.evaluation.run import evaluate, report  # after everything that can be refused without torch
     from quietstar.evaluation.subject import context_of
     from quietstar.inference.loading import load_thinking
     from quietstar.inference.viewed_thoughts import write_view
@@ -61,13 +61,15 @@ def evaluate_checkpoint(settings: Settings) -> None:
                     model, tokenizer, inputs.text, settings.output_dir / THOUGHTS, progress=progress, **options
                 )
             write_whole(page, evaluation_page(content, viewer.name))
-        except Exception as error:  # whatever it is, the evaluation itself is done
+        except Exception as error:  # of any kind: the evaluation itself is complete
             print(f"{THOUGHTS}: could not be made: {error}", file=sys.stderr)
     print(f"\nwrote {settings.output_dir / 'evaluation.json'} and {page.name}")
 
 
 def _view_options(model: QuietStarForCausalLM, settings: Settings, trained: int | None) -> dict[str, Any]:
-    """Of the page of thoughts: as they are evaluated, in windows as long as there is room for."""
+    """Returns options of the page of thoughts: thoughts as in the evaluation, in windows as long as the context
+    allows.
+    """
     config = model.config
     context = getattr(model.base.config, "max_position_embeddings", None) or UNBOUNDED
     window = min(max(settings.length or USUAL_LENGTH, 2 * config.lookahead + 2), context - config.stream_length)

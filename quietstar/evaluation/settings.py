@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do, and what it reads before a model is loaded."""
+"""The options of an evaluation, their checks, and the data that is read before a model is loaded."""
 
 from __future__ import annotations
 
@@ -30,33 +30,34 @@ TASKS = ("gsm8k", "commonsenseqa")
 
 USUAL_LENGTH = 256
 UNBOUNDED = 1 << 30
-"""The context of a model that states none."""
+"""Context, in tokens, of a model that does not state one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(CheckpointOptions):
     """Measures a model with thinking on and off on the same items.
 
-    The same command goes on with an evaluation that was killed.
+    The same command continues an interrupted evaluation.
 
     Args:
-        output_dir: Directory for the results, in which a killed evaluation is gone on with.
-        tasks: Tasks with commas: some of gsm8k, commonsenseqa.
+        output_dir: Directory for the results; an interrupted evaluation in it is continued.
+        tasks: Tasks, separated by commas: gsm8k, commonsenseqa.
         data: Directory with a folder for each task, or with one task's files, or one task's file. Null: each task's
             public home.
-        metrics: Measures of the tasks with commas: `soft` (the paper's accuracy), `exact` (greedy answers), `cot`
-            (votes over chains of thought).
-        problems: Held-out problems of each task, drawn by `seed`. Null: all.
-        think: When the model thinks while it generates, as in `quietstar.generate`; the other side never thinks.
-        text: Held-out text file, for the NLL and the page of thoughts.
-        text_tokens: Tokens of the text at most, from the beginning.
-        length: Tokens of a window of the text, within which each is predicted from those before it. Null: as many as
-            the texts that the model was trained on, or where that is unknown 256, and at most what the context holds.
-        lm_eval: lm-eval tasks with commas, or YAML files that define one.
-        votes: Chains of thought of a problem.
+        metrics: Measures of the tasks, separated by commas: `soft` (the paper's accuracy), `exact` (greedy answers),
+            `cot` (votes over chains of thought).
+        problems: Number of held-out problems per task, drawn at random with `seed`. Null: all.
+        think: Rule that says when the model thinks while it generates, as in `quietstar.generate`; the other side of
+            the comparison never thinks.
+        text: Held-out text file, for the NLL and for the page of thoughts. Null: none.
+        text_tokens: Largest number of tokens to read from the beginning of the text.
+        length: Number of tokens in a window of the text; each token is predicted from those before it in its window.
+            Null: the length of the model's training texts, or 256 if that is unknown, and never more than the context.
+        lm_eval: lm-eval tasks, separated by commas, by name or as YAML files that define one.
+        votes: Number of chains of thought per problem, for `cot`.
         temperature: Sampling temperature of the chains of thought.
-        max_new_tokens: Tokens of a generated answer or chain of thought at most.
-        batch_size: Texts at once.
+        max_new_tokens: Longest generated answer or chain of thought, in tokens.
+        batch_size: Texts per forward pass.
         seed: Seed of the drawn problems, the sampled chains of thought and the bootstrap.
     """
 
@@ -78,11 +79,11 @@ class Settings(CheckpointOptions):
     seed: Natural = 0
 
     def with_length(self, trained: int | None, context: int) -> Settings:
-        """The same with a length.
+        """Returns the settings with a length: their own, or the default for a model.
 
         Args:
-            trained: Tokens of the model's training texts, where they are known.
-            context: Tokens that a text may have.
+            trained: Number of tokens in the model's training texts; None if unknown.
+            context: Largest number of tokens that the model can read.
         """
         if self.length is not None:
             return self
@@ -104,14 +105,14 @@ def _known(option: str, names: Sequence[str], known: Sequence[str]) -> None:
 
 
 def check_settings(settings: Settings, for_use: bool = True) -> None:
-    """Refuses what cannot be done.
+    """Refuses settings that cannot be evaluated with.
 
     Args:
-        settings: What to check.
-        for_use: Whether there has to be something to do.
+        settings: Settings to check.
+        for_use: Whether at least one thing to evaluate has to be named.
 
     Raises:
-        ConfigError: naming the option.
+        ConfigError: A setting cannot be used; the message names the option.
     """
     _known("tasks", settings.tasks, TASKS)
     _known("metrics", settings.metrics, METRICS)
@@ -130,12 +131,12 @@ EVALUATE = Command("evaluate", Settings, check=check_settings, argument="checkpo
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is read before a model is loaded.
+    """The data that an evaluation reads before a model is loaded.
 
     Args:
-        problems: Of each task, those that are asked.
-        total: Of each task, how many held-out problems there are.
-        text: Of `--text`.
+        problems: Answer format and problems to ask, for each task.
+        total: Number of all held-out problems, for each task.
+        text: Content of the file `--text`; None without one.
     """
 
     problems: Sequence[tuple[AnswerFormat, list[Problem]]]
@@ -144,7 +145,7 @@ class Inputs:
 
 
 def prepare(settings: Settings) -> Inputs:
-    """Reads the data, and checks what can be checked without a model.
+    """Reads the data, and checks everything that can be checked without a model.
 
     Raises:
         ConfigError: An option cannot be used, or a package is missing.
@@ -163,7 +164,7 @@ def prepare(settings: Settings) -> Inputs:
 
 
 def check_lm_eval(names: Sequence[str]) -> None:
-    """Refuses tasks that cannot be run.
+    """Refuses lm-eval tasks that cannot be run.
 
     Raises:
         ConfigError: lm-eval is not installed, or a file of a task cannot be read.
@@ -176,15 +177,15 @@ def check_lm_eval(names: Sequence[str]) -> None:
 
 
 def is_task_file(name: str) -> bool:
-    """Whether a name of `--lm_eval` is the file of a task."""
+    """Returns whether a name in `--lm_eval` is the file of a task."""
     return name.endswith((".yaml", ".yml"))
 
 
 def read_task(name: str) -> dict[str, Any]:
-    """The definition of a task in a file.
+    """Reads the definition of an lm-eval task from a file.
 
     Raises:
-        ConfigError: It cannot be read, or defines none.
+        ConfigError: The file cannot be read, or does not define a task.
     """
     try:
         content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
@@ -198,7 +199,7 @@ def read_task(name: str) -> dict[str, Any]:
 
 
 def drawn(problems: Sequence[Problem], count: int | None, seed: int) -> Iterator[Problem]:
-    """So many problems by `seed`, in the order of the data; a smaller number draws some of the same ones."""
+    """Draws `count` problems by `seed`, in the order of the data; a smaller count draws a subset of them."""
     order = list(range(len(problems)))
     random.Random(seed).shuffle(order)
     yield from (problems[place] for place in sorted(order[:count]))

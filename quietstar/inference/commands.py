@@ -1,8 +1,7 @@
-"""What `quietstar.generate` does: completions of prompts as text, as JSON, or with their thoughts.
+"""The commands `generate`, `view` and `gate`: the options of each, then the function that does its work.
 
-What `quietstar.view` does: the page of a text, and the report of the run that it belongs to again.
-
-What `quietstar.gate` does: fits a thinking gate to a text, and writes the model with it.
+`generate` completes prompts as text, as JSON, or with thoughts. `view` writes the page of a text, and the report of
+the run that the model comes from again. `gate` fits a thinking gate to a text, and writes the model with the gate.
 """
 
 from __future__ import annotations
@@ -44,16 +43,15 @@ if TYPE_CHECKING:
 class GenerateOptions(CompletionOptions, CheckpointOptions):
     """Continues texts, with a thought before each new token.
 
-    What was added goes to standard output, and how fast it was and at what share of the tokens it thought to standard
-    error.
+    The new text goes to standard output; the speed and the share of tokens with a thought go to standard error.
 
     Args:
         prompt: Text to continue; may be given several times.
-        prompts: File of prompts: .txt with one a line, or .jsonl with a field prompt.
-        seed: Seed of whatever is drawn; by default another one each time, which is reported.
-        show_thoughts: Print each token with the thought before it and its weight.
-        stream: Show the text of the only prompt as it comes.
-        json: Print a JSON line for each completion.
+        prompts: File of prompts: .txt with one prompt per line, or .jsonl with the field prompt.
+        seed: Seed of the sampled tokens and thoughts. By default a new one each time, which is printed.
+        show_thoughts: Whether each new token is printed with the thought before it and the mixing weight.
+        stream: Whether the text is shown while it is generated; for a single prompt.
+        json: Whether a JSON line is printed for each completion.
     """
 
     prompt: tuple[str, ...] = ()
@@ -68,10 +66,10 @@ GENERATE = Command("generate", GenerateOptions, argument="checkpoint")
 
 
 def generate(options: GenerateOptions) -> None:
-    """Completes the prompts and prints what was added, batch by batch.
+    """Completes the prompts and prints the new text, batch by batch.
 
     Raises:
-        ConfigError: An option cannot be used, or there is no model that thinks.
+        ConfigError: An option cannot be used, or the model does not exist or cannot think.
         DataError: A prompt cannot be used.
         CheckpointError: The checkpoint is damaged.
     """
@@ -81,7 +79,7 @@ def generate(options: GenerateOptions) -> None:
         got = "--json" if options.json else f"{len(prompts) * options.samples} completions"
         raise ConfigError(f"stream: got it with {got}; needs one prompt, one sample and plain text")
     directory = checkpoint_directory(options.checkpoint)
-    from transformers import TextStreamer  # after all that can be refused before torch comes
+    from transformers import TextStreamer  # after everything that can be refused without torch
 
     from quietstar.inference.completing import complete
     from quietstar.inference.loading import load_thinking
@@ -118,7 +116,7 @@ def _as_json(completion: CompletedPrompt, tokenizer: Any, with_thoughts: bool) -
 
 
 def _table(completion: CompletedPrompt, tokenizer: Any) -> list[str]:
-    """A line for each thought: the token it came before, its mixing weight, its text."""
+    """Returns a line for each thought: the token that follows it, the mixing weight, the text of the thought."""
     lines = ["weight  token <- thought"]
     for token, thoughts in zip(completion.tokens, completion.thoughts, strict=True):
         shown = repr(tokenizer.decode([token]))
@@ -133,13 +131,14 @@ def _table(completion: CompletedPrompt, tokenizer: Any) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewCommandOptions(ViewOptions, CheckpointOptions):
-    """Writes one HTML page that shows, token by token, what a model thinks about a text and what that gains.
+    """Writes one HTML page that shows, token by token, the thoughts of a model about a text and their gains.
 
-    The data are written as JSON beside it.
+    The data is written as JSON beside the page.
 
     Args:
         text: Text file in UTF-8; `-` is standard input.
-        out: File of the page. Null: thoughts.html in the directory of the checkpoint's run, or else in this one.
+        out: HTML file of the page. Null: thoughts.html in the directory of the checkpoint's run, or in the current
+            directory if there is none.
     """
 
     text: str
@@ -150,10 +149,10 @@ VIEW = Command("view", ViewCommandOptions, argument="checkpoint")
 
 
 def view(options: ViewCommandOptions) -> None:
-    """Writes the page, and the report of the run that it belongs to again.
+    """Writes the page of thoughts, and rewrites the report of the run that the checkpoint belongs to.
 
     Raises:
-        ConfigError: An option is out of range, or there is no model that thinks.
+        ConfigError: An option is out of range, or the model does not exist or cannot think.
         DataError: The text cannot be used.
         CheckpointError: The checkpoint is damaged.
     """
@@ -166,7 +165,7 @@ def view(options: ViewCommandOptions) -> None:
         kind = "a directory" if out.is_dir() else "the name of the data"
         raise ConfigError(f"out: {out} is {kind}, needs the name of a page, e.g. {out.with_name(THOUGHTS)}")
     make_output_dir(out.parent, "out")
-    from quietstar.inference.loading import load_thinking  # torch comes with it, after all that can be refused before
+    from quietstar.inference.loading import load_thinking  # after everything that can be refused without torch
     from quietstar.inference.viewed_thoughts import thoughts_of
     from quietstar.reporting.viewer import write_page
 
@@ -183,7 +182,7 @@ def view(options: ViewCommandOptions) -> None:
         content = thoughts_of(model, tokenizer, text, options, progress)
     if content["text"]["cut"]:
         name, shown = options.text_name, len(content["text"]["tokens"])
-        print(f"{name}: goes on; only its first {shown} tokens are shown (--tokens)", file=sys.stderr)
+        print(f"{name}: the text continues; only its first {shown} tokens are shown (--tokens)", file=sys.stderr)
     print(write_page(content, out))
     if run is not None and out.resolve() == (run / THOUGHTS).resolve():
         print(write_any_report(run))
@@ -191,23 +190,23 @@ def view(options: ViewCommandOptions) -> None:
 
 USUAL_LENGTH = 256
 LENGTH = at_least(2)
-"""Tokens, the second of which is predicted."""
+"""Bound of a text's length in tokens: the first token predicts the second."""
 REPORT = "gate.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateOptions(FitOptions, CheckpointOptions):
-    """Fits a thinking gate, which predicts from the text alone what a thought will gain, and writes the model with it.
+    """Fits a thinking gate, which predicts from the text alone the gain of a thought, and writes the model with it.
 
-    The result is a directory for from_pretrained, with the tokenizer and gate.json, the printed table. Adapters are
-    merged into the base. generate(think="learned>x") then thinks where more than x nats are predicted.
+    The result is a directory for from_pretrained, with the tokenizer and gate.json, which holds the printed table.
+    Adapters are merged into the base. generate(think="learned>x") then thinks where the gate predicts more than x nats.
 
     Args:
-        text: Text like that to come: a .txt or .jsonl file, or a directory of them.
-        out: Directory of the model with its gate; must not exist yet.
+        text: Text like the text to be generated: a .txt or .jsonl file, or a directory of such files.
+        out: Directory for the model with its gate; must not exist yet.
         field: Field of a JSONL line that holds the text.
-        length: Tokens of each text. Null: as in the checkpoint's training run, or else 256.
-        max_tokens: Tokens of the text to use, from the beginning.
+        length: Number of tokens per text. Null: as in the checkpoint's training run, or 256 without one.
+        max_tokens: Largest number of tokens to use, from the beginning of the text.
     """
 
     text: str
@@ -221,7 +220,7 @@ GATE = Command("gate", GateOptions, argument="checkpoint")
 
 
 def write_gate(options: GateOptions) -> None:
-    """Fits, prints the table and writes the model; a directory that is there is whole.
+    """Fits the gate, prints the table and writes the model; a directory that exists is complete.
 
     Raises:
         ConfigError: An option cannot be used.
@@ -235,7 +234,7 @@ def write_gate(options: GateOptions) -> None:
         _check_length(options.length, options.max_tokens)
     document_files(options.text, "text")
     directory = checkpoint_directory(options.checkpoint)
-    from quietstar.inference.gate import fit_gate  # after all that can be refused before torch comes
+    from quietstar.inference.gate import fit_gate  # after everything that can be refused without torch
     from quietstar.inference.loading import load_thinking
 
     model, tokenizer = load_thinking(directory, device=options.device, dtype=options.dtype, tokenizer=options.tokenizer)
@@ -282,7 +281,7 @@ def _show_tenths() -> Callable[[int, int], None]:
 
 
 def _save(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, report: GateReport, out: Path) -> None:
-    """Under another name first, so that nobody takes half a model for a whole one."""
+    """Writes the model under another name first, so that an incomplete directory is never taken for a model."""
     from safetensors import SafetensorError
 
     new = out.with_name(f".{out.name}.{os.getpid()}.new")

@@ -1,4 +1,8 @@
-"""Ways to think with a gate: which one to take, and what each is worth against other ways to think as often."""
+"""The choice of when to think with a gate: candidates, the one to take, and the worth of each.
+
+`ways_to_think` lists the candidates, `choose_way` takes one, `measure_choices` compares each with other ways to think
+equally often, and `GateReport` says what came out.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +20,34 @@ from quietstar.statistics.intervals import bootstrap_intervals
 Array = NDArray[np.float64]
 
 SHARES = (0.05, 0.1, 0.2, 0.5)
-"""Of the tokens: there is a threshold for about each of these,"""
+"""Shares of the tokens to think at; one candidate threshold is set for about each of them."""
 THRESHOLDS = (0.0, 0.01, 0.1)
-"""and these, in nats."""
+"""Further candidate thresholds, in nats."""
 NEARLY_ALL = 0.95
-"""Of the largest gain of any choice: what the one that is taken keeps at least."""
+"""Share of the largest gain of any candidate that the chosen one has to keep."""
 BEYOND = 1e9
-"""Nats that no prediction comes to."""
+"""Threshold in nats that no predicted gain reaches."""
 DRAWS = 20
-"""Random choices of positions that the control is the mean of."""
+"""Number of random choices of positions; the control is the mean over them."""
 FEWEST_TEXTS = 6
-"""For an interval: where all of n texts gain, so does every resample of them, and noise does that once in 2^n."""
-
+"""Smallest number of texts for an interval: if all of n texts gain, so does every resample of them, and noise does that
+once in 2^n."""
 
 LEAST_GAIN = 1e-3
-"""Nats per token. Neighbouring texts are alike, so an interval over them is a little too narrow; and less than this is
-not worth a thought."""
+"""Smallest gain that counts, in nats per token. Neighbouring texts are alike, so an interval over them is a little too
+narrow; and less than this is not worth a thought."""
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How `fit_gate` fits.
+    """Options of `fit_gate`.
 
     Args:
-        positions: Where to look at gains.
-        held_out: Share of the texts that the table is measured on.
-        seed: Seed of the split into fitted and held-out texts.
-        batch_size: Texts at once.
+        positions: Positions to measure gains at: `all`; `every:N`, every N-th position; `entropy:K`, the K positions of
+            a text whose next token the model without thought is least sure of (K below 1 is a fraction of the text).
+        held_out: Share of the texts that is held out; the table is measured on them.
+        seed: Seed of the random split into fitted and held-out texts.
+        batch_size: Texts per forward pass.
     """
 
     positions: Positions = "all"
@@ -53,20 +58,23 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Choice:
-    """Thinking at some of the held-out tokens, and what others gain that choose as many. Gains are means over all
-    held-out tokens, in nats, of log p(token) against never thinking.
+    """The gain of thinking at some of the held-out tokens, and of other ways that think at equally many.
+
+    A gain is the mean over all held-out tokens of log p(token), in nats, minus the mean without any thought.
 
     Args:
-        think: As `generate` takes it.
-        share: Of the tokens, thought at.
-        nll: Mean NLL of all tokens.
-        gain: Of this choice.
-        low: Where the 95 % bootstrap interval of `gain` over texts begins; None with too few texts.
-        high: Where it ends.
-        entropy_gain: Of as many tokens where the prediction without thought is least sure.
-        entropy_threshold: The entropy in nats above which these are; None where that is all of them.
-        random_gain: Of as many tokens drawn at random, the mean of several draws.
-        best_gain: Of the tokens that gain most, which nobody knows before their next token.
+        think: Rule of when to think, in the form that `generate` takes.
+        share: Share of the held-out tokens that have a thought.
+        nll: Mean NLL of all held-out tokens, in nats.
+        gain: Gain of this choice, in nats per token.
+        low: Lower end of the 95 % bootstrap interval of `gain` over texts; None with too few texts.
+        high: Upper end of the 95 % bootstrap interval of `gain` over texts; None with too few texts.
+        entropy_gain: Gain of thinking at equally many tokens where the entropy of the prediction without thought is
+            largest.
+        entropy_threshold: Entropy, in nats, above which these tokens lie; None if they are all tokens or none.
+        random_gain: Gain of thinking at equally many random tokens, the mean of several draws.
+        best_gain: Gain of thinking at the equally many tokens that gain most, which are known only after their next
+            token.
     """
 
     think: str
@@ -82,15 +90,17 @@ class Choice:
 
     @property
     def surely_gains(self) -> bool:
-        """Whether there is an interval and all of it is above `LEAST_GAIN`."""
+        """Whether there is an interval that lies above `LEAST_GAIN` as a whole."""
         return self.low is not None and self.low > LEAST_GAIN
 
 
 def ways_to_think(predicted: Array) -> dict[str, float]:
-    """never, always, and the gate at falling thresholds: what `generate` takes, and the threshold in nats.
+    """Returns never, always, and the gate at falling thresholds: the rule as `generate` takes it, and its threshold in
+    nats.
 
     Args:
-        predicted: [n] gains in nats, of which about each of `SHARES` is above a threshold of three digits.
+        predicted: Predicted gains, [n], in nats; about each of `SHARES` of them lies above one threshold, rounded to
+            three digits.
     """
     at_shares = [float(f"{np.quantile(predicted, 1 - share):.3g}") for share in SHARES]
     falling = sorted({*at_shares, *THRESHOLDS}, reverse=True)
@@ -98,14 +108,14 @@ def ways_to_think(predicted: Array) -> dict[str, float]:
 
 
 def choose_way(predicted: Array, gain: Array, ways: Mapping[str, float]) -> str:
-    """The way that thinks least of those that keep nearly all that can be kept; never, where nothing can.
+    """Returns the way that thinks least among those that keep nearly all of the gain; never, if there is no gain.
 
-    It is the best of several, so what it gains here is no measure of it: that takes other texts.
+    It is the best of several, so its gain on these texts is not a measure of its worth: that needs other texts.
 
     Args:
-        predicted: [n] gains in nats, by fits that did not see these tokens.
-        gain: [n] true ones.
-        ways: Of `ways_to_think`.
+        predicted: Predicted gains, [n], in nats, by fits that did not see these tokens.
+        gain: True gains, [n], in nats.
+        ways: Thresholds by rule, from `ways_to_think`.
     """
     gains = {think: float(gain[predicted > threshold].sum()) for think, threshold in ways.items()}
     most = max(gains.values())
@@ -122,16 +132,16 @@ def measure_choices(
     ways: Mapping[str, float],
     seed: int,
 ) -> tuple[Choice, ...]:
-    """What each way is worth.
+    """Returns the gain of each way to think, and of its controls.
 
     Args:
-        predicted: [n] gains in nats that the gate predicts, as are the others of the same tokens.
-        gain: The true ones.
-        entropy: Of the prediction without thought.
-        base_nll: Without thought.
-        text: The text of each token, any numbers.
-        ways: Of `ways_to_think`.
-        seed: Of the random choices and the resampled texts.
+        predicted: Gains that the gate predicts, [n], in nats.
+        gain: True gains of the same tokens, [n], in nats.
+        entropy: Entropy of the prediction without thought, [n], in nats.
+        base_nll: NLL of each token without thought, [n], in nats.
+        text: Number of the text that each token belongs to, [n]; any integers.
+        ways: Thresholds by rule, from `ways_to_think`.
+        seed: Seed of the random choices and of the resampled texts.
     """
     count, rng = len(gain), np.random.default_rng(seed)
     shuffles = [rng.permutation(count) for _ in range(DRAWS)]
@@ -159,7 +169,9 @@ def measure_choices(
 
 
 def _intervals(gains: Array, text: NDArray[np.int64], seed: int) -> list[tuple[float | None, float | None]]:
-    """Of the means of [choices, tokens], drawn by text: the tokens of one are not independent."""
+    """Returns intervals of the means of [choices, tokens], resampled by text: tokens of one text are not
+    independent.
+    """
     names, place = np.unique(text, return_inverse=True)
     if len(names) < FEWEST_TEXTS:
         return [(None, None)] * len(gains)
@@ -169,20 +181,20 @@ def _intervals(gains: Array, text: NDArray[np.int64], seed: int) -> list[tuple[f
 
 @dataclass(frozen=True)
 class GateReport:
-    """How well a gate predicts gains, and what it keeps of them. All of it is measured on held-out texts.
+    """How well a gate predicts gains, and how much gain it keeps, all measured on held-out texts.
 
     Args:
-        fitted_texts: Texts that it was fitted to.
-        fitted_tokens: Their tokens.
-        texts: Held-out texts.
-        tokens: Their tokens.
-        ridge: Strength that cross-validation on the fitted texts chose.
+        fitted_texts: Number of texts that the gate was fitted to.
+        fitted_tokens: Number of tokens in the fitted texts.
+        texts: Number of held-out texts.
+        tokens: Number of tokens in the held-out texts.
+        ridge: Ridge penalty that cross-validation on the fitted texts chose.
         r_squared: 1 - squared error / variance of the gains; below 0 the mean would have been the better prediction.
-        base_nll: Mean NLL without thoughts, nats.
-        talk_nll: Mean NLL with a thought at every token.
-        choices: never, always, and the gate's at falling thresholds.
-        chosen: That of `choices` which cross-validation on the fitted texts chose: the fewest thoughts of those that
-            keep nearly all of what can be gained.
+        base_nll: Mean NLL without thoughts, in nats per token.
+        talk_nll: Mean NLL with a thought at every token, in nats per token.
+        choices: Measured choices: never, always, and the gate at falling thresholds.
+        chosen: Rule among `choices` that cross-validation on the fitted texts chose: the fewest thoughts that keep
+            nearly all of the gain.
     """
 
     fitted_texts: int
@@ -198,29 +210,29 @@ class GateReport:
 
     @property
     def mean_gain(self) -> float:
-        """Of thinking at every token, nats per token."""
+        """Gain of thinking at every token, in nats per token."""
         return self.base_nll - self.talk_nll
 
     @property
     def advised(self) -> Choice:
-        """The chosen one if it surely gains: if the 95 % bootstrap interval of its gain, over the held-out texts, lies
-        above `LEAST_GAIN`. Otherwise never: the best of several choices gains a little by chance alone."""
+        """The chosen one if its gain is sure: if the 95 % bootstrap interval over the held-out texts lies above
+        `LEAST_GAIN`. Otherwise never: the best of several choices gains a little by chance alone."""
         never, chosen = self._choice("never"), self._choice(self.chosen)
         return chosen if chosen.surely_gains else never
 
     @property
     def threshold(self) -> float:
-        """Of the advised choice, in nats; beyond all predictions where that is never or always."""
+        """Threshold of the advised choice, in nats; beyond all predictions if that is never or always."""
         beyond = {"never": BEYOND, "always": -BEYOND}
         think = self.advised.think
         return beyond[think] if think in beyond else float(think.removeprefix("learned>"))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the report as plain JSON values."""
         return {"format": 1, "advised": self.advised.think, "mean_gain": self.mean_gain, **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
-        """The table, in Markdown, between what it is of and what it advises."""
+        """The table in Markdown, with a line before it on the texts and a line after it with the advice."""
         head = (
             f"{self.tokens} tokens of {self.texts} held-out texts; fitted to {self.fitted_tokens} of "
             f"{self.fitted_texts}, ridge {self.ridge:g}. A thought at every token gains {self.mean_gain:.4f} nats per "
@@ -243,7 +255,7 @@ class GateReport:
         return "\n".join([head, *lines, f"\n{self._advice()}"])
 
     def kept(self, gain: float) -> str:
-        """A gain as a share of that of thinking everywhere; in nats where that gains nothing."""
+        """Returns a gain as a share of the gain of thinking everywhere; in nats if that gains nothing."""
         return f"{gain / self.mean_gain:.1%}" if self.mean_gain > 0 else f"{gain:+.4f} nats"
 
     def _advice(self) -> str:

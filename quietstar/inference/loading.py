@@ -43,14 +43,14 @@ def load_thinking(
     (`banned_token_ids`).
 
     Args:
-        path: Model directory or hub name; the directory of a training run, from which the newest complete checkpoint is
-            taken; a checkpoint with adapters; or a checkpoint that the code of the paper's authors has written.
+        path: Model directory or hub name; the directory of a training run, whose newest complete checkpoint is taken; a
+            checkpoint with adapters; or a checkpoint written by the code of the paper's authors.
         device: Device of the model: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: Dtype of the weights, such as `torch.bfloat16` or its name; by default as saved.
+        dtype: Type of the weights, such as `torch.bfloat16` or its name; None: the type they are saved in.
         tokenizer: Directory or hub name of the tokenizer, for a model that is saved without one.
 
     Raises:
-        ConfigError: There is no such model or tokenizer, or it is a plain model, which cannot think.
+        ConfigError: The model or tokenizer does not exist, or the model is a plain one, which cannot think.
         CheckpointError: Files of the model are damaged.
     """
     place = resolve_device(device, "device")
@@ -85,7 +85,7 @@ def load_thinking(
 def _authors_snapshot(name: str) -> str:
     """Returns the local copy of a hub repository of the paper's authors; every other directory or name unchanged.
 
-    Their weights have names that transformers does not know: it would load the base alone.
+    The weights there have names that transformers does not know: it would load the base alone.
     """
     if Path(name).exists():
         return name
@@ -120,14 +120,14 @@ def load_finetuned(
     base: str | os.PathLike[str] | PreTrainedModel | None = None,
     merge: bool = False,
 ) -> QuietStarForCausalLM:
-    """Load a model with adapters: its base, the adapters on it, START, END and the mixing head.
+    """Loads a model with adapters: its base, the adapters on it, START, END and the mixing head.
 
     Args:
         directory: Directory that `save_finetuned`, or a training run with `finetuning.lora_rank`, wrote.
-        base: Base model: a path, or a plain or thinking model, which is changed in place. None loads it from where it
-            was in training.
+        base: Base model: a path, or a plain or thinking model, which is changed in place. None loads the base that the
+            training used, from its recorded path.
         merge: Whether to add the adapters to the base's weights. The result has no adapters, and `save_pretrained`
-            writes all of its weights.
+            writes all weights.
 
     Returns:
         The model in evaluation mode. Without `merge` the base is frozen, so that training can continue.

@@ -1,4 +1,4 @@
-"""What is to be completed, and how: prompts from arguments and files, and the options of completions."""
+"""Prompts from arguments and files, and the options of their completion."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ class Prompt:
             if not isinstance(tokenizer.bos_token_id, int):
                 raise DataError(
                     f"{self.place}: is empty, and the tokenizer has no beginning-of-sequence token to start from; "
-                    "needs a token at least"
+                    "needs at least one token"
                 )
             return [tokenizer.bos_token_id]
         for token in tokens:
             if token in banned:
                 raise DataError(
-                    f"{self.place}: has {tokenizer.convert_ids_to_tokens(token)!r} in it, token {token}, which is kept "
-                    "for thoughts; take it out"
+                    f"{self.place}: contains {tokenizer.convert_ids_to_tokens(token)!r}, token {token}, which is kept "
+                    "for thoughts; remove it"
                 )
         return tokens
 
 
 def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
-    """The prompts that the arguments `prompt` or `prompts` give.
+    """Returns the prompts that the argument `prompt` or `prompts` gives.
 
     Args:
         texts: Values of the argument `prompt`.
@@ -74,7 +74,7 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
 
     Raises:
         ConfigError: Both arguments are missing, both are given, or the file cannot be read.
-        DataError: A line of the file holds no prompt; the message has file:line.
+        DataError: A line of the file does not hold a prompt; the message names file:line.
     """
     if bool(texts) == (file is not None):
         got = "missing" if file is None else "got it together with prompts"
@@ -84,7 +84,7 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
         return [Prompt(text, name.format(number)) for number, text in enumerate(texts, start=1)]
     path = Path(str(file))
     if path.suffix not in (".txt", ".jsonl"):
-        raise ConfigError(f"prompts: got {path}, needs a .txt file (a prompt a line) or .jsonl (field {FIELD!r})")
+        raise ConfigError(f"prompts: got {path}, needs a .txt file (one prompt per line) or .jsonl (field {FIELD!r})")
     try:
         lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
     except OSError as error:
@@ -92,7 +92,7 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
     if not lines[-1]:
         lines.pop()
     if not lines:
-        raise DataError(f"{path}: is empty, needs a prompt at least")
+        raise DataError(f"{path}: is empty, needs at least one prompt")
     read = _text_of_object if path.suffix == ".jsonl" else _text_of_line
     return [read(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
@@ -117,22 +117,22 @@ def _text_of_object(line: bytes, place: str) -> Prompt:
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """How to complete; what has the name of an argument of `generate` is that argument.
+    """Options of completing prompts; an option with the name of an argument of `generate` is that argument.
 
     Args:
-        max_new_tokens: New tokens of a completion at most.
-        think: Where to think: `always`, `never`, `entropy>x` (x in nats), `every:n`, `learned` or `learned>x` (x in
-            nats).
-        thoughts_per_token: Thoughts before each token, K.
-        thought_temperature: Sampling temperature of the thoughts; 0 is greedy. Null: 0 for one thought, the model's for
-            several.
-        temperature: Sampling temperature of the text; 0 takes the likeliest token.
-        top_k: Number of the likeliest tokens to draw from. Null: all.
-        top_p: Probability of the likeliest tokens to draw from. Null: all.
-        seed: Seed of whatever is drawn.
-        samples: Completions of each prompt.
-        batch_size: Prompts at once.
-        stop: Texts that end a completion with the token that completes one of them; may be given several times.
+        max_new_tokens: Largest number of new tokens per completion.
+        think: Rule that says where to think: `always`, `never`, `entropy>x` (x in nats), `every:n`, `learned` or
+            `learned>x` (x in nats).
+        thoughts_per_token: Number of thoughts (K) before each token.
+        thought_temperature: Sampling temperature of the thoughts; 0 takes the most probable token. Null: 0 for one
+            thought, the model's for several.
+        temperature: Sampling temperature of the text; 0 takes the most probable token.
+        top_k: Number of most probable tokens to sample from. Null: all.
+        top_p: Total probability of the most probable tokens to sample from. Null: all tokens.
+        seed: Seed of the sampled tokens and thoughts.
+        samples: Number of completions per prompt.
+        batch_size: Prompts completed at once.
+        stop: Texts that end a completion, with the token in which the text ends; may be given several times.
     """
 
     max_new_tokens: Count = 64
@@ -154,12 +154,12 @@ class CompletionOptions:
             for name, default in (("top_k", None), ("top_p", None), ("samples", 1)):
                 if getattr(self, name) != default:
                     raise ConfigError(
-                        f"{name}: got {getattr(self, name)} at temperature 0, where always the likeliest token is "
-                        "taken; needs a temperature above 0"
+                        f"{name}: got {getattr(self, name)} at temperature 0, which always takes the most probable "
+                        "token; needs a temperature above 0"
                     )
 
     @property
     def draws(self) -> bool:
-        """Whether anything depends on the seed."""
+        """Whether the completions depend on the seed."""
         thoughts = self.thought_temperature if self.thoughts_per_token == 1 else 1
         return self.temperature > 0 or (bool(thoughts) and self.think != "never")

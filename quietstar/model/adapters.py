@@ -5,8 +5,8 @@ replaying an adapted layer is a layer with a few more parameters. Trained are th
 head.
 
 A checkpoint holds everything that was trained and the name of the base, but not the base's weights: `config.json` and
-`generation_config.json`; `thoughts.safetensors` with START, END, the mixing head and the thinking gate where there is
-one; and `adapter/` with the adapters as peft writes them, so that peft too can put them on the plain base.
+`generation_config.json`; `thoughts.safetensors` with START, END, the mixing head and, if there is one, the thinking
+gate; and `adapter/` with the adapters as peft writes them, so that peft too can put them on the plain base.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def inject(model: ThinkingModel, rank: int, alpha: float, layers: list[str], bas
         model: Thinking model, which is changed in place.
         rank, alpha: Rank of the adapters, and numerator of the factor alpha / rank that scales them.
         layers: Names, or ends of names, of layers in the base.
-        base_path: Path or hub name of the base's weights, to be saved with the adapters; None where there is none.
+        base_path: Path or hub name of the base's weights, to be saved with the adapters; None if there is none.
 
     Raises:
         ConfigError: peft is not installed.
@@ -145,7 +145,7 @@ def inject(model: ThinkingModel, rank: int, alpha: float, layers: list[str], bas
         ) from error
     options = LoraConfig(
         r=rank,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]  # any number will do
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]  # any number works
         target_modules=layers,
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear_layers(model).values()),
@@ -174,7 +174,7 @@ def merge_adapters(model: ThinkingModel) -> None:
         setattr(model.base.get_submodule(parent), attribute, layer.get_base_layer())
     if adapted:
         del model.base.peft_config
-    model.config.name_or_path = model.base.config.name_or_path = ""  # its weights are no longer those of a file
+    model.config.name_or_path = model.base.config.name_or_path = ""  # no file holds the merged weights
     model.requires_grad_(True)
 
 
@@ -249,7 +249,7 @@ def save_finetuned(
 
     Args:
         model: Thinking model with adapters.
-        directory: Directory to write to, made where it does not exist.
+        directory: Directory to write to; made if it does not exist.
         tensors: Copies of what `trained_state` returns, written instead of the model's present tensors.
     """
     directory = Path(directory)
@@ -305,7 +305,7 @@ def assemble(
 ) -> ModelT:
     """Load a model with adapters as an instance of `model_class`.
 
-    The other arguments and the errors are those of `quietstar.model.modeling.load_finetuned`.
+    The other arguments and the errors are those of `quietstar.inference.loading.load_finetuned`.
     """
     directory = Path(directory)
     options = _read_options(directory)

@@ -27,8 +27,8 @@ LOW_PRECISION_TOLERANCE = 3e-2
 """Largest accepted difference of hidden states, relative to their largest value. A dropped argument changes them by a
 tenth or more; a wrong scale changes them by less, which only the tolerance of float32 detects."""
 LOW_PRECISION_GRADIENT = 0.25
-"""The same for gradients, whose rounding adds up over the layers; a lost or doubled gradient is wrong by half or more.
-"""
+"""Largest accepted relative difference of gradients in low precision, where rounding adds up over the layers; a lost or
+doubled gradient is wrong by half or more."""
 PROBING = threading.RLock()
 """Held during a probe, which changes the model's attention for a moment, so that threads do not use it meanwhile."""
 
@@ -37,7 +37,7 @@ def probe_once(model: ThinkingModel) -> None:
     """Probes a model once, as soon as it has weights.
 
     Raises:
-        UnsupportedBackboneError: The probe has failed; see `probe_backbone`.
+        UnsupportedBackboneError: The probe has failed, as `probe_backbone` describes.
     """
     if model.probed or any(parameter.is_meta for parameter in model.parameters()):
         return

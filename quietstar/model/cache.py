@@ -1,8 +1,8 @@
-"""A KV cache with memory for tokens to come, so that a new token is written without copying all others.
+"""The state of a call of `generate` with thoughts.
 
-The state of a call of `generate` with thoughts: `Thinking` is what was asked for, `ThinkingRecord` what was done.
-
-`ThinkingCache` holds the keys and values of the texts between two predictions, and the random stream of each row.
+`PreallocatedLayer` is a layer of a KV cache with memory for tokens to come, so that a new token is written without
+copying all others. `Thinking` is what was asked for, `ThinkingRecord` what was done. `ThinkingCache` holds the keys and
+values of the texts between two predictions, and the random stream of each row.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PreallocatedLayer(DynamicLayer):
         Args:
             key, value: New keys and values, [len(rows), Hkv, n, D].
             rows: Indices of the rows in the batch, int64; None: all rows.
-            batch: Number of rows of the batch, where `rows` is given.
+            batch: Number of rows of the batch, used if `rows` is given.
         """
         if not self.is_initialized:
             self.lazy_initialization(key, value)
@@ -102,7 +102,7 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def preallocated_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
-    """Returns the cache that a model's configuration asks for, with preallocated layers where there is no window."""
+    """Returns the cache that a model's configuration asks for, with preallocated layers for those without a window."""
     cache = DynamicCache(config=config)
     cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -152,7 +152,7 @@ class ThinkingRecord:
         predictions: Number of next-token predictions, in all rows that were still running.
         thought_at: Number of predictions with thoughts.
         seconds: Wall time of the call, in seconds.
-        thoughts: Thoughts before each new token, None where no row thought; empty unless they were asked for.
+        thoughts: Thoughts before each new token, None if no row thought; empty unless they were asked for.
     """
 
     predictions: int = 0
@@ -182,13 +182,13 @@ class Thinking:
     """How `generate` was asked to think.
 
     Args:
-        when: Rule for the tokens that are thought about.
-        thoughts_per_token: Number K of thoughts before each token.
+        when: Rule that says which tokens are thought about.
+        thoughts_per_token: Number of thoughts (K) before each token.
         temperature: Sampling temperature of thoughts; 0 takes the most probable tokens.
-        seeds: Seeds of the thoughts, and of the text where `draw_text` is set: one for each prompt, or one for all.
+        seeds: Seeds of the thoughts, and of the text if `draw_text` is set: one for each prompt, or one for all.
         draw_text: Whether to draw the text from the rows' own random streams.
         keep_thoughts: Whether to keep the thoughts in `record`.
-        scores: Scores that each token was drawn from, [B, V] for each token, where they are asked for.
+        scores: Scores that each token was drawn from, [B, V] for each token; empty unless they were asked for.
         record: Counts and thoughts of the call so far.
     """
 
@@ -213,8 +213,8 @@ class ThinkingCache(Cache):
 
     Attributes:
         text_length: Number of tokens stored for each row, left padding included.
-        start: First token of each text, int64 [B]; None where no row is padded.
-        ids: Token ids that are stored, int64 [B, text_length]; None where nothing is.
+        start: First token of each text, int64 [B]; None if no row is padded.
+        ids: Token ids that are stored, int64 [B, text_length]; None if nothing is stored.
         finished: Rows that have ended in this call, bool [B]; None before the call's rows are known.
     """
 

@@ -1,6 +1,7 @@
-"""What the engine needs of a base model: its output head, a supported family, and no dropout.
+"""The parts of a thinking model, and what the engine needs of its base model.
 
-The parts of a thinking model: base, START and END, mixing head and gate, and a pass through the base's decoder.
+First come the base's output head, the families that are refused and the removal of dropout; then `ThinkingModel`: base,
+START and END, mixing head and gate, and a pass through the base's decoder.
 """
 
 from __future__ import annotations
@@ -136,16 +137,16 @@ LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "opt", "biogpt")
 
 
 class ThinkingModel(PreTrainedModel):
-    """A base model and the parts added to it for thinking: what passes over thought streams use.
+    """A base model and the parts added to it for thinking, which passes over thought streams use.
 
     `QuietStarForCausalLM` is the class for users; it thinks, predicts and generates with these parts.
 
     Args:
-        config: Configuration of the thinking model, with that of the base as `text_config`.
+        config: Configuration of the thinking model; its `text_config` is that of the base.
         base: Loaded base model; None builds one from `text_config` with fresh weights.
 
     Raises:
-        UnsupportedBackboneError: The base would be silently wrong; the message names its family and the reason.
+        UnsupportedBackboneError: Thoughts on this base would be silently wrong; the message names family and reason.
     """
 
     config: QuietStarConfig
@@ -258,7 +259,7 @@ class ThinkingModel(PreTrainedModel):
                     f"input_ids: a thought would reach position {last}, "
                     f"the base has {limit} learned positions; use a shorter text"
                 )
-        # transformers passes a 4-D mask on as it is: it neither builds one nor takes the streams' repeated positions
+        # transformers passes a 4-D mask on unchanged: it neither builds one nor takes the streams' repeated positions
         # for packed sequences. Thought attention does not read it.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
         output = self.decoder(

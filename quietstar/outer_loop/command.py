@@ -1,4 +1,4 @@
-"""What `quietstar.star`, `vstar` and `compare` do: first all that can be refused without torch."""
+"""The commands `star`, `vstar` and `compare`; everything that can be refused without torch is refused first."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from quietstar.reporting.loop_report import print_table
 
 
 def run_loop(config: OuterLoopConfig, with_verifier: bool) -> None:
-    """A run with its table and page; of STaR's embedded default its controls too.
+    """Runs STaR or V-STaR, prints its table and writes its page; STaR's embedded default runs its controls too.
 
     Args:
-        config: A validated configuration.
-        with_verifier: V-STaR.
+        config: Validated configuration of the run.
+        with_verifier: Whether a verifier is trained, as in V-STaR.
     """
     started = time.monotonic()
     load_problems(config, with_verifier)
-    set_up(config.training.threads)  # torch comes here, after all that can be refused before
+    set_up(config.training.threads)  # imports torch, after everything that can be refused without it
     if config.dry_run:
         from quietstar.outer_loop.run import describe
 
@@ -43,14 +43,14 @@ def run_loop(config: OuterLoopConfig, with_verifier: bool) -> None:
 
 
 def compare(config: CompareConfig, of_presets: Mapping[str, CompareConfig]) -> None:
-    """Runs each preset in a directory of its own, and draws them together.
+    """Runs each preset in its own directory, and writes one page that compares them.
 
     Args:
-        config: With the directory of all.
-        of_presets: The options of each, by name.
+        config: Options of the comparison, with the directory that all runs share.
+        of_presets: Options of each run, by name of its preset.
 
     Raises:
-        ConfigError, DataError: For what is wrong with an option, the problems, or the path of the model.
+        ConfigError, DataError: An option, the problems or the path of the model cannot be used.
     """
     if len(of_presets) < len(config.presets) or not of_presets:
         raise ConfigError(f"presets: got {', '.join(config.presets) or 'none'}, needs at least one, and each once")

@@ -1,7 +1,4 @@
-"""What a run of STaR or V-STaR reads before it loads a model.
-
-Which runs a comparison is made of.
-"""
+"""The inputs of STaR and V-STaR that are read before a model is loaded, and the runs that a comparison consists of."""
 
 from __future__ import annotations
 
@@ -18,14 +15,14 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 def load_problems(config: OuterLoopConfig, with_verifier: bool) -> Task:
-    """The task of a run, whose problems have been read. Nothing of this needs torch.
+    """Returns the task of a run after reading its problems. Nothing here needs torch.
 
     Args:
-        config: A validated configuration.
-        with_verifier: V-STaR.
+        config: Validated configuration of the run.
+        with_verifier: Whether a verifier is trained, as in V-STaR.
 
     Raises:
-        ConfigError, DataError: For what is wrong with the problems, an option, or the path of the model.
+        ConfigError, DataError: The problems, an option or the path of the model cannot be used.
     """
     task = load_task(config.task, config.problems)
     for split in SPLITS:
@@ -45,8 +42,8 @@ class ComparedRun:
     """One of several runs that are compared.
 
     Args:
-        config: Its options.
-        with_verifier: Whether it trains a verifier.
+        config: Configuration of the run.
+        with_verifier: Whether the run trains a verifier, as in V-STaR.
     """
 
     config: OuterLoopConfig
@@ -54,12 +51,13 @@ class ComparedRun:
 
 
 def at_budget(config: OuterLoopConfig, budget: int) -> OuterLoopConfig:
-    """The same run with `budget` completions of each training problem in all of its iterations, as V-STaR's baselines.
+    """Returns the run with `budget` completions per training problem over all iterations, like V-STaR's baselines.
 
-    Greedy loops stay as they are: a second greedy completion is the first. The page counts what each has sampled.
+    Greedy loops are returned unchanged: a second greedy completion equals the first. The page counts the completions
+    that each run has sampled.
 
     Raises:
-        ConfigError: It is less than one completion in each iteration.
+        ConfigError: The budget is less than one completion per iteration.
     """
     iterations = config.loop.iterations
     if config.sampling.temperature == 0 or iterations == 0:
@@ -72,11 +70,13 @@ def at_budget(config: OuterLoopConfig, budget: int) -> OuterLoopConfig:
 
 
 def star_with_controls(config: OuterLoopConfig) -> dict[str, ComparedRun]:
-    """The embedded default of STaR and its controls: no rationalisation; and answers without rationales, fine-tuned on
-    for as many steps as the last iteration takes.
+    """Returns the embedded default of STaR and its controls, by name.
+
+    The controls are the same loop without rationalisation, and fine-tuning on answers without rationales for as many
+    steps as the last iteration takes.
 
     Args:
-        config: With the base model that all start from.
+        config: Configuration with the base model that all runs start from.
     """
     last = fine_tuning_steps(max(1, config.loop.iterations), config.loop, 1, 1)
     direct = replace(config.loop, iterations=0, supervised_start=True, supervised_steps=last, rationalize=False)

@@ -1,8 +1,7 @@
 """Runs a whole outer loop: its directory, its phases, its report.
 
-`describe` prints what a run would do, before anything is done.
-
-Runs several outer loops to compare them: each in its own directory, and one report on all.
+`run_outer_loop` runs one loop, `describe` prints what it would do, and `run_compared` runs several loops and writes one
+report that compares them.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ from quietstar.tasks.registry import load_task
 
 
 def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, Any]:
-    """Runs STaR, or V-STaR with its verifier, and continues where its output directory has been left.
+    """Runs STaR, or V-STaR with its verifier; a run that was interrupted continues in its output directory.
 
-    Writes `config.yaml`, `environment.json`, `events.jsonl`, `samples.jsonl` (see `SampleStore`), `iteration-NN/` with
+    Writes `config.yaml`, `environment.json`, `events.jsonl`, `samples.jsonl` (a `SampleStore`), `iteration-NN/` with
     a manifest for each phase, `kept.jsonl`, `train/` and `model/`, then `verifiers/`, `summary.json` and `report.html`.
 
     Args:
@@ -62,7 +61,7 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
 
     Raises:
         ConfigError, DataError: The model, the problems or an option cannot be used.
-        CheckpointError: The directory holds a run of other options, or something damaged.
+        CheckpointError: The directory holds a run with other options, or a damaged file.
         Interrupted: A signal has stopped the run; the same command continues it.
     """
     task = load_problems(config, with_verifier)
@@ -126,7 +125,7 @@ def _stopped_by_signals() -> Iterator[None]:
     try:
         yield
     except Interrupted:
-        tell("stopped; the same command goes on from here")
+        tell("stopped; the same command continues from here")
         raise
     finally:
         for number, handler in before.items():
@@ -154,7 +153,7 @@ def describe(config: OuterLoopConfig) -> None:
             f"with {config.sampling.max_new_tokens} new tokens the longest text has "
             f"{lengths[-1] + config.sampling.max_new_tokens}"
         )
-    for title, hint in (("a prompt", False), ("the same with the hint", True)):
+    for title, hint in (("a prompt", False), ("the same prompt with the hint", True)):
         print(f"{title}:\n{json.dumps(task.prompt(train[0], hint), ensure_ascii=False)}")
 
 
@@ -164,7 +163,7 @@ def run_compared(arms: Mapping[str, ComparedRun], out: Path, budget: int | None 
     Args:
         arms: Outer loops to compare, by name.
         out: Directory of the comparison.
-        budget: Completions of each training problem to compare at; None for the largest number that all arms have.
+        budget: Number of completions per training problem to compare at; None: the largest number that all arms have.
     """
     make_output_dir(out)
     with RunLock(out):

@@ -1,4 +1,4 @@
-"""What a run has come to: one row for each iteration, and warnings. Made from manifests and the store alone."""
+"""The summary of a run: a row for each iteration, and warnings, made from manifests and the sample store alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from quietstar.statistics.ranking import compare_step_counts
 
 
 def summarise_run(loop: OuterLoop) -> dict[str, Any]:
-    """Everything that a report shows, plain JSON values.
+    """Returns everything that a report shows, as plain JSON values.
 
     Args:
-        loop: Whose iterations are done, or some of them.
+        loop: Outer loop of which some or all iterations are finished.
 
     Returns:
-        `task`, `iterations` (see `_row`) and `warnings`.
+        The fields `task`, `iterations` (one `_row` each) and `warnings`.
     """
     done = [i for i in range(loop.config.loop.iterations + 1) if i == 0 or loop.phases.outputs(i, "train")]
     rows = [_row(loop, iteration) for iteration in done]
@@ -36,11 +36,11 @@ def summarise_run(loop: OuterLoop) -> dict[str, Any]:
 
 
 def _row(loop: OuterLoop, iteration: int) -> dict[str, Any]:
-    """What one iteration did.
+    """Returns the results of one iteration.
 
-    `sampled` and `rationalized`: what `summarise` says of these samples. `built`: what was kept. `trained`: steps and
-    hashes. `held_out`: greedy accuracy with `low` and `high` of its interval, and `by_group`. `distinct`: different
-    right solutions of a problem. `step_counts`: against human ones.
+    `sampled` and `rationalized`: summaries of these samples. `built`: completions that were kept. `trained`: steps and
+    hashes. `held_out`: greedy accuracy, `low` and `high` of its interval, and `by_group`. `distinct`: number of
+    different right solutions per problem. `step_counts`: numbers of steps compared with human solutions.
     """
     row: dict[str, Any] = {"iteration": iteration}
     for name, phase in (
@@ -78,14 +78,14 @@ def _step_counts(loop: OuterLoop, kept: Sequence[Kept]) -> dict[str, Any] | None
 
 
 def _shares(loop: OuterLoop, samples: Sequence[Sample]) -> list[float]:
-    """Share of right samples of each held-out problem, in their order."""
+    """Returns the share of right samples for each held-out problem, in the order of the problems."""
     right = _by_problem(samples)
     return [sum(right[problem.id]) / len(right[problem.id]) for problem in loop.test_problems]
 
 
 def _warnings(loop: OuterLoop, done: Sequence[int], rows: Sequence[dict[str, Any]]) -> list[str]:
     found = []
-    # what an iteration samples comes from the model of the one before
+    # an iteration samples from the model of the iteration before
     sampled = [row for row in rows[1:] if "sampled" in row]
     if sampled and all("held_out" in row for row in rows):
         falls = held_out_falls(
@@ -104,14 +104,14 @@ def _warnings(loop: OuterLoop, done: Sequence[int], rows: Sequence[dict[str, Any
                     "reached sampling.max_new_tokens"
                 )
             if part.get("failures"):
-                found.append(f"iteration {iteration}: {part['failures']} answer checks did not come to an end")
+                found.append(f"iteration {iteration}: {part['failures']} answer checks did not finish")
     return found
 
 
 def _coverage(loop: OuterLoop, iterations: Sequence[int]) -> list[str]:
-    """Whether fewer problems are solved at all while single samples get better, on problems that all iterations had.
+    """Warns of fewer problems with any right sample while single samples improve, on problems that all iterations drew.
 
-    Models are counted from 0, the one that the first iteration samples from.
+    Models are counted from 0, the model that the first iteration samples from.
     """
     k = loop.config.sampling.samples
     if k < 2 or len(iterations) < 2:
@@ -134,4 +134,4 @@ def _by_problem(samples: Sequence[Sample]) -> dict[str, list[bool]]:
 
 
 TRUNCATED = 0.1
-"""Share of completions that are cut off above which it is worth a warning."""
+"""Share of truncated completions above which there is a warning."""

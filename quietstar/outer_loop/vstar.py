@@ -1,4 +1,4 @@
-"""V-STaR (arXiv 2402.06457, Algorithm 1): a verifier from what was right and what was wrong, and what it is worth.
+"""V-STaR (arXiv 2402.06457, Algorithm 1): a verifier trained on right and wrong completions, and its measurement.
 
 The iterations are those of `star.py`; the verifier is trained once, on the samples of all of them.
 """
@@ -37,13 +37,15 @@ NAMES = {
     SFT: {"sum": "SFT generator (sum)", "mean": "SFT generator (mean)"},
     FINAL: {"sum": "final generator (sum)", "mean": "final generator (mean)"},
 }
-"""What tables call the scores that are measured, by model and score. A `ratio` is the log-ratio to the SFT generator,
-the verifier's reference."""
+"""Names of the measured scores in tables, by model and score. A `ratio` is the log-ratio to the SFT generator, the
+verifier's reference."""
 MAIN = next(iter(KINDS))
 
 
 def labelled_completions(loop: OuterLoop) -> list[Labelled]:
-    """D_VER: the samples of all iterations with their labels, and the human solutions as right ones (section 3.1)."""
+    """Returns D_VER: the samples of all iterations with their labels, and human solutions as right ones (section
+    3.1).
+    """
     prompts = {problem.id: loop.task.prompt(problem) for problem in loop.train_problems}
     human = [
         Labelled(one.problem, one.prompt, one.completion, True) for one in demonstrations(loop.task) if one.problem
@@ -65,11 +67,11 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
     """Trains the verifier, and with `verifier.baselines` the models that it is compared with.
 
     Args:
-        loop: Whose iterations are done.
-        sft: G_SFT: what each of them starts from, and DPO's reference.
+        loop: Outer loop with finished iterations.
+        sft: SFT generator (G_SFT): initialisation of every verifier, and the reference of DPO.
 
     Returns:
-        Their directories by kind, of `KINDS` the first one or all.
+        Directory of each verifier by kind: the first kind of `KINDS`, or all of them.
 
     Raises:
         DataError: No problem has a right and a wrong completion.
@@ -110,17 +112,17 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
 
 
 def verifier_training(options: TrainingOptions) -> TrainingOptions:
-    """The options of a generator's training, as far as they hold for a verifier's; the others are `verifier.*`."""
+    """Returns the generators' training options that also hold for verifiers; the others are `verifier.*`."""
     return replace(options, report=False, log_to="")
 
 
 def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping[str, Path]) -> dict[str, Any]:
-    """pass@k, votes and Best-of-k on candidates for the held-out problems, ranked by each score.
+    """Measures pass@k, votes and Best-of-k on candidates for the held-out problems, ranked by each score.
 
     Args:
-        loop: Whose iterations are done.
-        generators: Of `OuterLoop.run`.
-        verifiers: Directories by kind; without any, pass@k and votes alone.
+        loop: Outer loop with finished iterations.
+        generators: Generators that `OuterLoop.run` returned.
+        verifiers: Directories of the verifiers by kind; empty: pass@k and votes only.
 
     Returns:
         `CandidateTable.to_json`, with the name of the score that is compared with the others as `compared`.
@@ -167,20 +169,20 @@ def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping
 
 
 def _calibration(problems: Sequence[Candidates]) -> dict[str, Any]:
-    """How far scores that are probabilities are what they say; empty without any."""
+    """Returns the calibration of those scores that are probabilities; empty if there are none."""
     names = [kind.names[kind.scores[0]] for kind in KINDS.values() if kind.probabilities]
     right = [correct for problem in problems for correct in problem.correct]
     found = {}
     for name in names:
         if all(name in problem.scores for problem in problems):
-            # one that is trained with the mean squared error may leave 0..1
+            # a model trained with the mean squared error may leave 0..1
             said = [min(1.0, max(0.0, value)) for problem in problems for value in problem.scores[name]]
             found[name] = asdict(calibration(said, right))
     return found
 
 
 def candidates_of(samples: Sequence[Sample], scores: Mapping[tuple[str, int], Mapping[str, float]]) -> list[Candidates]:
-    """The candidates of each problem with their scores."""
+    """Returns the candidates of each problem with their scores."""
     by_problem: dict[str, list[Sample]] = {}
     for sample in samples:
         by_problem.setdefault(sample.place.problem, []).append(sample)
@@ -238,6 +240,6 @@ def _read_scores(file: Path, sha256: str) -> dict[tuple[str, int], dict[str, flo
     except (OSError, UnicodeDecodeError):
         lines = []
     if key_of({"lines": lines}) != sha256:
-        raise CheckpointError(f"{file}: is not what the run wrote; delete score.json beside it, to make it again")
+        raise CheckpointError(f"{file}: is not what the run wrote; delete score.json beside it to compute it again")
     rows = [json.loads(line) for line in lines]
     return {(row["problem"], row["index"]): row["scores"] for row in rows}

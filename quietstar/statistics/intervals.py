@@ -1,9 +1,8 @@
-"""Percentile bootstrap intervals: how reliable a mean over problems is.
+"""Intervals that say how reliable a mean is: percentile bootstrap intervals, and Student's t interval.
 
-Intervals over single problems come first, then the checks of arguments that all measures share, then `block_intervals`
-for things that depend on each other within blocks, such as the tokens of a window.
-
-A mean and how far it can be trusted: Student's t interval of a few independent values.
+Bootstrap intervals over single problems come first, then the checks of arguments that all measures share, then
+`block_intervals` for values that depend on each other within blocks, such as the tokens of a window, and last the mean
+of a few independent values with Student's t interval.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Array = NDArray[np.float64]
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 BLOCK = 1 << 22
-"""Numbers that are drawn at once, to limit the memory."""
+"""Numbers drawn at once, to limit the memory."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def bootstrap_interval(
     is none.
 
     Args:
-        values: [problems], one finite value for each problem.
+        values: One finite value for each problem, [problems].
         resamples: Number of bootstrap draws, at least 1; each draws as many problems as there are, with replacement.
         seed: Seed of the bootstrap draws.
         confidence: Share of the resampled means within the interval, above 0 and below 1.
@@ -87,8 +86,8 @@ def paired_difference(
     """Returns the interval of the mean of `first` - `second`, with the errors of `bootstrap_interval`.
 
     Args:
-        first: [problems], one finite value for each problem.
-        second: [problems], values of the same problems in the same order.
+        first: One finite value for each problem, [problems].
+        second: Values of the same problems in the same order, [problems].
         resamples: Number of bootstrap draws, at least 1.
         seed: Seed of the bootstrap draws.
         confidence: Share of the resampled means within the interval, above 0 and below 1.
@@ -200,8 +199,8 @@ def block_intervals(totals: Array, counts: Array, resamples: int = RESAMPLES, se
     resampling single things would give intervals that are too narrow. All measures see the same draws.
 
     Args:
-        totals: float64 [blocks, measures], sum over the things of each block.
-        counts: float64 [blocks, measures], number of things in each block; it may be 0.
+        totals: Sum over the things of each block, float64 [blocks, measures].
+        counts: Number of things in each block, float64 [blocks, measures]; it may be 0.
         resamples: Number of bootstrap draws.
         seed: Seed of the bootstrap draws.
 
@@ -242,13 +241,13 @@ def block_intervals(totals: Array, counts: Array, resamples: int = RESAMPLES, se
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean; with a single value nothing is known of its spread.
+    """A mean and its uncertainty; a single value gives no uncertainty.
 
     Args:
-        mean: Of the values.
-        standard_error: Of the mean, or None.
-        low: Where the interval begins, or None.
-        high: Where it ends, or None.
+        mean: Mean of the values.
+        standard_error: Standard error of the mean; None for a single value.
+        low: Lower end of the confidence interval; None for a single value.
+        high: Upper end of the confidence interval; None for a single value.
     """
 
     mean: float
@@ -264,11 +263,11 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Mean, standard error and confidence interval.
+    """Returns the mean, its standard error and its confidence interval.
 
     Args:
-        values: At least one, independent.
-        confidence: Share of such intervals that hold the true mean, where the values are normally distributed.
+        values: Independent values, at least one.
+        confidence: Share of all such intervals that contain the true mean, if the values are normally distributed.
     """
     count = len(values)
     mean = math.fsum(values) / count
@@ -281,11 +280,11 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
 
 
 def student_t_quantile(confidence: float, degrees_of_freedom: int) -> float:
-    """The t with |T| <= t in this share of draws of Student's distribution.
+    """Returns the t for which |T| <= t in this share of draws from Student's distribution.
 
     Args:
-        confidence: 0 to 1, exclusive.
-        degrees_of_freedom: At least 1.
+        confidence: Probability of |T| <= t, above 0 and below 1.
+        degrees_of_freedom: Degrees of freedom of the distribution, at least 1.
     """
     low, high = 0.0, math.pi / 2
     for _ in range(100):  # bisection, until the ends are neighbouring floats
@@ -298,7 +297,7 @@ def student_t_quantile(confidence: float, degrees_of_freedom: int) -> float:
 
 
 def _central_probability(angle: float, degrees_of_freedom: int) -> float:
-    """P(|T| <= sqrt(degrees_of_freedom) tan(angle)), whose series ends for whole degrees of freedom."""
+    """Returns P(|T| <= sqrt(degrees_of_freedom) tan(angle)), a series that is finite for whole degrees of freedom."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees_of_freedom % 2
     term, total = cosine if odd else 1.0, 0.0
@@ -309,5 +308,5 @@ def _central_probability(angle: float, degrees_of_freedom: int) -> float:
 
 
 def rounded(value: float) -> str:
-    """A number with three decimals, and never -0.000."""
+    """Returns a number with three decimals, and never -0.000."""
     return f"{round(value, 3) + 0.0:.3f}"  # adding zero turns "-0.000" into "0.000"

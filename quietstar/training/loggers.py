@@ -1,6 +1,7 @@
-"""TensorBoard and Weights & Biases, beside `metrics.jsonl`. None of them can stop a run or spoil it.
+"""Where metrics go besides `metrics.jsonl`: TensorBoard, Weights & Biases, and the progress that a person sees.
 
-What a person sees while training runs: a bar on a terminal, one plain line per report anywhere else.
+A tracker that fails is switched off with a warning; it cannot stop a run. `Progress` shows a bar on a terminal, and one
+plain line per report anywhere else.
 """
 
 from __future__ import annotations
@@ -23,46 +24,46 @@ from quietstar.errors import ConfigError
 
 WANDB_PROJECT = "quietstar"
 WANDB_RUN_ID = "wandb-run-id"
-"""File in the run directory with the name by which W&B knows the run, so that a resumed one goes on there."""
+"""File in the run directory with the id of the run in W&B, so that a resumed run continues there."""
 
 
 class Logger(Protocol):
-    """Something that takes lines of metrics."""
+    """Protocol of a tracker that receives lines of metrics."""
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One line; a NaN is handed on as NaN."""
+        """Takes one line of metrics; a NaN stays a NaN."""
 
     def close(self) -> None:
-        """Hands on what is still waiting."""
+        """Writes everything that is still buffered."""
 
 
 class Loggers:
-    """Several loggers; one that fails is switched off with a warning, and the rest goes on.
+    """Several loggers; one that fails is switched off with a warning, and the others continue.
 
     Args:
-        loggers: By name.
+        loggers: Loggers by name, such as `tensorboard`.
     """
 
     def __init__(self, loggers: Mapping[str, Logger]) -> None:
         self._loggers = dict(loggers)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Gives one line to every logger that is still on.
+        """Gives one line of metrics to every logger that is still on.
 
         Args:
-            step: Optimizer steps done.
-            split: `train` or `eval`.
-            values: Numbers by name.
+            step: Number of optimizer steps done.
+            split: Kind of text that was measured: `train` or `eval`.
+            values: Metrics by name.
         """
         for name, logger in list(self._loggers.items()):
             try:
                 logger.write(step, split, values)
-            except Exception as error:  # whatever a logger raises, the training is worth more
+            except Exception as error:  # of any kind: a logger must not stop the training
                 del self._loggers[name]
                 _warn(name, f"failed at step {step}", error)
 
     def close(self) -> None:
-        """Closes those that are still on; they take no more lines."""
+        """Closes the loggers that are still on; they take no more lines."""
         while self._loggers:
             name, logger = self._loggers.popitem()
             try:
@@ -72,20 +73,20 @@ class Loggers:
 
 
 def make_loggers(log_to: str, run_directory: Path | str, config: Mapping[str, Any], start_step: int = 0) -> Loggers:
-    """The loggers of `training.log_to`.
+    """Makes the loggers that `training.log_to` names.
 
     Args:
-        log_to: Names with commas between them; empty for none.
-        run_directory: TensorBoard's files go to `tensorboard/` there, W&B's to `wandb/`.
-        config: Plain values by name, shown by W&B.
-        start_step: The run goes on after this step; what an earlier part has logged of later steps is replaced
-            (TensorBoard), or stays and is not logged again (W&B).
+        log_to: Names of the loggers, separated by commas; empty for none.
+        run_directory: Run directory; TensorBoard's files go to `tensorboard/` in it, W&B's to `wandb/`.
+        config: Options of the run as plain values by name, shown by W&B.
+        start_step: Number of optimizer steps done before; metrics that an earlier part of the run logged after this
+            step are replaced (TensorBoard), or stay and are not logged again (W&B).
 
     Returns:
-        The loggers. One that is installed but cannot be started (no network, no account) is left out with a warning.
+        The loggers. A logger that is installed but cannot start (no network, no account) is left out with a warning.
 
     Raises:
-        ConfigError: A package is missing, or a name is unknown.
+        ConfigError: A logger's package is missing, or its name is unknown.
     """
     directory = Path(run_directory)
     loggers: dict[str, Logger] = {}
@@ -105,9 +106,9 @@ class TensorBoard:
     """Writes `split/name` scalars to `tensorboard/` in the run directory.
 
     Args:
-        directory: The run directory.
-        config: Not used.
-        start_step: What is there of later steps no longer counts.
+        directory: Run directory; the files go to `tensorboard/` in it.
+        config: Options of the run; not used.
+        start_step: Number of optimizer steps done before; points after this step are discarded.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any], start_step: int) -> None:
@@ -115,13 +116,13 @@ class TensorBoard:
         self._open(start_step + 1 if start_step else 0)  # step 0 is evaluated again where there was no checkpoint
 
     def _open(self, purge_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # not at the top: an extra that most runs do without
+        from torch.utils.tensorboard import SummaryWriter  # not at the top: an optional package
 
         self._writer: Any = SummaryWriter(self._directory, purge_step=purge_step)
         self._last_step = purge_step
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One point on each curve."""
+        """Adds one point to each curve."""
         if step < self._last_step:  # the run was rolled back
             self.close()
             self._open(step)
@@ -130,21 +131,21 @@ class TensorBoard:
             self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Writes what is still waiting."""
+        """Writes everything that is still buffered."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """Logs `split/name` values to a W&B run, which goes on where a run is resumed.
+    """Logs `split/name` values to a W&B run; a resumed run continues the same one.
 
     Args:
-        directory: The run directory.
-        config: Shown with the run.
-        start_step: At 0 the run is a new one.
+        directory: Run directory, which keeps the id of the W&B run.
+        config: Options of the run as plain values by name, shown with the run.
+        start_step: Number of optimizer steps done before; 0 starts a new W&B run.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any], start_step: int) -> None:
-        wandb: Any = import_module("wandb")  # not at the top: an extra that most runs do without
+        wandb: Any = import_module("wandb")  # not at the top: an optional package
         file = directory / WANDB_RUN_ID
         known = file.read_text(encoding="utf-8").strip() if start_step and file.is_file() else ""
         run_id = known or uuid.uuid4().hex[:12]
@@ -156,15 +157,15 @@ class WeightsAndBiases:
             id=run_id,
             resume="allow",
             config=dict(config),
-            settings=wandb.Settings(console="off", disable_git=True),  # it would rewrite what the run prints
+            settings=wandb.Settings(console="off", disable_git=True),  # W&B would change what the run prints
         )
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One point on each curve."""
+        """Adds one point to each curve."""
         self._run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     def close(self) -> None:
-        """Sends what is still waiting."""
+        """Sends everything that is still buffered."""
         self._run.finish()
 
 
@@ -174,12 +175,12 @@ def _warn(name: str, what: str, error: Exception) -> None:
 
 
 class Progress:
-    """Reports to stderr.
+    """Reports the progress of a training run to stderr.
 
     Args:
-        label: Stands in front; None reports nothing.
-        total: Steps of the run.
-        done: Steps that an earlier part of the run has done.
+        label: Text in front of each line; None reports nothing.
+        total: Number of optimizer steps of the run.
+        done: Number of optimizer steps that an earlier part of the run has done.
     """
 
     def __init__(self, label: str | None, total: int, done: int = 0) -> None:
@@ -192,7 +193,7 @@ class Progress:
             self._bar = tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True)
 
     def advance(self, loss: float, tokens_per_second: float) -> None:
-        """One more step is done."""
+        """Counts one more step."""
         self._done += 1
         if self._bar is not None:
             with suppress(OSError):  # as in `note`
@@ -200,7 +201,7 @@ class Progress:
                 self._bar.update(1)
 
     def back_to(self, step: int) -> None:
-        """Training continues from an earlier step."""
+        """Sets the count back to an earlier step, from which training continues."""
         self._done = step
         if self._bar is not None:
             self._bar.n = step
@@ -208,7 +209,7 @@ class Progress:
                 self._bar.refresh()
 
     def report(self, values: Mapping[str, float]) -> None:
-        """A line of training metrics; the bar shows them already."""
+        """Writes a line of training metrics, unless a bar already shows them."""
         if self._label is None or self._bar is not None:
             return
         per_step = (time.monotonic() - self._started) / max(1, self._done - self._first)
@@ -218,7 +219,7 @@ class Progress:
         )
 
     def note(self, text: str) -> None:
-        """A line for both kinds of output; it is lost where nobody takes it, on a full disk or by a closed pipe."""
+        """Writes a line, with a bar or without; if stderr cannot take it (a full disk, a closed pipe), it is lost."""
         if self._label is None:
             return
         line = f"{self._label}: step {self._done}/{self._total}: {text}"

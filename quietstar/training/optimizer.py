@@ -1,11 +1,10 @@
-"""AdamW that is right for low-precision parameters, with START and END in a group of their own.
+"""The optimizers and the learning rate of a training run: parameter groups, AdamW, 8-bit AdamW, schedule.
 
-In bfloat16 a weight has 8 significant bits: at a learning rate of 1e-6 an update is lost in rounding for every weight
-larger than about 5e-4. The float32 masters collect the updates, and the parameters are rounded copies of them.
-
-AdamW whose moments have 8 bits, from bitsandbytes: a quarter of the memory, the same steps to about a percent.
-
-The learning rate of a step, as a pure function of it: nothing to save, nothing to get out of step on resume.
+START and END have a parameter group of their own. AdamW updates float32 masters of low-precision parameters: in
+bfloat16 a weight has 8 significant bits, so at a learning rate of 1e-6 an update is lost in rounding for every weight
+larger than about 5e-4. The masters collect the updates, and the parameters are rounded copies of them. With moments in
+8 bits, from bitsandbytes, AdamW needs a quarter of the memory and takes the same steps to about a percent.
+`learning_rate` is a pure function of the step, so a checkpoint does not need to hold its state.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ THOUGHT_EMBEDDING_GRADIENT_NORM = "thought_embedding_gradient_norm"
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are trained alike.
+    """Parameters that are trained in the same way.
 
     Args:
-        name: What the group is.
-        parameters: (name, parameter) pairs, in the model's order.
-        learning_rate_multiplier: Times the learning rate of the step.
-        weight_decay: Decoupled weight decay.
+        name: Name of the group, such as `backbone`.
+        parameters: Pairs of a name and a parameter, in the model's order.
+        learning_rate_multiplier: Factor of the step's learning rate.
+        weight_decay: Decoupled weight decay of the group.
         norm: Name of the gradient norm that counts this group; groups with one name are measured and clipped together.
-        max_grad_norm: What that norm is clipped to.
+        max_grad_norm: Largest value of that gradient norm; larger gradients are scaled down to it.
     """
 
     name: str
@@ -51,15 +50,16 @@ class ParameterGroup:
 
 
 def build_parameter_groups(model: nn.Module, options: TrainingOptions) -> list[ParameterGroup]:
-    """Sorts a model's trainable parameters into groups; a model without thoughts simply has fewer of them.
+    """Sorts a model's trainable parameters into groups; a model without thoughts has fewer of them.
 
-    START and END (`thought_embedding`) have few rows and huge gradients. On their own they keep 100 x the learning
-    rate, which is what the authors' embedding scale of 100 amounts to under Adam, without filling everything else's
-    clipping norm.
+    START and END (`thought_embedding`) have few rows and huge gradients. In a separate group they keep 100 x the
+    learning rate, which the authors' embedding scale of 100 amounts to under Adam, without dominating the norm that the
+    other gradients are clipped by.
 
     Args:
-        model: Any module. Parameters under a submodule called `thought_embedding` or `mixing_head` get those groups.
-        options: Multipliers, weight decay and clipping norms.
+        model: Module to train. Parameters in a submodule named `thought_embedding` or `mixing_head` form separate
+            groups.
+        options: Training options; multipliers, weight decay and clipping norms are used.
 
     Returns:
         The groups that are not empty: `backbone`, `backbone_no_decay`, `mixing_head`, `mixing_head_no_decay`,
@@ -115,18 +115,18 @@ def build_parameter_groups(model: nn.Module, options: TrainingOptions) -> list[P
 
 
 def movable_share(groups: Sequence[ParameterGroup], learning_rate: float) -> float:
-    """Share of the low-precision weights that an update of the size of the learning rate changes at all.
+    """Returns the share of the low-precision weights that an update of the size of the learning rate changes at all.
 
-    AdamW's updates are about as large as the learning rate. One that is added to a weight w in its own type is lost in
-    rounding where it is smaller than half the distance to w's neighbour, which for 2^e <= |w| < 2^(e+1) is
-    2^e * eps / 2: it changes only the weights below a power of two.
+    AdamW's updates are about as large as the learning rate. An update that is added to a weight w in the weight's own
+    type is lost in rounding if it is smaller than half the distance to the next number, which for
+    2^e <= |w| < 2^(e+1) is 2^e * eps / 2: it changes only the weights below a power of two.
 
     Args:
-        groups: From `build_parameter_groups`.
-        learning_rate: Before the multipliers of the groups.
+        groups: Parameter groups from `build_parameter_groups`.
+        learning_rate: Learning rate of the step, before the multipliers of the groups.
 
     Returns:
-        0 to 1, over the parameters narrower than float32; 1 where there are none.
+        Share between 0 and 1 of the weights narrower than float32; 1 if there are none.
     """
     count, movable = 0, 0
     for group in groups:
@@ -148,11 +148,11 @@ class MasterAdamW:
     lose the small ones.
 
     Args:
-        groups: From `build_parameter_groups`.
-        betas: AdamW's decay of the mean of the gradient and of its square.
-        epsilon: Added to AdamW's denominator.
-        master_weights: Without them low-precision parameters are updated where they are, and their gradients and
-            moments have their precision too: the released code's optimizer.
+        groups: Parameter groups from `build_parameter_groups`.
+        betas: Decay rates of the running means of the gradient and of its square.
+        epsilon: Number added to AdamW's denominator.
+        master_weights: Whether low-precision parameters have float32 masters. Without them the parameters are updated
+            in place, and their gradients and moments have their precision too, as in the released code's optimizer.
 
     Raises:
         TypeError: A parameter is not a real floating-point tensor.
@@ -209,7 +209,9 @@ class MasterAdamW:
 
     @torch.no_grad()
     def gradient_norms(self) -> dict[str, Tensor]:
-        """The 2-norm of the collected gradients, by `ParameterGroup.norm`: float32 scalars, still on the device."""
+        """Returns the 2-norm of the collected gradients by `ParameterGroup.norm`: float32 scalars, still on the
+        device.
+        """
         return {
             norm: get_total_norm(
                 [_in_float32(tensor.grad) for tensor in self._members(norm) if tensor.grad is not None]
@@ -218,7 +220,9 @@ class MasterAdamW:
         }
 
     def first_non_finite_gradient(self, norm: str) -> str | None:
-        """Name of the first parameter counted by `norm` whose gradient has a NaN or an infinity."""
+        """Returns the name of the first parameter counted by `norm` whose gradient has NaN or infinity; None if
+        there is none.
+        """
         for group in self.groups:
             for name, _ in group.parameters:
                 gradient = self._trained[name].grad
@@ -228,23 +232,23 @@ class MasterAdamW:
 
     @torch.no_grad()
     def clip(self, norms: Mapping[str, Tensor]) -> None:
-        """Scales gradients down to their limits.
+        """Scales gradients down to the limits of their norms.
 
         Args:
-            norms: What `gradient_norms` returned.
+            norms: Gradient norms that `gradient_norms` returned.
         """
         for norm, limit in self._norm_limits().items():
             clip_grads_with_norm_(self._members(norm), limit, norms[norm])
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """One AdamW step, then the parameters become rounded copies of their masters.
+        """Takes one AdamW step; then the parameters become rounded copies of their masters.
 
-        What needs memory comes first: when that runs out, nothing has changed. From there on the versions of the
-        weights count as changed, also where the step fails half-way.
+        All memory is allocated first: if it runs out, nothing has changed. After that autograd counts the weights as
+        changed, even if the step fails half-way.
 
         Args:
-            learning_rate: Before the multipliers of the groups.
+            learning_rate: Learning rate of the step, before the multipliers of the groups.
         """
         for group in self._adam.param_groups:
             group["lr"] = learning_rate * group["learning_rate_multiplier"]
@@ -255,7 +259,7 @@ class MasterAdamW:
             self._adam.step()
         finally:
             for name, trained in self._trained.items():
-                # fused kernels, and those of bitsandbytes, write behind autograd's back
+                # autograd does not see the writes of fused kernels and of bitsandbytes
                 torch.autograd.graph.increment_version([trained, self._parameters[name]])
         for name, master in self._masters.items():
             self._parameters[name].copy_(master)
@@ -267,7 +271,7 @@ class MasterAdamW:
             self._parameters[name].grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything to continue from, not copied.
+        """Returns all tensors that training continues from, not copied.
 
         Returns:
             `step.NAME` [], `exp_avg.NAME` and `exp_avg_sq.NAME` (the parameter's shape) for every parameter, zeros for
@@ -283,10 +287,10 @@ class MasterAdamW:
         """Continues from `state_tensors()` of an optimizer over the same parameters. The parameters are not touched.
 
         Args:
-            tensors: All of them; copied.
+            tensors: All tensors of `state_tensors()` by name; they are copied.
 
         Raises:
-            CheckpointError: A tensor is missing, unknown, or has another shape or type. Nothing has been changed then.
+            CheckpointError: A tensor is missing, unknown, or has another shape or type; nothing has been changed then.
         """
         self._check_state_tensors(tensors)
         for name, trained in self._trained.items():
@@ -295,7 +299,9 @@ class MasterAdamW:
             master.copy_(tensors[f"master.{name}"])
 
     def _check_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Apart from loading, so that what it compares with is gone by then: it may be as large as the state."""
+        """Checks tensors apart from loading them, so that the state built for comparison, which may be as large, is
+        freed first.
+        """
         wanted = self.state_tensors()
         if missing := sorted(wanted.keys() - tensors.keys()):
             raise CheckpointError(f"optimizer state: {_some(missing)} missing: training cannot continue exactly")
@@ -317,7 +323,7 @@ class MasterAdamW:
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=fused)  # every step sets lr
 
     def _state_of(self, trained: Tensor) -> dict[str, Tensor]:
-        """What AdamW knows of one tensor, by the first part of its name in `state_tensors`."""
+        """Returns AdamW's state of one tensor, by the first part of its name in `state_tensors`."""
         state = self._adam.state.get(trained)
         if state:
             return {key: state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -342,7 +348,9 @@ class MasterAdamW:
 
 
 def _in_float32(gradient: Tensor) -> Tensor:
-    """Something of the gradient's 2-norm. A sum of squares in bfloat16 would have 8 bits."""
+    """Returns the gradient, or in low precision its 2-norm, in float32: a sum of squares in bfloat16 would have 8
+    bits.
+    """
     return gradient if gradient.dtype.itemsize >= 4 else torch.linalg.vector_norm(gradient, dtype=torch.float32)
 
 
@@ -357,15 +365,15 @@ NAMES = {
     "exp_avg_sq": "state2",
     "exp_avg_sq_scale": "absmax2",
 }
-"""bitsandbytes' names of what `state_tensors` calls by the names on the left."""
+"""Names in bitsandbytes, by the names that `state_tensors` uses."""
 
 
 class MasterAdamW8bit(MasterAdamW):
     """`MasterAdamW` with blockwise 8-bit moments (arXiv 2110.02861).
 
-    Its `state_tensors` hold the moments as uint8 codes of the parameter's shape, and `exp_avg_scale.NAME` and
-    `exp_avg_sq_scale.NAME`, float32 [blocks of 256], beside them. Parameters of less than 4096 elements, and START and
-    END, keep float32 moments.
+    `state_tensors` holds the moments as uint8 codes of the parameter's shape, and beside them `exp_avg_scale.NAME` and
+    `exp_avg_sq_scale.NAME`, float32 [blocks of 256]. Parameters of less than 4096 elements, and START and END, keep
+    float32 moments.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -410,13 +418,13 @@ def _adam_8bit() -> Any:
 
 
 OPTIMIZERS: dict[str, type[MasterAdamW]] = {"adamw": MasterAdamW, "adamw_8bit": MasterAdamW8bit}
-"""By the name that `training.optimizer` has for each."""
+"""Optimizers by their name in `training.optimizer`."""
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
-    """The optimizer of `options` over the trainable parameters of `model`, which must already be on its device.
+    """Returns the optimizer of `options` for the trainable parameters of `model`, which must already be on its device.
 
-    Warns where updates go straight to low-precision weights and most of them are lost.
+    Warns if updates go straight to low-precision weights and most of them are lost.
 
     Raises:
         ConfigError: Nothing in the model requires a gradient, or `training.optimizer` needs a package that is missing.
@@ -439,14 +447,15 @@ def build_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
 
 
 def learning_rate(step: int, options: TrainingOptions) -> float:
-    """Learning rate that optimizer step `step` uses, before the multipliers of the parameter groups.
+    """Returns the learning rate of optimizer step `step`, before the multipliers of the parameter groups.
 
     It rises linearly and reaches the peak at step `warmup_steps`; then it stays (`constant`) or falls (`linear`,
     `cosine`) and reaches `final_learning_rate_fraction` of the peak exactly at step `steps`.
 
     Args:
         step: Optimizer step, counted from 1.
-        options: `learning_rate`, `warmup_steps`, `steps`, `schedule` and `final_learning_rate_fraction` are used.
+        options: Training options; `learning_rate`, `warmup_steps`, `steps`, `schedule` and
+            `final_learning_rate_fraction` are used.
 
     Returns:
         The learning rate, at least 0.

@@ -1,6 +1,6 @@
-"""Samples of thoughts within their texts, for the report of a run.
+"""A training run made from its options: text, model, trainer, and the report written beside checkpoints.
 
-Puts a training run together from its options: text, model, trainer, and the reports written beside checkpoints.
+First come the samples of thoughts that the report shows, then `train`, which puts everything together.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from quietstar.training.step_functions import EVALUATION_SEED, Evaluate, compute
 from quietstar.training.trainer import Trainer
 
 BEFORE, AFTER = 48, 12
-"""Tokens of text that are shown before and after a thought."""
+"""Numbers of tokens of text that are shown before and after a thought."""
 _NO_POLICY = replace(OBJECTIVE_PRESETS["default"], policy_weight=0.0)
-"""One thought a position has no others to be compared with."""
+"""Objective without REINFORCE: a single thought per position has no other thoughts to be compared with."""
 
 
 @torch.no_grad()
@@ -63,8 +63,8 @@ def sample_thoughts(
         model: Thinking model that makes the thoughts.
         tokenizer: Tokenizer of the base model.
         tokens: Token ids of a few texts, int64 [B, L].
-        attention_mask: Document numbers of the tokens, 0 at padding, int64 [B, L]; None as in
-            `quietstar.data.batches.Batch`.
+        attention_mask: Document numbers of the tokens, 0 at padding, int64 [B, L]; None: each row is one document
+            without padding.
         positions: Positions that think, as in the option `model.positions`.
         count: Largest number of places.
         seed: Seed of the places and of the thoughts.
@@ -159,13 +159,13 @@ KEPT_OF_A_THINKING_MODEL = ("initial_mixing_weight", "mixing_activation", "embed
 
 
 def thinking_options(options: ModelOptions) -> dict[str, Any]:
-    """The part of the options that `QuietStarForCausalLM.from_base` takes as they are."""
+    """Returns the options that `QuietStarForCausalLM.from_base` takes unchanged."""
     names = [field.name for field in fields(ThinkingOptions)]
     return {name: getattr(options, name) for name in (*names, "start_text", "end_text")}
 
 
 def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "train") -> TrainingResult:
-    """Train `config.model.path` on `config.data.path`.
+    """Trains `config.model.path` on `config.data.path`.
 
     Writes `config.yaml`, `environment.json`, `metrics.jsonl`, `events.jsonl`, `samples/`, `checkpoints/` and
     `report.html` to `config.output_dir`; the last checkpoint is a model directory that
@@ -178,7 +178,7 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
 
     Raises:
         ConfigError, DataError, UnsupportedBackboneError: An option, the text or the model cannot be used.
-        CheckpointError: `config.output_dir` holds a run of other options, or only damaged checkpoints.
+        CheckpointError: `config.output_dir` holds a run with other options, or only damaged checkpoints.
         NonFiniteError: A loss or gradient is NaN or infinite; the last checkpoint is intact.
         OutOfMemoryError: The memory is not enough for one text at a time.
         Interrupted: A signal has stopped training; the last finished step is saved.
@@ -229,7 +229,7 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
 def _reporter(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: PackedTexts | None
 ) -> Callable[[QuietStarForCausalLM, int], None]:
-    """Return the function that writes, after each evaluation, thoughts at the same held-out places and the report."""
+    """Returns the function that writes, after each evaluation, thoughts at the same held-out places and the report."""
 
     def report(model: QuietStarForCausalLM, step: int) -> None:
         try:
@@ -254,9 +254,9 @@ def _reporter(
 
 
 def load_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
-    """Load the model that the options name: a base model, around which a thinking model is put, or a thinking model.
+    """Loads the model that the options name: a base model, which becomes a thinking model, or a saved thinking model.
 
-    A saved thinking model keeps START, END and the mixing head. Of the options those apply that change no weights, such
+    A saved thinking model keeps START, END and the mixing head. Only options that change no weights apply to it, such
     as `thought_length` and `lookahead`.
 
     Raises:

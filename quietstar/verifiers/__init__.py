@@ -1,1 +1,1 @@
-"""Verifiers: what tells right completions from wrong ones (V-STaR, arXiv 2402.06457), and rankings by what they say."""
+"""Verifiers, which tell right completions from wrong ones (V-STaR, arXiv 2402.06457), and rankings by their scores."""

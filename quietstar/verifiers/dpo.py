@@ -27,30 +27,31 @@ REFERENCE = "reference.safetensors"
 
 
 def dpo_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(beta ((log V+ - log G+) - (log V- - log G-))) of each pair.
+    """Returns -log sigmoid(beta ((log V+ - log G+) - (log V- - log G-))) of each pair.
 
     Args:
-        policy: [B, 2], log-probabilities of the right and of the wrong completion, in nats.
-        reference: [B, 2], those under the reference.
-        beta: How far the policy may move from it.
+        policy: Log-probabilities of the right and of the wrong completion under the policy, [B, 2], in nats.
+        reference: Log-probabilities of the same completions under the reference, [B, 2], in nats.
+        beta: Coefficient of the log-ratios; the larger, the closer the policy stays to the reference.
 
     Returns:
-        [B].
+        The losses, [B].
     """
     ratio = policy - reference
     return -logsigmoid(beta * (ratio[:, 0] - ratio[:, 1]))
 
 
 def dpo_step(beta: float, nll_weight: float = 0.0) -> ComputeStep:
-    """What a trainer computes for rows of pairs, whose `values` [B, 2] are the reference's log-probabilities.
+    """Returns the step function of a trainer for rows of pairs; their `values` [B, 2] are the reference's
+    log-probabilities.
 
-    The metrics are means over pairs: `accuracy` (the right one's log-ratio to the reference is the larger one),
-    `likelihood_accuracy` (its log-probability is), `margin` (beta times the difference of the log-ratios),
-    `right_logprob`, `wrong_logprob` (nats, summed over tokens) and `right_nll` (nats per token).
+    The metrics are means over pairs: `accuracy` (the right completion has the larger log-ratio to the reference),
+    `likelihood_accuracy` (the right completion has the larger log-probability), `margin` (beta times the difference of
+    the log-ratios), `right_logprob`, `wrong_logprob` (nats, summed over tokens) and `right_nll` (nats per token).
 
     Args:
-        beta: See `dpo_loss`.
-        nll_weight: Of the right completion's NLL per token, which is added.
+        beta: Coefficient of the log-ratios in `dpo_loss`.
+        nll_weight: Weight of the right completion's NLL per token, which is added to the loss.
     """
 
     def step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
@@ -74,12 +75,12 @@ def dpo_step(beta: float, nll_weight: float = 0.0) -> ComputeStep:
 
 
 def likelihood_step(model: QuietStarForCausalLM, batch: Batch, seed: int) -> StepResult:
-    """The NLL per token of each row's first completion, and its mean over rows.
+    """Returns the mean over rows of the NLL per token of the first completion in each row.
 
     Args:
-        model: The model whose `base` is trained.
-        batch: Rows of one completion.
-        seed: Not used; nothing is random.
+        model: Model to train; its `base` is used.
+        batch: Rows of one prompt and completion each.
+        seed: Seed of random numbers; not used, as nothing is random.
     """
     logprob, tokens = completion_logprobs(model, trimmed(batch), documents=1)
     return StepResult((-logprob / tokens).mean(), {"right_logprob": logprob.detach().mean()})
@@ -96,18 +97,18 @@ def train_dpo(
     kind: Literal["dpo", "likelihood"] = "dpo",
     generator: str | None = None,
 ) -> Path:
-    """Trains a verifier on pairs. Killed and called again it goes on; finished and called again it returns at once.
+    """Trains a verifier on pairs. Called again after an interruption it continues; after the end it returns at once.
 
     Args:
-        base: Reference and initialisation: in V-STaR the SFT generator.
-        pairs: At least one.
-        options: Of the verifier. Of several epochs each takes the pairs in an order of its own.
-        training: Seed, device and what else `options` does not say.
-        finetuning: Which weights are trained; adapters are merged at the end.
-        out: Directory of its own.
-        kind: `dpo`; or `likelihood`, the control without negatives: the NLL of the same pairs' right completions, in
-            the same order, alone.
-        generator: Model that wrote the completions, whose tokenizer must be the base's; None: it is not asked.
+        base: Model that is both the reference and the initialisation; in V-STaR the SFT generator.
+        pairs: Pairs to train on, at least one.
+        options: Verifier options. With several epochs, each epoch takes the pairs in another order.
+        training: Options of the training loop: seed, device and all else that `options` does not set.
+        finetuning: Weights to train; adapters are merged at the end.
+        out: Directory for this verifier alone.
+        kind: Kind of verifier: `dpo`; or `likelihood`, the control without negatives: the NLL alone of the same pairs'
+            right completions, in the same order.
+        generator: Model that wrote the completions; its tokenizer must equal the base's. None: not checked.
 
     Returns:
         The verifier's directory, a model directory with a `verifier.json`.
@@ -140,12 +141,12 @@ def train_dpo(
 
 @torch.no_grad()
 def reference_logprobs(model: QuietStarForCausalLM, rows: Rows, batch_rows: int) -> Tensor:
-    """Log-probabilities of the completions of rows of two: float32 [n, 2] on the CPU, in nats.
+    """Returns the log-probabilities of both completions of each row of pairs: float32 [n, 2] on the CPU, in nats.
 
     Args:
-        model: The reference.
-        rows: Of pairs.
-        batch_rows: Rows at once.
+        model: Reference model.
+        rows: Rows of one pair each.
+        batch_rows: Number of rows per forward pass.
     """
     device = next(model.parameters()).device
     found = []
@@ -158,7 +159,9 @@ def reference_logprobs(model: QuietStarForCausalLM, rows: Rows, batch_rows: int)
 
 
 def _stored_reference(file: Path, key: str) -> Tensor | None:
-    """What an earlier part of the run has computed: a GPU need not give the same bits twice."""
+    """Returns the log-probabilities that an earlier part of the run computed: a GPU need not give the same bits
+    twice.
+    """
     try:
         with safe_open(file, framework="pt") as content:
             return content.get_tensor("logprob") if (content.metadata() or {}).get("key") == key else None

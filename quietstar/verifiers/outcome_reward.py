@@ -1,6 +1,6 @@
-"""Outcome reward models: a verdict after every token of a completion (Cobbe et al., arXiv 2110.14168).
+"""Outcome reward models: a linear head that judges a completion after every token (Cobbe et al., arXiv 2110.14168).
 
-Scores of the steps of a solution, and where its steps end in tokens.
+Below the model and its training stand the scores of a solution's steps, for every kind of verifier.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from quietstar.verifiers.training import Kind, LabelledData, TokenScores, Verifi
 
 REWARD_HEAD = "reward_head.safetensors"
 PER_ROW = 2
-"""Completions in a row, as in a row of a pair: a step of as many rows then reads as much."""
+"""Completions per row, as in a row of a pair: a step of equally many rows then reads equally many completions."""
 NOTHING = -1.0
-"""Label of a completion that a row does not have."""
+"""Label in place of a completion, in a row that has fewer than `PER_ROW`."""
 
 
 class OutcomeRewardModel(nn.Module):
-    """A linear head on the last hidden states of a language model. Untrained it says 1/2 everywhere.
+    """A linear head on the last hidden states of a language model. Untrained, it gives 1/2 for every token.
 
     Args:
-        policy: The language model, trained with the head.
-        loss: `bce`: the head gives the logit of a probability; `mse`: the probability itself, which then may lie
-            outside 0..1.
+        policy: Language model below the head, trained together with it.
+        loss: Loss of the training: with `bce` the head gives the logit of a probability; with `mse` the probability
+            itself, which then may lie outside 0..1.
     """
 
     def __init__(self, policy: QuietStarForCausalLM, loss: Literal["bce", "mse"] = "bce") -> None:
@@ -57,24 +57,24 @@ class OutcomeRewardModel(nn.Module):
         nn.init.constant_(self.reward_head.bias, 0.0 if loss == "bce" else 0.5)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The head's output after each token, float32 [B, L]; no document of a row sees another."""
+        """Returns the head's output after each token, float32 [B, L]; no document of a row sees another."""
         states = text_states(self.policy, batch)
         output: Tensor = self.reward_head(states.to(self.reward_head.weight.dtype)).squeeze(-1)
         return output
 
     def probability(self, batch: Batch) -> Tensor:
-        """How probably each token's completion is right, float32 [B, L]."""
+        """Returns the probability, after each token, that its completion is right, float32 [B, L]."""
         output: Tensor = self(batch)
         return output.sigmoid() if self.loss == "bce" else output
 
 
 def orm_step(model: OutcomeRewardModel, batch: Batch, seed: int) -> StepResult:
-    """The loss of every completion token against the label of its completion, and its mean over tokens.
+    """Returns the mean over completion tokens of the loss against the label of the token's completion.
 
     Args:
-        model: The model.
+        model: Outcome reward model to train.
         batch: Rows whose `values` [B, 2] are 1 for a right completion, 0 for a wrong one, below 0 for none.
-        seed: Not used; nothing is random.
+        seed: Seed of random numbers; not used, as nothing is random.
     """
     labels = cast(Tensor, batch.values)
     batch = trimmed(batch)
@@ -97,13 +97,14 @@ def train_orm(
     *,
     generator: str | None = None,
 ) -> Path:
-    """Trains an outcome reward model on all completions, two in a row. Killed and called again it goes on.
+    """Trains an outcome reward model on all completions, two per row. Called again after an interruption it continues.
 
     Args:
-        base: What it starts from.
-        completions: Right and wrong ones; equal texts count once.
-        options: Of the verifier: `orm_loss`, and those of the training, which count rows as pairs.
-        training, finetuning, out, generator: As for `train_dpo`.
+        base: Model that the training starts from.
+        completions: Right and wrong completions; equal texts of a problem count once.
+        options: Verifier options: `orm_loss`, and those of the training, which count rows instead of pairs.
+        training, finetuning, out, generator: Training loop options, weights to train, directory and generator, as for
+            `train_dpo`.
 
     Returns:
         The verifier's directory: a model directory with `verifier.json` and the head, `reward_head.safetensors`.
@@ -141,10 +142,10 @@ def train_orm(
 
 
 def load_reward_head(policy: QuietStarForCausalLM, directory: Path, loss: Literal["bce", "mse"]) -> OutcomeRewardModel:
-    """The outcome reward model of a directory around its language model.
+    """Returns the outcome reward model that a directory holds, around its language model.
 
     Raises:
-        CheckpointError: The head is missing, damaged or of another width.
+        CheckpointError: The head is missing, damaged or has another width than the hidden states.
     """
     model = OutcomeRewardModel(policy, loss)
     try:
@@ -157,14 +158,14 @@ def load_reward_head(policy: QuietStarForCausalLM, directory: Path, loss: Litera
 def token_probabilities(
     model: OutcomeRewardModel, examples: Sequence[Example], row_length: int | None = None, batch_rows: int = 8
 ) -> list[Tensor]:
-    """How probable it is after each completion token that the completion is right, by example.
+    """Returns for each example the probability, after each completion token, that the completion is right.
 
     Args:
-        model: The model.
-        examples, row_length, batch_rows: As for `score_examples`.
+        model: Trained outcome reward model.
+        examples, row_length, batch_rows: Examples to score, tokens per row and rows per pass, as for `score_examples`.
 
     Returns:
-        float64 [tokens of its completion] on the CPU each.
+        For each example float64 [tokens of its completion], on the CPU.
     """
     return of_completions(model.policy, model.probability, examples, row_length, batch_rows)
 
@@ -172,20 +173,20 @@ def token_probabilities(
 def encode_steps(
     tokenizer: PreTrainedTokenizerBase, prompt: str, steps: Sequence[str], name: str = "solution"
 ) -> tuple[Example, list[int]]:
-    """A solution as an example, and where its steps end in it.
+    """Encodes a solution as an example, and finds where its steps end.
 
     Args:
-        tokenizer: With an end-of-sequence token.
-        prompt: What they follow.
-        steps: Joined, they are the solution.
-        name: What it is called in messages.
+        tokenizer: Tokenizer with an end-of-sequence token.
+        prompt: Prompt that the solution follows.
+        steps: Texts of the steps; joined, they are the solution.
+        name: Name of the solution in error messages.
 
     Returns:
-        The example, and for each step how many of the completion's tokens lie before its end. A token that reaches
-        into the next step belongs to that; the end-of-sequence token belongs to the last.
+        The example, and for each step the number of completion tokens before its end. A token that reaches into the
+        next step belongs to the next step; the end-of-sequence token belongs to the last step.
 
     Raises:
-        DataError: There is no step.
+        DataError: `steps` is empty.
     """
     if not steps:
         raise DataError(f"{name}: steps: got none, needs at least one")
@@ -203,14 +204,14 @@ def encode_steps(
 def step_scores(
     tokens: Tensor, ends: Sequence[int], *, probabilities: bool = False, beta: float | None = None
 ) -> list[float]:
-    """A score between 0 and 1 for each step; what they mean stands at `Verifier.score_steps`.
+    """Returns a score between 0 and 1 for each step; `Verifier.score_steps` says what it means.
 
     Args:
-        tokens: [completion tokens]: log-probabilities in nats, or their log-ratios to a reference's, or probabilities
-            that the completion is right.
-        ends: Of `encode_steps`.
-        probabilities: They are these.
-        beta: Where they are log-ratios: that of the DPO loss.
+        tokens: One number for each completion token, [completion tokens]: log-probabilities in nats, or log-ratios to a
+            reference, or probabilities that the completion is right.
+        ends: Number of completion tokens before the end of each step, from `encode_steps`.
+        probabilities: Whether `tokens` are probabilities.
+        beta: Coefficient of the DPO loss, if `tokens` are log-ratios; None: they are not.
     """
     if beta is not None:
         until = torch.nn.functional.pad(tokens.cumsum(0), (1, 0))

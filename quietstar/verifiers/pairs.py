@@ -1,6 +1,7 @@
 """Pairs of a right and a wrong completion of one problem, and the rows that they are trained in.
 
-Log-probabilities of completions: differentiable ones of training rows, and those of many examples for scoring.
+Below them stand the log-probabilities of completions: differentiable ones of training rows, then those of many examples
+for scoring.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from quietstar.training.step_functions import token_nll
 
 @dataclass(frozen=True)
 class Labelled:
-    """A completion that was checked.
+    """A completion with the result of its check.
 
     Args:
         problem: Name of the problem.
-        prompt: What the model was asked, without a hint.
-        completion: What it wrote, without the end-of-sequence token.
-        correct: What the check found.
+        prompt: Prompt of the completion, without a hint.
+        completion: Text that the model wrote, without the end-of-sequence token.
+        correct: Whether the check found the completion right.
     """
 
     problem: str
@@ -45,9 +46,9 @@ class Pair:
 
     Args:
         problem: Name of the problem.
-        prompt: Of both.
-        right: The completion to be preferred.
-        wrong: The other.
+        prompt: Prompt of both completions.
+        right: Right completion, to be preferred.
+        wrong: Wrong completion.
     """
 
     problem: str
@@ -57,25 +58,25 @@ class Pair:
 
 
 def distinct(completions: Iterable[Labelled]) -> list[Labelled]:
-    """The first of each text of a problem, in their order."""
+    """Returns the completions without later copies of one text of a problem, in the given order."""
     return list({(one.problem, one.prompt, one.completion): one for one in reversed(list(completions))}.values())[::-1]
 
 
 def make_pairs(completions: Iterable[Labelled], per_problem: int, seed: int) -> list[Pair]:
-    """Pairs of different texts, drawn for each problem without replacement from all right x wrong ones.
+    """Draws pairs for each problem, without replacement, from all combinations of a right and a wrong completion.
 
-    What is drawn of a problem depends on its own completions and the seed alone.
+    The pairs of a problem depend on its own completions and the seed alone.
 
     Args:
-        completions: Of any number of problems; equal texts count once.
-        per_problem: Pairs of a problem at most, at least 1.
-        seed: Of the draw.
+        completions: Checked completions of any number of problems; equal texts of a problem count once.
+        per_problem: Largest number of pairs per problem, at least 1.
+        seed: Seed of the random draw.
 
     Returns:
         Pairs in the order in which their problems first occur.
 
     Raises:
-        DataError: There is no pair.
+        DataError: No problem has both a right and a wrong completion.
     """
     problems: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
     for one in distinct(completions):
@@ -100,13 +101,13 @@ def make_pairs(completions: Iterable[Labelled], per_problem: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of whole examples, none of which sees another: what an optimizer step takes as one text.
+    """Rows of whole examples that do not see each other; an optimizer step takes a row as one text.
 
     Args:
-        tokens: int64 [n, L].
-        attention_mask: int64 [n, L], 0 where there is padding on the right, else 1, 2, ...: the example within its row.
-        loss_mask: bool [n, L], True at the tokens of completions.
-        labels: float32 [n, D], one for each of a row's examples; None: they need none.
+        tokens: Token ids, int64 [n, L].
+        attention_mask: Numbers of the examples within a row, 1, 2, ..., int64 [n, L]; 0 for the padding on the right.
+        loss_mask: Mask of the completions' tokens, bool [n, L].
+        labels: One label for each example of a row, float32 [n, D]; None: the examples have no labels.
     """
 
     tokens: Tensor
@@ -118,7 +119,7 @@ class Rows:
         return self.tokens.shape[0]
 
     def sha256(self) -> str:
-        """Of all tokens, masks and labels."""
+        """Returns the hash of all tokens, masks and labels."""
         digest = hashlib.sha256(repr(list(self.tokens.shape)).encode())
         labels = [] if self.labels is None else [self.labels]
         for tensor in (self.tokens, self.attention_mask, self.loss_mask, *labels):
@@ -127,10 +128,10 @@ class Rows:
 
 
 def rows_of(groups: Sequence[Sequence[Example]]) -> Rows:
-    """One row for each group of examples, as long as the longest needs.
+    """Packs each group of examples into one row; all rows have the length of the longest group.
 
     Args:
-        groups: At least one, none of them empty.
+        groups: Groups of examples, at least one group and no empty one.
     """
     length = max(sum(map(len, group)) for group in groups)
     packed = [pack_examples(group, length) for group in groups]
@@ -142,7 +143,7 @@ def rows_of(groups: Sequence[Sequence[Example]]) -> Rows:
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[list[Example]]:
-    """The two examples of each pair, the right one first.
+    """Encodes the two examples of each pair, the right one first.
 
     Raises:
         ConfigError: The tokenizer has no end-of-sequence token.
@@ -155,12 +156,12 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> l
 
 
 def completion_logprobs(model: QuietStarForCausalLM, batch: Batch, documents: int = 2) -> tuple[Tensor, Tensor]:
-    """Log-probability of each document's completion, summed over its tokens, and how many these are.
+    """Returns the log-probability of each document's completion, summed over its tokens, and the number of tokens.
 
     Args:
-        model: The model whose `base` is asked.
+        model: Model to score with; its `base` is used.
         batch: Rows with an attention mask that numbers their documents, and a loss mask.
-        documents: D; documents of a row after the D-th are left out.
+        documents: Number of documents per row, D; documents of a row after the D-th are left out.
 
     Returns:
         Sums [B, D] in nats, float32 (float64 for a float64 model) and differentiable, and counts, int64 [B, D]; both 0
@@ -170,12 +171,12 @@ def completion_logprobs(model: QuietStarForCausalLM, batch: Batch, documents: in
 
 
 def per_document(values: Tensor, batch: Batch, documents: int) -> tuple[Tensor, Tensor]:
-    """Sums of what belongs to the predicted tokens of each document, and their counts.
+    """Sums values over the predicted tokens of each document, and counts these tokens.
 
     Args:
-        values: [B, L-1], one for each next token.
-        batch: As in `completion_logprobs`.
-        documents: D.
+        values: One number for each next token, [B, L-1].
+        batch: Rows with an attention mask that numbers their documents, and a loss mask.
+        documents: Number of documents per row, D.
 
     Returns:
         Sums [B, D] of the values' type, and counts, int64 [B, D].
@@ -183,12 +184,12 @@ def per_document(values: Tensor, batch: Batch, documents: int) -> tuple[Tensor, 
     mask = cast(Tensor, batch.attention_mask)
     chosen = text_targets(batch)
     own = [(mask[:, 1:] == document) & chosen for document in range(1, documents + 1)]
-    # masked sums and no scatter: its order of additions is not fixed on a GPU
+    # masked sums instead of a scatter, whose order of additions is not fixed on a GPU
     return torch.stack([(values * here).sum(1) for here in own], 1), torch.stack([here.sum(1) for here in own], 1)
 
 
 def trimmed(batch: Batch) -> Batch:
-    """The batch without the columns in which every row has padding."""
+    """Returns the batch without the columns in which every row has padding."""
     mask = cast(Tensor, batch.attention_mask)
     length = int(mask.any(0).sum())
     return replace(
@@ -201,11 +202,12 @@ def trimmed(batch: Batch) -> Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the completions of n examples are worth to a model.
+    """Log-probabilities of the completions of n examples.
 
     Args:
-        logprob: float64 [n], nats, summed over the completion's tokens, the end-of-sequence token included.
-        tokens: int64 [n], how many these are.
+        logprob: Log-probability of each completion, float64 [n], in nats, summed over its tokens including the
+            end-of-sequence token.
+        tokens: Number of those tokens, int64 [n].
     """
 
     logprob: Tensor
@@ -213,25 +215,26 @@ class Scores:
 
     @property
     def mean(self) -> Tensor:
-        """float64 [n], nats per token."""
+        """Log-probability per token, float64 [n], in nats."""
         return self.logprob / self.tokens
 
 
 def score_examples(
     model: QuietStarForCausalLM, examples: Sequence[Example], row_length: int | None = None, batch_rows: int = 8
 ) -> Scores:
-    """Log-probabilities of many completions, without gradient.
+    """Returns the log-probabilities of many completions, without gradient.
 
-    They do not depend on which examples are scored together, but for the rounding of their sums.
+    Except for rounding, they do not depend on which examples are scored together.
 
     Args:
-        model: The model whose `base` is asked.
-        examples: At least one.
-        row_length: Tokens per row, into which as many examples go as fit; by default those of the longest example.
-        batch_rows: Rows at once.
+        model: Model to score with; its `base` is used.
+        examples: Examples to score, at least one.
+        row_length: Number of tokens per row, which as many examples as fit share; None: the length of the longest
+            example.
+        batch_rows: Number of rows per forward pass.
 
     Raises:
-        DataError: There is no example, or one is longer than a row or than the model's context.
+        DataError: `examples` is empty, or an example is longer than a row or than the model's context.
     """
     tokens = token_logprobs(model, examples, row_length, batch_rows)
     return Scores(torch.stack([own.sum() for own in tokens]), torch.tensor([len(own) for own in tokens]))
@@ -240,9 +243,10 @@ def score_examples(
 def token_logprobs(
     model: QuietStarForCausalLM, examples: Sequence[Example], row_length: int | None = None, batch_rows: int = 8
 ) -> list[Tensor]:
-    """Log-probability of each completion token, by example: float64 [tokens of its completion] on the CPU.
+    """Returns the log-probability of each completion token, in nats: float64 [tokens of its completion], on the CPU,
+    for each example.
 
-    Args and errors are those of `score_examples`.
+    Takes the arguments of `score_examples` and raises the same errors.
     """
 
     def logprobs(batch: Batch) -> Tensor:
@@ -259,12 +263,13 @@ def of_completions(
     row_length: int | None,
     batch_rows: int,
 ) -> list[Tensor]:
-    """What is measured at each completion token, by example: float64 [tokens of its completion] on the CPU.
+    """Measures every completion token: returns float64 [tokens of its completion], on the CPU, for each example.
 
     Args:
-        model: What measures; in evaluation mode meanwhile.
-        measure: Batch -> [B, L], one number for each token.
-        examples, row_length, batch_rows: As in `score_examples`.
+        model: Model that `measure` uses; put into evaluation mode meanwhile.
+        measure: Function from a batch to one number for each token, [B, L].
+        examples, row_length, batch_rows: Examples to measure, tokens per row and rows per pass, as for
+            `score_examples`.
     """
     require_context(model, examples)
     longest = max(map(len, examples), default=0)
@@ -289,10 +294,10 @@ def of_completions(
 
 
 def require_context(model: QuietStarForCausalLM, examples: Sequence[Example]) -> None:
-    """Refuses examples that the model has no positions for.
+    """Refuses examples that are longer than the model's context.
 
     Raises:
-        DataError: Naming the example, its tokens and the model's context.
+        DataError: An example is too long; the message names it, its number of tokens and the model's context.
     """
     limit = getattr(model.base.config, "max_position_embeddings", None)
     for index, example in enumerate(examples):

@@ -1,8 +1,6 @@
-"""Files of candidates: problems with the solutions that are to be ranked.
+"""Candidate solutions in order, best first, by a verifier's score, by majority or by weighted votes (`quietstar.rank`).
 
-Rankings of the candidates for one problem: by a verifier's score, by majority, and by weighted votes.
-
-What `quietstar.rank` does: candidate solutions in order, by a verifier or by votes.
+First come files of candidates, then the rankings of one problem's candidates, then `rank_file`, which joins both.
 """
 
 from __future__ import annotations
@@ -33,12 +31,13 @@ class Candidates:
     """The candidates for one problem.
 
     Args:
-        name: Its id, or its prompt's place in the file.
-        prompt: What the generator was asked.
-        places: `file:line` of each.
-        completions: What it wrote.
-        answers: Their final answers, where the file has them: None for no answer.
-        tokenizers: Hashes of the tokenizers that they were made for, with the place where each is said.
+        name: Name of the problem: its id, or the `file:line` where it first occurs.
+        prompt: Prompt that the generator was given.
+        places: `file:line` of each candidate.
+        completions: Completions of the generator.
+        answers: Final answers of the candidates, None for a candidate without answer; empty if the file has no answers.
+        tokenizers: Hashes of the tokenizers that the candidates were made with; each maps to the `file:line` that names
+            it.
     """
 
     name: str
@@ -50,24 +49,24 @@ class Candidates:
 
     @property
     def has_answers(self) -> bool:
-        """Whether the file has them."""
+        """Whether the answers of all candidates are known."""
         return len(self.answers) == len(self.completions)
 
 
 def read_candidates(path: Path, ask: Callable[[str], str] = str) -> list[Candidates]:
-    """Problems with their candidates, in the order in which they first occur.
+    """Reads problems with their candidates, in the order in which the problems first occur.
 
-    Each line is an object: `prompt`, or `question` that a prompt is made of; `completions`, a list, or `completion`,
-    of which lines with one `id` (or without, one prompt) belong together. Optional are `answers` or `answer` (null: has
-    none) and `tokenizer`, the sha256 of `tokenizer_fingerprint`.
+    Each line is an object: `prompt`, or `question`, which `ask` turns into a prompt; `completions`, a list, or
+    `completion`. Lines with one `id`, or without an id with one prompt, belong to one problem. Optional are `answers`
+    or `answer` (null: no answer) and `tokenizer`, the sha256 of `tokenizer_fingerprint`.
 
     Args:
-        path: A JSONL file.
-        ask: Question -> prompt.
+        path: JSONL file of the candidates.
+        ask: Function that makes a prompt of a question.
 
     Raises:
         ConfigError: The file cannot be read.
-        DataError: A line is not such an object, naming file:line, or there is none.
+        DataError: A line is not such an object (the message names file:line), or the file has no candidates.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -98,7 +97,7 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
 def _add(problems: dict[str, Candidates], line: dict[str, Any], place: str, ask: Callable[[str], str]) -> None:
     asked = next((name for name in ("prompt", "question") if name in line), None)
     if asked is None or not isinstance(line[asked], str) or not line[asked]:
-        raise DataError(f"{place}: {asked or 'prompt'}: missing or no text; needs the prompt, or the question")
+        raise DataError(f"{place}: {asked or 'prompt'}: missing or not a text; needs the prompt, or the question")
     prompt = line[asked] if asked == "prompt" else ask(line[asked])
     single = "completions" not in line
     completions = [line.get("completion")] if single else line["completions"]
@@ -126,7 +125,7 @@ def _add(problems: dict[str, Candidates], line: dict[str, Any], place: str, ask:
 
 RankBy = Literal["score", "majority", "weighted"]
 Score = Literal["sum", "mean", "ratio", "last"]
-"""What some kind of verifier can score by."""
+"""Names of the scores of all kinds of verifiers."""
 Process = Literal["product", "minimum", "last"]
 
 
@@ -137,21 +136,22 @@ def rank(
     answers: Sequence[str | None] | None = None,
     weights: Sequence[float] | None = None,
 ) -> list[int]:
-    """The candidates' indices, best first.
+    """Returns the candidates' indices, best first.
 
     In a vote the candidates of one answer follow each other. Answers with equal votes are in the order of their best
     scores, then of their first candidates; candidates without an answer come last.
 
     Args:
-        by: `score`: the highest first. `majority`: the most frequent answer first (self-consistency, arXiv 2203.11171).
-            `weighted`: the answer with the largest sum of weights first.
-        scores: One for each candidate; for `majority` they only break ties, and may be left out.
-        answers: Final answers, for votes; equal ones are equal texts, None is no answer.
-        weights: At least 0 each, for `weighted`; see `vote_weights`.
+        by: Rule of the order: `score`: the highest score first. `majority`: the most frequent answer first
+            (self-consistency, arXiv 2203.11171). `weighted`: the answer with the largest sum of weights first.
+        scores: One score for each candidate; for `majority` they only break ties, and may be left out.
+        answers: Final answers of the candidates, for votes: equal texts are equal answers, None is no answer.
+        weights: Weights of the candidates' votes, at least 0 each, for `weighted`; `vote_weights` makes them from
+            scores.
 
     Raises:
-        ConfigError: What `by` needs is missing.
-        DataError: They are not equally many.
+        ConfigError: A sequence that `by` needs is missing.
+        DataError: The sequences have different lengths.
     """
     given = {"scores": scores, "answers": answers, "weights": weights}
     needed = {"score": ["scores"], "majority": ["answers"], "weighted": ["answers", "weights"]}[by]
@@ -183,7 +183,7 @@ def rank(
 
 
 def count_votes(answers: Sequence[str | None], weights: Sequence[float] | None = None) -> dict[str, float]:
-    """Votes for each answer: how many candidates have it, or the sum of their weights."""
+    """Returns the votes for each answer: the number of candidates that give it, or the sum of their weights."""
     votes: dict[str, float] = {}
     for place, answer in enumerate(answers):
         if answer is not None:
@@ -192,12 +192,12 @@ def count_votes(answers: Sequence[str | None], weights: Sequence[float] | None =
 
 
 def vote_weights(scores: Sequence[float], logarithmic: bool) -> list[float]:
-    """What each candidate's vote counts.
+    """Returns the weight of each candidate's vote.
 
     Args:
-        scores: Of a verifier, at least one.
-        logarithmic: They are log-likelihoods or log-ratios, whose weights are their exponentials (scaled to the sum 1);
-            or else probabilities, which are weights themselves.
+        scores: Scores of a verifier, at least one.
+        logarithmic: Whether the scores are log-likelihoods or log-ratios in nats, which are weighted by their
+            exponentials, scaled to the sum 1; otherwise they are probabilities, which are the weights themselves.
     """
     if not logarithmic:
         return [max(0.0, score) for score in scores]
@@ -207,14 +207,15 @@ def vote_weights(scores: Sequence[float], logarithmic: bool) -> list[float]:
 
 
 def process_score(scores: Sequence[float], how: Process = "product") -> float:
-    """One number for a solution from the scores of its steps (Lightman et al., arXiv 2305.20050, App. F).
+    """Returns one number for a solution from the scores of its steps (Lightman et al., arXiv 2305.20050, App. F).
 
     Args:
-        scores: One for each step, at least one.
-        how: `product` (all steps are right, where scores are probabilities), `minimum` (the weakest step), or `last`.
+        scores: One score for each step, at least one.
+        how: Rule that joins the scores: `product` (the probability that all steps are right, if scores are
+            probabilities), `minimum` (the weakest step), or `last`.
 
     Raises:
-        DataError: There is no step.
+        DataError: `scores` is empty.
         ConfigError: `how` is something else.
     """
     if not scores:
@@ -229,7 +230,7 @@ def process_score(scores: Sequence[float], how: Process = "product") -> float:
 
 
 KEY = "key"
-"""Field of a ranked line: hash of what it was made from."""
+"""Field of a ranked line with the hash of the candidates, the options and the verifier that it was made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,19 +238,22 @@ class RankOptions:
     """Ranks candidate solutions, best first.
 
     A line of the candidates: {"prompt": TEXT or "question": TEXT, "completions": [TEXT, ...]} or {"id": NAME, "prompt":
-    TEXT, "completion": TEXT}, with "answers" or "answer" where they are known.
+    TEXT, "completion": TEXT}, with "answers" or "answer" if they are known.
 
     Args:
-        verifier: Directory of a verifier, or any causal language model.
+        verifier: Directory of a verifier, or directory or hub name of any causal language model.
         candidates: JSONL file of the candidates.
-        out: JSONL file of the ranking; one that a killed run has begun is gone on with. Null: standard output.
-        by: What decides: `score` of the whole, votes (`majority`, `weighted`), or `process`: the scores of its steps.
-        score: What the verifier scores by. Null: what suits it.
-        how: What `process` makes of the scores of the steps. Null: `product`.
-        task: Task that makes prompts, and finds answers and steps in completions. Null: a line is a step.
-        reference: Directory where the reference of the score `ratio` lies now.
-        device: Device of the verifier.
-        dtype: Type of the weights. Null: as saved.
+        out: JSONL file for the ranking; the ranking in a file that an interrupted run left is continued. Null: standard
+            output.
+        by: Rule of the order: `score` of the whole solution, votes (`majority`, `weighted`), or `process`: the scores
+            of its steps.
+        score: Name of the verifier's score: `sum`, `mean`, `ratio` or `last`. Null: the verifier's own default.
+        how: Rule that joins the scores of a solution's steps, for `process`. Null: `product`.
+        task: Task that makes prompts, and finds answers and steps in completions. Null: each line of a completion is a
+            step.
+        reference: Present directory of the reference, for the score `ratio`. Null: the one recorded in training.
+        device: Device to score on: `auto` (the first GPU, or the CPU if there is none), `cpu`, `cuda` or `cuda:N`.
+        dtype: Type of the verifier's weights. Null: the type they are saved in.
     """
 
     verifier: str | None = None
@@ -268,15 +272,15 @@ RANK = Command("rank", RankOptions)
 
 
 def rank_file(options: RankOptions) -> None:
-    """Ranks the candidates of a file; each problem is on the disk as soon as it is ranked.
+    """Ranks the candidates of a file; each problem is written to disk as soon as it is ranked.
 
     Raises:
-        ConfigError: An option cannot be used, or candidates are of another tokenizer than the verifier's.
+        ConfigError: An option cannot be used, or candidates were made with another tokenizer than the verifier's.
         DataError: A line of the candidates is wrong.
         CheckpointError: The verifier is damaged.
     """
     if options.verifier is None and options.by != "majority":
-        raise ConfigError(f"verifier: missing; --by {options.by} needs one, only --by majority does without")
+        raise ConfigError(f"verifier: missing; --by {options.by} needs one; only --by majority works without")
     if options.how is not None and options.by != "process":
         raise ConfigError(f"how: got {options.how}, but --by {options.by} has no steps; needs --by process")
     task = None if options.task is None else load_task(options.task, ProblemOptions())
@@ -286,7 +290,7 @@ def rank_file(options: RankOptions) -> None:
     verifier = None
     if options.verifier is not None:
         check_model_path(options.verifier, "verifier")
-        from quietstar.verifiers.verifier import Verifier  # after all that can be refused before torch comes
+        from quietstar.verifiers.verifier import Verifier  # after everything that can be refused without torch
 
         verifier = Verifier(options.verifier, device=options.device, dtype=options.dtype, reference=options.reference)
         check = verifier.check_step_score if options.by == "process" else verifier.check_score
@@ -315,7 +319,9 @@ def rank_file(options: RankOptions) -> None:
 def _ranked(
     problem: Candidates, steps: list[list[str]] | None, options: RankOptions, verifier: Verifier | None
 ) -> dict[str, Any]:
-    """One line of the result: the candidates with rank 1, 2, ... and their places among the problem's, from 0."""
+    """Returns one line of the result: the candidates with rank 1, 2, ... and their places among the problem's, from
+    0.
+    """
     scores = weights = of_steps = None
     by, how = options.by, options.score
     if verifier is not None:
@@ -360,10 +366,10 @@ def _find_answers(problems: list[Candidates], task: Task | None) -> None:
 
 
 def _steps_of(problem: Candidates, task: Task | None) -> list[list[str]]:
-    """The steps of each candidate; a completion without any is one step.
+    """Returns the steps of each candidate; a completion without any step is one step.
 
     Raises:
-        DataError: They are not the whole completion.
+        DataError: The steps, joined, are not the whole completion.
     """
     found = []
     for place, text in zip(problem.places, problem.completions, strict=True):
@@ -389,10 +395,10 @@ def _key(problem: Candidates, steps: list[list[str]] | None, options: RankOption
 
 
 def _continue(path: Path, keys: list[str]) -> tuple[int, TextIO]:
-    """How many problems a file has already, and the file, open behind them; what a crash has left half is cut off.
+    """Returns the number of problems already in a file, and the file open for appending; a half line is cut off.
 
     Raises:
-        ConfigError: It is of other candidates or another verifier, or cannot be written.
+        ConfigError: The file holds other candidates or another verifier's ranking, or cannot be written.
     """
     try:
         content = path.read_bytes() if path.exists() else b""

@@ -1,4 +1,4 @@
-"""What the training of every verifier shares: where it starts, its run, and the directory that comes out of it."""
+"""The training that all kinds of verifiers share: the model to start from, the run, and the directory that it makes."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from quietstar.verifiers.pairs import Labelled, Pair, Rows, token_logprobs
 
 VERIFIER = "verifier.json"
 MODEL, RUN = "model", "run"
-"""Directories of the verifier and of the run that made it."""
+"""Names of the directories of the verifier and of the run that made it."""
 FORMAT = 1
 
 
 def load_policy(
     path: str, dtype: str | None = "float32", backend: str = "auto", device: torch.device | str = "cpu"
 ) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerBase]:
-    """A plain causal language model, in which several documents of a row can be told apart, and its tokenizer.
+    """Loads a plain causal language model that keeps the documents of a row apart, and its tokenizer.
 
     Args:
-        path: Directory or hub name.
-        dtype: Of the weights; None: that of the checkpoint.
-        backend: Of the kernels.
-        device: Where the model goes.
+        path: Directory or hub name of the model.
+        dtype: Type of the weights; None: the checkpoint's type.
+        backend: Backend of the kernels, such as `auto`.
+        device: Device to put the model on.
 
     Raises:
-        ConfigError: It cannot be loaded, or its tokenizer is another model's.
-        UnsupportedBackboneError: Packed rows would not be what they are alone.
+        ConfigError: The model cannot be loaded, or the tokenizer belongs to another model.
+        UnsupportedBackboneError: The documents of a packed row would influence each other.
     """
     tokenizer = load_tokenizer(path)
     model = QuietStarForCausalLM.from_base(
@@ -67,11 +67,11 @@ def load_policy(
 
 @dataclass(frozen=True)
 class LabelledData:
-    """What verifiers are trained on.
+    """The data that verifiers are trained on.
 
     Args:
         completions: Right and wrong completions of the problems.
-        pairs: Pairs of a right and a wrong completion of one problem, drawn from them.
+        pairs: Pairs of a right and a wrong completion of one problem, drawn from `completions`.
     """
 
     completions: Sequence[Labelled]
@@ -79,24 +79,26 @@ class LabelledData:
 
 
 TokenScores = Callable[[Sequence[Example], int, int], list[Tensor]]
-"""(examples, row length, rows at once) -> float64 [tokens of its completion] of each example."""
+"""Function (examples, tokens per row, rows per pass) -> float64 [tokens of its completion] for each example."""
 Train = Callable[[GeneratorOptions, LabelledData, VerifierOptions, TrainingOptions, FinetuningOptions, Path], Path]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of verifier: how it is trained, what its directory holds, how it scores, and what it is called.
+    """One kind of verifier: its training, the content of its directory, its scores and its names.
 
     Args:
-        train: (base model, data, options of the verifier, of the training loop and of fine-tuning, directory) -> the
-            verifier's directory in it.
-        scores: Ways to make one number of a completion's token scores; the first is the default.
-        label: Name in tables and on pages.
-        labels: Names, there, of the scores that a V-STaR run measures.
-        probabilities: Whether scores are probabilities of being right; otherwise they are log-likelihoods in nats.
+        train: Function (base model, data, options of the verifier, of the training loop and of fine-tuning, directory)
+            -> directory of the verifier in it.
+        scores: Names of the scores, each a way to make one number of a completion's token scores; the first is the
+            default.
+        label: Name of the kind in tables and on pages.
+        labels: Names, in tables and on pages, of the scores that a V-STaR run measures.
+        probabilities: Whether scores are probabilities that a solution is right; otherwise they are log-likelihoods in
+            nats.
         options: Names of the `VerifierOptions` that no other kind reads.
-        load: (language model, verifier's directory, content of `verifier.json`) -> the token scores, and the weights
-            that they need besides the language model's.
+        load: Function (language model, directory of the verifier, content of `verifier.json`) -> token scores, and the
+            weights that they need besides the language model's.
     """
 
     train: Train
@@ -111,7 +113,7 @@ class Kind:
 
     @property
     def names(self) -> dict[str, str]:
-        """What tables call the measured scores, by score."""
+        """Names of the measured scores in tables, by score."""
         return {how: f"{self.label} ({name})" for how, name in self.labels.items()}
 
 
@@ -119,16 +121,16 @@ class VerifierRun:
     """The training of one verifier in a directory: `run/` while it is trained, then `model/`.
 
     Args:
-        kind: Of verifier.
-        base: What it starts from.
-        options: Of the verifier.
-        training: Its `seed`, `device` and everything else that `options` does not say.
-        finetuning: Which weights are trained.
-        out: Directory of its own.
+        kind: Name of the kind of verifier, such as `dpo`.
+        base: Model that the training starts from.
+        options: Options of the verifier and of its training.
+        training: Options of the training loop: `seed`, `device` and all else that `options` does not set.
+        finetuning: Weights to train; adapters are merged at the end.
+        out: Directory for this verifier alone.
 
     Attributes:
-        policy: The model as `base` has it, on its device.
-        tokenizer: Its tokenizer.
+        policy: Model loaded from `base`, on the device of the training.
+        tokenizer: Tokenizer of the base model.
 
     Raises:
         ConfigError: The base cannot be loaded, or an option is out of range.
@@ -154,14 +156,14 @@ class VerifierRun:
 
     @property
     def model_directory(self) -> Path:
-        """Where the verifier is once it is trained."""
+        """Directory of the trained verifier."""
         return self.out / MODEL
 
     def identity(self, rows: Rows) -> dict[str, Any]:
-        """What decides which verifier comes out, by dotted key."""
+        """Returns everything that decides which verifier comes out, by dotted key."""
         loop = {key: value for key, value in asdict(self.training_options(len(rows))).items() if key not in MAY_CHANGE}
         groups = {"verifier": asdict(self.options), "finetuning": asdict(self.finetuning), "training": loop}
-        del groups["verifier"]["score"], groups["verifier"]["baselines"]  # of what is asked of it, and of others
+        del groups["verifier"]["score"], groups["verifier"]["baselines"]  # they concern its use, and other verifiers
         del groups["verifier"]["micro_batch_size"], groups["finetuning"]["gradient_checkpointing"]
         flat = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
         steps = self.training_options(len(rows)).steps
@@ -169,10 +171,10 @@ class VerifierRun:
         return {**own, "tokenizer": tokenizer_fingerprint(self.tokenizer)["sha256"], **flat}
 
     def is_finished(self, rows: Rows) -> bool:
-        """Whether this very verifier is there.
+        """Returns whether this verifier is already trained.
 
         Raises:
-            CheckpointError: Another one is there.
+            CheckpointError: The directory holds a verifier of other data or options.
         """
         if not self.model_directory.exists():
             return False
@@ -185,7 +187,7 @@ class VerifierRun:
         return True
 
     def training_options(self, rows: int) -> TrainingOptions:
-        """Those of the loop, for so many rows."""
+        """Returns the options of the training loop for a number of rows."""
         options = self.options
         steps = options.steps or max(1, math.ceil(options.epochs * rows / options.batch_size))
         return replace(
@@ -208,15 +210,15 @@ class VerifierRun:
         description: Mapping[str, Any],
         save_more: Callable[[Path], None] = lambda directory: None,
     ) -> Path:
-        """Trains a model around `policy`, or goes on with it, and makes the verifier's directory of it.
+        """Trains a model around `policy`, or continues its training, and writes the verifier's directory.
 
         Args:
-            model: The policy itself or a module with it inside.
-            step: What the trainer computes.
-            rows: To be trained on.
-            values: float32 [n, ...], carried in the batches.
-            description: What `verifier.json` says besides.
-            save_more: Writes what belongs to the verifier besides the policy into its directory.
+            model: Policy itself, or a module that contains it.
+            step: Step function of the trainer.
+            rows: Rows to train on.
+            values: Numbers that the batches carry for each row, float32 [n, ...]; None: none.
+            description: Further content of `verifier.json`.
+            save_more: Function that writes the verifier's other files into the given directory.
 
         Returns:
             The verifier's directory.
@@ -264,10 +266,10 @@ class VerifierRun:
 
 
 def check_options(options: VerifierOptions) -> None:
-    """Refuses values that cannot be trained with.
+    """Refuses option values that a verifier cannot be trained with.
 
     Raises:
-        ConfigError: Naming the option.
+        ConfigError: A value is out of range; the message names the option.
     """
     for key in ("beta", "learning_rate", "epochs"):
         number = getattr(options, key)
@@ -287,15 +289,15 @@ def check_options(options: VerifierOptions) -> None:
 
 
 def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str, generator: str | None) -> None:
-    """Makes sure that the completions' generator and the model that a verifier starts from read texts alike.
+    """Checks that the generator of the completions and the model that a verifier starts from have the same tokenizer.
 
     Args:
-        tokenizer: Of the verifier.
-        path: Where it comes from.
+        tokenizer: Tokenizer of the model that the verifier starts from.
+        path: Directory or hub name of that model, for the message.
         generator: Model directory or hub name of the generator; None: not known.
 
     Raises:
-        ConfigError: Their tokenizers differ; both are named.
+        ConfigError: The tokenizers differ; the message names both models.
     """
     if generator is None or tokenizer_fingerprint(load_tokenizer(generator)) == tokenizer_fingerprint(tokenizer):
         return
@@ -306,10 +308,10 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str, generato
 
 
 def read_description(directory: Path) -> dict[str, Any]:
-    """What `verifier.json` says.
+    """Reads `verifier.json`.
 
     Raises:
-        CheckpointError: It is missing, damaged or of another format.
+        CheckpointError: The file is missing, damaged or of another format.
     """
     file = directory / VERIFIER
     try:

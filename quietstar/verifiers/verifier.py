@@ -1,4 +1,4 @@
-"""`Verifier`: a model that says how good solutions are, loaded from its directory and used by itself."""
+"""`Verifier`: a model that scores solutions, loaded from its directory; it needs no run beside it."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from quietstar.verifiers.pairs import token_logprobs
 from quietstar.verifiers.training import VERIFIER, Kind, load_policy, read_description
 
 KINDS: dict[str, Kind] = {"dpo": DPO, "likelihood": LIKELIHOOD, "orm": ORM}
-"""By the name that `verifier.json` and a run's directories know a kind by. V-STaR's verifier is the first one, and the
-others are what it is compared with."""
+"""Kinds of verifiers by the name in `verifier.json` and in a run's directories. V-STaR's verifier is the first; the
+others are its baselines."""
 
 PLAIN = "likelihood"
-"""What a model directory without `verifier.json` is."""
+"""Kind of a model directory without `verifier.json`."""
 
 
 class Verifier:
     """Scores solutions of a problem: the higher, the better.
 
-    A model of V-STaR (kind `dpo`) or of its control without negatives (`likelihood`, as any plain model directory)
-    scores by log-probability: the `sum` over the solution's tokens (the paper's), their `mean`, or the `ratio`: the sum
-    less that of the reference. An outcome reward model (`orm`) scores by the probability that the solution is right:
-    after its `last` token, or the `mean` over its tokens.
+    A model of V-STaR (kind `dpo`) or of the control without negatives (`likelihood`, like any plain model directory)
+    scores by log-probability in nats: the `sum` over the solution's tokens (the paper's), their `mean`, or the `ratio`,
+    which is the sum minus the sum under the reference. An outcome reward model (`orm`) scores by the probability that
+    the solution is right: after the solution's `last` token, or the `mean` over all of its tokens.
 
     Args:
-        directory: Of a verifier, or any directory or hub name of a causal language model.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: Of the weights, such as `float32`; None: as they were saved.
-        reference: Where the reference of `ratio` lies now; None: where it was when the verifier was trained.
-        batch_tokens: Tokens at once, about; one solution at least.
+        directory: Directory of a verifier, or any directory or hub name of a causal language model.
+        device: Device to score on: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: Type of the weights, such as `float32`; None: the type they are saved in.
+        reference: Present directory of the reference, for `ratio`; None: the one recorded in training.
+        batch_tokens: Approximate number of tokens per forward pass; a pass holds at least one solution.
 
     Attributes:
-        kind: See above.
-        default_score: What it scores by unless told otherwise.
-        beta: Of its DPO loss.
-        fingerprint: Hash of what it says, to tell verifiers apart.
+        kind: Kind of verifier: `dpo`, `likelihood` or `orm`.
+        default_score: Name of the score that is used if none is named.
+        beta: Coefficient of the verifier's DPO loss; 1 if it has none.
+        fingerprint: Hash of the weights and the kind; it tells verifiers apart.
 
     Raises:
-        ConfigError: It cannot be loaded.
+        ConfigError: The model cannot be loaded.
         CheckpointError: `verifier.json` is damaged, or the directory's tokenizer is not the one of the training.
     """
 
@@ -89,16 +89,16 @@ class Verifier:
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def score(self, prompt: str, solutions: Sequence[str], how: str | None = None) -> list[float]:
-        """The scores of solutions of one problem.
+        """Returns the scores of solutions of one problem.
 
         Args:
-            prompt: As the generator was asked, without a hint.
-            solutions: What it wrote, without the end-of-sequence token.
-            how: What to score by, see above; None: `default_score`.
+            prompt: Prompt that the generator was given, without a hint.
+            solutions: Completions of the generator, without the end-of-sequence token.
+            how: Name of the score, such as `sum`; None: `default_score`.
 
         Raises:
             ConfigError: The kind of verifier has no such score.
-            CheckpointError: The reference of `ratio` is gone or another model.
+            CheckpointError: The reference of `ratio` is missing or is another model.
             DataError: A prompt has no tokens, or a solution does not fit the model's context.
         """
         return self.score_many([(prompt, solution) for solution in solutions], how)
@@ -106,12 +106,12 @@ class Verifier:
     def score_many(
         self, candidates: Sequence[tuple[str, str]], how: str | None = None, names: Sequence[str] = ()
     ) -> list[float]:
-        """The scores of solutions of any problems.
+        """Returns the scores of solutions of any problems.
 
         Args:
-            candidates: (prompt, solution) each.
-            how: As for `score`.
-            names: What each is called in messages.
+            candidates: Pairs of a prompt and a solution.
+            how: Name of the score, such as `sum`; None: `default_score`.
+            names: Name of each candidate in error messages; empty: they are numbered.
 
         Raises:
             ConfigError, CheckpointError, DataError: As `score`.
@@ -122,11 +122,11 @@ class Verifier:
     def scores(
         self, candidates: Sequence[tuple[str, str]], hows: Sequence[str], names: Sequence[str] = ()
     ) -> dict[str, list[float]]:
-        """Several scores of solutions at the cost of one; with `ratio` among them, at that of one more.
+        """Returns several scores of each solution for the cost of one; `ratio` costs one pass of the reference more.
 
         Args:
-            candidates, names: As for `score_many`.
-            hows: What to score by.
+            candidates, names: Pairs of a prompt and a solution, and their names, as for `score_many`.
+            hows: Names of the scores.
 
         Raises:
             ConfigError, CheckpointError, DataError: As `score`.
@@ -147,17 +147,18 @@ class Verifier:
         return found
 
     def score_steps(self, prompt: str, steps: Sequence[str], how: str | None = None) -> list[float]:
-        """A score between 0 and 1 for each step of a solution, from one forward pass; see `process_score`.
+        """Returns a score between 0 and 1 for each step of a solution, from one forward pass.
 
-        Of an outcome reward model it is the probability after the step's last token. Of the others it is the
-        geometric mean of the probabilities of the step's own tokens; or, by `ratio`, sigmoid(beta * log-ratio) of the
-        solution up to there: how probably it is preferred to one that the reference likes as much as the verifier
-        does. A step without tokens of its own has the score of the one before it (of the first: 1 or 1/2).
+        An outcome reward model gives the probability after the step's last token. The other kinds give the geometric
+        mean of the probabilities of the step's tokens; or, with `ratio`, sigmoid(beta * log-ratio) of the solution up
+        to the step's end: the probability that it is preferred to a solution with log-ratio 0. A step without tokens
+        has the score of the step before it; a first step without tokens has 1, with an outcome reward model 1/2.
+        `process_score` joins the scores of a solution's steps.
 
         Args:
-            prompt: As for `score`.
-            steps: Joined, they are the solution.
-            how: `ratio`, or None.
+            prompt: Prompt that the generator was given, without a hint.
+            steps: Texts of the steps; joined, they are the solution.
+            how: Name of the score: `ratio`, or None for the kind's own.
 
         Raises:
             ConfigError, CheckpointError, DataError: As `score`.
@@ -167,12 +168,12 @@ class Verifier:
     def score_steps_many(
         self, candidates: Sequence[tuple[str, Sequence[str]]], how: str | None = None, names: Sequence[str] = ()
     ) -> list[list[float]]:
-        """The same of solutions of any problems.
+        """Returns the scores of the steps of solutions of any problems, as `score_steps` does.
 
         Args:
-            candidates: (prompt, steps) each.
-            how: As for `score_steps`.
-            names: What each is called in messages.
+            candidates: Pairs of a prompt and the steps of a solution.
+            how: Name of the score: `ratio`, or None for the kind's own.
+            names: Name of each candidate in error messages; empty: they are numbered.
 
         Raises:
             ConfigError, CheckpointError, DataError: As `score`.
@@ -193,10 +194,10 @@ class Verifier:
         ]
 
     def check_score(self, how: str | None) -> str:
-        """What to score by, where this verifier can.
+        """Returns the name of the score, `default_score` for None.
 
         Raises:
-            ConfigError: It cannot.
+            ConfigError: This verifier has no such score, or no reference for `ratio`.
         """
         how = self.default_score if how is None else how
         if how not in self._kind.scores:
@@ -212,10 +213,10 @@ class Verifier:
         return how
 
     def check_step_score(self, how: str | None) -> str | None:
-        """What to score steps by, where this verifier can.
+        """Returns the name of the score of steps, `ratio` or None.
 
         Raises:
-            ConfigError: It cannot.
+            ConfigError: This verifier cannot score steps that way.
         """
         if how not in (None, "ratio"):
             raise ConfigError(
@@ -224,14 +225,14 @@ class Verifier:
         return None if how is None else self.check_score(how)
 
     def check_tokenizer(self, fingerprint: str | Mapping[str, Any], source: str) -> None:
-        """Refuses solutions that were made for another tokenizer.
+        """Refuses solutions that were made with another tokenizer.
 
         Args:
-            fingerprint: `tokenizer_fingerprint` of theirs, or its `sha256`.
-            source: What they are called in the message.
+            fingerprint: `tokenizer_fingerprint` of the solutions' tokenizer, or the `sha256` in it.
+            source: Name of the solutions in the error message.
 
         Raises:
-            ConfigError: Naming both.
+            ConfigError: The tokenizers differ; the message names both.
         """
         wanted = fingerprint if isinstance(fingerprint, str) else str(fingerprint.get("sha256"))
         own = tokenizer_fingerprint(self.tokenizer)["sha256"]
@@ -243,11 +244,11 @@ class Verifier:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether scores are log-likelihoods, and not probabilities."""
+        """Whether scores are log-likelihoods in nats; otherwise they are probabilities."""
         return not self._kind.probabilities
 
     def _tokens(self, examples: Sequence[Example], how: str) -> list[Tensor]:
-        """What each example's score is made from, by completion token."""
+        """Returns for each example one number per completion token, which its score is computed from."""
         longest = max(map(len, examples))
         rows = max(1, self._batch_tokens // longest)
         found = self._token_scores(examples, longest, rows)

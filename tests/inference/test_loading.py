@@ -162,7 +162,7 @@ def test_the_authors_checkpoint_generates_without_start_and_end(tmp_path: Path, 
 def test_a_prompt_with_the_name_of_start(tmp_path: Path) -> None:
     start, _ = authors_checkpoint(tmp_path, named=True)
     model, tokenizer = load_thinking(tmp_path, device="cpu")
-    with pytest.raises(DataError, match=rf"prompt 1: has '<\|startthought\|>' in it, token {start}, which"):
+    with pytest.raises(DataError, match=rf"prompt 1: contains '<\|startthought\|>', token {start}, which"):
         Prompt("一<|startthought|>", "prompt 1").encode(tokenizer, model.banned)
 
 

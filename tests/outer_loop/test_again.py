@@ -161,7 +161,7 @@ def test_a_signal_while_it_samples(adder: Path, zygote: Zygote, whole: Path, tmp
     run = tmp_path / "run"
     command = arguments(adder, run, VERIFIER, loop__rationalize="true")
     text = zygote.run(command, ("on_store_write", 5, "SIGTERM"), expect=143)
-    assert "stopped; the same command goes on from here" in text and "Traceback" not in text
+    assert "stopped; the same command continues from here" in text and "Traceback" not in text
     stored = store_lines(run)
     assert len([line for line in stored if line["purpose"] == "sample"]) == 8  # a batch, and nothing of the next
     zygote.run(command)

@@ -155,7 +155,7 @@ def test_checks_that_hang_raise_and_exit(adder: Path, tmp_path: Path, capsys: py
     failed = {line["failure"]: line for line in store_lines(run, "verdict") if line["failure"] is not None}
     assert set(failed) == set(FAILURES.values())
     assert all(line["answer"] is None and not line["correct"] for line in failed.values())
-    warning = f"iteration 1: {len(FAILURES)} answer checks did not come to an end"
+    warning = f"iteration 1: {len(FAILURES)} answer checks did not finish"
     assert warning in json.loads((run / "summary.json").read_text())["warnings"]
     assert rows(run / "events.jsonl")[-1]["event"] == "finished"
 

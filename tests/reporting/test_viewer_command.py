@@ -35,7 +35,7 @@ def test_the_page_of_a_run_and_its_report(run: Path, capsys: pytest.CaptureFixtu
     assert main([str(checkpoint), "--text", str(text), "--tokens", "30", "--device", "cpu"]) == 0
     said = capsys.readouterr()
     assert said.out.split() == [str(run / "thoughts.html"), str(run / "report.html")]
-    assert "sums.txt: goes on; only its first 30 tokens are shown (--tokens)" in said.err
+    assert "sums.txt: the text continues; only its first 30 tokens are shown (--tokens)" in said.err
     content = json.loads((run / "thoughts.json").read_bytes())
     assert content["title"] == "sums.txt · thoughts of run, step-00000010"
     assert (content["settings"]["window"], content["settings"]["training_length"]) == (20, 20)

@@ -148,7 +148,7 @@ def test_a_file_of_something_else_is_kept(
     ("line", "message"),
     [
         ('{"prompt": "Q:", "completions": ["a"', "candidates.jsonl:2: is not JSON"),
-        ({"completions": ["a"]}, "candidates.jsonl:2: prompt: missing or no text"),
+        ({"completions": ["a"]}, "candidates.jsonl:2: prompt: missing or not a text"),
         ({"prompt": "Q:", "completions": []}, "candidates.jsonl:2: completions: needs a list of texts"),
         ({"prompt": "Q:", "completion": None}, "candidates.jsonl:2: completions: needs a list of texts"),
         ({"prompt": "Q:", "completions": ["a"], "answers": []}, "candidates.jsonl:2: answers: needs a list of as many"),
