@@ -9,9 +9,7 @@ from pathlib import Path
 from quietstar.config.command_line import run_command
 from quietstar.config.commands import parse_train_config
 from quietstar.config.options import set_up
-from quietstar.config.training import TrainConfig
-from quietstar.data.shards import find_shards, is_local
-from quietstar.data.sources import document_files
+from quietstar.data.sources import check_text
 from quietstar.data.tokenizer import check_tokenizer
 
 
@@ -21,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         config = parse_train_config(argv)
         if config.preset != "textbook":
-            check_inputs(config)
+            check_tokenizer(str(config.model.path))
+            check_text(config.data)
         set_up(config.training.threads)
         if config.preset == "textbook":
             from quietstar.demos.textbook import run_textbook
@@ -40,23 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"report: {Path(config.output_dir) / 'report.html'}")
 
     return run_command(command)
-
-
-def check_inputs(config: TrainConfig) -> None:
-    """Checks the model's path and the text before torch is imported, which takes seconds.
-
-    Raises:
-        ConfigError, DataError: The model or the text does not exist.
-    """
-    assert config.model.path is not None  # checked with the configuration
-    check_tokenizer(config.model.path)
-    data = config.data
-    for option, shards in (("path", data.shards), ("validation_path", None)):
-        path = getattr(data, option)
-        if path is not None and data.source == "files":
-            document_files(path, f"data.{option}")
-        elif path is not None and is_local(path):
-            find_shards(path, shards, data.source if option == "path" else "stream")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quietstar.config.training import DataOptions
 from quietstar.data.rows import BYTE_ORDER_MARK, BadRow, BadRows, decode, read_json_rows, text_of
+from quietstar.data.shards import find_shards, is_local
 from quietstar.data.tokenizer import token_ids
 from quietstar.errors import DataError
 
@@ -196,3 +198,20 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, most: int, name: str) 
     if len(ids) < 2:
         raise DataError(f"{name}: {len(ids)} token(s), needs at least 2 to have something to predict")
     return ids[:most], len(ids) > most
+
+
+def check_text(options: DataOptions) -> None:
+    """Finds what can be wrong with the training text before torch is imported, which takes seconds.
+
+    Args:
+        options: Options of the training text; a hub dataset is not looked at.
+
+    Raises:
+        ConfigError, DataError: There is no such text, or no shard of the pattern.
+    """
+    for option, shards in (("path", options.shards), ("validation_path", None)):
+        path = getattr(options, option)
+        if path is not None and options.source == "files":
+            document_files(path, f"data.{option}")
+        elif path is not None and is_local(path):
+            find_shards(path, shards, options.source if option == "path" else "stream")
