@@ -9,7 +9,7 @@ from pathlib import Path
 from quietstar.config.command_line import run_command
 from quietstar.config.commands import parse_train_config
 from quietstar.config.options import set_up
-from quietstar.data.sources import check_text
+from quietstar.data.sources import check_training_text
 from quietstar.data.tokenizer import check_tokenizer
 
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_train_config(argv)
         if config.preset != "textbook":
             check_tokenizer(str(config.model.path))
-            check_text(config.data)
+            check_training_text(config.data)
         set_up(config.training.threads)
         if config.preset == "textbook":
             from quietstar.demos.textbook import run_textbook

@@ -200,7 +200,7 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, most: int, name: str) 
     return ids[:most], len(ids) > most
 
 
-def check_text(options: DataOptions) -> None:
+def check_training_text(options: DataOptions) -> None:
     """Finds what can be wrong with the training text before torch is imported, which takes seconds.
 
     Args:
