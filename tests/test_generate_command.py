@@ -209,7 +209,7 @@ BAD_FILES = {
     "prompts.txt:2: not UTF-8 text": b"a\n\xff\xfe\n",
     "prompts.txt:2: is empty, and the tokenizer": b"a\n\nb\n",
     "prompts.txt:3: contains 'z'": b"a\nb\nz\n",
-    "prompts.txt: is empty, needs a prompt": b"",
+    "prompts.txt: is empty, needs at least one prompt": b"",
     "prompts.jsonl:2: is not JSON": b'{"prompt": "a"}\n{"prompt": "a"\n',
     "prompts.jsonl:1: got list": b"[1]\n",
     "prompts.jsonl:1: got ['text'], needs an object whose field 'prompt' is a string": b'{"text": "a"}\n',

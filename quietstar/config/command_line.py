@@ -134,7 +134,7 @@ def _replaced(config: Any, key: str, value: Any) -> Any:
 
 
 def option_names(cls: type) -> list[str]:
-    """The dotted key of every option of a tree of dataclasses."""
+    """Returns the dotted key of every option of a tree of dataclasses."""
     return list(_options(cls))
 
 
@@ -144,14 +144,14 @@ def narrowed(cls: type[ConfigT], config: Any) -> ConfigT:
 
 
 def to_yaml(config: Any) -> str:
-    """The whole configuration as YAML, in the order of the dataclasses."""
+    """Returns the whole configuration as YAML, in the order of the dataclasses."""
     # not allow_unicode: PyYAML then writes some line separators in a way that it does not read back
     text: str = yaml.safe_dump(_tree(config), sort_keys=False, width=120)
     return text
 
 
 def _tree(config: Any) -> dict[str, Any]:
-    """Plain values of all options, nested by group."""
+    """Returns the plain values of all options, nested by group."""
     values = {field.name: getattr(config, field.name) for field in option_fields(config)}
     return {
         name: _tree(value) if dataclasses.is_dataclass(value) else str(value) if isinstance(value, Path) else value
@@ -230,7 +230,7 @@ class _Option(NamedTuple):
 
 
 def _options(cls: Any, prefix: str = "") -> dict[str, _Option]:
-    """All options of a tree of dataclasses by dotted key."""
+    """Returns all options of a tree of dataclasses by dotted key."""
     found: dict[str, _Option] = {}
     for field in option_fields(cls):
         plain, hint = (type_hints(cls, extras)[field.name] for extras in (False, True))
@@ -242,7 +242,7 @@ def _options(cls: Any, prefix: str = "") -> dict[str, _Option]:
 
 
 def _option_help(cls: type) -> dict[str, str]:
-    """Help texts by field: the `Args` sections of the docstrings of a dataclass and of those that it extends."""
+    """Returns help texts by field, from the `Args` of the docstrings of a dataclass and of those that it extends."""
     found: dict[str, str] = {}
     for own in reversed(cls.__mro__):
         section = inspect.cleandoc(own.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
@@ -252,7 +252,7 @@ def _option_help(cls: type) -> dict[str, str]:
 
 
 def _summary(cls: type) -> str:
-    """The part of a docstring before its sections, as one wrapped paragraph."""
+    """Returns the part of a docstring before its sections, as one wrapped paragraph."""
     text = re.split(r"\n *(?:Args|Raises):", inspect.cleandoc(cls.__doc__ or ""))[0]
     return textwrap.fill(" ".join(text.split()), 110)
 
@@ -344,7 +344,9 @@ def _names(text: str) -> list[str]:
 
 
 def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """The closest known names, compared whole and by their last part, so that a wrong or missing group is found."""
+    """Suggests the closest known names, compared whole and by their last part, so that a wrong or missing group is
+    found.
+    """
 
     def similarity(candidate: str) -> float:
         def ratio(a: str, b: str) -> float:

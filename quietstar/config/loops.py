@@ -154,8 +154,8 @@ class LoopOptions:
         supervised_steps: Length of the supervised start, in optimizer steps. Null: given by `supervised_epochs`.
         supervised_learning_rate: Peak learning rate of the supervised start. Null: `training.learning_rate`.
         few_shot_in_training: Whether the solved examples stand before the prompts that are trained on.
-        deduplicate: Which completions of one problem count as duplicates, of which one is kept: `exact`, those with the
-            same text; `solution`, those that the task finds equal; `none`: no completions.
+        deduplicate: Measure of equality for completions of one problem, of which equal ones are kept once: `exact`, the
+            same text; `solution`, the same solution by the task's own measure; `none` keeps all.
         max_per_problem: Largest number of completions kept per problem. Null: all.
         drop_hint_quotes: Whether rationalised completions that mention the hint are left out.
         schedule: Optimizer steps of iteration i: `exponential`: int(start_steps * growth ** (i - 1)); `linear`:

@@ -29,8 +29,8 @@ class Objective:
         policy_temperature: Temperature of the log-probabilities in REINFORCE. Null: the temperature at which thoughts
             were sampled, the only one for which the gradient is that of the expected reward; the authors sample at 1
             and use 3, without an importance weight.
-        token_reduction: How the log-probabilities of a thought's tokens are joined: their `sum` is the log-probability
-            of the thought; their `mean`, the authors' choice, divides the policy gradient by the thought's length.
+        token_reduction: Reduction of the log-probabilities of a thought's tokens: their `sum` is the log-probability of
+            the thought; their `mean`, the authors' choice, divides the policy gradient by the thought's length.
         reward_precision: Precision of the NLLs that rewards are differences of: `float32` is exact; `model` rounds them
             to the model's dtype first (the authors'): in bfloat16 an NLL of 8 to 16 is a multiple of 1/16.
         policy_positions: Positions that REINFORCE averages over: `valid`, thoughts that have a target; `authors`, all

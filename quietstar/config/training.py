@@ -162,8 +162,8 @@ class DataOptions:
             stream holds out as many texts as training.eval_batches needs, unless this is 0.
         field: Field of a JSONL line, or column of a table, that holds the text.
         length: Number of tokens per training text.
-        packing: How documents become texts: `joined`, one after another, cut into texts of this length; `separate`, the
-            same, but no token or thought sees another document; `crop`, the released code's: a random piece of this
+        packing: Way to make texts of documents: `joined`, one after another, cut into texts of this length; `separate`,
+            the same, but no token or thought sees another document; `crop`, the released code's: a random piece of this
             length of each document, shorter ones padded.
         append_eos: Whether the tokenizer's end-of-sequence token follows each document.
         shuffle_rows: Streams: number of rows in the window, held in memory, within which rows are shuffled; shards are
@@ -244,8 +244,8 @@ class TrainingOptions:
         deterministic: Whether only operations that give the same bits each time are used. On a CPU all of them do; on a
             GPU some are slower.
         resume: Whether the run continues from the newest checkpoint in output_dir, if there is one. Turned off, a
-            directory with checkpoints is refused; the embedded default deletes the checkpoints it has written there and
-            starts again.
+            directory with checkpoints is refused; the embedded default deletes what it has written there and starts
+            again.
         override: Whether a run is resumed although options, data or tokenizer have changed; without it the differences
             are listed and the run is refused.
         allow_partial: Whether a run is resumed from a checkpoint that holds the weights only, with a fresh optimizer.
@@ -353,7 +353,7 @@ def validate(config: TrainConfig, required: Collection[str] = INPUTS) -> TrainCo
 
     Args:
         config: Configuration to check.
-        required: Those of `INPUTS` that have to be named already.
+        required: Keys of `INPUTS` that have to be named already.
 
     Returns:
         The same object, so that it can be used in an expression.

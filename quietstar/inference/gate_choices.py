@@ -232,7 +232,7 @@ class GateReport:
         return {"format": 1, "advised": self.advised.think, "mean_gain": self.mean_gain, **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
-        """The table in Markdown, with a line before it on the texts and a line after it with the advice."""
+        """Returns the table in Markdown, with a line before it on the texts and a line after it with the advice."""
         head = (
             f"{self.tokens} tokens of {self.texts} held-out texts; fitted to {self.fitted_tokens} of "
             f"{self.fitted_texts}, ridge {self.ridge:g}. A thought at every token gains {self.mean_gain:.4f} nats per "

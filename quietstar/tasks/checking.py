@@ -188,7 +188,7 @@ def _start_message(task: Task, timeout: float, memory: int) -> dict[str, Any]:
     recipe = recipe_of(task)
     if recipe is None:
         raise ConfigError(
-            f"task: {task.name} checks its answers in worker processes, which make it anew by name and options; "
+            f"task: {task.name} checks its answers in worker processes, which make it again from its name and options; "
             "make it with quietstar.tasks.load_task, or set its attribute `isolated` to False"
         )
     name, options = recipe

@@ -148,6 +148,6 @@ def _tests(record: Record) -> str:
         compile(source, record.place, "exec")
     except (SyntaxError, ValueError) as error:
         raise DataError(
-            f"{record.place}: the tests are no Python: {error}; needs lines such as `assert f(1) == 2`"
+            f"{record.place}: the tests are not valid Python: {error}; needs lines such as `assert f(1) == 2`"
         ) from None
     return source.strip("\n")

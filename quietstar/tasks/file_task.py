@@ -67,7 +67,7 @@ class FileTask(Task):
             kept = [problem for problem in read if problem is not None]
             _check_ids(kept)
             if not kept:
-                raise DataError(f"{self.name}: there are no {split} problems, {len(read)} were left out; needs one")
+                raise DataError(f"{self.name}: has no {split} problems, {len(read)} were left out; needs at least one")
             self.left_out[split] = len(read) - len(kept)
             self._problems[split] = kept
         return self._problems[split]
@@ -130,7 +130,7 @@ class Record:
         if not value.strip():
             raise DataError(f"{self.place}: field {name!r} has no text in it")
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise DataError(f"{self.place}: field {name!r} has half a surrogate pair in it, which is no character")
+            raise DataError(f"{self.place}: field {name!r} contains half a surrogate pair, which is not a character")
         return str(value)
 
 
@@ -191,7 +191,7 @@ def _record(line: bytes, place: str) -> Record:
         raise DataError(f"{place}: not UTF-8 text: {error.reason} at byte {error.start + 1} of the line") from None
     except json.JSONDecodeError as error:
         reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-        raise DataError(f"{place}: not valid JSON: {reason}; needs one object a line") from None
+        raise DataError(f"{place}: not valid JSON: {reason}; needs one object per line") from None
     except RecursionError:
         raise DataError(f"{place}: not usable JSON: nested too deeply") from None
     if not isinstance(fields, dict):

@@ -47,7 +47,7 @@ class QuestionsAndAnswers(FileTask):
         answer = self.extract(gold) or self.canonical(gold)
         if not answer or (self.extract(gold) is None and "\n" in gold.strip()):
             raise DataError(
-                f"{record.place}: field {options.answer!r} has several lines and none of them gives the final answer, "
+                f"{record.place}: field {options.answer!r} has several lines, none of which gives the final answer; "
                 f"needs the answer alone, or a line '{MARKER} answer'"
             )
         return Problem(name, question, answer, rationale, place=record.place)

@@ -174,7 +174,7 @@ class RunCheckpoints:
         step = self.saved_step
         message = (
             f"{self.directory}: the checkpoint of step {step} could not be written ({error}); "
-            f"the older ones are as they were, the newest is {self.newest or 'none'}"
+            f"the older ones are unchanged, the newest is {self.newest or 'none'}"
         )
         self.saved_step = 0
         if self.best["step"] == step:  # the best one before must not be removed for one that does not exist
@@ -182,7 +182,7 @@ class RunCheckpoints:
         self._events.write(step, "save_failed", message)
         if must_succeed or self._options.on_save_failure == "stop":
             raise CheckpointError(
-                f"{message}. Make room and start again to resume; training.on_save_failure continue goes on without it"
+                f"{message}. Make room and start again to resume; training.on_save_failure continue runs on without it"
             ) from None
         warnings.warn(message, stacklevel=2)
 

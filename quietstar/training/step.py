@@ -216,7 +216,7 @@ class OptimizerStep(Generic[ModelT]):
         short = problem.split("\n")[0][:300]
         found = f"out of memory at step {step} with {size} text(s) at a time ({short})"
         if weights_changed:
-            raise OutOfMemoryError(f"{found}, while the weights were changing: start again, to resume")
+            raise OutOfMemoryError(f"{found}, while the weights were changing; start again to resume")
         if self._options.on_out_of_memory == "stop" or size == 1:
             raise OutOfMemoryError(
                 f"{found}. Lower training.micro_batch_size, data.length or model.thoughts_per_position, or think at "
@@ -234,7 +234,7 @@ def refuse_reserved(names: Collection[str], reserved: Collection[str]) -> None:
         ValueError: A name is one that the trainer writes itself.
     """
     if taken := sorted(set(names) & set(reserved)):
-        raise ValueError(f"metric name {taken[0]!r} is the trainer's own; call it something else")
+        raise ValueError(f"metric name {taken[0]!r} is used by the trainer; choose another name")
 
 
 def as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:

@@ -320,7 +320,7 @@ class Trainer(Generic[ModelT]):
             raise NonFiniteError(
                 f"{error}; {reason}stopped before the optimizer step; {kept}; the newest checkpoint is "
                 f"{self._checkpoints.newest or 'none yet'}. A lower training.learning_rate or training.max_grad_norm "
-                "may help; training.on_non_finite skip or rollback goes on"
+                "may help; training.on_non_finite skip or rollback continues"
             ) from None
         if options.on_non_finite == "rollback" and step not in self._failed_before:
             self._failed_before.add(step)
@@ -485,5 +485,5 @@ class Trainer(Generic[ModelT]):
             return
         raise CheckpointError(
             f"{path}: belongs to another run: {'; '.join(changed)}. Set it back, or choose another output_dir; "
-            "--training.override true resumes all the same"
+            "--training.override true resumes anyway"
         )

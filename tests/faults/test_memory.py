@@ -82,7 +82,7 @@ def test_policy_stop(runs: Runs, tmp_path: Path) -> None:
 
 def test_weights_that_may_be_half_changed_are_not_used(runs: Runs, tmp_path: Path) -> None:
     text = runs.run(tmp_path, ("no_memory_optimizer", 3), expect=2)
-    assert "while the weights were changing: start again, to resume" in text
+    assert "while the weights were changing; start again to resume" in text
     assert steps(tmp_path) == [2]
     runs.run(tmp_path)
     assert_same_end(tmp_path, runs.whole())

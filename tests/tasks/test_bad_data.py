@@ -29,10 +29,10 @@ def told(task: str, path: Path, split: Split = "train", **options: Any) -> str:
         ('{"question": "  ", "answer": "#### 2"}', "field 'question' has no text in it"),
         ('{"question": 2, "answer": "#### 2"}', "field 'question' is a JSON number, needs a string"),
         ('{"question": null, "answer": "#### 2"}', "field 'question' is a JSON null, needs a string"),
-        ('{"question": "\\ud800", "answer": "#### 2"}', "field 'question' has half a surrogate pair in it"),
+        ('{"question": "\\ud800", "answer": "#### 2"}', "field 'question' contains half a surrogate pair"),
         ('{"question": "Two?", "answer": "2"}', "field 'answer' has no number to read, needs a line '#### 72'"),
         ('{"question": "Two?", "answer": "#### two"}', "field 'answer' has no number to read, needs a line '#### 72'"),
-        ('{"question": "Two?"', "not valid JSON: Expecting ',' delimiter at column 20; needs one object a line"),
+        ('{"question": "Two?"', "not valid JSON: Expecting ',' delimiter at column 20; needs one object per line"),
         ("[1, 2]", "holds a JSON array, needs an object with the fields of a problem"),
         ("[" * 100_000, "not usable JSON: nested too deeply"),
     ],
@@ -61,7 +61,7 @@ def test_fields_that_options_name(tmp_path: Path) -> None:
     message = "PATH:1: has no field 'query' (its fields: 'question', 'answer'); problems.question names the one to read"
     assert told("jsonl", file, question="query") == message
     file.write_text('{"question": "?", "answer": "one\\ntwo"}')
-    assert told("jsonl", file).startswith("PATH:1: field 'answer' has several lines and none of them gives the final")
+    assert told("jsonl", file).startswith("PATH:1: field 'answer' has several lines, none of which gives the final")
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 def test_files_without_problems(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("\n\n")
-    assert told("gsm8k", file) == "gsm8k: there are no train problems, 0 were left out; needs one"
+    assert told("gsm8k", file) == "gsm8k: has no train problems, 0 were left out; needs at least one"
     file.write_text(json.dumps({"problem": "?", "solution": r"\boxed{x}"}))
-    assert told("math", file) == "math: there are no train problems, 1 were left out; needs one"
+    assert told("math", file) == "math: has no train problems, 1 were left out; needs at least one"
     file.write_text(json.dumps({"problem": "?", "solution": "x"}))
     assert told("math", file) == "PATH:1: field 'solution' has no answer to read, needs one in \\boxed{...}"
 

@@ -75,5 +75,5 @@ def test_problems_in_the_format_of_mbpp_and_of_humaneval(tmp_path: Path) -> None
 
 def test_tests_that_are_no_python_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "Write f.", "test_list": ["assert f("]}))
-    with pytest.raises(DataError, match=r"train\.jsonl:1: the tests are no Python: .* needs lines such as"):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: the tests are not valid Python: .* needs lines such as"):
         load_task("code", ProblemOptions(path=str(tmp_path))).problems("train")

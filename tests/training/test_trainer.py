@@ -334,7 +334,7 @@ def test_metric_names_that_the_trainer_uses_are_refused(tmp_path: Path) -> None:
     def step(model: Any, batch: Batch, seed: int) -> StepResult:
         return StepResult(language_modeling_step(model, batch, seed).loss, {"seconds": 1.0})
 
-    with pytest.raises(ValueError, match="metric name 'seconds' is the trainer's own"):
+    with pytest.raises(ValueError, match="metric name 'seconds' is used by the trainer"):
         trainer(tmp_path, compute_step=step).run()
 
 
