@@ -49,7 +49,17 @@ def arguments(base: Path, text: Path, out: Path, *more: str) -> list[str]:
         ("--model.thinking", "pause"),
         ("--model.positions", "entropy:0.5", "--training.micro_batch_size", "2"),
         pytest.param(("--model.dtype", "bfloat16", "--training.reuse_sampling_pass", "false"), marks=pytest.mark.slow),
-        pytest.param(("--objective.preset", "authors", "--model.initial_mixing_weight", "null", "--model.embedding_scale", "100"), marks=pytest.mark.slow),
+        pytest.param(
+            (
+                "--objective.preset",
+                "authors",
+                "--model.initial_mixing_weight",
+                "null",
+                "--model.embedding_scale",
+                "100",
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_trains_evaluates_and_saves_a_loadable_model(

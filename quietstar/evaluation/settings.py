@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import yaml
 
@@ -20,10 +20,6 @@ from quietstar.evaluation.answers import AnswerFormat, load_format
 from quietstar.model.think_rule import parse_think
 from quietstar.runs.files import make_output_dir
 from quietstar.tasks.task import Problem
-
-if TYPE_CHECKING:
-    pass
-
 
 METRICS = ("soft", "exact", "cot")
 TASKS = ("gsm8k", "commonsenseqa")
