@@ -14,6 +14,7 @@ from quietstar.demos.textbook import character_model, character_tokenizer
 from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main
 from quietstar.training.metrics import read_metrics
+from tests.marks import slow
 
 
 @pytest.fixture
@@ -48,17 +49,9 @@ def arguments(base: Path, text: Path, out: Path, *more: str) -> list[str]:
         ("--training.method", "language_modeling"),
         ("--model.thinking", "pause"),
         ("--model.positions", "entropy:0.5", "--training.micro_batch_size", "2"),
-        pytest.param(("--model.dtype", "bfloat16", "--training.reuse_sampling_pass", "false"), marks=pytest.mark.slow),
-        pytest.param(
-            (
-                "--objective.preset",
-                "authors",
-                "--model.initial_mixing_weight",
-                "null",
-                "--model.embedding_scale",
-                "100",
-            ),
-            marks=pytest.mark.slow,
+        slow(("--model.dtype", "bfloat16", "--training.reuse_sampling_pass", "false")),
+        slow(
+            ("--objective.preset", "authors", "--model.initial_mixing_weight", "null", "--model.embedding_scale", "100")
         ),
     ],
 )
