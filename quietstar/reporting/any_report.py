@@ -1,4 +1,4 @@
-"""The page of a directory, whatever kind of run has written it."""
+"""The `report` command: the page of a directory, whatever kind of run wrote it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ REPORT_COMMAND = Command("report", ReportOptions, argument="run_directory")
 
 
 def write_any_report(directory: Path) -> Path:
-    """Writes the page of a directory, whatever kind of run it is.
+    """Writes the page of a directory and returns its path, whatever kind of run wrote the directory.
 
     Raises:
-        DataError: It is no run directory, or a run of a loop that has no summary yet.
+        DataError: It is not a run directory, or it belongs to a run of STaR or V-STaR that has no summary yet.
     """
     if (directory / COMPARISON).is_file():
         return write_comparison(directory, *compared_before(directory))

@@ -1,6 +1,8 @@
-"""Charts as SVG, in a page or as a file of their own: no script, colours of the page's style, values on hover.
+"""Charts as SVG, inside a page or as a separate file: without a script, in the page's colours, with values on hover.
 
-Curves of one chart differ by colour and by marker, so that neither poor eyes nor a poor printer mix them up.
+Curves of one chart differ in colour and in marker, so that they stay apart for colour-blind readers and in grey print.
+Each chart function comes with the legend that belongs to it; `figure` joins charts to one file; the helpers that draw
+axes and curves stand last.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from quietstar.reporting.scales import (
 )
 
 SIZE, WIDE = (400, 210), (1100, 330)
-"""Width and height of a chart beside others, and of one alone in its row."""
+"""Width and height in pixels of a chart beside others, and of one alone in its row."""
 LEFT, RIGHT, TOP, BOTTOM = 48, 16, 8, 34
 MOST_LINES = 6
-"""Curves of a chart that can still be told apart."""
+"""Largest number of curves in a chart that readers can still tell apart."""
 MOST_HOVERS = 40
 MOST_MARKS = 40
 MOST_DOTS, SOME_DOTS = 60, 12
-"""Points that all have a marker, and how many have one on longer curves."""
+"""Largest number of points that all have a marker, and the approximate number of markers on a longer curve."""
 MARKERS = (
     "m-2.6 0a2.6 2.6 0 1 0 5.2 0a2.6 2.6 0 1 0 -5.2 0",
     "m-2.3 -2.3h4.6v4.6h-4.6z",
@@ -44,17 +46,31 @@ MARKERS = (
     "m-1.2 -3.2h2.4v2h2v2.4h-2v2h-2.4v-2h-2v-2.4h2z",
     "m-3 -1.1h6v2.2h-6z",
 )
-"""Of each colour, as a path from its middle: circle, square, triangle, diamond, triangle on its tip, plus, bar."""
+"""Marker of each colour as an SVG path from its centre.
+
+In order: circle, square, triangle, diamond, inverted triangle, plus, bar.
+"""
+SEED = "m-2 0a2 2 0 1 0 4 0a2 2 0 1 0 -4 0"
+"""Marker of a single value as an SVG path from its centre."""
+Key = tuple[str, str]
+"""Entry of a legend: its name, and SVG of 26 x 10 pixels that shows what the name stands for."""
+EDGE = 20
+TITLE_LETTER = 9
+"""Upper bound of the average width in pixels of a letter of the title."""
+FIGURE_STYLE = """.ground { fill: var(--card); } text { font: 12px var(--sans); fill: var(--text); }
+.title { font-size: 15px; font-weight: 600; } .name { font-size: 13px; font-weight: 600; }
+.keys { fill: var(--muted); }
+"""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where numbers lie on the drawing.
+    """The axes of a drawing: they map numbers to positions in pixels.
 
     Args:
         x: Scale of the horizontal axis.
         y: Scale of the vertical axis.
-        size: Width and height of the drawing.
+        size: Width and height of the drawing in pixels.
     """
 
     x: Scale
@@ -63,15 +79,15 @@ class Frame:
 
     @property
     def inner(self) -> tuple[int, int]:
-        """Width and height between the axes."""
+        """Width and height in pixels of the area between the axes."""
         return self.size[0] - LEFT - RIGHT, self.size[1] - TOP - BOTTOM
 
     def across(self, value: float) -> float:
-        """Horizontal place of a number."""
+        """Returns the horizontal position of a number, in pixels from the left edge."""
         return LEFT + self.x.place(value) * self.inner[0]
 
     def down(self, value: float) -> float:
-        """Vertical place of a number."""
+        """Returns the vertical position of a number, in pixels from the top edge."""
         return TOP + (1 - self.y.place(value)) * self.inner[1]
 
 
@@ -88,22 +104,22 @@ def line_chart(
     levels: Sequence[tuple[float, str]] = (),
     size: tuple[int, int] = SIZE,
 ) -> str:
-    """Curves over a whole-numbered axis.
+    """Draws curves over an axis of whole numbers.
 
     Args:
-        series: What to draw, the last on top.
-        label: What the chart shows, for who cannot see it.
+        series: Curves to draw, the last on top.
+        label: Description of the chart for screen readers.
         x_label: Name of the horizontal axis.
-        x_range: Its ends; by default those of the curves.
-        x_scale: The whole of it, instead.
-        y_scale: Of the vertical axis; by default one that holds the curves.
-        log: Logarithmic vertical axis; numbers that are not above 0 leave gaps.
-        marks: (x, text) of vertical lines.
-        levels: (y, text) of horizontal lines.
-        size: Width and height.
+        x_range: Both ends of the horizontal axis; by default those of the curves.
+        x_scale: Scale of the horizontal axis, used instead of `x_range`.
+        y_scale: Scale of the vertical axis; by default one that holds the curves.
+        log: Whether the vertical axis is logarithmic; numbers that are not above 0 then leave gaps.
+        marks: (x, text) of each vertical line.
+        levels: (y, text) of each horizontal line.
+        size: Width and height of the chart in pixels.
 
     Returns:
-        An `<svg>`, or an empty text where nothing can be drawn.
+        An `<svg>` element, or an empty string if nothing can be drawn.
     """
     curves = [(one, thin(one)) for one in series if len(one.x)]
     found = [value for _, curve in curves for value in (*curve.low.tolist(), *curve.high.tolist())]
@@ -126,14 +142,14 @@ def line_chart(
 
 
 def chart_card(title: str, note: str, series: Sequence[Series], wide: bool = False, **options: Any) -> str:
-    """A panel with a line chart and its legend; nothing where nothing can be drawn.
+    """Returns a panel with a line chart and its legend; an empty string if nothing can be drawn.
 
     Args:
         title: Name of the chart.
-        note: A sentence about what it shows.
-        series: Its curves.
-        wide: Whether it stands alone in its row.
-        options: Those of `line_chart`.
+        note: Sentence about what the chart shows.
+        series: Curves of the chart, the last on top.
+        wide: Whether the panel stands alone in its row.
+        options: Other arguments of `line_chart`, by name.
     """
     chart = line_chart(series, label=f"{title}. {note}", size=WIDE if wide else SIZE, **options)
     named = any(one.name for one in series)
@@ -143,16 +159,16 @@ def chart_card(title: str, note: str, series: Sequence[Series], wide: bool = Fal
 def bar_chart(
     categories: Sequence[str], groups: Sequence[tuple[str, int, Sequence[float]]], *, label: str, x_label: str
 ) -> str:
-    """Bars side by side, from 0.
+    """Draws bars side by side, from 0.
 
     Args:
-        categories: A name for each place on the horizontal axis.
-        groups: (name, colour, one number for each category); a NaN has no bar.
-        label: What the chart shows, for who cannot see it.
+        categories: Names of the categories along the horizontal axis.
+        groups: (name, colour, one number per category) of each group of bars; a NaN has no bar.
+        label: Description of the chart for screen readers.
         x_label: Name of the horizontal axis.
 
     Returns:
-        An `<svg>`, or an empty text where there is no number.
+        An `<svg>` element, or an empty string if there is no number.
     """
     y_range = finite_range([value for _, _, values in groups for value in values])
     if y_range is None:
@@ -177,14 +193,14 @@ def bar_chart(
 
 @dataclass(frozen=True)
 class Spread:
-    """What is known of one category.
+    """The values of one category of a `spread_chart`.
 
     Args:
-        name: Its name below the axis.
-        mean: Mean of its values.
-        values: The values, at least one.
-        ends: Both ends of the mean's interval; None where it has none.
-        colour: 1 to 6 of the palette.
+        name: Name of the category, shown below the axis.
+        mean: Mean of the category's values.
+        values: Single values of the category, at least one.
+        ends: Both ends of the mean's interval; None without an interval.
+        colour: Number of a colour in the palette, 1 to 6.
     """
 
     name: str
@@ -197,14 +213,14 @@ class Spread:
 def spread_chart(
     spreads: Sequence[Spread], *, label: str, x_label: str, y_scale: Scale, levels: Sequence[tuple[float, str]] = ()
 ) -> str:
-    """The mean of each category with its interval, and its values beside it.
+    """Draws the mean of each category with its interval, and the single values beside it, as an `<svg>` element.
 
     Args:
-        spreads: One for each place on the horizontal axis.
-        label: What the chart shows, for who cannot see it.
+        spreads: Categories along the horizontal axis, from left to right.
+        label: Description of the chart for screen readers.
         x_label: Name of the horizontal axis.
-        y_scale: Vertical axis; an interval that reaches beyond it is cut off.
-        levels: (y, text) of horizontal lines.
+        y_scale: Scale of the vertical axis; an interval that reaches beyond it is cut off.
+        levels: (y, text) of each horizontal line.
     """
     frame = Frame(Scale(0, len(spreads), ()), y_scale)
     parts = [_axes(frame, x_label), *_levels(frame, levels), *_categories(frame, [one.name for one in spreads])]
@@ -225,29 +241,23 @@ def spread_chart(
     return _svg(label, parts)
 
 
-SEED = "m-2 0a2 2 0 1 0 4 0a2 2 0 1 0 -4 0"
-"""A single value, as a path from its middle."""
-Key = tuple[str, str]
-"""A name of a legend, and SVG of 26 x 10 that shows what it stands for."""
-
-
 def keys_of(series: Sequence[Series]) -> list[Key]:
-    """Keys of curves, strong ones first."""
+    """Returns the legend entries of curves, strong ones first."""
     return [(one.name, _line_key(one)) for one in sorted(series, key=lambda one: one.faint)]
 
 
 def colour_key(name: str, colour: int) -> Key:
-    """Key of a bar or a band."""
+    """Returns the legend entry of a bar or a band."""
     return name, f'<rect class="f{colour}" x="6" y="0.5" width="14" height="9"/>'
 
 
 def seed_key(name: str) -> Key:
-    """Key of the single values beside a mean."""
+    """Returns the legend entry of the single values beside a mean."""
     return name, f'<path class="seed" d="M13 5{SEED}"/>'
 
 
 def marker_key(name: str, colour: int) -> Key:
-    """Key of a mean."""
+    """Returns the legend entry of a mean."""
     return name, f'<path class="dots f{colour}" d="M13 5{MARKERS[colour - 1]}"/>'
 
 
@@ -257,7 +267,7 @@ def _line_key(one: Series) -> str:
 
 
 def legend(keys: Sequence[Key]) -> str:
-    """What is drawn in a chart, as a list."""
+    """Returns legend entries as an HTML list."""
     items = [
         f'<li><svg class="key" viewBox="0 0 26 10" aria-hidden="true">{drawn}</svg>{plain(name)}</li>'
         for name, drawn in keys
@@ -266,7 +276,7 @@ def legend(keys: Sequence[Key]) -> str:
 
 
 def legend_of(series: Sequence[Series]) -> str:
-    """The legend of a line chart, strong curves first."""
+    """Returns the legend of a line chart as an HTML list, strong curves first."""
     return legend(keys_of(series))
 
 
@@ -275,9 +285,9 @@ class Plate:
     """One chart of a figure.
 
     Args:
-        title: Its name.
-        chart: An `<svg>` of this module.
-        keys: Its own legend.
+        title: Name of the chart, shown above it.
+        chart: `<svg>` element from a function of this module, or an empty string.
+        keys: Legend entries of this chart alone.
     """
 
     title: str
@@ -288,14 +298,14 @@ class Plate:
 def figure(
     title: str, plates: Sequence[Plate], *, columns: int, keys: Sequence[Key] = (), size: tuple[int, int] = SIZE
 ) -> str:
-    """Charts as one SVG file, with a ground and colours of its own.
+    """Returns charts as one SVG file, which contains its background and colours.
 
     Args:
-        title: What all of them show.
-        plates: Them, row by row; those without a chart are left out.
-        columns: How many stand side by side.
-        keys: A legend that all share.
-        size: Width and height of each chart.
+        title: Title of the figure: what all charts show.
+        plates: Charts, row by row; plates without a chart are left out.
+        columns: Largest number of charts side by side.
+        keys: Legend entries that all charts share.
+        size: Width and height of each chart in pixels.
     """
     plates = [plate for plate in plates if plate.chart]
     columns = max(1, min(columns, len(plates)))
@@ -325,17 +335,8 @@ def figure(
     )
 
 
-EDGE = 20
-TITLE_LETTER = 9
-"""Width of a letter of the title, at most, on average."""
-FIGURE_STYLE = """.ground { fill: var(--card); } text { font: 12px var(--sans); fill: var(--text); }
-.title { font-size: 15px; font-weight: 600; } .name { font-size: 13px; font-weight: 600; }
-.keys { fill: var(--muted); }
-"""
-
-
 def _key_lines(keys: Sequence[Key], left: float, top: float, width: float) -> tuple[list[str], int]:
-    """A legend as SVG, broken into lines, and where what follows may begin; letters are taken for 7 wide."""
+    """Returns a legend as SVG, broken into lines at 7 pixels per letter, and the vertical position below it."""
     parts, x, y = [], left, top
     for name, drawn in keys:
         needed = 32 + 7 * len(name) + 14
@@ -420,7 +421,7 @@ def _curve(frame: Frame, series: Series, curve: Thinned, log: bool) -> str:
 
 
 def _runs(frame: Frame, curve: Thinned, log: bool) -> Iterator[slice]:
-    """The stretches of a curve without a gap."""
+    """Yields the parts of a curve that have no gap."""
     shown = np.isfinite(curve.y) & (curve.y <= frame.y.high) & (curve.y >= frame.y.low)
     changes = np.flatnonzero(np.diff(np.concatenate([[False], shown, [False]]).astype(int)))
     for first, end in zip(changes[::2], changes[1::2], strict=True):
@@ -428,7 +429,7 @@ def _runs(frame: Frame, curve: Thinned, log: bool) -> Iterator[slice]:
 
 
 def _hovers(frame: Frame, series: Sequence[Series], x_label: str) -> list[str]:
-    """Strips over the chart, each with the values of all curves at one place."""
+    """Returns invisible strips over the chart; the hover text of each has the values of all curves at one place."""
     leading = [one for one in series if not one.faint] or list(series)
     places = np.unique(np.concatenate([one.x for one in leading]))
     if len(places) > MOST_HOVERS:

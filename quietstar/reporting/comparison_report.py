@@ -1,8 +1,7 @@
-"""The page of a comparison: accuracy by iteration and by budget of completions, and the groups of each run.
+"""Comparison of several finished runs of STaR and V-STaR: a page, the numbers behind it, and tables for the terminal.
 
-The numbers of several runs: their accuracy at each budget of completions, and at one that all have.
-
-Several finished runs side by side: a page, the numbers behind it, and tables for the terminal.
+`compare` computes the numbers: accuracy by iteration, by budget of completions, and at one budget that all runs have.
+`comparison_page` shows them; `write_comparison` and `print_comparison` are what the commands call.
 """
 
 from __future__ import annotations
@@ -38,19 +37,21 @@ from quietstar.reporting.scales import number
 from quietstar.runs.files import COMPARISON, REPORT, write_json, write_whole
 
 OWN = frozenset({"output_dir", "preset"})
-"""Options that differ between runs as a matter of course."""
+"""Options that are expected to differ between runs."""
+BUDGET = "completions per problem"
+Table = tuple[list[str], list[list[str]]]
 
 
 def comparison_page(
     title: str, runs: Mapping[str, LoopRun], places: Mapping[str, str], budget: float | None = None
 ) -> str:
-    """The page of a comparison.
+    """Returns the page of a comparison as HTML.
 
     Args:
-        title: Of the page.
-        runs: By name.
-        places: Directory of each, relative to that of the page.
-        budget: As for `compare`.
+        title: Title of the page.
+        runs: Runs to compare, by name.
+        places: Directory of each run by name, relative to the directory of the page.
+        budget: Completions per training problem to compare at; None for the largest budget that all runs have.
     """
     compared = compare(runs, budget)
     head, rows = ends(compared)
@@ -113,7 +114,7 @@ def _accuracy(compared: Mapping[str, Any]) -> list[str]:
 
 
 def _stretched(x: list[float], rows: list[Row], end: float) -> tuple[Any, list[Row]]:
-    """A curve's points; a single one as a level line."""
+    """Returns the points of a curve; a single point becomes a level line up to `end`."""
     if len(x) == 1 and end > x[0]:
         x, rows = [x[0], end], rows * 2
     return np.array(x, float), rows
@@ -162,22 +163,18 @@ def _link(name: str, place: str) -> str:
     return f'<a href="{address}">{visible(name)}</a>'
 
 
-BUDGET = "completions per problem"
-Table = tuple[list[str], list[list[str]]]
-
-
 def compare(runs: Mapping[str, LoopRun], asked: float | None = None) -> dict[str, Any]:
-    """The numbers of a comparison, plain JSON values.
+    """Returns the numbers of a comparison as plain JSON values.
 
     Args:
-        runs: By name.
-        asked: The budget to compare at; null: the largest that all have.
+        runs: Runs to compare, by name.
+        asked: Completions per training problem to compare at; None for the largest budget that all runs have.
 
     Returns:
-        `arms`: of each its `task` and `points`, one for each iteration that was evaluated: `iteration`, `budget`
-        (completions sampled so far, hinted ones too, of each training problem drawn), `steps` of fine-tuning so far,
-        and accuracy with its interval and groups; and its `candidates`. `equal_budget`: the budget, whether it
-        was `asked` for, and each arm's last point within it; null where no arm has sampled.
+        `arms`, by name of the run: `task`; `points`, one for each iteration that was evaluated, with `iteration`,
+        `budget` (completions sampled so far for each training problem drawn, hinted ones included), `steps` of
+        fine-tuning so far, and accuracy with its interval and groups; and `candidates`. `equal_budget`: the budget,
+        whether it was `asked` for, and the last point of each arm within it; None if no arm has sampled.
     """
     points = {name: _points(run.rows) for name, run in runs.items()}
     arms = {
@@ -209,7 +206,7 @@ def _points(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def ends(compared: Mapping[str, Any]) -> Table:
-    """Columns and cells: each run after its last iteration."""
+    """Returns columns and cells of a table: each run after its last iteration."""
     rows = []
     for name, arm in compared["arms"].items():
         if arm["points"]:
@@ -221,7 +218,7 @@ def ends(compared: Mapping[str, Any]) -> Table:
 
 
 def equal(compared: Mapping[str, Any]) -> Table:
-    """Columns and cells: each run at the largest budget that all have, where there is one."""
+    """Returns columns and cells of a table: each run at the compared budget; both are empty if there is none."""
     if compared["equal_budget"] is None:
         return [], []
     rows = [[name, str(point["iteration"]), *_cells(point)] for name, point in compared["equal_budget"]["arms"].items()]
@@ -233,7 +230,7 @@ def _cells(point: Row) -> list[str]:
 
 
 def budget_note(compared: Mapping[str, Any]) -> str:
-    """Which budget it is."""
+    """Returns a sentence about the compared budget; empty if there is none."""
     if compared["equal_budget"] is None:
         return ""
     budget = number(compared["equal_budget"]["budget"], 3)
@@ -244,7 +241,7 @@ def budget_note(compared: Mapping[str, Any]) -> str:
 
 
 def choices(runs: Mapping[str, LoopRun]) -> Table:
-    """Columns and cells: all ways to choose of all runs that have candidates."""
+    """Returns columns and cells of a table: all ways to choose, of all runs that have candidates."""
     table: dict[Way, Mapping[int, Row]] = {}
     names: dict[Way, str] = {}
     for name, run in runs.items():
@@ -258,12 +255,12 @@ def write_comparison(out: Path | str, arms: Mapping[str, Path], budget: float | 
     """Writes `report.html` and `comparison.json` about several runs.
 
     Args:
-        out: The directory to write to, which exists.
+        out: Existing directory to write to.
         arms: Directories of the runs by name, each with its `summary.json`.
-        budget: Completions of each training problem to compare at; null: the most that all have.
+        budget: Completions per training problem to compare at; None for the largest budget that all runs have.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
         DataError: A run has no summary, or there is no run.
@@ -282,7 +279,11 @@ def print_comparison(arms: Mapping[str, Path], budget: float | None = None) -> N
     """Prints the tables of several runs.
 
     Args:
-        arms, budget: As for `write_comparison`, as are the errors.
+        arms: Directories of the runs by name, each with its `summary.json`.
+        budget: Completions per training problem to compare at; None for the largest budget that all runs have.
+
+    Raises:
+        DataError: A run has no summary, or there is no run.
     """
     width = shutil.get_terminal_size((10_000, 24)).columns  # a file or pipe takes lines of any length
     runs = _read(arms)
@@ -296,7 +297,7 @@ def print_comparison(arms: Mapping[str, Path], budget: float | None = None) -> N
 
 
 def compared_before(out: Path) -> tuple[dict[str, Path], float | None]:
-    """The runs that `write_comparison` has compared in a directory, and the budget that it was given.
+    """Returns the runs that `write_comparison` compared in a directory, by name, and the budget that it was given.
 
     Raises:
         DataError: `comparison.json` cannot be read.

@@ -1,4 +1,7 @@
-"""The panels of a training report: which measurements are drawn together, and how."""
+"""The panels of a training report: which measurements are drawn together, and how.
+
+`Curves` holds the measurements and draws any panel; the functions below it list the panels of each section.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ from quietstar.reporting.scales import Floats, Series, number
 Lines = Sequence[Mapping[str, Any]]
 SPLITS = {"train": "training", "eval": "held-out"}
 NOT_DRAWN = frozenset({"step", "split", "seconds", "mixing_weight_deviation"})
-"""What is no measurement, or follows from others."""
+"""Entries of a line that are not measurements, or follow from others."""
 DECILES = [f"gain_decile_{index}" for index in range(10)]
 
 
 class Curves:
-    """The measurements of a run by split and name, and panels of them; what no panel has asked for is left over.
+    """The measurements of a run by split and name, and panels of them; `left_over` draws what no panel has shown.
 
     Args:
-        lines: Those of `metrics.jsonl`.
-        marks: (step, text) of what happened to the run, drawn as vertical lines.
+        lines: Lines of `metrics.jsonl` as dicts.
+        marks: (step, text) of each event of the run, drawn as a vertical line.
     """
 
     def __init__(self, lines: Lines, marks: Sequence[tuple[float, str]] = ()) -> None:
@@ -39,17 +42,17 @@ class Curves:
         self._marks = [mark for mark in marks if self._range[0] <= mark[0] <= self._range[1]]
 
     def has(self, split: str, name: str) -> bool:
-        """Whether something was measured."""
+        """Returns whether a measurement exists for a split."""
         return name in self._names[split]
 
     def numbered(self, name: str) -> list[str]:
-        """`name_0`, `name_1`, ... as far as they were measured."""
+        """Returns the measured names among `name_0`, `name_1`, ..., in this order."""
         pattern = re.compile(rf"{re.escape(name)}_(\d+)")
         found = {int(match[1]) for names in self._names.values() for one in names if (match := pattern.fullmatch(one))}
         return [f"{name}_{index}" for index in sorted(found)]
 
     def values(self, split: str, name: str) -> Floats:
-        """One number for each line of the split, NaN where it has none."""
+        """Returns one number for each line of the split, float64 [n]; NaN where the line has none."""
         return np.array([_as_float(line.get(name)) for line in self._lines[split]])
 
     def lines_panel(
@@ -63,16 +66,16 @@ class Curves:
         square: str | None = None,
         also: Sequence[str] = (),
     ) -> str:
-        """A panel of curves, training faint and held-out strong; nothing where none of them was measured.
+        """Returns a panel of curves, training faint and held-out strong; empty if none of them was measured.
 
         Args:
-            title: Of the panel.
-            note: A sentence about what it shows.
-            curves: (name of the measurement, name in the legend, colour).
-            splits: Which of them to draw.
-            log: Logarithmic axis.
-            square: Measurement of the mean square of the first: its standard deviation is shaded.
-            also: Measurements that the panel stands for without a curve of their own.
+            title: Title of the panel.
+            note: Sentence about what the panel shows.
+            curves: (name of the measurement, name in the legend, colour) of each curve.
+            splits: Splits to draw, of `train` and `eval`.
+            log: Whether the vertical axis is logarithmic.
+            square: Name of the measured mean square of the drawn measurement; one standard deviation is then shaded.
+            also: Names of measurements that count as shown although the panel has no curve of them.
         """
         curves = list(curves)
         self._shown.update([*also, *(name for name, _, _ in curves)])
@@ -98,7 +101,7 @@ class Curves:
         return chart_card(title, note, series, x_range=self._range, log=log, marks=self._marks)
 
     def by_difficulty(self) -> str:
-        """Gain by decile of the NLL without thought, at the last evaluation and at the first."""
+        """Returns a panel of the gain by decile of the NLL without thought, at the first and the last evaluation."""
         self._shown.update(DECILES)
         measured = [line for line in self._lines["eval"] if any(name in line for name in DECILES)]
         if not measured:
@@ -120,13 +123,13 @@ class Curves:
         return panel("Gain by difficulty of the token", note, chart and names + chart)
 
     def left_over(self) -> list[str]:
-        """A panel for each measurement that no other panel shows."""
+        """Returns a panel for each measurement that no other panel has shown so far."""
         rest = sorted(set().union(*self._names.values()) - self._shown)
         return [self.lines_panel(name.replace("_", " "), "", [(name, "", 1)]) for name in rest]
 
 
 def prediction_panels(curves: Curves) -> list[str]:
-    """How well the text is predicted, without and with thought."""
+    """Returns the panels of how well the text is predicted, without and with thought."""
     gains = curves.numbered("gain")
     some = gains[:: math.ceil(len(gains) / MOST_LINES)] if gains else []
     left_out = f" {len(some)} of the {len(gains)} are drawn." if len(some) < len(gains) else ""
@@ -160,7 +163,7 @@ def prediction_panels(curves: Curves) -> list[str]:
 
 
 def lookahead_panels(curves: Curves) -> list[str]:
-    """The prediction of each lookahead position apart, where there are several."""
+    """Returns a panel for each lookahead position; none if there is only one position."""
     pairs = list(zip(curves.numbered("base_nll"), curves.numbered("talk_nll"), strict=False))
     drawn = [
         curves.lines_panel(
@@ -174,7 +177,7 @@ def lookahead_panels(curves: Curves) -> list[str]:
 
 
 def thought_panels(curves: Curves) -> list[str]:
-    """What thoughts are and what they earn."""
+    """Returns the panels of the thoughts and their rewards."""
     return [
         curves.lines_panel(
             "Reward",
@@ -205,7 +208,7 @@ def thought_panels(curves: Curves) -> list[str]:
 
 
 def optimisation_panels(curves: Curves) -> list[str]:
-    """The optimizer and its speed."""
+    """Returns the panels of gradients, learning rate and speed."""
     return [
         curves.lines_panel(
             "Gradients of the two losses",
@@ -226,7 +229,7 @@ def optimisation_panels(curves: Curves) -> list[str]:
 
 
 def skipped_panel(curves: Curves) -> str:
-    """Steps that were skipped, where any were."""
+    """Returns the panel of skipped steps; empty if no step was skipped."""
     drawn = curves.lines_panel(
         "Skipped steps", "Since the line before; their loss or gradient was not finite.", [("skipped_steps", "", 1)]
     )

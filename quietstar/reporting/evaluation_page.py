@@ -1,6 +1,6 @@
-"""`evaluation.html`: the results of an evaluation on one page that needs nothing but itself.
+"""The results of an evaluation: `evaluation.html`, one self-contained page, and tables for the terminal.
 
-The results of an evaluation as cells, for the terminal and the page alike.
+`evaluation_page` builds the page and `evaluation_text` the text for the terminal, from the same cells.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from quietstar.statistics.comparison import SIDES
 
 Row = Mapping[str, Any]
 SHORT = {"continuation": "contin.", "punctuation": "punct."}
-"""Names below the bars of a chart."""
+"""Short names of groups, shown below the bars of a chart."""
 AXES = {
     "difficulty": "tenth of the tokens, the easiest first",
     "uncertainty": "tenth of the tokens, those the model is surest of first",
@@ -24,14 +24,21 @@ NOTES = {
     "uncertainty": "Tenths of the tokens by the entropy of the prediction without thinking, the surest first. It does "
     "not look at the token that came."
 }
+HEAD = ("measure", "of", "n", "thinking off", "thinking on", "on - off", "thinking is")
+INTERVALS = (
+    "95 % bootstrap intervals; on - off is paired, on the same items, and below 0 where thinking lowers a number. "
+    "Thinking is called better or worse where the interval of on - off excludes 0; where thinking changes nothing, one "
+    "interval in twenty does so by chance. Where all items have the same value, an interval has no width: it says "
+    "nothing of what other items would give."
+)
 
 
 def evaluation_page(report: Row, viewer: str | None = None) -> str:
-    """The document.
+    """Returns the page as HTML.
 
     Args:
-        report: What `evaluation.json` holds.
-        viewer: Name of the page with the thoughts about the text, in the same directory.
+        report: Content of `evaluation.json`.
+        viewer: Name of the page with the thoughts about the text, in the same directory; None if there is none.
     """
     return page(f"Evaluation of {report['checkpoint']}", _parts(report, viewer))
 
@@ -60,7 +67,7 @@ def _results(results: Sequence[Row]) -> str:
 
 
 def _marked(cells: Sequence[str]) -> list[str]:
-    """Cells as HTML, the verdict bold."""
+    """Returns cells as HTML, with the last one, the verdict, in bold."""
     *shown, last = map(visible, cells)
     return [*shown, f"<b>{last}</b>" if last else ""]
 
@@ -108,18 +115,8 @@ def _setting(value: object) -> str:
     return (", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)) or DASH
 
 
-HEAD = ("measure", "of", "n", "thinking off", "thinking on", "on - off", "thinking is")
-
-INTERVALS = (
-    "95 % bootstrap intervals; on - off is paired, on the same items, and below 0 where thinking lowers a number. "
-    "Thinking is called better or worse where the interval of on - off excludes 0; where thinking changes nothing, one "
-    "interval in twenty does so by chance. Where all items have the same value, an interval has no width: it says "
-    "nothing of what other items would give."
-)
-
-
 def results_table(results: Sequence[Row]) -> list[list[str]]:
-    """A row of cells under `HEAD` for each result of `evaluation.json`."""
+    """Returns a row of cells under `HEAD` for each result of `evaluation.json`."""
     return [
         [
             name_of(row),
@@ -135,7 +132,7 @@ def results_table(results: Sequence[Row]) -> list[list[str]]:
 
 
 def group_table(groups: Sequence[Row], unit: str, higher_is_better: bool | None = None) -> list[list[str]]:
-    """The same of the parts of one result: name, n, the three intervals, and a verdict where a direction is given."""
+    """Returns a row of cells for each group of a result: name, n, three intervals, verdict if a direction is given."""
     return [
         [
             group["name"],
@@ -150,19 +147,19 @@ def group_table(groups: Sequence[Row], unit: str, higher_is_better: bool | None 
 
 
 def direction(row: Row, kind: str) -> bool | None:
-    """Whether higher is better within parts of a result; None where single parts say nothing by themselves."""
+    """Returns whether higher is better within groups of a result; None where the result has a caveat about them."""
     better: bool | None = row["higher_is_better"]
     return None if kind in row["caveats"] else better
 
 
 def name_of(row: Row) -> str:
-    """What a result measures, with its unit."""
+    """Returns the name of the measure of a result, with its unit."""
     unit = {"share": "%"}.get(row["unit"], row["unit"])
     return f"{row['metric']} ({unit})" if unit else str(row["metric"])
 
 
 def interval(value: Row, unit: str, signed: bool = False) -> str:
-    """A mean and the ends of its interval, where it has one; shares in per cent."""
+    """Returns a mean and the ends of its interval, if it has one; shares in per cent."""
     ends = [value["mean"], value["low"], value["high"]]
     factor, digits = (100.0, 2) if unit == "share" else (1.0, 4)
     shown = [_number(factor * one, digits, signed) for one in ends if one is not None]
@@ -170,7 +167,7 @@ def interval(value: Row, unit: str, signed: bool = False) -> str:
 
 
 def verdict(difference: Row, higher_is_better: bool | None) -> str:
-    """`better` or `worse` where a difference has an interval that 0 is not in, and a direction; else nothing."""
+    """Returns `better` or `worse` if the interval of a difference excludes 0 and a direction is given; else nothing."""
     low, high = difference["low"], difference["high"]
     if higher_is_better is None or low is None or low <= 0 <= high:
         return ""
@@ -178,7 +175,7 @@ def verdict(difference: Row, higher_is_better: bool | None) -> str:
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned lines; the first `left` columns begin on the left."""
+    """Returns a table as aligned lines; the first `left` columns are aligned on the left, the others on the right."""
     cells = [list(head), *map(list, rows)]
     sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -192,7 +189,7 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def evaluation_text(report: Row) -> str:
-    """What the terminal shows of `evaluation.json`."""
+    """Returns the text that the terminal shows of `evaluation.json`."""
     results = report["results"]
     parts = [text_table(HEAD, results_table(results), left=2)]
     for row in results:
@@ -212,7 +209,7 @@ def evaluation_text(report: Row) -> str:
 
 
 def generated(row: Row, side: str) -> str:
-    """How much one side generated and how fast, and how much of it was thought at; nothing where nothing was."""
+    """Returns the tokens that one side generated, their speed, and the share of them with a thought; else nothing."""
     if side not in row["generated"]:
         return ""
     found = row["generated"][side]

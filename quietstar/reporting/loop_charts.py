@@ -1,6 +1,7 @@
-"""The charts of a loop: one point for each iteration, or for each number of candidates.
+"""The charts and tables of a run of STaR or V-STaR.
 
-What choosing one of several candidates is worth: pass@k, votes, and Best-of-k of every score.
+The first half draws one point for each iteration: accuracy, what was kept, completions. The second half draws one point
+for each number k of candidates: pass@k, votes, and Best-of-k of every score.
 """
 
 from __future__ import annotations
@@ -35,15 +36,23 @@ from quietstar.reporting.scales import DASH, Floats, Scale, Series, linear_scale
 
 PER_CENT = Scale(0, 100, (0, 20, 40, 60, 80, 100))
 GREY = 7
+AREAS = (
+    "AUROC: how often a right candidate is scored above a wrong one, within the problems that have both (their number "
+    "stands last), and over the candidates of all problems."
+)
+CALIBRATION = (
+    "How far probabilities of being right are from how often candidates are right: the Brier score (mean squared "
+    "difference; 0.25 for always saying one half) and the expected calibration error; 0 is best."
+)
 
 
 def first_of(count: int, things: str, where: str = "the table") -> str:
-    """What a chart's note says where it does not draw all; empty where it does."""
+    """Returns the part of a chart's note that says that it does not draw everything; empty if it does."""
     return f" The first {MOST_LINES} of {count} {things}; {where} has all." if count > MOST_LINES else ""
 
 
 def measure(row: Row, *path: str) -> float:
-    """A number of an iteration; NaN where it has none."""
+    """Returns the number at a path of keys in the row of an iteration; NaN if there is none."""
     value: Any = row
     for name in path:
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -51,7 +60,7 @@ def measure(row: Row, *path: str) -> float:
 
 
 def accuracy_curve(x: Floats, rows: Sequence[Row], name: str, **options: Any) -> Series:
-    """Held-out accuracy in per cent with the band of its interval."""
+    """Returns the curve of held-out accuracy in per cent with its 95 % interval as a band."""
     mean, low, high = (
         100 * np.array([measure(row, "held_out", key) for row in rows]) for key in ("accuracy", "low", "high")
     )
@@ -59,7 +68,7 @@ def accuracy_curve(x: Floats, rows: Sequence[Row], name: str, **options: Any) ->
 
 
 def group_curves(x: Floats, rows: Sequence[Row]) -> list[Series]:
-    """Held-out accuracy in per cent of the groups of problems, as many as a chart has room for."""
+    """Returns the curves of held-out accuracy in per cent of the first `MOST_LINES` groups of problems."""
     groups = group_names(rows)
     return [
         Series(
@@ -73,13 +82,13 @@ def group_curves(x: Floats, rows: Sequence[Row]) -> list[Series]:
 
 
 def group_names(rows: Sequence[Row]) -> list[str]:
-    """All groups of the held-out problems; none where there is but one."""
+    """Returns the names of all groups of held-out problems; empty if there is only one group."""
     names = {group for row in rows for group in row.get("held_out", {}).get("by_group", {})}
     return sorted(names, key=natural) if len(names) > 1 else []
 
 
 def progress_card(title: str, note: str, series: Sequence[Series], **options: Any) -> str:
-    """A card of the curves that have a number; nothing where none has two points, or all are 0."""
+    """Returns a panel of the curves that have a number; empty if none has two points, or all numbers are 0."""
     curves = [one for one in series if np.isfinite(one.y).any()]
     if not any(np.isfinite(one.y).sum() > 1 for one in curves) or not any(np.nan_to_num(one.y).any() for one in curves):
         return ""
@@ -87,7 +96,7 @@ def progress_card(title: str, note: str, series: Sequence[Series], **options: An
 
 
 def per_iteration(rows: Sequence[Row]) -> Callable[..., str]:
-    """Makes panels from 0 whose curves are `(name, path of the number in a row, colour)`."""
+    """Returns a function that draws panels from 0; it takes curves as (name, path of the number in a row, colour)."""
     x = np.array([row["iteration"] for row in rows], float)
     ends = (float(x[0]), float(x[-1]))
 
@@ -106,14 +115,14 @@ def per_iteration(rows: Sequence[Row]) -> Callable[..., str]:
 
 
 def accuracy_panels(rows: Sequence[Row]) -> list[str]:
-    """How well problems are solved."""
+    """Returns the panels of accuracy on held-out and training problems."""
     x = np.array([row["iteration"] for row in rows], float)
     axes: dict[str, Any] = {"x_label": "iteration", "x_range": (float(x[0]), float(x[-1])), "y_scale": PER_CENT}
     groups = group_names(rows)
     note = "Greedy accuracy on held-out problems in per cent, by group; 0 is before the first iteration."
     note += first_of(len(groups), "groups")
     later = [row for row in rows if "sampled" in row]
-    made = np.array([row["iteration"] - 1 for row in later], float)  # the model that has sampled
+    made = np.array([row["iteration"] - 1 for row in later], float)  # iteration of the model that sampled
     training: list[tuple[str, tuple[str, ...], int]] = [
         ("samples of training problems", ("sampled", "accuracy"), 2),
         ("failures retried with the hint", ("rationalized", "accuracy"), 3),
@@ -140,7 +149,7 @@ def accuracy_panels(rows: Sequence[Row]) -> list[str]:
 
 
 def kept_panels(rows: Sequence[Row]) -> list[str]:
-    """What is trained on."""
+    """Returns the panels of the completions that were kept for training."""
     later = [{**row, "own": row["built"]["kept"] - row["built"]["hinted"]} for row in rows if "built" in row]
     if not later:
         return []
@@ -176,7 +185,7 @@ def kept_panels(rows: Sequence[Row]) -> list[str]:
 
 
 def completion_panels(rows: Sequence[Row]) -> list[str]:
-    """How completions look, and how long training took."""
+    """Returns the panels of the form of completions, and of the optimizer steps."""
     later = [row for row in rows if row["iteration"]] or rows
     kinds = (("held-out", "held_out", 1), ("sampled", "sampled", 2), ("rationalised", "rationalized", 3))
     draw, draw_all = per_iteration(later), per_iteration(rows)
@@ -202,7 +211,7 @@ def _step_note(rows: Sequence[Row]) -> str:
 
 
 def best_of_k(candidates: Row) -> tuple[list[Series], dict[str, Any]]:
-    """Curves of accuracy against k, of the main ways to choose, and the horizontal axis of their chart."""
+    """Returns curves of accuracy against k, one for each main way to choose, and the axis options of their chart."""
     values, chosen = ways(candidates), main_ways(candidates)
     looks = _looks(candidates, chosen)
     ks = ks_of({way: values[way] for way in chosen})
@@ -211,7 +220,7 @@ def best_of_k(candidates: Row) -> tuple[list[Series], dict[str, Any]]:
 
 
 def best_of_k_card(candidates: Row) -> str:
-    """The chart of `best_of_k`."""
+    """Returns the chart of `best_of_k` as a panel."""
     curves, axis = best_of_k(candidates)
     note = (
         "Per cent of held-out problems right when one of k candidates is chosen, by one score of each model; shaded: "
@@ -221,7 +230,7 @@ def best_of_k_card(candidates: Row) -> str:
 
 
 def difference_card(candidates: Row) -> str:
-    """What the compared score gains over the other main ways to choose, against k."""
+    """Returns a panel of the gain of the compared score over the other main ways to choose, against k."""
     gaps, main = differences(candidates), main_ways(candidates)
     chosen = [way for way in gaps if way in main]
     ks = ks_of({way: gaps[way] for way in chosen})
@@ -239,7 +248,7 @@ def difference_card(candidates: Row) -> str:
 
 
 def _looks(candidates: Row, chosen: Sequence[Way]) -> dict[Way, dict[str, Any]]:
-    """How each way is drawn: alike in every chart of a run."""
+    """Returns the options with which each way is drawn, the same in every chart of a run."""
     fixed: dict[Way, dict[str, Any]] = {
         PASS: {"colour": GREY, "dashed": True},
         ("best-of", candidates.get("compared")): {"colour": 1, "banded": True},
@@ -256,32 +265,22 @@ def _curve(name: str, by_k: Mapping[int, Row], ks: Sequence[int], look: Mapping[
 
 
 def k_scale(ks: Sequence[int]) -> Scale:
-    """Logarithmic, with a tick at each k, or some of them."""
+    """Returns a logarithmic scale of k with at most 8 ticks, each at a value of `ks`."""
     return Scale(ks[0], ks[-1], tuple(map(float, ks[:: math.ceil(len(ks) / 8)])), log=True)
 
 
 def curve_name(way: Way) -> str:
-    """Short, for legends."""
+    """Returns the short name of a way to choose, for legends."""
     return {PASS: "any right (pass@k)", MAJORITY: "majority vote (maj@k)"}.get(way) or str(way[1])
 
 
-AREAS = (
-    "AUROC: how often a right candidate is scored above a wrong one, within the problems that have both (their number "
-    "stands last), and over the candidates of all problems."
-)
-CALIBRATION = (
-    "How far probabilities of being right are from how often candidates are right: the Brier score (mean squared "
-    "difference; 0.25 for always saying one half) and the expected calibration error; 0 is best."
-)
-
-
 def candidates_text(candidates: Row, width: int) -> str:
-    """Tables for the terminal.
+    """Returns the tables of `candidates_section` for the terminal.
 
     Args:
-        candidates: `CandidateTable.to_json()`, and the name of the score that is compared with the others as
-            `compared`; perhaps `calibration`, by name of the score what `evaluation.calibration` found.
-        width: Characters of a line.
+        candidates: `CandidateTable.to_json()` with `compared`, the name of the score that is compared with the others,
+            and optionally `calibration`, the result of `quietstar.statistics.ranking.calibration` by name of the score.
+        width: Largest number of characters in a line.
     """
     head, cells = grid(ways(candidates), interval)
     parts = [f"{_about(candidates)}\n{text_table(head, cells, width)}"]
@@ -305,10 +304,10 @@ def candidates_text(candidates: Row, width: int) -> str:
 
 
 def candidates_section(candidates: Row | None) -> str:
-    """The same with a chart as a section of a page; nothing without candidates.
+    """Returns the tables of `candidates_text`, with charts, as sections of a page; empty without candidates.
 
     Args:
-        candidates: As for `candidates_text`.
+        candidates: Measures of the candidates in the form that `candidates_text` takes, or None.
     """
     if not candidates:
         return ""
@@ -332,7 +331,7 @@ def candidates_section(candidates: Row | None) -> str:
 
 
 def sure_sentence(candidates: Row) -> str:
-    """At how many k the compared score is surely better than the majority vote; empty where it was not compared."""
+    """Returns at how many k the compared score is surely better than the majority vote; empty without comparison."""
     gaps = {k: value for k, value in differences(candidates).get(MAJORITY, {}).items() if k > 1}  # 1 leaves no choice
     if not gaps:
         return ""
@@ -392,7 +391,7 @@ def _calibration_section(candidates: Row) -> str:
 
 
 def _reliability(candidates: Row) -> list[str]:
-    """The bins of each reliability diagram as a table."""
+    """Returns the bins of each reliability diagram as a folded table."""
     head = ["probability", "its mean", "right", "candidates"]
     found = []
     for name, value in candidates["calibration"].items():

@@ -1,6 +1,7 @@
-"""Reads what a loop has written: its summary, its options, and a few completions of its last iteration.
+"""The files of a run of STaR or V-STaR, and their numbers as cells of tables.
 
-The numbers of a run as cells of a table, for the terminal and the page alike.
+The first half reads the summary, the options and a few completions of the last iteration. The second half makes cells
+for the terminal and the page: of iterations, then of ways to choose one of several candidates.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ RIGHT, RIGHT_BUT, WRONG, HINTED, HINTED_BUT = (
     "rationalised: right answer, but a wrong step inside",
 )
 _SECONDS = re.compile(r"([0-9.]+) s")
+Row = Mapping[str, Any]
+Way = tuple[str, str | None]
+"""Way to choose one of several candidates: a measure, and the score that it uses (None without one)."""
+MAJORITY: Way = ("maj", None)
+PASS: Way = ("pass", None)
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,14 @@ class Reading:
     """A completion to read.
 
     Args:
-        kind: Of the five above.
-        problem: Id of its problem.
-        prompt: Without solved examples and hint; None where it is not known.
-        text: The completion.
-        answer: Found in it; None without one.
-        tokens: Of the completion.
-        truncated: Whether it reached the limit of tokens.
-        failure: Why its check did not come to an end.
+        kind: Kind of completion: `RIGHT`, `RIGHT_BUT`, `WRONG`, `HINTED` or `HINTED_BUT`.
+        problem: Id of the problem that the completion was written for.
+        prompt: Prompt of the completion without solved examples and hint; None if unknown.
+        text: Text of the completion.
+        answer: Answer that was found in the completion; None if there is none.
+        tokens: Number of tokens in the completion.
+        truncated: Whether the completion reached the limit of tokens.
+        failure: Reason why the check of the completion did not finish; None if it did.
     """
 
     kind: str
@@ -62,8 +68,8 @@ class LoopRun:
 
     Args:
         files: Name, options, events and environment.
-        summary: `summary.json`.
-        readings: A few completions of the last iteration that has sampled, by kind.
+        summary: Content of `summary.json`.
+        readings: A few completions of the last iteration that sampled, ordered by kind.
     """
 
     files: RunDirectory
@@ -72,17 +78,17 @@ class LoopRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The iterations of the summary."""
+        """Entries of the summary's iterations, in order."""
         rows: list[dict[str, Any]] = self.summary["iterations"]
         return rows
 
     @property
     def candidates(self) -> dict[str, Any] | None:
-        """What was measured on candidates."""
+        """Measures of several candidates per held-out problem; None if there are none."""
         return self.summary.get("candidates")
 
     def seconds(self) -> dict[str, float]:
-        """Time of each kind of phase over all iterations, by name, as far as the events tell."""
+        """Returns the seconds of each kind of phase over all iterations, by name, as far as the events tell."""
         found: dict[str, float] = {}
         for event in self.files.events:
             name, _, what = str(event["event"]).rpartition(" ")
@@ -93,10 +99,10 @@ class LoopRun:
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    """`summary.json` of a run.
+    """Returns the content of a run's `summary.json`.
 
     Raises:
-        DataError: It is missing, or is none.
+        DataError: The file is missing, cannot be read, or is not a summary.
     """
     file = directory / SUMMARY
     try:
@@ -116,10 +122,10 @@ def read_summary(directory: Path) -> dict[str, Any]:
 
 
 def read_loop(directory: Path) -> LoopRun:
-    """Reads a run directory.
+    """Reads the run directory of a loop.
 
     Raises:
-        DataError: It has no summary.
+        DataError: The directory has no summary.
     """
     summary = read_summary(directory)
     sampled = [row["iteration"] for row in summary["iterations"] if "sampled" in row]
@@ -127,7 +133,7 @@ def read_loop(directory: Path) -> LoopRun:
 
 
 def _readings(directory: Path, iteration: int) -> list[Reading]:
-    """A few of each kind, drawn by a hash, and first those whose prompt is known."""
+    """Returns up to `OF_A_KIND` completions of each kind, drawn by a hash; those with a known prompt come first."""
     place = directory / f"iteration-{iteration:02d}"
     keys = {key for name in ("sample", "rationalize") if (key := _key_of(place / f"{name}.json"))}
     samples: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -183,12 +189,12 @@ def _key_of(manifest: Path) -> str | None:
 
 
 def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The lines of a file, or those of some phases; what is missing or torn counts as not written."""
+    """Yields the lines of a file, or those of the phases in `keys`; a missing file or torn line is skipped."""
     marks = None if keys is None else [key.encode() for key in keys]
     try:
         with file.open("rb") as lines:
             for raw in lines:
-                if marks is not None and not any(mark in raw for mark in marks):  # far quicker than to parse them all
+                if marks is not None and not any(mark in raw for mark in marks):  # far faster than parsing all lines
                     continue
                 try:
                     line = json.loads(raw)
@@ -200,33 +206,26 @@ def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]
         return
 
 
-Row = Mapping[str, Any]
-Way = tuple[str, str | None]
-"""How one of several candidates is chosen: a measure, and the score that it uses."""
-MAJORITY: Way = ("maj", None)
-PASS: Way = ("pass", None)
-
-
 def percent(share: float | None) -> str:
-    """A share in per cent with one decimal; empty where there is none."""
+    """Returns a share in per cent with one decimal; empty for None."""
     return "" if share is None else f"{100 * share:.1f}"
 
 
 def interval(value: Row, mean: str = "mean") -> str:
-    """Per cent with the ends of its interval, where it has one."""
+    """Returns a mean in per cent with the ends of its interval, if it has one."""
     ends = value.get("low"), value.get("high")
     return percent(value[mean]) + (f" [{percent(ends[0])}, {percent(ends[1])}]" if None not in ends else "")
 
 
 def difference(value: Row) -> str:
-    """The same of a difference, with signs."""
+    """Returns a mean difference in percentage points with the ends of its interval, if it has one, all with signs."""
     numbers = [value["mean"], value.get("low"), value.get("high")]
     texts = [f"{100 * one:+.1f}".replace("-", MINUS) for one in numbers if one is not None]
     return texts[0] + (f" [{texts[1]}, {texts[2]}]" if len(texts) == 3 else "")
 
 
 def excludes_zero(value: Row) -> bool:
-    """Whether a difference has an interval that 0 is not in."""
+    """Returns whether a difference has an interval that excludes 0."""
     low, high = value.get("low"), value.get("high")
     return low is not None and high is not None and (low > 0 or high < 0)
 
@@ -267,7 +266,7 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "steps": _count("trained", "steps"),
     "cut off": lambda row: percent(row.get("sampled", {}).get("truncated")),
 }
-"""Of the iterations: shares in per cent."""
+"""Columns of the table of iterations, each with the function that makes its cell; shares are in per cent."""
 MEANINGS = {
     "held-out accuracy": "greedy, after the iteration, with its 95 % interval over problems",
     "sampled right": "samples of training problems, by the model before the iteration",
@@ -282,19 +281,19 @@ MEANINGS = {
 
 
 def explanation(head: Sequence[str]) -> str:
-    """What the columns mean."""
+    """Returns a sentence about the meaning of the columns."""
     return f"Shares in per cent; {'; '.join(f'{name}: {MEANINGS[name]}' for name in head if name in MEANINGS)}."
 
 
 def iteration_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Names of the columns that have something to say, and the cells of each iteration."""
+    """Returns the names of the columns that are not empty, and the cells of each iteration."""
     columns = {name: [cell(row) for row in rows] for name, cell in COLUMNS.items()}
     there = {name: cells for name, cells in columns.items() if any(cells)}
     return list(there), [list(cells) for cells in zip(*there.values(), strict=True)]
 
 
 def way_name(way: Way) -> str:
-    """What a way to choose is called."""
+    """Returns the name of a way to choose."""
     measure, score = way
     if score is None:
         return {"pass": "any of k right (pass@k)", "maj": "majority vote (maj@k)"}.get(measure, measure)
@@ -302,7 +301,7 @@ def way_name(way: Way) -> str:
 
 
 def ways(candidates: Row) -> dict[Way, dict[int, Row]]:
-    """The value of each way at each k: any right one, the compared score, the other scores, votes."""
+    """Returns the value of each way to choose at each k: pass@k first, then the compared score, other scores, votes."""
     found: dict[Way, dict[int, Row]] = {}
     for row in candidates["rows"]:
         found.setdefault((row["measure"], row["score"]), {})[row["k"]] = row["value"]
@@ -313,13 +312,14 @@ def ways(candidates: Row) -> dict[Way, dict[int, Row]]:
 
 
 def main_ways(candidates: Row) -> list[Way]:
-    """The ways that a chart has room for, in the order of `ways`.
+    """Returns the ways to choose that a chart has room for, at most `MOST_LINES`, in the order of `ways`.
 
-    The bound that any right candidate sets (pass@k), the compared score, the majority vote, and one score of each other
-    model, which are called `model (score)`: the one that is computed as the compared score is, or else its first.
+    They are the upper bound pass@k, the compared score, the majority vote, and one score of each other model. Scores
+    are named `model (score)`; of another model's scores the one that is computed like the compared score is taken, or
+    else the first.
 
     Args:
-        candidates: `CandidateTable.to_json()` with `compared`; without rows there is no way.
+        candidates: `CandidateTable.to_json()` with `compared`; the result is empty without rows.
     """
     found = ways(candidates) if candidates.get("rows") else {}
     compared = str(candidates.get("compared"))
@@ -338,7 +338,7 @@ def _how(score: str) -> str:
 
 
 def differences(candidates: Row) -> dict[Way, dict[int, Row]]:
-    """Best-of-k of the compared score minus each other way, at each k."""
+    """Returns Best-of-k of the compared score minus each other way to choose, at each k."""
     found: dict[Way, dict[int, Row]] = {}
     for one in candidates.get("differences", ()):
         found.setdefault((one["measure"], one["other"]), {})[one["k"]] = one["value"]
@@ -347,31 +347,34 @@ def differences(candidates: Row) -> dict[Way, dict[int, Row]]:
 
 
 def ks_of(table: Mapping[Way, Mapping[int, Row]]) -> list[int]:
-    """All values of k, ascending."""
+    """Returns all values of k, ascending."""
     return sorted({k for values in table.values() for k in values})
 
 
 def grid(
     table: Mapping[Way, Mapping[int, Row]], cell: Callable[[Row], str], name: Callable[[Way], str] = way_name
 ) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells of a table with a row for each way and a column for each k."""
+    """Returns columns and cells of a table with a row for each way to choose and a column for each k."""
     ks = ks_of(table)
     rows = [[name(way), *(cell(values[k]) if k in values else "" for k in ks)] for way, values in table.items()]
     return ["", *(f"k = {k}" for k in ks)], rows
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:
-    """Sorts names with numbers in them as people do: 2 digits before 10 digits."""
+    """Returns a sort key that orders names by the numbers in them: `2 digits` before `10 digits`."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def printable(text: str) -> str:
-    """Text that does nothing to a terminal: names and messages hold what task files and models have written."""
+    """Replaces characters that could control a terminal: task files and models write parts of names and messages."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
-    """Cells as lines of at most `width` characters; columns that do not fit follow below, with the first one again."""
+    """Returns a table as lines of at most `width` characters; columns that do not fit follow below the others.
+
+    The first column is repeated in front of them.
+    """
     head, rows = list(map(printable, head)), [list(map(printable, row)) for row in rows]
     heads = [name.split(" ") if len(name) > 9 and place else [name] for place, name in enumerate(head)]
     tops = [list(line) for line in zip_longest(*(one[::-1] for one in heads), fillvalue="")][::-1]

@@ -1,6 +1,6 @@
-"""`report.html` of a loop: one file, made from the run directory alone, that opens from the disk.
+"""`report.html` of a run of STaR or V-STaR, one self-contained file, and the table that the terminal shows.
 
-What people see of a run: a table, and a page.
+Both are made from the run directory alone; `write_loop_report` and `print_table` are the entries.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from quietstar.runs.files import REPORT, write_whole
 
 
 def loop_report(run: LoopRun) -> str:
-    """The page of a run. The same files give the same page, to the byte."""
+    """Returns the page of a run as HTML; the same files give the same page, to the byte."""
     rows = run.rows
     presets = VSTAR_PRESETS if _has_verifier(run) else STAR_PRESETS
     usual = asdict(OuterLoopConfig()) | presets.get(str(run.files.config.get("preset")), {})
@@ -108,7 +108,7 @@ def _header(run: LoopRun) -> str:
 
 
 def _figures(run: LoopRun) -> list[tuple[str, str, str]]:
-    """Name, value and small print of what a reader wants to know first."""
+    """Returns name, value and small print of the key figures."""
     rows, last = run.rows, run.rows[-1]
     figures = [("Iterations", str(last["iteration"]), "")]
     measured = [row for row in rows if "held_out" in row]
@@ -206,10 +206,10 @@ def _times(seconds: Mapping[str, float]) -> str:
 
 
 def print_table(summary: Mapping[str, Any]) -> None:
-    """Prints one line for each iteration, then what choosing among candidates is worth, then warnings.
+    """Prints one line for each iteration, then the measures of choosing among candidates, then warnings.
 
     Args:
-        summary: What `summary.json` holds.
+        summary: Content of `summary.json`.
     """
     width = shutil.get_terminal_size((10_000, 24)).columns  # a file or pipe takes lines of any length
     head, rows = iteration_table(summary["iterations"])
@@ -225,13 +225,13 @@ def write_loop_report(out: Path | str) -> Path:
     """Writes `report.html` into the directory of a run: one file that needs no network.
 
     Args:
-        out: `output_dir` of a run, with its `summary.json`. All else is shown as far as it is there.
+        out: Directory of a run (`output_dir`) with its `summary.json`; other files are shown as far as they exist.
 
     Returns:
-        The file.
+        Path of the page.
 
     Raises:
-        DataError: There is no summary.
+        DataError: The directory has no summary.
         OSError: The file cannot be written; an earlier one stays.
     """
     path = Path(out) / REPORT

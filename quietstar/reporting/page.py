@@ -1,10 +1,8 @@
-"""Pieces of an HTML page that needs nothing but itself: no script, no address, and no text that could become markup.
+"""Pieces of a self-contained HTML page: no script, no external address, and no text that could become markup.
 
-The arguments called `body`, `cells` and `html` are HTML already; all other text is escaped here.
-
-The look of a page: light and dark, wide and narrow, screen and paper. Colours are those of Okabe and Ito.
-
-Text of unknown content as HTML: inert, and every character that would hide or reorder something made visible.
+The arguments `body`, `cells`, `html` and those described as HTML are HTML already; all other text is escaped here.
+First stand the pieces, then the style for light and dark, wide and narrow, screen and paper (colours of Okabe and Ito),
+then the escaping: text of any content becomes inert, and characters that would hide or reorder text become visible.
 """
 
 from __future__ import annotations
@@ -15,18 +13,18 @@ import unicodedata
 from collections.abc import Container, Iterable, Sequence
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""The browser's own guard, should an escape ever be missing: nothing is loaded and no script runs."""
+"""Content security policy, a second guard in case an escape is missing: nothing is loaded and no script runs."""
 
 _MARKED = ' class="marked"'
 
 
 def page(title: str, body: Iterable[str], footer: str = "") -> str:
-    """A whole document.
+    """Returns a whole HTML document.
 
     Args:
-        title: Title of the window.
-        body: HTML parts, empty ones left out.
-        footer: Sentences below everything.
+        title: Title of the browser window.
+        body: HTML parts; empty ones are left out.
+        footer: Text at the bottom of the page.
     """
     below = f"<footer>{visible(footer)}</footer>" if footer else ""
     content = "\n".join(part for part in (*body, below) if part)
@@ -40,24 +38,24 @@ def page(title: str, body: Iterable[str], footer: str = "") -> str:
 
 
 def header(title: str, words: Iterable[str], figures: Iterable[tuple[str, str, str]] = ()) -> str:
-    """The top of a page.
+    """Returns the top of a page.
 
     Args:
         title: Heading of the page.
-        words: Parts of the line below it, empty ones left out.
-        figures: Numbers that stand out: name, value and small print of each.
+        words: Parts of the line below the heading; empty ones are left out.
+        figures: (name, value, small print) of each key figure.
     """
     lede = " · ".join(word for word in words if word)
     return f'<header><h1>{visible(title)}</h1><p class="lede">{visible(lede)}</p>{key_figures(figures)}</header>'
 
 
 def section(heading: str, body: Iterable[str], note: str = "") -> str:
-    """A part of the page under a heading; nothing where it has no content.
+    """Returns a part of the page under a heading; empty if it has no content.
 
     Args:
-        heading: Its name.
-        body: HTML parts.
-        note: A sentence below the heading.
+        heading: Heading of the section.
+        body: HTML parts of the section; empty ones are left out.
+        note: Sentence below the heading.
     """
     content = "\n".join(part for part in body if part)
     if not content:
@@ -67,7 +65,7 @@ def section(heading: str, body: Iterable[str], note: str = "") -> str:
 
 
 def key_figures(figures: Iterable[tuple[str, str, str]]) -> str:
-    """Numbers that stand out: (name, value, small print)."""
+    """Returns key figures as large numbers; each is given as (name, value, small print)."""
     items = ""
     for name, value, small in figures:
         below = f"<small>{visible(small)}</small>" if small else ""
@@ -76,7 +74,7 @@ def key_figures(figures: Iterable[tuple[str, str, str]]) -> str:
 
 
 def panel(title: str, note: str, html: str, wide: bool = False) -> str:
-    """A chart with its title and one sentence, alone in its row if wide; nothing where there is no chart."""
+    """Returns a chart with its title and one sentence, alone in its row if `wide`; empty if there is no chart."""
     if not html:
         return ""
     caption = f"<figcaption><h3>{visible(title)}</h3><p>{visible(note)}</p></figcaption>"
@@ -84,7 +82,7 @@ def panel(title: str, note: str, html: str, wide: bool = False) -> str:
 
 
 def panels(body: Iterable[str]) -> str:
-    """Panels side by side, as many as fit."""
+    """Returns panels side by side, as many per row as fit."""
     content = "\n".join(part for part in body if part)
     return f'<div class="grid-of-panels">\n{content}\n</div>' if content else ""
 
@@ -92,13 +90,13 @@ def panels(body: Iterable[str]) -> str:
 def table(
     cells: Sequence[Sequence[str]], head: Sequence[str] = (), marked: Container[int] = (), numbers: bool = False
 ) -> str:
-    """A table of HTML cells; nothing where there are no rows.
+    """Returns a table of HTML cells; empty if there are no rows.
 
     Args:
-        cells: Rows of HTML.
+        cells: Rows of cells, each cell as HTML.
         head: Names of the columns.
-        marked: Indices of rows that stand out.
-        numbers: Cells do not break into lines, but for those of the first column.
+        marked: Indices of the highlighted rows.
+        numbers: Whether cells stay on one line, except those of the first column.
     """
     if not cells:
         return ""
@@ -112,26 +110,26 @@ def table(
 
 
 def escaped(rows: Iterable[Iterable[str]]) -> list[list[str]]:
-    """Rows of text as the HTML cells of a table."""
+    """Returns rows of text as HTML cells of a table."""
     return [list(map(visible, row)) for row in rows]
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:
-    """A table of names and their values."""
+    """Returns a table of names and their values."""
     return table(escaped((name, str(value)) for name, value in pairs))
 
 
 def folded_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], shown: Container[int], summary: str, bold: Container[int] = ()
 ) -> list[str]:
-    """The rows that matter most, and all of them folded away.
+    """Returns a table of the most important rows, and a folded table of all rows if there are more.
 
     Args:
         head: Names of the columns.
-        rows: Cells of all rows, HTML.
-        shown: Indices of the rows that matter most.
-        summary: What all rows are.
-        bold: Indices of rows whose first cell stands out.
+        rows: Cells of all rows, each cell as HTML.
+        shown: Indices of the most important rows.
+        summary: Label of the folded table.
+        bold: Indices of the rows with a bold first cell.
     """
     cells = [[f"<b>{row[0]}</b>" if place in bold else row[0], *row[1:]] for place, row in enumerate(rows)]
     first = [row for place, row in enumerate(cells) if place in shown]
@@ -142,13 +140,13 @@ def folded_table(
 
 
 def reading(kind: str, text: str, facts: str, below: str = "") -> str:
-    """A card with a text to read.
+    """Returns a card with a text to read.
 
     Args:
-        kind: What it is.
-        text: HTML of the text.
-        facts: HTML of the line below it.
-        below: HTML below that.
+        kind: Label above the text: what kind of text it is.
+        text: Text of the card as HTML.
+        facts: Line of facts below the text, as HTML.
+        below: Other content below the facts, as HTML.
     """
     return (
         f'<article class="thought"><div class="kind">{visible(kind)}</div><p class="text">{text}</p>'
@@ -157,18 +155,18 @@ def reading(kind: str, text: str, facts: str, below: str = "") -> str:
 
 
 def readings(cards: Iterable[str]) -> str:
-    """Cards side by side, as many as fit."""
+    """Returns cards side by side, as many per row as fit."""
     content = "\n".join(cards)
     return f'<div class="thoughts">\n{content}\n</div>' if content else ""
 
 
 def details(summary: str, html: str) -> str:
-    """Something folded away."""
+    """Returns folded HTML with a label; empty if there is no content."""
     return f"<details><summary>{visible(summary)}</summary>{html}</details>" if html else ""
 
 
 def warning_list(warnings: Iterable[str]) -> str:
-    """Sentences that stand out; nothing where there are none."""
+    """Returns warnings as a highlighted list; empty if there are none."""
     items = "".join(f"<li>{visible(warning)}</li>" for warning in warnings)
     return f'<ul class="warnings">{items}</ul>' if items else ""
 
@@ -179,7 +177,7 @@ LIGHT = """  --page: #fafaf8; --card: #ffffff; --line: #e3e3de; --grid: #ececea;
   --faint: 0.5;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;
 """
-"""Colours and letters on a light ground."""
+"""CSS variables: colours on a light background, and the sans-serif fonts."""
 
 CHART_STYLE = """
 .grid { stroke: var(--grid); fill: none; } .grid.zero { stroke: var(--zero); }
@@ -197,7 +195,7 @@ CHART_STYLE = """
 .f1 { fill: var(--c1); } .f2 { fill: var(--c2); } .f3 { fill: var(--c3); } .f4 { fill: var(--c4); }
 .f5 { fill: var(--c5); } .f6 { fill: var(--c6); } .f7 { fill: var(--c7); }
 """
-"""The look of what is inside a chart."""
+"""CSS of what is inside a chart."""
 
 STYLE = (
     """
@@ -309,7 +307,7 @@ footer { margin-top: 3rem; padding-top: 0.9rem; border-top: 1px solid var(--line
 )
 
 
-# Cc controls, Cf formats (bidi, zero width), Cs lone surrogates, Co and Cn without a meaning, Zl and Zp line breaks
+# Cc: controls; Cf: formats (bidi, zero width); Cs: lone surrogates; Co, Cn: private, unassigned; Zl, Zp: line breaks
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _SAFE = re.compile(r"[ !#-%(-;=?-~]*")  # printable ASCII without what HTML escapes
 
@@ -318,11 +316,11 @@ _LINE_END = '<span class="space" title="U+000A">\N{DOWNWARDS ARROW WITH CORNER L
 
 
 def visible(text: str, one_line: bool = False) -> str:
-    """Text as HTML content; line ends and tabs show as symbols.
+    """Returns text as HTML content; line ends and tabs become symbols.
 
     Args:
-        text: Anything, NUL and lone surrogates included.
-        one_line: Line ends do not break the line besides.
+        text: Text with any characters, NUL and lone surrogates included.
+        one_line: Whether a line end is a symbol only; otherwise it also breaks the line.
     """
     if _SAFE.fullmatch(text):
         return text
@@ -331,7 +329,7 @@ def visible(text: str, one_line: bool = False) -> str:
 
 
 def plain(text: str) -> str:
-    """Text for an attribute or a `<title>`: as `visible`, without markup."""
+    """Returns text for an attribute or a `<title>`: like `visible`, but without markup."""
     if _SAFE.fullmatch(text):
         return text
     return "".join(html.escape(_name(character) or character) for character in text)
@@ -347,7 +345,7 @@ def _visible_character(character: str) -> str:
 
 
 def _name(character: str) -> str | None:
-    """What stands for a character that cannot be seen, None for one that can."""
+    """Returns a stand-in for a character that cannot be seen; None for one that can."""
     if unicodedata.category(character) not in _HIDDEN:
         return None
     return _SYMBOLS.get(character) or f"⟨U+{ord(character):04X}⟩"

@@ -1,4 +1,4 @@
-"""Sections of a page about how a run was set up: its options and its machines."""
+"""Sections of a page about the setup of a run: its options and its machines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _NOTHING = object()
 
 
 def configuration(config: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
-    """The options of a run, those first that differ from what they usually are.
+    """Returns the section of a run's options; those that differ from the defaults come first.
 
     Args:
-        config: `config.yaml`, nested.
-        usual: The defaults, nested or with dotted keys, those of the run's preset included.
+        config: Options of the run, nested as in `config.yaml`.
+        usual: Defaults of the options, nested or with dotted keys, with those of the run's preset applied.
     """
     flat = flatten(config)
     expected = flatten(usual) | {"preset": config.get("preset")}
@@ -33,10 +33,10 @@ def configuration(config: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
 
 
 def machines(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What a run ran on.
+    """Returns the section of the machines that a run used; empty without entries.
 
     Args:
-        entries: `environment.json`, one for each start.
+        entries: Entries of `environment.json`, one for each start of the run.
     """
     if not entries:
         return ""
@@ -72,7 +72,7 @@ def _machine(entry: Mapping[str, Any]) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted key."""
+    """Returns nested options by dotted key."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -80,7 +80,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """An option's value as HTML, as its file writes it."""
+    """Returns the value of an option as HTML, written as in `config.yaml`."""
     words = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
         return words[value]
@@ -88,7 +88,7 @@ def shown(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 1 h 20 min."""
+    """Returns a duration in its two largest units, such as `1 h 20 min`."""
     minutes, whole = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

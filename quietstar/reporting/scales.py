@@ -1,4 +1,4 @@
-"""What a chart is drawn from: a curve's points and those of them that are drawn, and axes with their ticks."""
+"""The numbers behind a chart: curves, the points of a long curve that are drawn, and axes with their ticks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ Floats = npt.NDArray[np.float64]
 
 MOST_POINTS = 400
 BUCKETS = 200
+LARGEST, SMALLEST = 1e300, 1e-300
+"""Bounds of the numbers that are drawn: ratios and differences of numbers beyond them leave the range of a float."""
+TINY = 1e-250
+"""Size below which a linear axis takes a number for 0."""
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -21,14 +26,14 @@ class Series:
     """One curve.
 
     Args:
-        name: For the legend.
-        x: [n], ascending.
-        y: [n]; NaN leaves a gap.
-        colour: 1 to 6 of the palette, or 7 for grey; the marker goes with it.
-        faint: Drawn thin and behind, for curves that are noisy by nature.
-        dashed: Drawn with dashes.
-        spread: [n] or None: a band of y - spread to y + spread is shaded.
-        band: Both ends of the band, [n] each, instead; NaN where there is none.
+        name: Name of the curve in the legend.
+        x: Horizontal positions of the points, float64 [n], ascending.
+        y: Values at the points, float64 [n]; NaN leaves a gap.
+        colour: Number of a colour in the palette, 1 to 6, or 7 for grey; it also decides the marker.
+        faint: Whether the curve is thin, pale and without markers, for noisy measurements.
+        dashed: Whether the line is dashed.
+        spread: Half the height of a shaded band around `y`, float64 [n]; None without a band.
+        band: Lower and upper end of a shaded band, float64 [n] each, used instead of `spread`; NaN where there is none.
     """
 
     name: str
@@ -42,13 +47,13 @@ class Series:
 
 
 def mean_curve(name: str, x: Sequence[float], runs: Sequence[Sequence[float]], **options: Any) -> Series:
-    """The mean of several runs, with a band from the lowest to the highest.
+    """Returns the mean curve of several runs, with a band from the lowest to the highest value.
 
     Args:
-        name: For the legend.
-        x: [n], ascending.
-        runs: [n] numbers of each run, at least one run.
-        options: Those of `Series`.
+        name: Name of the curve in the legend.
+        x: Horizontal positions of the points, [n], ascending.
+        runs: Values of each run, [n] each; at least one run.
+        options: Other arguments of `Series`, by name.
     """
     y = np.array(runs, float)
     band = (y.min(axis=0), y.max(axis=0)) if len(runs) > 1 else None
@@ -57,7 +62,7 @@ def mean_curve(name: str, x: Sequence[float], runs: Sequence[Sequence[float]], *
 
 @dataclass(frozen=True)
 class Thinned:
-    """At most `MOST_POINTS` points that stand for a curve: mean, smallest and largest of each."""
+    """At most `MOST_POINTS` points that represent a curve, each with the mean and the ends of its band, float64 [n]."""
 
     x: Floats
     y: Floats
@@ -66,12 +71,16 @@ class Thinned:
 
     @property
     def has_band(self) -> bool:
-        """Whether a band has anything to show."""
+        """Whether the band is wider than the line anywhere."""
         return bool(np.any(self.high > self.low))
 
 
 def thin(series: Series) -> Thinned:
-    """A curve as it is where it is short; otherwise equal stretches of x, so that no extreme is lost."""
+    """Returns the points of a curve to draw: all points of a short curve, intervals of a long one.
+
+    There are up to `BUCKETS` equal intervals of x, each with the mean, the smallest and the largest value, so that no
+    extreme is lost.
+    """
     x, y = series.x, series.y
     spread = np.zeros_like(y) if series.spread is None else np.nan_to_num(series.spread)
     low, high = y - spread, y + spread
@@ -80,7 +89,7 @@ def thin(series: Series) -> Thinned:
     if len(x) <= MOST_POINTS:
         return Thinned(x, y, low, high)
     edges = np.linspace(x[0], x[-1], BUCKETS + 1)[:-1]
-    starts = np.unique(np.searchsorted(x, edges))  # of the stretches that hold a point
+    starts = np.unique(np.searchsorted(x, edges))  # of the intervals that hold a point
     finite = np.isfinite(y)
     count = np.add.reduceat(finite.astype(np.float64), starts)
     total: Any = np.add.reduceat(np.where(finite, y, 0.0), starts)
@@ -89,22 +98,15 @@ def thin(series: Series) -> Thinned:
     return Thinned(x[starts], mean, np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts))
 
 
-LARGEST, SMALLEST = 1e300, 1e-300
-"""Numbers beyond these are not drawn: ratios and differences of such leave the range of a float."""
-TINY = 1e-250
-"""A linear axis takes less than this for 0."""
-MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
-
-
 @dataclass(frozen=True)
 class Scale:
-    """Maps numbers to a length on the page.
+    """An axis: maps numbers to positions from 0 (its start) to 1 (its end).
 
     Args:
-        low: Number at 0.
-        high: Number at 1, above `low`.
-        ticks: Numbers to label, ascending.
-        log: Equal factors take equal lengths; then all numbers are above 0.
+        low: Number at the start of the axis.
+        high: Number at the end of the axis, above `low`.
+        ticks: Numbers that get a tick and a label, ascending.
+        log: Whether the axis is logarithmic; all numbers are then above 0.
     """
 
     low: float
@@ -113,13 +115,13 @@ class Scale:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a number lies, 0 to 1 within the scale."""
+        """Returns the position of a number, 0 to 1 within the scale."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def labels(self) -> list[str]:
-        """One for each tick, with as many digits as tell them apart."""
+        """Returns a label for each tick, with enough digits to tell them apart."""
         labels = [number(tick) for tick in self.ticks]
         if self.log or len(self.ticks) < 2:
             return labels
@@ -132,13 +134,13 @@ class Scale:
 
 
 def linear_scale(low: float, high: float, ticks: int = 5, whole: bool = False) -> Scale:
-    """A scale from round numbers to round numbers that holds `low` and `high`.
+    """Returns a linear scale that holds `low` and `high` and starts and ends at round numbers.
 
     Args:
-        low: Smallest number.
-        high: Largest number.
-        ticks: About how many ticks.
-        whole: Ticks are whole numbers, and the scale ends where the numbers do.
+        low: Smallest number to show.
+        high: Largest number to show.
+        ticks: Approximate number of ticks.
+        whole: Whether ticks are whole numbers; the scale then starts and ends at `low` and `high`.
     """
     size = max(abs(low), abs(high))
     if high - low <= 1e-9 * size or size < TINY:
@@ -156,7 +158,7 @@ def linear_scale(low: float, high: float, ticks: int = 5, whole: bool = False) -
 
 
 def log_scale(low: float, high: float) -> Scale:
-    """A logarithmic scale that holds `low` and `high`, both above 0."""
+    """Returns a logarithmic scale that holds `low` and `high`, both above 0."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     if first == last:
         last += 1
@@ -167,11 +169,11 @@ def log_scale(low: float, high: float) -> Scale:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number for people: 1,234 or 12.3k, 0.0123, 1.2e-06; a NaN is a dash.
+    """Returns a number for people to read: 1,234 or 12.3k, 0.0123, 1.2e-06; a NaN is a dash.
 
     Args:
-        value: Any.
-        digits: Significant ones.
+        value: Number to write, finite or not.
+        digits: Largest number of significant digits; numbers from 1,000 to 9,999 are whole.
     """
     if math.isnan(value):
         return DASH
@@ -195,6 +197,6 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def finite_range(values: Sequence[float], log: bool = False) -> tuple[float, float] | None:
-    """Smallest and largest of the numbers that a scale can show; None where there are none."""
+    """Returns the smallest and the largest of the numbers that a scale can show; None if there are none."""
     shown = [value for value in values if abs(value) < LARGEST and (value > SMALLEST or not log)]
     return (min(shown), max(shown)) if shown else None

@@ -1,4 +1,4 @@
-"""`report.html` of a training run: one file, made from the run directory alone, that opens from the disk."""
+"""`report.html` of a training run: one self-contained file, made from the run directory alone."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from quietstar.runs.files import REPORT, THOUGHTS, write_whole
 
 ALWAYS = frozenset({"started", "finished"})
 QUIET_EVENTS = ALWAYS | {"resumed", "interrupted", "saved"}
-"""What may happen to any run."""
+"""Events that are normal in any run."""
 MOST_EVENTS = 100
 SHOWN_OF_A_KIND = 4
 Sample = Mapping[str, Any]
 
 
 def write_report(run_directory: Path | str) -> Path:
-    """Writes `report.html` into a run directory, also while the run is going: the file is whole at any moment.
+    """Writes `report.html` into a run directory, even while the run is going: the file is whole at any moment.
 
     Args:
-        run_directory: `output_dir` of a run. Read are `config.yaml`, `metrics.jsonl`, `events.jsonl`, `samples/` and
-            `environment.json`, as far as they are there.
+        run_directory: Directory of a run (`output_dir`). `config.yaml`, `metrics.jsonl`, `events.jsonl`, `samples/` and
+            `environment.json` are read as far as they exist.
 
     Returns:
-        The file.
+        Path of the page.
 
     Raises:
-        DataError: It is no run directory.
+        DataError: The directory is not a run directory.
         OSError: The file cannot be written; an earlier one stays.
     """
     directory = Path(run_directory)
@@ -48,11 +48,11 @@ def write_report(run_directory: Path | str) -> Path:
 
 
 def train_report(run: RunDirectory, thoughts: bool = False) -> str:
-    """The page of a run. The same files give the same page, to the byte.
+    """Returns the page of a run as HTML; the same files give the same page, to the byte.
 
     Args:
-        run: Its files.
-        thoughts: Whether `thoughts.html` lies beside the page.
+        run: Files of the run as plain values.
+        thoughts: Whether `thoughts.html` is in the directory of the page.
     """
     notable = [event for event in run.events if event.get("event") not in QUIET_EVENTS]
     marks = [(float(event["step"]), f"step {event['step']}: {event.get('event')}") for event in notable]
@@ -97,7 +97,7 @@ def _header(run: RunDirectory) -> str:
 
 
 def _figures(run: RunDirectory) -> list[tuple[str, str, str]]:
-    """Name, value and small print of what a reader wants to know first."""
+    """Returns name, value and small print of the key figures."""
     training = [line for line in run.lines if line["split"] == "train"]
     held_out = [line for line in run.lines if line["split"] == "eval"]
     figures = []
@@ -172,7 +172,7 @@ def _samples(run: RunDirectory) -> str:
 
 
 def _all_thoughts(run: RunDirectory, made: bool) -> str:
-    """Where every thought about a whole text can be seen."""
+    """Returns a note on where to see all thoughts about a whole text: a link, or the command that makes the page."""
     if made:
         link = f'<a href="{THOUGHTS}">{THOUGHTS}</a>'
         return f'<p class="note">All thoughts about a text, token by token, and what they gained: {link}</p>'

@@ -1,30 +1,31 @@
-"""The thought viewer: what a model thought at each token of a text, and what that gained, as a page and as JSON.
+"""The thought viewer: the thoughts of a model at each token of a text and their gain, as a page and as JSON.
 
-`thoughts.json`, version 1. Probabilities are rounded to 3 significant digits, all other numbers to 4 decimals; one that
-is not finite is null. Log-probabilities are in nats. A token is the one that is predicted: its thoughts hang from the
-position before it.
+The fields of `thoughts.json`, version 1, follow. Probabilities are rounded to 3 significant digits, all other numbers
+to 4 decimals; a number that is not finite is null. Log-probabilities are in nats. `token` is the token that is
+predicted: its thoughts start at the position before it.
 
     version         1
     title           name of the page
     model           name (no path), family of the base, vocabulary, thought_length, lookahead J, interpolation,
                     thinking ("sample" or "pause")
-    settings        thoughts K, top_k, temperature (null: greedy), seed, positions, tokens (at most so many), window and
-                    overlap (tokens), training_length or null, device, dtype
+    settings        thoughts K, top_k, temperature (null: greedy), seed, positions, tokens (largest number of text
+                    tokens), window and overlap (in tokens), training_length or null, device, dtype
     environment     python, packages (version by name), git (commit and whether it was dirty, or null)
-    text.name       of the file
-    text.cut        whether the file goes on after the last token
+    text.name       name of the text
+    text.cut        whether the text continues after the last token
     text.tokens     [N] token ids
-    text.pieces     {index: text} of tokens that end a character which others began; all else is in the vocabulary
-    vocabulary      {id: text} of every id in the file; a list of bytes where the token alone is no whole character
+    text.pieces     {index: text} of tokens that end a character which earlier tokens began; the texts of all other
+                    tokens are in the vocabulary
+    vocabulary      {id: text} of every id in the file; a list of bytes if the token alone is not a whole character
     positions       one object for each token that was thought about, in the order of the text:
-      token         its index in the text, from 1
+      token         index of the token in the text, from 1
       base          [J] log-probabilities without thought of the tokens token .. token + J - 1, fewer at the end
       before        [top_k] pairs of id and probability without thought, the most probable first
-      mean          the same of the mean over the thoughts; only where K is more than 1
+      mean          like `before`, for the mean over the thoughts; only if K is more than 1
       thoughts      [K] objects: tokens [T] (null for pauses), logprob of the thought at its temperature,
                     weight w of the thought in the prediction of `token`, talk [J] log-probabilities of the same tokens
-                    as in `base`, reward: sum over J of talk - base, advantage: reward less the mean of the position's
-                    (null for one thought), after: as `before`, with this thought mixed in
+                    as in `base`, reward: sum over J of talk - base, advantage: reward minus the mean reward of the
+                    position (null for one thought), after: like `before`, with this thought mixed in
 
 The gain at a token is the mean over its thoughts of talk[0] - base[0].
 """
@@ -92,18 +93,18 @@ class ViewOptions:
 
 
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-"""What could end the element that the data is in, or a line of a script: inside of JSON strings alone."""
+"""Characters that could end the element with the data, or a line of a script; they occur only inside JSON strings."""
 
 
 def write_page(content: dict[str, Any], out: Path) -> Path:
-    """Writes the page and, with the ending `.json` beside it, its data; each file is whole at any moment.
+    """Writes the page and, in the same directory with the suffix `.json`, its data; each file is whole at any moment.
 
     Args:
-        content: What `quietstar.inference.viewed_thoughts.thoughts_of` gives.
-        out: The page, usually `thoughts.html`; its directory is made where it does not exist.
+        content: Result of `quietstar.inference.viewed_thoughts.thoughts_of`: the fields of `thoughts.json`.
+        out: Path of the page, usually `thoughts.html`; a missing directory is created.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
         ConfigError: `out` has the name of the data.
@@ -121,11 +122,11 @@ def write_page(content: dict[str, Any], out: Path) -> Path:
 
 
 def _page(title: str, data: str) -> str:
-    """A whole document.
+    """Returns the whole HTML document.
 
     Args:
-        title: Of the window.
-        data: `thoughts.json`, as text.
+        title: Title of the browser window.
+        data: Content of `thoughts.json` as text.
     """
     script, style = _resource("viewer.js"), _resource("viewer.css")
     policy = (
@@ -144,5 +145,5 @@ def _resource(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """The source expression of an inline element in a content security policy."""
+    """Returns the source expression of an inline element for a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

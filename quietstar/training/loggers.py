@@ -53,7 +53,7 @@ class Loggers:
         Args:
             step: Number of optimizer steps done.
             split: Kind of text that was measured: `train` or `eval`.
-            values: Metrics by name.
+            values: Values of the metrics, by name of the metric.
         """
         for name, logger in list(self._loggers.items()):
             try:

@@ -144,7 +144,7 @@ def reference_logprobs(model: QuietStarForCausalLM, rows: Rows, batch_rows: int)
     """Returns the log-probabilities of both completions of each row of pairs: float32 [n, 2] on the CPU, in nats.
 
     Args:
-        model: Reference model.
+        model: Reference model: the policy before its fine-tuning.
         rows: Rows of one pair each.
         batch_rows: Number of rows per forward pass.
     """

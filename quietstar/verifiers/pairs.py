@@ -1,7 +1,7 @@
 """Pairs of a right and a wrong completion of one problem, and the rows that they are trained in.
 
-Below them stand the log-probabilities of completions: differentiable ones of training rows, then those of many examples
-for scoring.
+The log-probabilities of completions follow: differentiable ones of training rows, then those of many examples for
+scoring.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Pair:
         problem: Name of the problem.
         prompt: Prompt of both completions.
         right: Right completion, to be preferred.
-        wrong: Wrong completion.
+        wrong: Wrong completion of the same prompt.
     """
 
     problem: str
