@@ -188,7 +188,7 @@ def draw(file: Path, measured: Mapping[str, list[Run]]) -> None:
         title = f"{regime}, {len(runs)} seeds"
         chart = line_chart(series, label=title, x_label="iteration", y_scale=linear_scale(0.0, 100.0))
         plates.append(Plate(title, chart))
-    title = "Held-out accuracy in per cent: mean of the seeds, shaded from lowest to highest"
+    title = "Held-out accuracy in per cent, with and without rationalisation: mean and range over seeds"
     file.write_text(figure(title, plates, columns=2, keys=keys_of(series)), encoding="utf-8")
 
 
