@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from quietstar.config.command_line import parse_config, run_command
-from quietstar.config.options import set_up
 from quietstar.demos.options import SWEEP, make_sweep
+from quietstar.runs.machine import set_up
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from quietstar.config.command_line import run_command
 from quietstar.config.commands import parse_train_config
-from quietstar.config.options import set_up
 from quietstar.data.sources import check_training_text
 from quietstar.data.tokenizer import check_tokenizer
+from quietstar.runs.machine import set_up
 
 
 def main(argv: Sequence[str] | None = None) -> int:

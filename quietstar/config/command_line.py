@@ -56,6 +56,7 @@ class Command(Generic[ConfigT]):
             inputs.
         argument: Name of the option that an argument without a `--key` sets; None refuses such arguments.
         notes: Further paragraph of the help text.
+        takes_preset: Whether the user names a preset by `--preset`; otherwise the command names it itself.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Command(Generic[ConfigT]):
     check: Callable[[ConfigT, bool], object] = _no_more_checks
     argument: str | None = None
     notes: str = ""
+    takes_preset: bool = True
 
     @property
     def program(self) -> str:
@@ -91,6 +93,8 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
     options = _options(command.config)
     flags = _split_arguments(sys.argv[1:] if argv is None else argv, command)
     print_help, print_config = flags.pop("help", None), flags.pop("print_config", None)
+    if print_config is not None and not command.takes_preset:
+        raise ConfigError(f"print_config: {command.name} runs several presets; star or vstar prints the options of one")
     config_path = flags.pop("config", None)
     file = {} if config_path is None else _read_yaml(config_path, list(options))
     preset, preset_values = _choose_preset(command, {**file, **flags})
@@ -164,6 +168,8 @@ def _choose_preset(command: Command[Any], given: Mapping[str, Any]) -> tuple[dic
     if not command.presets:
         return {}, {}
     preset = given.get("preset")
+    if preset is not None and not command.takes_preset:
+        raise ConfigError(f"preset: got {preset!r}, needs --presets NAME,NAME: {command.name} runs several")
     if preset is None:
         preset = command.default_preset(given)
     if not isinstance(preset, str) or preset not in command.presets:
@@ -268,7 +274,9 @@ def _parser(command: Command[Any]) -> ArgumentParser:
         f"precedence: defaults < {'preset < ' if presets else ''}--config < --KEY VALUE",
     ]
     argument = f" {command.argument.upper()}" if command.argument else ""
-    preset = " [--preset NAME]" if presets else ""
+    needed = [key for key, option in _options(command.config).items() if option.is_needed and key != command.argument]
+    preset = " [--preset NAME]" if presets and command.takes_preset else ""
+    preset += "".join(f" --{key} {key.upper()}" for key in needed)
     parser = ArgumentParser(
         prog=command.program,
         usage=f"{command.program}{argument}{preset} [--config FILE] [--KEY VALUE ...] [--print_config] [--help]",
@@ -326,8 +334,8 @@ def _split_arguments(argv: Sequence[str], command: Command[Any]) -> dict[str, An
                 raise ConfigError(f"{name}: got no value, needs one: --{name} VALUE")
             else:
                 value = rest.pop(0)
-        if name == "config" and name in pairs:
-            raise ConfigError(f"config: given twice ({pairs[name]} and {value}), needs one file")
+        if name in ("config", command.argument) and name in pairs:
+            raise ConfigError(f"{name}: given twice ({pairs[name]} and {value}), needs one")
         if name in options and get_origin(options[name].type) is tuple:
             written = getattr(options[name].hint, "__metadata__", ())
             values = _names(value) if COMMAS in written else [value]

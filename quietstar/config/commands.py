@@ -112,6 +112,8 @@ COMPARE = Command(
     {**VSTAR_DESCRIPTIONS, **STAR_DESCRIPTIONS},
     _first_preset,
     validate_loop,
+    notes="presets of star: " + ", ".join(STAR_PRESETS) + "; of vstar: the others",
+    takes_preset=False,
 )
 
 

@@ -16,12 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from quietstar.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,44 +125,6 @@ def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
             for bound in (*_fixed_texts(hint), *bounds(hint)):
                 for one in value if isinstance(value, tuple) else (value,):
                     bound.hold(prefix + field.name, one)
-
-
-def resolve_device(name: str, option: str = "training.device") -> torch.device:
-    """Returns the device that an option names.
-
-    Args:
-        name: Name of the device: `auto` (the first GPU, or the CPU if there is none), `cpu`, `cuda` or `cuda:N`.
-        option: Name of the option in the error message.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
-    import torch  # not at the top: commands check names before it is needed
-
-    DEVICE.hold(option, name)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = name.partition(":")[2]
-    if int(index or 0) >= count:
-        raise ConfigError(f"{option}: got {name}, but PyTorch sees {count} CUDA devices here")
-    return torch.device("cuda", int(index) if index else torch.cuda.current_device())
-
-
-def set_up(threads: int | None) -> None:
-    """Prepares a process for a command that trains.
-
-    Args:
-        threads: Number of CPU threads of PyTorch; None leaves PyTorch's choice.
-    """
-    import torch
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # of loading and saving; a training has its own
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:

@@ -87,8 +87,8 @@ def check_thinking(options: ThinkingOptions, prefix: str = "") -> None:
 
 
 INPUTS = ("model.path", "data.path")
-LOGGERS = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases"}
-"""Experiment trackers by name: the class of each in `quietstar/training/loggers.py`, which needs torch."""
+LOGGERS = ("tensorboard", "wandb")
+"""Names of the experiment trackers; their classes are in `TRACKERS` of `quietstar/training/loggers.py`."""
 STREAMED_HOMES = {"openwebmath": "open-web-math/open-web-math", "c4": "allenai/c4"}
 """Hub dataset that each data source stands for."""
 

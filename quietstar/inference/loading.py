@@ -15,7 +15,6 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.config.options import resolve_device
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.model.adapters import assemble, is_adapter_checkpoint
@@ -23,6 +22,7 @@ from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint, l
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.checkpoints import checkpoint_directory
+from quietstar.runs.machine import resolve_device
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 AUTHORS_TOKENS = ("<|startthought|>", "<|endthought|>")

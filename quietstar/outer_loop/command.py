@@ -10,11 +10,11 @@ from pathlib import Path
 from quietstar.config.command_line import narrowed
 from quietstar.config.commands import CompareConfig
 from quietstar.config.loops import EMBEDDED, OuterLoopConfig
-from quietstar.config.options import set_up
 from quietstar.config.presets import STAR_PRESETS
 from quietstar.errors import ConfigError
 from quietstar.outer_loop.inputs import ComparedRun, at_budget, load_problems, star_with_controls
 from quietstar.reporting.loop_report import print_table
+from quietstar.runs.machine import set_up
 
 
 def run_loop(config: OuterLoopConfig, with_verifier: bool) -> None:

@@ -21,7 +21,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import OuterLoopConfig, SamplingOptions, fine_tuning_steps
-from quietstar.config.options import resolve_device
 from quietstar.config.training import FinetuningOptions
 from quietstar.data.examples import encode_example, end_of_sequence
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer, tokenizer_fingerprint
@@ -49,6 +48,7 @@ from quietstar.outer_loop.training_set import (
     write_kept,
 )
 from quietstar.runs.files import KEPT, STORE
+from quietstar.runs.machine import resolve_device
 from quietstar.runs.resume_check import MAY_CHANGE
 from quietstar.sampling.choice import make_sampler
 from quietstar.sampling.requests import Request, Sampler, check_lengths, sample_seed

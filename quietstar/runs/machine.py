@@ -16,9 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quietstar.errors import Interrupted
+from quietstar.config.options import DEVICE
+from quietstar.errors import ConfigError, Interrupted
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("quietstar", "torch", "transformers", "triton", "safetensors", "peft", "pyarrow", "numpy")
 GIT_SECONDS = 5.0
@@ -181,3 +185,41 @@ def available_memory() -> int | None:
     except OSError:
         return None
     return None if found is None else int(found[1]) * 1024
+
+
+def resolve_device(name: str, option: str = "training.device") -> torch.device:
+    """Returns the device that an option names.
+
+    Args:
+        name: Name of the device: `auto` (the first GPU, or the CPU if there is none), `cpu`, `cuda` or `cuda:N`.
+        option: Name of the option in the error message.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    import torch  # not at the top: commands check names before it is needed
+
+    DEVICE.hold(option, name)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = name.partition(":")[2]
+    if int(index or 0) >= count:
+        raise ConfigError(f"{option}: got {name}, but PyTorch sees {count} CUDA devices here")
+    return torch.device("cuda", int(index) if index else torch.cuda.current_device())
+
+
+def set_up(threads: int | None) -> None:
+    """Prepares a process for a command that trains.
+
+    Args:
+        threads: Number of CPU threads of PyTorch; None leaves PyTorch's choice.
+    """
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and saving; a training has its own
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from quietstar.config.loops import SamplingOptions
-from quietstar.config.options import resolve_device
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.model.loading import load_causal_lm
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.upstream import supports_sdpa
+from quietstar.runs.machine import resolve_device
 from quietstar.sampling.requests import Sampler
 from quietstar.sampling.transformers_sampler import TransformersSampler
 from quietstar.sampling.vllm_sampler import VllmSampler, has_vllm

@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol
 
 from tqdm import tqdm
 
-from quietstar.config.training import LOGGERS, logger_names
+from quietstar.config.training import logger_names
 from quietstar.errors import ConfigError
 
 WANDB_PROJECT = "quietstar"
@@ -92,7 +92,7 @@ def make_loggers(log_to: str, run_directory: Path | str, config: Mapping[str, An
     loggers: dict[str, Logger] = {}
     for name in logger_names(log_to):
         try:
-            loggers[name] = globals()[LOGGERS[name]](directory, config, start_step)
+            loggers[name] = TRACKERS[name](directory, config, start_step)
         except ImportError as error:
             raise ConfigError(
                 f"training.log_to: {name} cannot be imported ({error}); pip install 'quietstar[log]'"
@@ -172,6 +172,13 @@ class WeightsAndBiases:
 def _warn(name: str, what: str, error: Exception) -> None:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     warnings.warn(f"{name} {what} and is switched off: {reason}; metrics.jsonl has everything", stacklevel=3)
+
+
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], int], Logger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+}
+"""By the name that `training.log_to` has for it."""
 
 
 class Progress:

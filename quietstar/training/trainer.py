@@ -18,7 +18,6 @@ from typing import Any, Generic, Protocol
 import torch
 from torch import Tensor
 
-from quietstar.config.options import resolve_device
 from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
@@ -33,7 +32,7 @@ from quietstar.runs.files import (
     make_output_dir,
     write_whole,
 )
-from quietstar.runs.machine import Signals, StopWaiting, is_out_of_memory
+from quietstar.runs.machine import Signals, StopWaiting, is_out_of_memory, resolve_device
 from quietstar.runs.resume_check import differences, identity
 from quietstar.training.checkpoint import (
     SavesPretrained,

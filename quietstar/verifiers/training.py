@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import GeneratorOptions, VerifierOptions
-from quietstar.config.options import resolve_device
-from quietstar.config.training import FinetuningOptions, TrainingOptions
+from quietstar.config.options import check
+from quietstar.config.training import FinetuningOptions, TrainingOptions, check_micro_batch
 from quietstar.data.batches import Batch, IndexedBatches
 from quietstar.data.examples import Example
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
@@ -25,6 +25,7 @@ from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import absolute, base_fingerprint, has_adapters, merge_adapters
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.files import changed_options, write_json
+from quietstar.runs.machine import resolve_device
 from quietstar.runs.resume_check import MAY_CHANGE
 from quietstar.training.step import ModelT, StepResult
 from quietstar.training.trainer import Trainer
@@ -145,7 +146,8 @@ class VerifierRun:
         finetuning: FinetuningOptions,
         out: Path,
     ) -> None:
-        check_options(options)
+        check(options, "verifier.")
+        check_micro_batch("verifier", options)
         if base.path is None:
             raise ConfigError("model.path: missing; a verifier starts from a causal language model")
         self.kind, self.base, self.options, self.finetuning, self.out = kind, base, options, finetuning, out
@@ -263,29 +265,6 @@ class VerifierRun:
         new.rename(self.model_directory)
         shutil.rmtree(self.out / RUN / "checkpoints", ignore_errors=True)  # the optimizer's state is twice the model
         return self.model_directory
-
-
-def check_options(options: VerifierOptions) -> None:
-    """Refuses option values that a verifier cannot be trained with.
-
-    Raises:
-        ConfigError: A value is out of range; the message names the option.
-    """
-    for key in ("beta", "learning_rate", "epochs"):
-        number = getattr(options, key)
-        if not (number > 0 and math.isfinite(number)):
-            raise ConfigError(f"verifier.{key}: got {number}, needs a finite number above 0")
-    for key in ("batch_size", "pairs_per_problem", "steps", "micro_batch_size"):
-        count = getattr(options, key)
-        if count is not None and count < 1:
-            raise ConfigError(f"verifier.{key}: got {count}, needs at least 1")
-    if not (options.nll_weight >= 0 and math.isfinite(options.nll_weight)):
-        raise ConfigError(f"verifier.nll_weight: got {options.nll_weight}, needs a finite number of at least 0")
-    if options.micro_batch_size is not None and options.batch_size % options.micro_batch_size:
-        raise ConfigError(
-            f"verifier.micro_batch_size: got {options.micro_batch_size}, "
-            f"which does not divide verifier.batch_size ({options.batch_size})"
-        )
 
 
 def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str, generator: str | None) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quietstar.config.options import resolve_device
 from quietstar.data.examples import Example, encode_example
 from quietstar.data.tokenizer import tokenizer_fingerprint
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import base_fingerprint
 from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.runs.machine import resolve_device
 from quietstar.verifiers.dpo import DPO, LIKELIHOOD
 from quietstar.verifiers.outcome_reward import ORM, encode_steps, step_scores
 from quietstar.verifiers.pairs import token_logprobs

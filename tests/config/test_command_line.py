@@ -145,7 +145,7 @@ def test_the_file_can_name_the_preset_and_a_flag_another(tmp_path: Path) -> None
             "preset: got 'mistral7b', needs one of textbook, plain, mistral-7b, pause-tokens; did you",
         ),
         (["--print_config=yes"], "print_config: takes no value, got 'yes'"),
-        (["--config", "a", "--config", "b"], "config: given twice (a and b), needs one file"),
+        (["--config", "a", "--config", "b"], "config: given twice (a and b), needs one"),
         (["--config", "/no/such.yaml"], "config: cannot read /no/such.yaml: No such file or directory"),
         (["--preset", "plain", "--model.path", "m"], "data.path: missing; preset plain needs a text to train on"),
         (["--preset", "textbook", "--data.path", "x"], "data.path: got 'x', but preset textbook makes its own"),

@@ -30,7 +30,6 @@ NEEDED = {
     "view": ["a/b", "--text", "-"],
     "gate": ["a/b", "--text", "x.txt", "--out", "gated"],
     "rank": ["--candidates", "c.jsonl"],
-    "compare": ["--presets", "rft,vstar", "--model.path", "a/b"],
     "report": ["runs/x"],
 }
 """Arguments that a command does not do without."""
@@ -186,6 +185,8 @@ def test_every_command_explains_and_prints_its_options(
     for key in option_names(command.config):
         entry = shown.partition(f"--{key} ")[2].split("\n  --")[0]
         assert len(entry.partition("(type:")[0].split()) > 2, f"{key} has no help"
+    if not command.takes_preset:
+        return  # it prints no options: they are of several runs
     with pytest.raises(SystemExit, match="0"):
         main([*NEEDED.get(command.name, []), "--print_config"])
     file = tmp_path / "printed.yaml"
@@ -210,6 +211,19 @@ def test_each_preset_of_a_comparison_has_its_own_values(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("presets: vstar, rft\nmodel: {path: a/b}\n")
     assert parse_config(COMPARE, ["--config", str(file)]).preset == "vstar"
+
+
+@pytest.mark.parametrize("words", [["--preset", "addition"], ["--config", "p.yaml"]])
+def test_a_comparison_names_its_presets_itself(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preset in a file went before that of each run: all runs were of one preset, under the names of the others."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text("preset: addition\n")
+    with pytest.raises(ConfigError, match="preset: got 'addition', needs --presets NAME,NAME"):
+        parse_config(of_preset("routes"), ["--presets", "addition,routes", *words])
+    with pytest.raises(ConfigError, match="print_config: compare runs several presets"):
+        parse_config(COMPARE, ["--presets", "addition,routes", "--print_config"])
 
 
 def test_a_seed_is_drawn_where_none_is_given() -> None:

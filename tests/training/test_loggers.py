@@ -13,8 +13,7 @@ import pytest
 
 from quietstar.config.training import LOGGERS
 from quietstar.errors import ConfigError
-from quietstar.training import loggers
-from quietstar.training.loggers import WANDB_RUN_ID, Loggers, make_loggers
+from quietstar.training.loggers import TRACKERS, WANDB_RUN_ID, Loggers, make_loggers
 
 
 class Broken:
@@ -68,7 +67,8 @@ def test_an_unknown_name_is_named(tmp_path: Path) -> None:
 
 
 def test_every_name_of_the_table_has_its_class() -> None:
-    assert all(hasattr(getattr(loggers, name), method) for name in LOGGERS.values() for method in ("write", "close"))
+    assert tuple(TRACKERS) == LOGGERS
+    assert all(hasattr(tracker, method) for tracker in TRACKERS.values() for method in ("write", "close"))
 
 
 def test_none_is_fine(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quietstar.config.options import resolve_device
 from quietstar.data.batches import Batch, BatchOrder
 from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from quietstar.runs.checkpoints import list_checkpoints, verify_checkpoint
+from quietstar.runs.machine import resolve_device
 from quietstar.training.metrics import read_metrics
 from quietstar.training.optimizer import learning_rate
 from quietstar.training.step import StepResult, thought_seed
