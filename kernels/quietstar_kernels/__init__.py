@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +34,17 @@ _HOMES = {
 
 class _Operations(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        # importing a package binds its name here, which two functions have as well: the function stays
+        # importing thought_attention or mixed_cross_entropy binds its name here, which its function has as well
         is_package = isinstance(value, ModuleType) and name in __all__
         super().__setattr__(name, getattr(value, name) if is_package else value)
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _HOMES:
+        if name in _HOMES:
+            value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+            value = import_module(f"{__name__}.{name}")
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         setattr(self, name, value)  # found without this method from now on
         return value
 

@@ -110,7 +110,8 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
     config: ConfigT = _build(command.config, {**defaults, **preset_values, **from_file, **from_flags, **preset})
     _check(command, config, print_config is None)
     if print_config is not None:
-        sys.stdout.write(to_yaml(config))
+        with suppress(BrokenPipeError):
+            print(to_yaml(config), end="", flush=True)
         raise SystemExit(0)
     return config
 
@@ -313,6 +314,8 @@ def _split_arguments(argv: Sequence[str], command: Command[Any]) -> dict[str, An
         argument = "--help" if rest[0] == "-h" else rest[0]
         del rest[0]
         name, equals, value = argument.removeprefix("--").partition("=")
+        if re.match(r"-[^\W\d]", argument):
+            raise ConfigError(f"unknown option {argument}; an option begins with two dashes; --help lists every option")
         if not argument.startswith("--"):
             if command.argument is None or command.argument in pairs:
                 hint = f"; an option is written --{name} VALUE" if name in known else "; --help lists every option"
@@ -327,7 +330,9 @@ def _split_arguments(argv: Sequence[str], command: Command[Any]) -> dict[str, An
         elif not equals:
             # two dashes alone do not make a word an option: the default of model.start_text begins with them
             no_value = not rest or (rest[0].startswith("--") and rest[0][2:].partition("=")[0] in known)
-            stands_alone = no_value or (command.argument is not None and rest[0] not in ("true", "false"))
+            stands_alone = no_value or (
+                command.argument is not None and rest[0].lower() not in ("true", "false", "yes", "no")
+            )
             if name in options and options[name].type is bool and stands_alone:
                 value = "true"
             elif no_value:
@@ -361,6 +366,8 @@ def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
             return difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio()
 
         text = name.replace("-", "_")
+        if len(text) > 2 and candidate.rpartition(".")[2].startswith(text):
+            return 1.0
         return max(ratio(text, candidate), 0.97 * ratio(text.rpartition(".")[2], candidate.rpartition(".")[2]))
 
     best = max(map(similarity, known))
@@ -375,21 +382,25 @@ def _read_yaml(path: str, known: Sequence[str]) -> _Flat:
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)
+        pairs = [] if not isinstance(content, dict) else list(_flatten(content, known))
     except OSError as error:
         raise ConfigError(f"config: cannot read {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise ConfigError(f"config: {path} is nested too deeply, needs a mapping of options") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"config: {path} is not UTF-8 text: byte {error.start}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"config: {path}{place} is not valid YAML: {getattr(error, 'problem', error)}") from error
+        problem = getattr(error, "problem", None) or getattr(error, "reason", error)
+        raise ConfigError(f"config: {path}{place} is not valid YAML: {problem}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} holds a {type(content).__name__}, needs a mapping of options")
     flat: _Flat = {}
     groups = {key.rpartition(".")[0] for key in known}
-    for key, value in _flatten(content, known):
+    for key, value in pairs:
         if key in groups:
             if not value:
                 continue  # a group whose options are all commented out

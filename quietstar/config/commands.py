@@ -101,8 +101,9 @@ class CompareConfig(OuterLoopConfig):
 
 
 def _first_preset(given: Mapping[str, Any]) -> str:
-    names = given.get("presets") or ["plain"]
-    return str(names.split(",")[0] if isinstance(names, str) else names[0]).strip()
+    names = given.get("presets")
+    names = names.split(",") if isinstance(names, str) else names
+    return str(names[0]).strip() if isinstance(names, list | tuple) and names else "plain"
 
 
 COMPARE = Command(

@@ -163,7 +163,7 @@ def view(options: ViewCommandOptions) -> None:
     out = options.out or (run or Path()) / THOUGHTS
     if out.is_dir() or out.suffix == ".json":
         kind = "a directory" if out.is_dir() else "the name of the data"
-        raise ConfigError(f"out: {out} is {kind}, needs the name of a page, e.g. {out.with_name(THOUGHTS)}")
+        raise ConfigError(f"out: {out} is {kind}, needs the name of a page, e.g. {out.parent / THOUGHTS}")
     make_output_dir(out.parent, "out")
     from quietstar.inference.loading import load_thinking  # after everything that can be refused without torch
     from quietstar.inference.viewed_thoughts import thoughts_of

@@ -123,6 +123,8 @@ def learn(
             two thoughts per position with a leave-one-out baseline.
         DataError: A tensor has a wrong shape, or the texts are shorter than two tokens.
     """
+    if not hasattr(model, "think"):
+        raise ConfigError(f"model: got a {type(model).__name__}, needs a QuietStarForCausalLM; from_base makes one")
     objective = resolve_objective(objective)
     if input_ids.ndim == 2 and input_ids.shape[1] < 2:
         raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -224,6 +225,17 @@ def test_a_comparison_names_its_presets_itself(
         parse_config(of_preset("routes"), ["--presets", "addition,routes", *words])
     with pytest.raises(ConfigError, match="print_config: compare runs several presets"):
         parse_config(COMPARE, ["--presets", "addition,routes", "--print_config"])
+
+
+@pytest.mark.parametrize("presets", ["5", "{a: b}", "[]"])
+def test_presets_in_a_file_have_to_be_names(presets: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(f"presets: {presets}\nmodel: {{path: a/b}}\n")
+    if presets == "[]":
+        assert parse_config(COMPARE, ["--config", str(file)]).presets == ()
+    else:
+        with pytest.raises(ConfigError, match=f"presets: got {re.escape(str(yaml.safe_load(presets)))}, needs a list"):
+            parse_config(COMPARE, ["--config", str(file)])
 
 
 def test_a_seed_is_drawn_where_none_is_given() -> None:

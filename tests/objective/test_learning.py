@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
 from quietstar.config.objective import Objective, resolve_objective
+from quietstar.errors import ConfigError
 from quietstar.objective.learning import LearnOutput, learn
 from tests.model.tiny import gradients, make_ids, make_model
 
@@ -273,3 +274,8 @@ def test_learning_helps_where_it_can() -> None:
         optimizer.step()
         losses.append(float(step.base_loss + step.talk_loss))
     assert losses[-1] < losses[0] - 1
+
+
+def test_a_model_that_does_not_think_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="model: got a LlamaForCausalLM, needs a QuietStarForCausalLM"):
+        learn(make_model("llama").base, IDS)  # type: ignore[arg-type]
