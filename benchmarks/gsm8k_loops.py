@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("STaR", STAR, star_options(problems, base, options.output / "star", options), False),
         ("V-STaR", VSTAR, vstar_options(problems, base, options.output / "vstar", options), True),
     ):
-        config: OuterLoopConfig = parse_config(command, words, "benchmarks/gsm8k_loops.py")
+        config: OuterLoopConfig = parse_config(command, words)
         summary = run_outer_loop(config, verifies)
         parts.append(f"## {name}\n\n{iterations_table(summary)}\n")
         if "candidates" in summary:

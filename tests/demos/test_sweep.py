@@ -218,6 +218,7 @@ import os, signal, sys
 from quietstar.sweep import main
 from quietstar.demos import textbook as experiment
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 experiment.HELD_OUT_TEXTS = 4
 write = experiment.write_finished
 for name, number in (("default", signal.SIGKILL), ("model.lookahead=2", signal.SIGINT)):
