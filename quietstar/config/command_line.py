@@ -145,7 +145,7 @@ def option_names(cls: type) -> list[str]:
 
 def narrowed(cls: type[ConfigT], config: Any) -> ConfigT:
     """Returns those options of a command that belong to a class which the command's dataclass extends."""
-    return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]  # a dataclass
+    return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]  # ConfigT is always a dataclass
 
 
 def to_yaml(config: Any) -> str:

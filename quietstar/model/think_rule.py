@@ -81,7 +81,7 @@ def parse_think(think: object, threshold: float = 0.0) -> ThinkRule:
         raise ConfigError(problem)
     text = "".join(think.split())
     if text in ("always", "never", "learned"):
-        return ThinkRule(text, threshold if text == "learned" else 0.0)  # type: ignore[arg-type]  # a string that was compared is no Literal to mypy
+        return ThinkRule(text, threshold if text == "learned" else 0.0)  # type: ignore[arg-type]  # mypy does not narrow a str by "in"
     if match := re.fullmatch(r"every:(\d+)", text):
         if int(match[1]) < 1:
             raise ConfigError(f"think: got {think!r}, every:n needs an n of at least 1")

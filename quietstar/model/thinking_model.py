@@ -175,7 +175,7 @@ class ThinkingModel(PreTrainedModel):
         self.base: PreTrainedModel = base
         _use_thought_attention(base)
         disable_dropout(base)
-        hidden_size = int(base.get_input_embeddings().weight.shape[1])  # type: ignore[index]
+        hidden_size = int(base.get_input_embeddings().weight.shape[1])  # type: ignore[index]  # a Tensor here
         self.thought_embedding = nn.Embedding(2, hidden_size)
         self.mixing_head = MixingHead(config, hidden_size)
         self.thinking_gate = ThinkingGate(hidden_size) if config.thinking_gate else None

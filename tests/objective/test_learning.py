@@ -278,4 +278,4 @@ def test_learning_helps_where_it_can() -> None:
 
 def test_a_model_that_does_not_think_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="model: got a LlamaForCausalLM, needs a QuietStarForCausalLM"):
-        learn(make_model("llama").base, IDS)  # type: ignore[arg-type]
+        learn(make_model("llama").base, IDS)  # type: ignore[arg-type]  # what a user may get wrong
