@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from quietstar.config.loops import ProblemOptions
-from quietstar.tasks.numbers import canonical_number
+from quietstar.tasks.commonsenseqa import LETTER_ALONE
+from quietstar.tasks.numbers import canonical_number, numbers_in
 from quietstar.tasks.registry import load_task
 from quietstar.tasks.task import Problem, Task
 
 STEP_BY_STEP = " Let's think step by step."
 NEXT_QUESTION = "\nQ:"
-_NUMBER = re.compile(r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+WORDS_AFTER = 3  # `1 and a half` is one number
 _IN_PARENTHESES = re.compile(r"\(([A-Ea-e])\)")
-_ARTICLE = r"A (?!(?:as|because|is|since)\b)[a-z]"
-_CAPITAL_ALONE = re.compile(rf"(?<![\w'\u2019.-])(?!{_ARTICLE})([A-E])(?![\w'\u2019-]|\.\w)")
 _ANSWER_LINE = re.compile(r"([A-E])\.?|\(([A-Ea-e])\)[^()]*")
 
 
@@ -126,26 +125,25 @@ class NumberFormat(AnswerFormat):
     conclusion = "\nTherefore, the answer (arabic numerals) is"
     finished = re.compile(r"####[^\n]*\S[^\n]*\n")
     strictly = "a first line that is one number and nothing else but its unit, or the number after the first ####"
-    leniently = "the last number"
-    concluding = "the first number after the sentence that asks for it"
+    leniently = "the last number, if it can be read whole"
+    concluding = "the first number after the sentence that asks for it, if it can be read whole"
 
     def answer(self, problem: Problem) -> str:
         return problem.answer
 
     def is_concluded(self, text: str) -> bool:
-        found = _NUMBER.search(text)
-        return NEXT_QUESTION in text or (found is not None and found.end() < len(text.rstrip(" .,")))
+        """Returns whether no further text can change the first number, as `million` would."""
+        _, after = next(numbers_in(text), (None, ""))
+        return NEXT_QUESTION in text or "\n" in after or len(after.split(" ")) > WORDS_AFTER + 1
 
     def _direct(self, line: str) -> str | None:
         return canonical_number(line)
 
     def _first(self, text: str) -> str | None:
-        found = _NUMBER.search(text)
-        return None if found is None else found[0].rstrip(",")
+        return next(numbers_in(text), (None, ""))[0]
 
     def _anywhere(self, problem: Problem, text: str) -> str | None:
-        found = _NUMBER.findall(text)
-        return found[-1].rstrip(",") if found else None
+        return [None, *(number for number, _ in numbers_in(text))][-1]
 
     def _marked(self, answer: str) -> str:
         return f"#### {answer}"
@@ -212,7 +210,7 @@ class LetterFormat(AnswerFormat):
 
 
 def _letter(text: str) -> str | None:
-    found = _IN_PARENTHESES.search(text) or _CAPITAL_ALONE.search(text)
+    found = _IN_PARENTHESES.search(text) or LETTER_ALONE.search(text)
     return None if found is None else found[1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from quietstar.errors import DataError
@@ -11,10 +11,19 @@ from quietstar.tasks.file_task import FileTask, PublicHome, Record, speaks_of_hi
 from quietstar.tasks.task import Problem
 
 _LETTERS = "abcde"
-_CHOICE = re.compile(r"\(([a-e])\)", re.IGNORECASE)
-_CONCLUSIONS = tuple(
-    re.compile(words + r".*\([a-e]\)", re.IGNORECASE) for words in (r"\banswer is\b(?! not\b)", r"\banswer\b")
+_CHOICE = re.compile(r"[(\[]\W*([a-e])\W*[)\]]", re.IGNORECASE)
+_ARTICLE = r"A (?!(?:as|because|is|since|and|or|but|not)\b)[a-z]"
+LETTER_ALONE = re.compile(rf"(?<![\w'\u2019.-])(?!{_ARTICLE})([A-E])(?![\w'\u2019-]|\.\w)")
+"""A capital letter of a choice that stands alone and is no article."""
+_LAST_LETTER = re.compile(r"(?<![\w'\u2019.-])([a-e])\W*$")
+_ANSWER_IS, _ANSWER = re.compile(r"\banswer\s+is\b", re.IGNORECASE), re.compile(r"\banswer\b", re.IGNORECASE)
+_DENIED = re.compile(
+    r"\b(?:not|nor|neither|never|unlike|except|without|than|instead\s+of|\w+n['\u2019]t)\s+(?:[\w'\u2019-]+\s+){0,6}?"
+    r"(?:[(\[]\W*[a-e]\W*[)\]]|[A-E](?![\w'\u2019-]))|[(\[]\W*[a-e]\W*[)\]]\s+(?:is|are|was)(?:n['\u2019]t|\s+(?:not|wrong|incorrect|false))\b",
+    re.IGNORECASE,
 )
+_PLAINLY_DENIED = re.compile(r"(?:\bis\s+not|n['\u2019]t|^\s*not)\s+[(\[]\W*[a-e]\W*[)\]]", re.IGNORECASE)
+_ALTERNATIVES = re.compile(r"\s*(?:[,/&]|,?\s*\b(?:or|and)\b)\s*", re.IGNORECASE)
 
 
 class CommonsenseQA(FileTask):
@@ -62,24 +71,25 @@ class CommonsenseQA(FileTask):
         return "Q: " + "\n".join(lines) + "\nA:"
 
     def extract(self, completion: str) -> str | None:
-        """Returns the letter of the last `(x)` of the conclusion, the first line that says `answer is` and has a
-        choice.
+        """Returns the letter of the conclusion, the first line that says `answer is` and then names a choice, such as
+        `(e)` or `E.`
 
         Where no line does, the conclusion is the first line with the word `answer` and a choice, or else the last line
-        with a choice before the first blank one, so that ` (e).` is an answer too. Text after the conclusion is
-        ignored.
+        with a choice before the first blank one, so that ` (e).` is an answer too. The first choice after `answer is`
+        counts, and the last one of another line. Denied choices (`not (b)`) never do; alternatives (`(a) or (b)`) are
+        no answer. Text after the conclusion is ignored.
         """
-        line = _conclusion(completion)
-        return None if line is None else _CHOICE.findall(line)[-1].lower()
+        found = _conclusion(completion)
+        return None if found is None else found[1]
 
     def canonical(self, answer: str) -> str:
         return answer.strip().strip("().").lower()
 
     def accepted(self, completion: str) -> str:
-        line = _conclusion(completion)
-        if line is None:
+        found = _conclusion(completion)
+        if found is None:
             return completion.rstrip()
-        return completion[: completion.index(line) + len(line)].rstrip()
+        return completion[: completion.index(found[0]) + len(found[0])].rstrip()
 
     def conclusion(self, problem: Problem) -> str:
         """Returns the sentence that ends every right solution, such as ` Therefore, the answer is blotter (e).`"""
@@ -133,11 +143,44 @@ def _choice_lines(problem: Problem) -> dict[str, int]:
     return {letter: last - len(_LETTERS) + 1 + place for place, letter in enumerate(_LETTERS)}
 
 
-def _conclusion(completion: str) -> str | None:
+def _conclusion(completion: str) -> tuple[str, str | None] | None:
+    """Returns the line that concludes, with the letter of its choice; None where no line names a choice."""
     before = completion.partition("\nQ:")[0]
-    for conclusion in _CONCLUSIONS:
-        for line in before.split("\n"):
-            if conclusion.search(line):
-                return line
+    lines = before.split("\n")
+    for saying, denied in ((_ANSWER_IS, _DENIED), (_ANSWER_IS, _PLAINLY_DENIED), (_ANSWER, _PLAINLY_DENIED)):
+        for line in lines:
+            said = saying.search(line)
+            if said and (found := _letters(line[said.end() :], denied, alone=True)):
+                return line, _one(found, 0)
+            if said and saying is _ANSWER and (found := _letters(line, denied)):
+                return line, _one(found, -1)
     paragraph = before.lstrip().partition("\n\n")[0]
-    return next((line for line in reversed(paragraph.split("\n")) if _CHOICE.search(line)), None)
+    for line in reversed(paragraph.split("\n")):
+        if found := _letters(line, _PLAINLY_DENIED):
+            return line, _one(found, -1)
+    return None
+
+
+def _letters(text: str, denied: re.Pattern[str], alone: bool = False) -> list[re.Match[str]]:
+    """Returns the choices that a text names and does not deny.
+
+    Args:
+        text: Text of a line, or of its end.
+        denied: Regular expression of a denied choice. Some choices of the data begin with `not`.
+        alone: Whether a letter counts without parentheses where none has them.
+    """
+    text = denied.sub(lambda match: " " * len(match[0]), text)
+    found = list(_CHOICE.finditer(text))
+    if not found and alone:
+        found = list(LETTER_ALONE.finditer(text)) or list(_LAST_LETTER.finditer(text))
+    return found
+
+
+def _one(found: list[re.Match[str]], place: int) -> str | None:
+    """Returns the letter of the first or the last choice; None where another one stands beside it as an alternative."""
+    chosen = found[place]
+    for one, other in pairwise(found):
+        between = chosen.string[one.end() : other.start()]
+        if chosen in (one, other) and one[1].lower() != other[1].lower() and _ALTERNATIVES.fullmatch(between):
+            return None
+    return chosen[1].lower()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from quietstar.config.loops import ProblemOptions
 from quietstar.errors import DataError
+from quietstar.tasks.expressions import same_expression
 from quietstar.tasks.file_task import FileTask, Record, begins_with_hint, speaks_of_hint
 from quietstar.tasks.gsm8k import MARKER, equations, through_marker
-from quietstar.tasks.numbers import can_compare, canonical_number, first_after_marker, latex_number, same_expression
+from quietstar.tasks.numbers import canonical_number, first_after_marker, plain_text
 from quietstar.tasks.task import Problem, Verdict
 
 _ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
@@ -19,7 +19,7 @@ class QuestionsAndAnswers(FileTask):
     """`Q: ...\\nA:`, answered by a rationale and `#### answer`.
 
     Answers are compared as numbers where both are numbers, else as texts without regard to case, white space and a dot
-    at the end. Where they look like expressions and math-verify is installed, it decides whether they are equal.
+    at the end. Where both look like expressions, sympy decides whether they are equal.
 
     Args:
         options: Options of the problems. `question`, `answer`, `rationale` and `id` name the fields. `path` is a file,
@@ -30,10 +30,6 @@ class QuestionsAndAnswers(FileTask):
     stop = ("\nQ:",)
     train_files = ("train.jsonl",)
     test_files = ("test.jsonl",)
-
-    def __init__(self, options: ProblemOptions) -> None:
-        super().__init__(options)
-        self.isolated = can_compare()  # math-verify may run for ever, plain comparisons do not
 
     def warm_up(self) -> None:
         same_expression("1", "1")
@@ -66,7 +62,7 @@ class QuestionsAndAnswers(FileTask):
         return None if found is None else self.canonical(found)
 
     def canonical(self, answer: str) -> str:
-        return canonical_number(answer) or latex_number(answer) or _plain(answer)
+        return canonical_number(answer) or plain_text(answer)
 
     def check(self, problem: Problem, completion: str) -> Verdict:
         answer, gold = self.extract(completion), problem.answer
@@ -95,7 +91,3 @@ class QuestionsAndAnswers(FileTask):
 
     def quotes_hint(self, problem: Problem, completion: str) -> bool:
         return speaks_of_hint(completion) or begins_with_hint(completion, problem.answer)
-
-
-def _plain(answer: str) -> str:
-    return " ".join(answer.split()).strip(".").casefold()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from quietstar.errors import DataError
+from quietstar.tasks.expressions import same_expression
 from quietstar.tasks.file_task import FileTask, PublicHome, Record, begins_with_hint, speaks_of_hint
 from quietstar.tasks.gsm8k import MARKER, equations, through_marker
 from quietstar.tasks.numbers import (
@@ -13,7 +14,6 @@ from quietstar.tasks.numbers import (
     first_after_marker,
     last_box,
     latex_number,
-    same_expression,
     through_box,
 )
 from quietstar.tasks.task import Problem, Verdict
@@ -71,7 +71,7 @@ class MathNumeric(FileTask):
         first.
 
         The last box counts, as in MATH's own evaluation, but only within the first paragraph that has one: text after
-        the answer is ignored. (This gives another answer for 3 of the 8,257 human-written solutions.)
+        the answer is ignored. (This gives another answer for 3 of the 8,286 human-written solutions.)
         """
         text = self.accepted(completion)
         found = last_box(text) or first_after_marker(text, MARKER)
@@ -81,7 +81,7 @@ class MathNumeric(FileTask):
         return canonical_latex(answer)
 
     def check(self, problem: Problem, completion: str) -> Verdict:
-        """Compares numbers exactly; whether another expression equals the number is decided by math-verify."""
+        """Compares numbers exactly; whether another expression equals the number is decided by sympy."""
         answer = self.extract(completion)
         if answer is None or latex_number(answer) is not None:
             return Verdict(answer, answer == problem.answer)

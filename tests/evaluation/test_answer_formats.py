@@ -57,6 +57,22 @@ def test_final_answers(task: str, completion: str, answer: str | None, data: Pat
         ("gsm8k", ": -3.50.", "-3.5"),
         ("gsm8k", " $72", "72"),
         ("gsm8k", " none\nQ: 4?", None),
+        ("gsm8k", " \u22125.", "-5"),
+        ("gsm8k", " \u2013$5", "-5"),
+        ("gsm8k", " -\u20ac5.50", "-5.5"),
+        ("gsm8k", " 1/2 of it", "0.5"),
+        ("gsm8k", " 2\u00bd", "2.5"),
+        ("gsm8k", " 1\u2009000 m", "1000"),
+        ("gsm8k", " **72**.", "72"),
+        ("gsm8k", " 6 * 12 = 72.", "72"),
+        ("gsm8k", " 72 because 6 * 12 = 72", "72"),
+        ("gsm8k", " 1.5 million", None),
+        ("gsm8k", " 5 dozen", None),
+        ("gsm8k", " 1 and a half", None),
+        ("gsm8k", " 10-20", None),
+        ("gsm8k", " 5 or 6", None),
+        ("gsm8k", " 5:30", None),
+        ("gsm8k", " 10\u2076", None),
         ("commonsenseqa", " (D) because A", "d"),
         ("commonsenseqa", " E.", "e"),
         ("commonsenseqa", " Bank", None),
@@ -81,6 +97,9 @@ def test_answers_after_the_conclusion(task: str, text: str, answer: str | None, 
         ("gsm8k", " 12\nand 5 more", "12"),  # as it is read strictly
         ("gsm8k", " He has\n#### 12\n5", "12"),
         ("gsm8k", " none", None),
+        ("gsm8k", " He owes money, so\nit is \u2212$7.", "-7"),
+        ("gsm8k", " They\nsold 3/4.", "0.75"),
+        ("gsm8k", " They\nsold 3 million.", None),  # not the 3 of it, nor a number before
         ("commonsenseqa", " They say B is right\nand C", "b"),
         ("commonsenseqa", " A man goes to the d1 shop.", "d"),
         ("commonsenseqa", " a1 or b1", None),  # two choices are named
@@ -118,7 +137,10 @@ def test_when_an_answer_is_complete(task: str, text: str, complete: bool, data: 
     [
         ("gsm8k", " $1,08", False),  # another digit may come
         ("gsm8k", " 3.", False),  # and so may a decimal
-        ("gsm8k", " 3.5 d", True),
+        ("gsm8k", " 3.5 d", False),  # and so may a dozen
+        ("gsm8k", " 3.5 and a h", False),
+        ("gsm8k", " 3.5 dollars for each of", True),
+        ("gsm8k", " 3.5 dollars\n", True),
         ("gsm8k", " no\nQ:", True),
         ("commonsenseqa", " (D", False),
         ("commonsenseqa", " (D)", True),

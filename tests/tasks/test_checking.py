@@ -12,7 +12,6 @@ from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import Checker, Problem, Task, Verdict, load_task
 from quietstar.tasks.jsonl import QuestionsAndAnswers
-from quietstar.tasks.numbers import can_compare
 
 OWN_TASK = """
 import ctypes, os, sys, time
@@ -103,7 +102,6 @@ def test_workers_are_light_stay_for_many_checks_and_are_gone_afterwards(own_task
         os.kill(int(pid or 0), 0)
 
 
-@pytest.mark.skipif(not can_compare(), reason="math-verify is optional")
 def test_a_symbolic_check_that_would_take_for_ever(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"question": "?", "answer": "x^2"}')
     task = load_task("jsonl", ProblemOptions(path=str(tmp_path)))

@@ -11,7 +11,6 @@ import pytest
 from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import Task, load_task
-from quietstar.tasks.numbers import can_compare
 
 
 def make(path: Path, *rows: dict[str, Any], **options: Any) -> Task:
@@ -64,7 +63,6 @@ def test_what_runs_on_changes_no_answer_and_is_not_trained_on(tmp_path: Path, so
     assert task.accepted(solution + more) == solution
 
 
-@pytest.mark.skipif(not can_compare(), reason="math-verify is optional")
 def test_expressions_are_compared_by_their_meaning(tmp_path: Path) -> None:
     task = make(tmp_path, {"question": "?", "answer": "(x+1)^2"})
     (problem,) = task.problems("train")

@@ -1,0 +1,95 @@
+"""Expressions are read whole or not at all: a library read `36\\text{ million}` as 36, and that taught a model."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quietstar.tasks.expressions import same_expression
+
+EQUAL = [
+    ("2", r"\sqrt{4}"),
+    ("(a-b)(a+b)", "a^2-b^2"),
+    ("1024", "2^{10}"),
+    ("6", r"\binom{4}{2}"),
+    ("24", "4!"),
+    ("3", r"\log_2 8"),
+    ("-2", r"\sqrt[3]{-8}"),
+    ("4√2", r"\sqrt{32}"),
+    (r"4\sqrt(2)", r"4\sqrt{2}"),
+    ("1,2", "2, 1"),
+    (r"\{1,2\}", r"\{2,1\}"),
+    (r"\left(1,\frac12\right)", "(1, 0.5)"),
+    ("[0,1)", "[0, 1)"),
+    (r"(-\infty, 2]", r"(-\infty,2]"),
+    ("y = 2x+1", "1+2x"),
+    ("x+y=5", "y+x=5"),
+    (r"\frac{\pi}{2}", r"\frac{1}{2}\pi"),
+    ("1/2^{99}", "2^{-99}"),
+    ("sqrt(2)/2", r"\frac{1}{\sqrt{2}}"),
+    ("2i", r"\sqrt{-4}"),
+    ("x²", "x*x"),
+    ("**x+1**", "$1+x$"),
+    (r"2\sin x\cos x", r"2\cos(x)\sin(x)"),
+]
+DIFFERENT = [
+    ("7", r"7\text{ billion}"),
+    ("7", "7_8"),
+    ("7", r"x=7\lor x=8"),
+    ("7", r"7 \pm 1"),
+    ("7", r"7\bmod 3"),
+    ("7", r"x\in\{7\}"),
+    ("7", r"7 \text{ or } 8"),
+    ("7", r"\boxed{7}\boxed{8}"),
+    ("7√3", "7√5"),
+    ("1/3^{99}", "1/3^{98}"),
+    ("10^{-12}", "0"),
+    ("1/3", "0.3333333333"),
+    (r"\pi", "3.14159265358979"),
+    ("(1,2)", "[1,2]"),
+    ("(1,2)", "(2,1)"),
+    ("1,2", "1,2,3"),
+    (r"\{1,1\}", r"\{1\}"),
+    ("x", "X+1"),
+    ("1/2x", "x/2"),  # read in two ways
+    (r"\infty", r"\infty-\infty"),
+    ("1", "0^0"),
+    ("1", r"\frac{1}{0}"),
+    ("7", "seven"),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), EQUAL)
+def test_equal_expressions_in_different_words(one: str, other: str) -> None:
+    assert same_expression(one, other)
+    assert same_expression(other, one)
+    assert same_expression(one, one)
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_a_part_of_an_expression_is_not_equal_to_it(one: str, other: str) -> None:
+    assert not same_expression(one, other)
+    assert not same_expression(other, one)
+
+
+@pytest.mark.parametrize(
+    "text", ["2003^{2002^{2001}}", "9999999!", "9^9^9^9", "(x+1)^{99999}", "{" * 5000, "-" * 900, r"\sqrt" * 300]
+)
+def test_what_has_no_end_is_not_computed(text: str) -> None:
+    assert not same_expression("5", text)
+
+
+def joined(part: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.tuples(part, st.sampled_from("+-*"), part).map(lambda parts: f"({''.join(parts)})")
+
+
+@settings(max_examples=60)
+@given(st.recursive(st.integers(0, 9).map(str), joined, max_leaves=6))
+def test_arithmetic_agrees_with_python(text: str) -> None:
+    value = Fraction(eval(text))
+    assert same_expression(str(value), text)
+    assert not same_expression(str(value + 1), text)
