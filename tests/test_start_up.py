@@ -47,7 +47,7 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "textbook.operands: got 'x'": ["--textbook.operands", "x"],
         "preset: got 'plian', needs one of": ["--preset", "plian"],
         "config: cannot read none.yaml: No such file or directory": ["--config", "none.yaml"],
-        "config: torn.yaml:3 is not valid YAML": ["--config", "torn.yaml"],
+        "config: torn.yaml:3: not valid YAML": ["--config", "torn.yaml"],
         "key.yaml: unknown option training.step; did you mean training.steps?": ["--config", "key.yaml"],
         "model.path: missing; preset plain needs a causal language model": ["--data.path", "none.txt"],
         "model.path: ./none is not a directory": ["--model.path", "./none", "--data.path", "text.txt"],

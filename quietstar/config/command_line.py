@@ -23,7 +23,8 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from quietstar.config.options import COMMAS, SEVERAL, bounds, check, option_fields, type_hints
-from quietstar.errors import ConfigError, QuietStarError
+from quietstar.config.parsing import MAX_YAML_BYTES, parse_yaml, shown
+from quietstar.errors import ConfigError, DataError, QuietStarError
 
 _Flat = dict[str, Any]
 
@@ -175,7 +176,7 @@ def _choose_preset(command: Command[Any], given: Mapping[str, Any]) -> tuple[dic
         preset = command.default_preset(given)
     if not isinstance(preset, str) or preset not in command.presets:
         suggestion = _did_you_mean(str(preset), list(command.presets))
-        raise ConfigError(f"preset: got {preset!r}, needs one of {', '.join(command.presets)}{suggestion}")
+        raise ConfigError(f"preset: got {shown(preset)}, needs one of {', '.join(command.presets)}{suggestion}")
     return {"preset": preset}, command.presets[preset]
 
 
@@ -380,33 +381,28 @@ def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
 def _read_yaml(path: str, known: Sequence[str]) -> _Flat:
     """Reads a YAML mapping into dotted keys. The safe loader builds plain values only."""
     try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-        pairs = [] if not isinstance(content, dict) else list(_flatten(content, known))
-    except OSError as error:
-        raise ConfigError(f"config: cannot read {path}: {error.strerror}") from error
-    except RecursionError as error:
-        raise ConfigError(f"config: {path} is nested too deeply, needs a mapping of options") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config: {path} is not UTF-8 text: byte {error.start}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", error)
-        raise ConfigError(f"config: {path}{place} is not valid YAML: {problem}") from error
+        with open(path, "rb") as file:
+            content = parse_yaml(file.read(MAX_YAML_BYTES + 1), path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, DataError):
+            raise ConfigError(f"config: {error}") from None
+        raise ConfigError(f"config: cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} holds a {type(content).__name__}, needs a mapping of options")
     flat: _Flat = {}
     groups = {key.rpartition(".")[0] for key in known}
-    for key, value in pairs:
+    for key, value in _flatten(content, known):
         if key in groups:
             if not value:
                 continue  # a group whose options are all commented out
-            raise ConfigError(f"{path}: {key}: got {value!r}, needs a mapping of options")
+            raise ConfigError(f"{path}: {key}: got {shown(value)}, needs a mapping of options")
         if key not in known:
-            raise ConfigError(f"{path}: unknown option {key}{_did_you_mean(key, known)}")
+            name = key if key.isprintable() and len(key) <= 100 else shown(key)
+            raise ConfigError(f"{path}: unknown option {name}{_did_you_mean(key[:100], known)}")
+        if key in flat:
+            raise ConfigError(f"{path}: {key}: given twice, needs one")
         flat[key] = value
     return flat
 
@@ -428,13 +424,29 @@ def _typed(parser: ArgumentParser, option: _Option, key: str, value: object, sou
         value = _names(value) if COMMAS in getattr(option.hint, "__metadata__", ()) else [value]
     if type(value) is hint or (from_yaml and isinstance(value, str) and hint == str | None):
         return value  # nothing to convert; "null" in quotes in YAML is text, not null
+    if isinstance(value, str) and not _is_scalar(value):
+        if str in get_args(hint):
+            return value
+        if hint is Path or Path in get_args(hint):
+            return Path(value)
+        raise ConfigError(f"{source}{key}: got {shown(value)}, needs {_describe(hint)}")
     try:
         typed = parser.parse_object({key: value}, defaults=False)[key]
         if typed is not None or type(None) in get_args(hint):  # jsonargparse takes null for every type
             return typed
     except ArgumentError:
         pass
-    raise ConfigError(f"{source}{key}: got {value!r}, needs {_describe(hint)}")
+    raise ConfigError(f"{source}{key}: got {shown(value)}, needs {_describe(hint)}")
+
+
+def _is_scalar(text: str) -> bool:
+    """Returns whether a text is YAML of one value, which is all that jsonargparse may be given: no option takes more,
+    and its own reader has no limits.
+    """
+    try:
+        return not isinstance(parse_yaml(text, ""), dict | list)
+    except DataError:
+        return False
 
 
 def _describe(hint: Any) -> str:

@@ -6,7 +6,19 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from quietstar.config.options import Count, Natural, NonNegative, Positive, Share, ShareAbove0, Text, at_least, check
+from quietstar.config.options import (
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+    ShareAbove0,
+    Text,
+    at_least,
+    check,
+    within,
+)
 from quietstar.config.training import (
     BaseModelOptions,
     FinetuningOptions,
@@ -103,7 +115,7 @@ class ProblemOptions:
     copied: Share = 0.0
     scratchpad: Literal["local", "paper"] = "local"
     reverse: bool = False
-    seed: int = 0
+    seed: Seed = 0
     timeout: Positive = 5.0
 
 
@@ -256,7 +268,7 @@ class EvaluationOptions:
     temperature: NonNegative = 0.7
     ks: str = "1,2,4,8,16,32,64"
     greedy: bool = True
-    resamples: Count = 1000
+    resamples: Annotated[int, within(1, 1_000_000)] = 1000
 
 
 @dataclass

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from quietstar.config.parsing import shown
 from quietstar.errors import ConfigError
 
 
@@ -40,7 +41,7 @@ class Bound:
             ConfigError: naming the option, the value, and what is needed.
         """
         if not self.allows(value):
-            got = "an empty text" if value == "" else repr(value)
+            got = "an empty text" if value == "" else shown(value)
             raise ConfigError(f"{name}: got {got}, needs {self.needs}")
 
 
@@ -54,6 +55,8 @@ def within(low: float, high: float) -> Bound:
     return Bound(f"{low} to {high}", lambda value: low <= value <= high)
 
 
+_SIZED = Bound("a whole number of at most 64 bits", lambda value: -(2**63) <= value < 2**63)
+
 Count = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
 Finite = Annotated[float, Bound("a finite number", math.isfinite)]
@@ -63,6 +66,9 @@ Share = Annotated[float, within(0, 1)]
 ShareBelow1 = Annotated[float, Bound("at least 0 and less than 1", lambda value: 0 <= value < 1)]
 ShareAbove0 = Annotated[float, Bound("more than 0 and at most 1", lambda value: 0 < value <= 1)]
 ProperShare = Annotated[float, Bound("a share between 0 and 1", lambda value: 0 < value < 1)]
+Seed = Annotated[int, within(0, 2**32 - 1)]
+"""What Python, NumPy and PyTorch all take."""
+Threads = Annotated[int, within(1, 1024)]
 Text = Annotated[str, Bound("at least one character", bool)]
 DEVICE = Bound("auto, cpu, cuda or cuda:N", lambda name: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name)))
 Device = Annotated[str, DEVICE]
@@ -125,6 +131,8 @@ def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
             for bound in (*_fixed_texts(hint), *bounds(hint)):
                 for one in value if isinstance(value, tuple) else (value,):
                     bound.hold(prefix + field.name, one)
+            if isinstance(value, int):
+                _SIZED.hold(prefix + field.name, value)
 
 
 def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:

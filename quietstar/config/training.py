@@ -20,11 +20,14 @@ from quietstar.config.options import (
     NonNegative,
     Positions,
     Positive,
+    Seed,
     Share,
     ShareBelow1,
     Text,
+    Threads,
     at_least,
     check,
+    within,
 )
 from quietstar.config.presets import TRAIN_PRESETS
 from quietstar.errors import ConfigError
@@ -185,7 +188,7 @@ class DataOptions:
     packing: Literal["joined", "separate", "crop"] = "joined"
     append_eos: bool = True
     shuffle_rows: Count = 10_000
-    workers: Natural = 1
+    workers: Annotated[int, within(0, 1024)] = 1
     on_bad_row: Literal["stop", "skip"] = "stop"
     max_bad_rows: Natural = 100
     max_row_bytes: Count = 10_000_000
@@ -203,7 +206,8 @@ class TrainingOptions:
         micro_batch_size: Texts per forward and backward pass, to save memory; divides batch_size. Null: all at once.
         learning_rate: Peak learning rate of the base model.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
-        schedule: Course of the learning rate after the warm-up.
+        schedule: Course of the learning rate after the warm-up. `linear` and `cosine` depend on steps: a run that is
+            resumed with more of them is not the run that would have had so many from the beginning.
         final_learning_rate_fraction: Learning rate at the end of `linear` and `cosine`, as a fraction of the peak.
         weight_decay: Decoupled weight decay of the weight matrices; norms, biases, START and END have none.
         adam_beta1: Decay rate of AdamW's running mean of the gradient.
@@ -282,9 +286,9 @@ class TrainingOptions:
     log_every: Count = 10
     log_to: str = ""
     report: bool = True
-    seed: Natural = 0
+    seed: Seed = 0
     device: Device = "auto"
-    threads: Count | None = None
+    threads: Threads | None = None
     deterministic: bool = False
     resume: bool = True
     override: bool = False

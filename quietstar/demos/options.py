@@ -7,7 +7,6 @@ that made them, and reused with equal options only.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
@@ -19,10 +18,11 @@ from quietstar.config.command_line import Command, narrowed, option_names, with_
 from quietstar.config.commands import TRAIN
 from quietstar.config.objective import objective_of
 from quietstar.config.options import Words
+from quietstar.config.parsing import parse_json
 from quietstar.config.training import TrainConfig, run_options
 from quietstar.errors import CheckpointError, ConfigError
+from quietstar.runs.checkpoints import MAY_CHANGE
 from quietstar.runs.files import changed_options, write_json
-from quietstar.runs.resume_check import MAY_CHANGE
 
 GRID = {
     "model.thought_length": "2,4,8,12",
@@ -251,7 +251,7 @@ def read_finished(file: Path, options: Mapping[str, Any]) -> dict[str, Any] | No
     if not file.is_file():
         return None
     try:
-        values = dict(json.loads(file.read_bytes()))
+        values = dict(parse_json(file.read_bytes()))
         before = dict(values.pop(OPTIONS))
     except (ValueError, TypeError, KeyError):
         raise not_the_same(file.parent, [f"{file.name} does not say which options it comes from"]) from None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from quietstar.config.parsing import parse_json
 from quietstar.errors import ConfigError
 from quietstar.model.modeling import QuietStarForCausalLM
 
@@ -105,7 +106,7 @@ def _nameless(configuration: Any) -> Any:
 
 def _read(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and "key" in record else None

@@ -10,12 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-
 from quietstar.config.command_line import Command
-from quietstar.config.options import NOT_AN_OPTION, CheckpointOptions, Count, Names, Natural, Positive, at_least
+from quietstar.config.options import NOT_AN_OPTION, CheckpointOptions, Count, Names, Positive, Seed, at_least
+from quietstar.config.parsing import parse_yaml
 from quietstar.data.sources import read_text
-from quietstar.errors import ConfigError
+from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.answers import AnswerFormat, load_format
 from quietstar.model.think_rule import parse_think
 from quietstar.runs.files import make_output_dir
@@ -72,7 +71,7 @@ class Settings(CheckpointOptions):
     temperature: Positive = 0.9
     max_new_tokens: Count = 384
     batch_size: Count = 16
-    seed: Natural = 0
+    seed: Seed = 0
 
     def with_length(self, trained: int | None, context: int) -> Settings:
         """Returns the settings with a length: their own, or the default for a model.
@@ -184,11 +183,11 @@ def read_task(name: str) -> dict[str, Any]:
         ConfigError: The file cannot be read, or does not define a task.
     """
     try:
-        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        content = parse_yaml(Path(name).read_bytes(), name)
     except OSError as error:
         raise ConfigError(f"lm_eval: cannot read {name}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"lm_eval: {name} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    except DataError as error:
+        raise ConfigError(f"lm_eval: {error}") from None
     if not isinstance(content, dict) or "task" not in content:
         raise ConfigError(f"lm_eval: {name} has no field 'task'; needs the definition of an lm-eval task")
     return content

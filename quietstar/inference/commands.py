@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tqdm import tqdm
 
 from quietstar.config.command_line import Command, narrowed
-from quietstar.config.options import CheckpointOptions, at_least
+from quietstar.config.options import CheckpointOptions, Count, Seed, at_least
 from quietstar.data.sources import STANDARD_INPUT, document_files, read_documents, read_text
 from quietstar.errors import ConfigError
 from quietstar.inference.gate_choices import FitOptions
@@ -56,7 +56,7 @@ class GenerateOptions(CompletionOptions, CheckpointOptions):
 
     prompt: tuple[str, ...] = ()
     prompts: str | None = None
-    seed: int = field(default_factory=lambda: secrets.randbits(32))
+    seed: Seed = field(default_factory=lambda: secrets.randbits(32))
     show_thoughts: bool = False
     stream: bool = False
     json: bool = False
@@ -213,7 +213,7 @@ class GateOptions(FitOptions, CheckpointOptions):
     out: Path
     field: str = "text"
     length: Annotated[int, LENGTH] | None = None
-    max_tokens: int = 100_000
+    max_tokens: Count = 100_000
 
 
 GATE = Command("gate", GateOptions, argument="checkpoint")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quietstar.config.options import Count, Positions, ProperShare
+from quietstar.config.options import Count, Positions, ProperShare, Seed
 from quietstar.statistics.intervals import bootstrap_intervals
 
 Array = NDArray[np.float64]
@@ -52,7 +52,7 @@ class FitOptions:
 
     positions: Positions = "all"
     held_out: ProperShare = 0.25
-    seed: int = 0
+    seed: Seed = 0
     batch_size: Count = 8
 
 

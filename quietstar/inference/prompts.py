@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quietstar.config.options import Count, NonNegative, ShareAbove0, Text, check
+from quietstar.config.options import Count, NonNegative, Seed, ShareAbove0, Text, check
+from quietstar.config.parsing import parse_json
 from quietstar.data.rows import BYTE_ORDER_MARK, BadRow, decode
 from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, DataError
@@ -106,8 +106,8 @@ def _text_of_line(line: bytes, place: str) -> Prompt:
 
 def _text_of_object(line: bytes, place: str) -> Prompt:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line)
+    except DataError as error:
         raise DataError(f"{place}: is not JSON ({error})") from None
     if not isinstance(value, dict) or not isinstance(value.get(FIELD), str):
         got = sorted(value) if isinstance(value, dict) else type(value).__name__
@@ -142,7 +142,7 @@ class CompletionOptions:
     temperature: NonNegative = 0.0
     top_k: Count | None = None
     top_p: ShareAbove0 | None = None
-    seed: int = 0
+    seed: Seed = 0
     samples: Count = 1
     batch_size: Count = 8
     stop: tuple[Text, ...] = ()

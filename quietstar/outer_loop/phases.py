@@ -6,9 +6,11 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quietstar.config.parsing import check_type, parse_json
 from quietstar.errors import CheckpointError
 from quietstar.runs.files import EventLog, changed_options, write_json
 
@@ -89,12 +91,20 @@ def key_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
+@dataclass(frozen=True)
+class _Manifest:
+    """What the manifest of a phase holds besides its name."""
+
+    outputs: dict[str, Any]
+    key: str = ""
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_bytes())
-        if not isinstance(content, dict) or not isinstance(content.get("outputs"), dict):
-            raise ValueError("it has no outputs")
-        return content
+        content = parse_json(file.read_bytes())
+        check_type(content, _Manifest, "manifest")
+        return dict(content)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

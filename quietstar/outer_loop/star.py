@@ -47,9 +47,9 @@ from quietstar.outer_loop.training_set import (
     without_duplicates,
     write_kept,
 )
+from quietstar.runs.checkpoints import MAY_CHANGE
 from quietstar.runs.files import KEPT, STORE
 from quietstar.runs.machine import resolve_device
-from quietstar.runs.resume_check import MAY_CHANGE
 from quietstar.sampling.choice import make_sampler
 from quietstar.sampling.requests import Request, Sampler, check_lengths, sample_seed
 from quietstar.sampling.vllm_sampler import has_vllm

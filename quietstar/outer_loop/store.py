@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from quietstar.config.parsing import check_type, parse_json
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.runs.files import STORE
 from quietstar.sampling.requests import Completion
@@ -56,6 +57,15 @@ class Sample:
     generation: Completion
     verdict: Verdict | None = None
     check: str = ""
+
+
+@dataclass(frozen=True)
+class _SampleLine:
+    """What the line of a sample holds besides its place and its completion."""
+
+    key: str
+    seed: int
+    hinted: bool
 
 
 class SampleStore:
@@ -134,7 +144,7 @@ class SampleStore:
         offset, size = 0, os.fstat(self._descriptor).st_size
         for number, raw in enumerate(file, start=1):
             try:
-                line = json.loads(raw)
+                line = parse_json(raw, surrogates=True)
                 kind, key = line["kind"], line.get("key", "")
                 if number > 1:
                     {"sample": _sample, "verdict": _verdict}[kind](line)
@@ -184,7 +194,7 @@ class SampleStore:
         with self.path.open("rb") as file:  # an open reader would still buffer lines that were cut off
             for offset in self._offsets.get((kind, key), []):
                 file.seek(offset)
-                yield json.loads(file.readline())
+                yield parse_json(file.readline(), surrogates=True)
 
 
 def _sample_line(sample: Sample) -> dict[str, Any]:
@@ -197,10 +207,14 @@ def _verdict_line(sample: Sample) -> dict[str, Any]:
 
 
 def _sample(line: dict[str, Any]) -> Sample:
+    for part in (Place, Completion, _SampleLine):
+        check_type(line, part, "sample")
     place = Place(line["iteration"], line["purpose"], line["problem"], line["index"])
     generation = Completion(line["text"], line["logprob"], line["tokens"], line["finish_reason"])
     return Sample(place, line["key"], line["seed"], line["hinted"], generation)
 
 
 def _verdict(line: dict[str, Any]) -> tuple[tuple[str, int], Verdict]:
+    check_type(line, Place, "verdict")
+    check_type(line, Verdict, "verdict")
     return (line["problem"], line["index"]), Verdict(line["answer"], line["correct"], line["failure"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.config.loops import LoopOptions
+from quietstar.config.parsing import check_type, parse_json
 from quietstar.errors import CheckpointError
 from quietstar.outer_loop.store import Sample
 from quietstar.runs.files import write_whole
@@ -147,11 +148,13 @@ def read_kept(file: Path) -> list[Kept]:
     kept = []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); delete build.json beside it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); delete build.json beside it") from None
     for number, line in enumerate(lines, start=1):
         try:
-            kept.append(Kept(**json.loads(line)))
+            values = parse_json(line, surrogates=True)
+            check_type(values, Kept, "example")
+            kept.append(Kept(**values))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{file}:{number}: damaged ({error}); delete build.json beside it") from None
     return kept

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.config.loops import parse_ks
+from quietstar.config.parsing import parse_json
 from quietstar.config.training import TrainingOptions
 from quietstar.errors import CheckpointError
 from quietstar.outer_loop.finetune import forget_other_run, free_memory
@@ -20,8 +21,8 @@ from quietstar.outer_loop.sampled import Generator, verdict_of
 from quietstar.outer_loop.star import OuterLoop, finetuning_inputs
 from quietstar.outer_loop.store import Sample
 from quietstar.outer_loop.training_set import demonstrations
+from quietstar.runs.checkpoints import MAY_CHANGE
 from quietstar.runs.files import write_whole
-from quietstar.runs.resume_check import MAY_CHANGE
 from quietstar.statistics.candidate_table import measure_candidates
 from quietstar.statistics.candidates import Candidates
 from quietstar.statistics.ranking import calibration
@@ -241,5 +242,5 @@ def _read_scores(file: Path, sha256: str) -> dict[tuple[str, int], dict[str, flo
         lines = []
     if key_of({"lines": lines}) != sha256:
         raise CheckpointError(f"{file}: is not what the run wrote; delete score.json beside it to compute it again")
-    rows = [json.loads(line) for line in lines]
+    rows = [parse_json(line) for line in lines]
     return {(row["problem"], row["index"]): row["scores"] for row in rows}

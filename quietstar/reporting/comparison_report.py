@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import urllib.parse
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from quietstar.config.parsing import parse_json
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.loop_charts import PER_CENT, accuracy_curve, first_of, group_curves, group_names, progress_card
@@ -304,7 +304,7 @@ def compared_before(out: Path) -> tuple[dict[str, Path], float | None]:
     """
     file = out / COMPARISON
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
         equal = content["equal_budget"]
         budget = equal["budget"] if equal is not None and equal["asked"] else None
         return {str(name): out / place for name, place in content["directories"].items()}, budget

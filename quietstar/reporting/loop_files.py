@@ -7,7 +7,6 @@ for the terminal and the page: of iterations, then of ways to choose one of seve
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from quietstar.config.parsing import parse_json
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.scales import MINUS
@@ -106,7 +106,7 @@ def read_summary(directory: Path) -> dict[str, Any]:
     """
     file = directory / SUMMARY
     try:
-        summary: dict[str, Any] = json.loads(file.read_bytes())
+        summary: dict[str, Any] = parse_json(file.read_bytes())
     except FileNotFoundError:
         raise DataError(
             f"{directory}: has no {SUMMARY}, which a run writes when its iterations are done; run its command again"
@@ -183,7 +183,7 @@ def _reading(kind: str, sample: Mapping[str, Any], prompt: str | None) -> Readin
 
 def _key_of(manifest: Path) -> str | None:
     try:
-        return str(json.loads(manifest.read_bytes())["outputs"]["key"])
+        return str(parse_json(manifest.read_bytes())["outputs"]["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -197,7 +197,7 @@ def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]
                 if marks is not None and not any(mark in raw for mark in marks):  # far faster than parsing all lines
                     continue
                 try:
-                    line = json.loads(raw)
+                    line = parse_json(raw, surrogates=True)
                 except ValueError:
                     continue
                 if keys is None or line.get("key") in keys:

@@ -1,29 +1,84 @@
 """Finding and verifying the checkpoints of a run: bytes are compared with manifests, and no tensor is made of them.
 
-`latest_checkpoint` is read first; `quietstar.training.checkpoint` writes checkpoints and loads the tensors.
+`latest_checkpoint` is read first; `differences` says whether a checkpoint belongs to the run that wants to continue
+from it. `quietstar.training.checkpoint` writes checkpoints and loads the tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import warnings
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quietstar.config.options import check_model_path
-from quietstar.errors import CheckpointError, ConfigError
+from quietstar.config.parsing import check_type, parse_json, shown
+from quietstar.config.training import TrainingOptions
+from quietstar.errors import CheckpointError, ConfigError, DataError
+from quietstar.runs.files import changed_options
 
 FORMAT = 2
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 
+# A change of any other option in the middle of a run would give a run of neither the old nor the new options.
+# `steps` may change, so that a run can be extended: the schedule then follows the new number.
+MAY_CHANGE = frozenset(
+    {"steps", "micro_batch_size", "reuse_sampling_pass", "eval_every", "eval_batches", "save_every", "keep_checkpoints"}
+    | {"keep_best", "on_save_failure", "on_non_finite", "max_non_finite", "on_out_of_memory", "log_every", "log_to"}
+    | {"report", "device", "threads", "deterministic", "resume", "override", "allow_partial"}
+)
+
 _NAME = re.compile(r"step-(\d{8,})")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY_NAME = re.compile(r"step-\d{8,}\.(new|old)-\d+")
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What `identity` returns, as it is read again."""
+
+    options: dict[str, Any]
+    run_options: dict[str, Any] | None
+    data: dict[str, Any]
+    has_extra_state: bool
+
+
+@dataclass(frozen=True)
+class _Best:
+    step: int | None
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class _State:
+    """What `state.json` holds; the classes that read `position`, `record` and `extra` check these."""
+
+    format: int
+    step: int
+    run: _Identity | None = None
+    position: dict[str, Any] | None = None
+    record: dict[str, Any] | None = None
+    best: _Best | None = None
+    micro_batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: int
+    files: dict[str, _File]
 
 
 def refuse_link(directory: Path) -> None:
@@ -100,13 +155,7 @@ def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
         CheckpointError: The checkpoint is damaged; the message names the first file that is missing, additional, or
             not as it was written.
     """
-    manifest_path = path / MANIFEST
-    if not manifest_path.is_file():
-        raise CheckpointError(f"{path}: {MANIFEST} is missing")
-    manifest = read_json(manifest_path)
-    expected = manifest.get("files")
-    if manifest.get("format") != FORMAT or not isinstance(expected, dict):
-        raise CheckpointError(f"{manifest_path}: not a manifest of format {FORMAT}")
+    expected = _read_manifest(path)
     found = listing(path)
     lacking = sorted({OPTIMIZER, STATE} - found) if allow_partial else []
     if missing := sorted(expected.keys() - found - set(lacking)):
@@ -116,14 +165,47 @@ def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
     if required := sorted({STATE, OPTIMIZER} - found - set(lacking)):
         raise CheckpointError(f"{path}: {required[0]} is missing")
     present = {name: description for name, description in sorted(expected.items()) if name in found}
-    for name, description in present.items():
-        size = (path / name).stat().st_size
-        if not isinstance(description, dict) or size != description.get("size"):
-            raise CheckpointError(f"{path}: {name} has {size} bytes, not those that were written")
-    for name, description in present.items():
-        if describe(path / name) != description:
-            raise CheckpointError(f"{path}: the content of {name} has changed since it was written")
+    try:
+        for name, description in present.items():
+            size = (path / name).stat().st_size
+            if size != description["size"]:
+                raise CheckpointError(f"{path}: {name} has {size} bytes, not those that were written")
+        for name, description in present.items():
+            if describe(path / name) != description:
+                raise CheckpointError(f"{path}: the content of {name} has changed since it was written")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
     return lacking
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads the size and the hash of each file of a checkpoint, by its name in it."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise CheckpointError(f"{path}: {MANIFEST} is missing")
+    manifest = read_json(file)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: not a manifest of format {FORMAT}")
+    _check_type(manifest, _Manifest, file)
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    for name, description in files.items():
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts or name != str(place) or not name.isprintable():
+            raise CheckpointError(f"{file}: files: got the name {shown(name)}, needs that of a file of the checkpoint")
+        if description["size"] < 0:
+            raise CheckpointError(f"{file}: files.{name}.size: got {shown(description['size'])}, needs at least 0")
+        if not _SHA256.fullmatch(description["sha256"]):
+            raise CheckpointError(
+                f"{file}: files.{name}.sha256: got {shown(description['sha256'])}, needs 64 hexadecimal digits"
+            )
+    return files
+
+
+def _check_type(value: object, hint: Any, file: Path) -> None:
+    try:
+        check_type(value, hint, file.stem)
+    except DataError as error:
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 def checkpoint_directory(path: str | os.PathLike[str]) -> str:
@@ -157,9 +239,12 @@ def load_state(path: Path, *, allow_missing: bool = False) -> dict[str, Any]:
         return {"step": int(path.name.removeprefix("step-"))}
     state = read_json(path / STATE)
     if state.get("format") != FORMAT:
-        raise CheckpointError(f"{path / STATE}: format {state.get('format')}, this version reads format {FORMAT}")
-    if state.get("step") != int(path.name.removeprefix("step-")):
-        raise CheckpointError(f"{path / STATE}: is of step {state.get('step')}, the directory has another name")
+        raise CheckpointError(
+            f"{path / STATE}: format {shown(state.get('format'))}, this version reads format {FORMAT}"
+        )
+    _check_type(state, _State, path / STATE)
+    if state["step"] != int(path.name.removeprefix("step-")):
+        raise CheckpointError(f"{path / STATE}: is of step {state['step']}, the directory has another name")
     return state
 
 
@@ -208,9 +293,46 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file cannot be read, or does not hold a JSON object.
     """
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        value = parse_json(path.read_bytes())
+    except (OSError, DataError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: needs a JSON object")
     return value
+
+
+def identity(
+    options: TrainingOptions, run_options: Mapping[str, Any] | None, data: Mapping[str, Any], has_extra_state: bool
+) -> dict[str, Any]:
+    """Returns what identifies a run in its checkpoints, as plain JSON values.
+
+    Args:
+        options: Options of the training loop.
+        run_options: Other options that decide what is trained, by dotted key; None where the run does not name them.
+        data: Fingerprint of the training data.
+        has_extra_state: Whether something besides the model learns.
+    """
+    return {
+        "options": asdict(options),
+        "run_options": None if run_options is None else dict(run_options),
+        "data": dict(data),
+        "has_extra_state": has_extra_state,
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a phrase for each difference between the `identity` of two runs that makes them different runs."""
+    changed = changed_options(_fixed(before["options"]), _fixed(now["options"]))
+    if (before["run_options"] is None) != (now["run_options"] is None):
+        changed.append("one says what its model and objective are and the other does not")
+    else:
+        changed += changed_options(before["run_options"] or {}, now["run_options"] or {})
+    data = {f"the training data's {key}": value for key, value in before["data"].items()}
+    changed += changed_options(data, {f"the training data's {key}": value for key, value in now["data"].items()})
+    if before["has_extra_state"] != now["has_extra_state"]:
+        changed.append("one has extra state and the other has not")
+    return changed
+
+
+def _fixed(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"training.{name}": value for name, value in options.items() if name not in MAY_CHANGE}

@@ -5,15 +5,13 @@ The run may still be going, or may have died in the middle of a line.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from quietstar.config.parsing import check_type, parse_json, parse_yaml
 from quietstar.errors import DataError
 from quietstar.runs.files import CONFIG, ENVIRONMENT, EVENTS, METRICS, SAMPLES
 
@@ -52,7 +50,7 @@ def read_run(directory: Path) -> RunDirectory:
     lines = [
         {key: math.nan if value is None else value for key, value in line.items()}
         for line in _json_lines(directory / METRICS)
-        if isinstance(line.get("step"), int) and isinstance(line.get("split"), str)
+        if is_metrics_line(line)
     ]
     last = int(lines[-1]["step"]) if lines else 0
     environment = _json(directory / ENVIRONMENT)
@@ -72,10 +70,22 @@ def read_run(directory: Path) -> RunDirectory:
     )
 
 
+def is_metrics_line(line: object) -> bool:
+    """Returns whether a value is a line of `metrics.jsonl`: a step, a split, and numbers or null."""
+    if not isinstance(line, dict) or not isinstance(line.get("split"), str):
+        return False
+    try:
+        check_type(line.get("step"), int, "step")
+        check_type({key: value for key, value in line.items() if key != "split"}, dict[str, float | None], "line")
+    except DataError:
+        return False
+    return True
+
+
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = parse_yaml(path.read_bytes(), path.name)
+    except (OSError, DataError):
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -97,7 +107,7 @@ def _first_and_last_samples(directory: Path, last_step: int) -> list[tuple[int, 
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
 
@@ -110,7 +120,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in raw.split(b"\n"):
         try:
-            content = json.loads(line)
+            content = parse_json(line)
         except ValueError:
             continue
         if isinstance(content, dict):
@@ -139,7 +149,7 @@ def training_length(checkpoint: Path) -> int | None:
     if run is None:
         return None
     try:
-        length = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]["length"]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        length = _config(run / CONFIG)["data"]["length"]
+    except (TypeError, KeyError):
         return None
-    return length if isinstance(length, int) else None
+    return length if isinstance(length, int) and not isinstance(length, bool) else None

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from quietstar.config.parsing import parse_json
 from quietstar.errors import ConfigError
 
 CONFIG = "config.yaml"
@@ -87,7 +88,7 @@ def write_json(file: Path, value: Any) -> None:
 def append_json(file: Path, value: Any) -> None:
     """Appends a value to the list in a JSON file, which is whole or as before; without a list a new one begins."""
     try:
-        before = json.loads(file.read_bytes())
+        before = parse_json(file.read_bytes())
     except (OSError, ValueError):
         before = []
     write_json(file, [*(before if isinstance(before, list) else []), value])

@@ -15,9 +15,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from quietstar.config.parsing import check_type, parse_json
 from quietstar.errors import DataError
+from quietstar.runs.directory import is_metrics_line
 
 _NUMBERS = ("sums", "last_train", "last_eval", "best_eval")
 
@@ -143,12 +145,14 @@ def _size_up_to(path: Path, step: int) -> int:
 
 def _parse(path: Path, number: int, raw: bytes) -> dict[str, Any]:
     try:
-        line = json.loads(raw)
+        line = parse_json(raw)
     except ValueError as error:
         raise DataError(f"{path}:{number}: not JSON ({error}); needs one metrics object per line") from None
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not isinstance(line.get("split"), str):
-        raise DataError(f"{path}:{number}: needs an object with an integer `step` and a text `split`")
-    return line
+    if not is_metrics_line(line):
+        raise DataError(
+            f"{path}:{number}: needs an object with an integer `step`, a text `split`, and numbers or null besides"
+        )
+    return dict(line)
 
 
 class WeightedMeans:
@@ -221,7 +225,18 @@ class Record:
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> Record:
-        """Makes a record from what `state_dict` returned."""
+        """Makes a record from what `state_dict` returned.
+
+        Raises:
+            DataError: `state` is not the state of a record.
+        """
+        hints = get_type_hints(Record)
+        if unknown := sorted(state.keys() ^ hints.keys()):
+            raise DataError(f"record: {unknown[0]} is {'unknown' if unknown[0] in state else 'missing'}")
+        for key, value in state.items():
+            check_type(value, dict[str, float | None] | None if key in _NUMBERS else hints[key], f"record.{key}")
+            if value is None and type(None) not in get_args(hints[key]):
+                raise DataError(f"record.{key}: got None, needs an object")
         numbers = {
             key: None if state[key] is None else {k: math.nan if v is None else v for k, v in state[key].items()}
             for key in _NUMBERS

@@ -13,7 +13,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -468,3 +468,23 @@ def learning_rate(step: int, options: TrainingOptions) -> float:
     progress = min(1.0, (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps))
     remaining = 1.0 - progress if options.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return peak * (final + (1.0 - final) * remaining)
+
+
+def schedule_change(before: object, options: TrainingOptions, done: int) -> str:
+    """Returns a sentence that says so where a resumed run is not the run of its new length; else an empty text.
+
+    Args:
+        before: Number of steps that the run was to have until now.
+        options: Training options from now on.
+        done: Number of optimizer steps done.
+    """
+    if not isinstance(before, int) or before == options.steps:
+        return ""
+    old = replace(options, steps=before)
+    if all(learning_rate(step, old) == learning_rate(step, options) for step in range(1, done + 1)):
+        return ""
+    return (
+        f"training.steps was {before} and is {options.steps}: under training.schedule {options.schedule} the {done} "
+        f"steps done had another learning rate than in a run of {options.steps} steps, so the two runs differ; "
+        "training.schedule constant does not depend on training.steps"
+    )

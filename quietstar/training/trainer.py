@@ -20,8 +20,8 @@ from torch import Tensor
 
 from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
-from quietstar.errors import CheckpointError, ConfigError, NonFiniteError
-from quietstar.runs.checkpoints import latest_checkpoint, load_state
+from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from quietstar.runs.checkpoints import STATE, differences, identity, latest_checkpoint, load_state
 from quietstar.runs.files import (
     CONFIG,
     ENVIRONMENT,
@@ -33,7 +33,6 @@ from quietstar.runs.files import (
     write_whole,
 )
 from quietstar.runs.machine import Signals, StopWaiting, is_out_of_memory, resolve_device
-from quietstar.runs.resume_check import differences, identity
 from quietstar.training.checkpoint import (
     SavesPretrained,
     load_optimizer_tensors,
@@ -41,7 +40,7 @@ from quietstar.training.checkpoint import (
 )
 from quietstar.training.loggers import Progress
 from quietstar.training.metrics import MetricsWriter, Record, TrainingResult
-from quietstar.training.optimizer import MasterAdamW, learning_rate
+from quietstar.training.optimizer import MasterAdamW, learning_rate, schedule_change
 from quietstar.training.run_checkpoints import NO_BEST, RunCheckpoints
 from quietstar.training.step import (
     ModelT,
@@ -442,7 +441,7 @@ class Trainer(Generic[ModelT]):
     def _load(self, path: Path) -> int:
         """Restores a verified checkpoint; returns its step."""
         state = load_state(path, allow_missing=self.options.allow_partial)
-        if "run" in state:
+        if state.get("run") is not None:
             self._check_same_run(path, state)
         load_weights(self.model, path)
         tensors = load_optimizer_tensors(path, allow_missing=self.options.allow_partial)
@@ -450,14 +449,20 @@ class Trainer(Generic[ModelT]):
             self._stepper.forget_optimizer_state()
         else:
             self._load_optimizer(tensors)
-        self._record = Record.from_state_dict(state["record"]) if "record" in state else Record()
-        self._batches.load_state_dict(state.get("position", {}))
-        if "run" in state and state["run"]["options"]["micro_batch_size"] == self._configured_micro_batch_size:
+        try:
+            self._record = Record() if state.get("record") is None else Record.from_state_dict(state["record"])
+            self._batches.load_state_dict(state.get("position") or {})
+        except DataError as error:
+            raise CheckpointError(f"{path / STATE}: {error}") from None
+        before = (state.get("run") or {}).get("options", {})
+        if before and before.get("micro_batch_size") == self._configured_micro_batch_size:
             self._stepper.use_micro_batches_of(state.get("micro_batch_size"))
         if self._extra_state is not None and state.get("extra") is not None:
             self._extra_state.load_state_dict(state["extra"])
         step = int(state["step"])
-        self._checkpoints.continue_from(path, step, state.get("best", NO_BEST))
+        if message := schedule_change(before.get("steps"), self.options, step):
+            warnings.warn(message, stacklevel=2)
+        self._checkpoints.continue_from(path, step, state.get("best") or NO_BEST)
         return step
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:

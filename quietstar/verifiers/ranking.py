@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from quietstar.config.command_line import Command
 from quietstar.config.loops import ProblemOptions
 from quietstar.config.options import Device, Dtype, check_model_path
+from quietstar.config.parsing import parse_json
 from quietstar.errors import ConfigError, DataError
 from quietstar.tasks import load_task
 from quietstar.tasks.task import Problem, Task
@@ -86,7 +87,7 @@ def read_candidates(path: Path, ask: Callable[[str], str] = str) -> list[Candida
 
 def _object(line: bytes, place: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError as error:
         raise DataError(f"{place}: is not JSON ({error})") from None
     if not isinstance(value, dict):
@@ -419,7 +420,7 @@ def _continue(path: Path, keys: list[str]) -> tuple[int, TextIO]:
 
 def _key_of(line: bytes) -> str | None:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         return None
     return value.get(KEY) if isinstance(value, dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import GeneratorOptions, VerifierOptions
 from quietstar.config.options import check
+from quietstar.config.parsing import parse_json
 from quietstar.config.training import FinetuningOptions, TrainingOptions, check_micro_batch
 from quietstar.data.batches import Batch, IndexedBatches
 from quietstar.data.examples import Example
@@ -24,9 +24,9 @@ from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import absolute, base_fingerprint, has_adapters, merge_adapters
 from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.runs.checkpoints import MAY_CHANGE
 from quietstar.runs.files import changed_options, write_json
 from quietstar.runs.machine import resolve_device
-from quietstar.runs.resume_check import MAY_CHANGE
 from quietstar.training.step import ModelT, StepResult
 from quietstar.training.trainer import Trainer
 from quietstar.verifiers.pairs import Labelled, Pair, Rows, token_logprobs
@@ -294,7 +294,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     """
     file = directory / VERIFIER
     try:
-        description = json.loads(file.read_bytes())
+        description = parse_json(file.read_bytes())
         found = description["format"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{file}: cannot be read as the description of a verifier ({error!r})") from None
