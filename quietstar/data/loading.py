@@ -23,8 +23,7 @@ from quietstar.data.packing import (
 from quietstar.data.rows import BadRows
 from quietstar.data.shards import Shard, find_shards
 from quietstar.data.sources import read_documents
-from quietstar.data.stream import WHOLE_SHARD, Position, ShuffledRows
-from quietstar.data.text_stream import StreamedBatches, Text, TextStream, stack
+from quietstar.data.stream import WHOLE_SHARD, Position, ShuffledRows, StreamedBatches, Text, TextStream, stack
 from quietstar.data.tokenizer import tokenizer_fingerprint
 from quietstar.errors import ConfigError, DataError
 

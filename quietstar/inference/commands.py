@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from quietstar.config.command_line import Command, narrowed
 from quietstar.config.options import CheckpointOptions, at_least
-from quietstar.data.sources import STANDARD_INPUT, document_files, read_documents, read_text
+from quietstar.data.shards import find_shards
+from quietstar.data.sources import STANDARD_INPUT, read_documents, read_text
 from quietstar.errors import ConfigError
 from quietstar.inference.gate_choices import FitOptions
 from quietstar.inference.prompts import CompletionOptions, read_prompts
@@ -232,7 +233,7 @@ def write_gate(options: GateOptions) -> None:
         raise ConfigError(f"out: {out} exists already; choose another name, or remove it")
     if options.length is not None:
         _check_length(options.length, options.max_tokens)
-    document_files(options.text, "text")
+    find_shards(options.text, None, "files", "text", quiet=True)
     directory = checkpoint_directory(options.checkpoint)
     from quietstar.inference.gate import fit_gate  # after everything that can be refused without torch
     from quietstar.inference.loading import load_thinking
@@ -263,7 +264,7 @@ def _read(
         context = getattr(model.base.config, "max_position_embeddings", None) or usual + model.config.stream_length
         length = min(usual, context - model.config.stream_length)
     _check_length(length, options.max_tokens)
-    documents = read_documents(options.text, options.field)
+    documents = read_documents(options.text, options.field, option="text")
     texts = pack(documents, tokenizer, length, tokenizer.eos_token_id is not None, separate=True)
     return texts.part(slice(options.max_tokens // length))
 
