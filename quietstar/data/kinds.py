@@ -100,6 +100,8 @@ def read_rows(file: BinaryIO, path: str, name: str, start: int, field: str | Non
         DataError: The file, rather than a row of it, is damaged or of another kind.
     """
     kind, packed = kind_of(name)
+    if kind is None and not kind_ending(name):
+        kind = "text"  # a name that says nothing; what the content says is checked below
     if kind is None:
         raise DataError(f"{path}: is of no known kind; needs a name that ends in {READ}")
     content = _unpacked(file, packed, path)
@@ -112,11 +114,10 @@ def read_rows(file: BinaryIO, path: str, name: str, start: int, field: str | Non
     elif kind == "parquet":
         yield from read_parquet_rows(content, path, start, limit, field)
     else:
-        yield from _parsed(content, head, path, name, start, limit)
+        yield from _parsed(content, head, path, kind, start, limit, kind_ending(name) == ".tsv")
 
 
-def _parsed(content: BinaryIO, head: bytes, path: str, name: str, start: int, limit: int) -> Iterator[Row]:
-    kind, _ = kind_of(name)
+def _parsed(content: BinaryIO, head: bytes, path: str, kind: Kind, start: int, limit: int, tabs: bool) -> Iterator[Row]:
     if kind == "text":
         if found := _rows_in(head):
             raise DataError(f"{path}: holds {found}, and is named as a text; {_rename(found)}")
@@ -129,7 +130,7 @@ def _parsed(content: BinaryIO, head: bytes, path: str, name: str, start: int, li
     elif kind == "table":
         if found := _rows_in(head):
             raise DataError(f"{path}: holds {found}, and is named as a table; {_rename(found)}")
-        yield from read_table_rows(content, path, start, limit, kind_ending(name) == ".tsv")
+        yield from read_table_rows(content, path, start, limit, tabs)
     elif (kind == "json" and _ARRAY.match(head)) or _ARRAY_OF_OBJECTS.match(head):
         yield from read_json_elements(content, path, start, limit)
     elif kind == "json" and b"\n" in head.strip() and not any(map(_is_object, head.split(b"\n"))):
@@ -169,8 +170,8 @@ def _unpacked(file: BinaryIO, ending: str, path: str) -> BinaryIO:
         return file
     if found == ".zst":
         return cast(BinaryIO, io.BufferedReader(_zstandard(file, path)))
-    opened: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[found](file)
-    return cast(BinaryIO, opened)
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return cast(BinaryIO, openers[found](file))
 
 
 def _head(file: Any) -> bytes:

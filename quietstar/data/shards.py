@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from quietstar.data.kinds import READ, kind_of, read_rows
+from quietstar.data.kinds import READ, kind_ending, kind_of, read_rows
 from quietstar.data.rows import BadRow, Row, object_of
 from quietstar.errors import ConfigError, DataError, QuietStarError
 
@@ -33,6 +34,10 @@ HUB_RETRIES = 8
 """Successive attempts to open a hub file again before the run stops: about eight minutes in all."""
 
 _OTHER_SPLIT = re.compile(r"(?<![a-z])(test|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
+
+
+MOST_ROW = 1 << 30
+"""Most bytes of a row where no option says it."""
 
 
 @dataclass(frozen=True)
@@ -83,29 +88,44 @@ class Shard:
                 time.sleep(min(2**failures, 120))
 
 
-def local_file(path: str | os.PathLike[str]) -> Shard:
-    """Returns a file of this machine; one that is no regular file, such as a pipe, is read as text."""
+def local_file(path: str | os.PathLike[str], option: str = "") -> Shard:
+    """Returns a file of this machine; one that is no regular file, such as a pipe, is read as text.
+
+    Args:
+        path: File to read.
+        option: Option that names the path, for the message.
+
+    Raises:
+        ConfigError, DataError: The file cannot be read, with an option and without one.
+    """
     place = Path(path)
-    name = place.name if place.is_file() else "pipe.txt"
-    return Shard(str(place), name, 0, partial(cast(Any, open), place, "rb"))
+    try:
+        regular = not stat.S_ISFIFO(place.stat().st_mode) and not place.is_char_device()
+        if regular:
+            place.open("rb").close()
+    except OSError as error:
+        if option:
+            raise ConfigError(f"{option}: cannot read {place} ({error.strerror})") from None
+        raise DataError(f"{place}: cannot be read: {error.strerror}") from None
+    return Shard(str(place), place.name if regular else "pipe.txt", 0, partial(cast(Any, open), place, "rb"))
 
 
 def read_objects(
-    path: str | os.PathLike[str], needed: str, limit: int = sys.maxsize, number: Callable[[str], Any] | None = None
+    path: str | os.PathLike[str], needed: str, *, option: str = "", number: Callable[[str], Any] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the rows of a file as JSON objects, each with its place; blank lines are left out.
 
     Args:
         path: File to read, of any kind with rows.
         needed: What an object must have, for the message.
-        limit: Most bytes of a row.
+        option: Option that names the path, for messages.
         number: Function that makes a value of the text of a number; None makes int and float.
 
     Raises:
         ConfigError: A library that the file needs is not installed.
         DataError: The file cannot be read, or a row is not an object; the message names its place.
     """
-    for row in local_file(path).rows(0, None, limit):
+    for row in local_file(path, option).rows(0, None, MOST_ROW):
         try:
             record = object_of(row, needed, number)
         except BadRow as error:
@@ -142,7 +162,7 @@ def find_shards(
         if not found and pattern is None:  # a copy of some shards rather than of the dataset
             found = _local_shards(place, wanted.rpartition("/")[2])
     elif place.exists():
-        if place.is_file() and kind_of(place.name)[0] is None:
+        if place.is_file() and kind_of(place.name)[0] is None and kind_ending(place.name):
             raise DataError(f"{option}: {path}: is of no known kind; needs a name that ends in {READ}")
         return [_local_shard(place, place.parent) if place.is_file() else local_file(place)]
     elif source == "files" or is_local(path):

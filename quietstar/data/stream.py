@@ -27,6 +27,8 @@ from quietstar.data.batches import Batch, permutation
 from quietstar.data.packing import SHORTEST, Encoder, PackedTexts, check_size, crop, numbers_in_text, padding_token
 from quietstar.data.rows import BadRow, BadRows, Row, text_of
 from quietstar.data.shards import Shard
+from quietstar.data.sources import place_of
+from quietstar.data.tokenizer import ChatTemplate
 from quietstar.errors import DataError
 
 WHOLE_SHARD = sys.maxsize
@@ -243,6 +245,7 @@ class _Encoded(NamedTuple):
     place: str
     tokens: NDArray[np.int32] | None
     problem: str
+    special: int = 0
 
 
 @dataclass(frozen=True)
@@ -251,19 +254,20 @@ class _EncodeRow:
 
     encoder: Encoder
     field: str
+    render: ChatTemplate
     at_least: int
 
     def __call__(self, numbered: tuple[Position, Row]) -> _Encoded:
         position, row = numbered
         try:
-            text = text_of(row, self.field)
+            text = text_of(row, self.field, self.render)
             if text is None:
                 return _Encoded(position, row.place, None, "")
             tokens = self.encoder(text)
             check_size(tokens, self.at_least)
         except BadRow as error:
-            return _Encoded(position, row.place, None, str(error))
-        return _Encoded(position, row.place, tokens, "")
+            return _Encoded(position, place_of(row, error), None, str(error))
+        return _Encoded(position, row.place, tokens, "", self.encoder.special_in(text))
 
 
 class TextStream:
@@ -279,6 +283,7 @@ class TextStream:
         seed: Seed of the places that are cropped.
         bad_rows: Policy for rows that cannot be used. Each row counts once, in the first epoch.
         workers: Number of threads that read and tokenise ahead; 0 starts none.
+        special: Whether the text of a special token, such as `<|endoftext|>`, is this token rather than characters.
 
     Attributes:
         position: Position of the row that the next text begins in.
@@ -300,6 +305,7 @@ class TextStream:
         seed: int,
         bad_rows: BadRows,
         workers: int = 0,
+        special: bool = True,
     ) -> None:
         self._rows = rows
         self._length = length
@@ -310,7 +316,10 @@ class TextStream:
         at_least = SHORTEST if packing == "crop" else 0
         # copies: a tokenizer must not be shared between threads, nor with the caller
         tokenizers = [copy.deepcopy(tokenizer) for _ in range(workers)] or [tokenizer]
-        self._functions = [_EncodeRow(Encoder(each, append_eos), field, at_least) for each in tokenizers]
+        self._functions = [
+            _EncodeRow(Encoder(each, append_eos, special), field, ChatTemplate(each, special), at_least)
+            for each in tokenizers
+        ]
         self._ahead = workers > 0
         self._encoded: Iterator[_Encoded] | None = None
         self._current: _Encoded | None = None
@@ -388,6 +397,8 @@ class TextStream:
         return self._current
 
     def _leave(self, row: _Encoded) -> None:
+        if row.special and row.position.epoch == 0:
+            self._bad_rows.found_special(row.place, row.special, self._functions[0].encoder.means)
         self._current = None
         self.position, self.token = row.position.next(), 0
 
@@ -420,6 +431,11 @@ class StreamedBatches:
         """Number of rows that could not be used, those of earlier parts of a resumed run included."""
         return self._bad_rows.count
 
+    @property
+    def special(self) -> int:
+        """Number of times that rows had the text of a special token, in earlier parts of a resumed run too."""
+        return self._bad_rows.special
+
     def batch(self, step: int) -> Batch:
         """Returns the next texts; `step`, counted from 1, has to be the one after the last one asked for."""
         texts = [self._texts.next() for _ in range(self._batch_size)]
@@ -431,7 +447,7 @@ class StreamedBatches:
         return dict(self._fingerprint)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position of the next text (epoch, shard, row, token) and the number of rows skipped so far."""
+        """Returns the position of the next text (epoch, shard, row, token) and the counts of rows so far."""
         position = self._texts.position
         return {
             "epoch": position.epoch,
@@ -439,6 +455,7 @@ class StreamedBatches:
             "row": position.row,
             "token": self._texts.token,
             "skipped": self._bad_rows.count,
+            "special": self._bad_rows.special,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -455,6 +472,8 @@ class StreamedBatches:
         epoch, shard, row, token, skipped = numbers
         self._texts.seek(Position(epoch, shard, row), token)
         self._bad_rows.count = skipped
+        special = state.get("special", 0)  # older states have no such count
+        self._bad_rows.special = special if isinstance(special, int) else 0
 
     def close(self) -> None:
         """Ends the threads; the next batch starts them again."""
