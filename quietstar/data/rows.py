@@ -195,7 +195,7 @@ def text_of(row: Row, field: str, render: Render | None = None) -> str | None:
         return _checked(value, f"field {field!r}")
     if _is_chat(value):
         if render is None:
-            raise BadRow(f"field {field!r} holds a chat, which only training reads; needs a string")
+            raise BadRow(f"field {field!r} holds a chat, which is not read here; needs a string")
         return render(_messages(value, field))
     chats = " or a chat (objects with role and content)" if isinstance(value, list) and render else ""
     raise BadRow(f"field {field!r} is a JSON {json_type(value)}, needs a string{chats}")
@@ -222,6 +222,8 @@ def object_of(row: Row, needed: str, number: Callable[[str], Any] | None = None)
     if not row.is_json:
         raise BadRow(f"is a text, needs a JSON object {needed}")
     if not row.content.strip():
+        if row.unit == ": element ":
+            raise BadRow("not valid JSON: nothing between two commas")
         return None
     line = decode(row.content.rstrip())
     try:

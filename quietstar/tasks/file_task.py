@@ -275,7 +275,7 @@ def solved_examples(options: ProblemOptions, hint: bool, published: str | None =
 @cache
 def _read(path: str, key: str) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise DataError(f"{key}: {path}: cannot be read: {reason}") from error
