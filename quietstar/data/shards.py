@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -155,22 +156,26 @@ def find_shards(
         parts = PurePosixPath(path).parts
         first = next(place for place, part in enumerate(parts) if "*" in part)
         path, pattern = str(PurePosixPath(*parts[:first])), "/".join(parts[first:])
-    place = Path(path)
     wanted = pattern or PATTERNS[source]
-    if place.is_dir():
-        found = _local_shards(place, wanted)
-        if not found and pattern is None:  # a copy of some shards rather than of the dataset
-            found = _local_shards(place, wanted.rpartition("/")[2])
-    elif place.exists():
-        if place.is_file() and kind_of(place.name)[0] is None and kind_ending(place.name):
-            raise DataError(f"{option}: {path}: is of no known kind; needs a name that ends in {READ}")
-        return [_local_shard(place, place.parent) if place.is_file() else local_file(place)]
+    odd: list[str] = []
+    try:
+        local = _local(path, wanted, pattern is None, option)
+    except (OSError, ValueError) as error:
+        if isinstance(error, QuietStarError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{option}: {path[:200]!r} cannot be read: {reason}") from None
+    if isinstance(local, Shard):
+        return [local]
+    if local is not None:
+        found, odd = local
     elif source == "files" or is_local(path):
-        raise DataError(f"{option}: {path}: no such file or directory")
+        raise DataError(f"{option}: {path if path.isprintable() else repr(path)}: no such file or directory")
     else:
         found = _hub_shards(path, wanted)
     everything = wanted == PATTERNS["stream"]
     chosen, left_out = _chosen(found, everything)
+    left_out += odd
     if not chosen:
         told = f" ({_counted(left_out)} left out)" if left_out else ""
         raise DataError(
@@ -182,6 +187,21 @@ def find_shards(
     if left_out and not quiet:
         print(f"{path}: read {len(chosen)} file(s), left out {_counted(left_out)}", file=sys.stderr)
     return sorted(chosen, key=lambda shard: shard.name)
+
+
+def _local(path: str, wanted: str, usual: bool, option: str) -> Shard | tuple[list[Shard], list[str]] | None:
+    """Returns the file of a path, or what a directory has of a pattern; None where there is neither."""
+    place = Path(path)
+    if place.is_dir():
+        found, odd = _local_shards(place, wanted)
+        if not found and usual:  # a copy of some shards rather than of the dataset
+            found, odd = _local_shards(place, wanted.rpartition("/")[2])
+        return found, odd
+    if not place.exists():
+        return None
+    if place.is_file() and kind_of(place.name)[0] is None and kind_ending(place.name):
+        raise DataError(f"{option}: {path}: is of no known kind; needs a name that ends in {READ}")
+    return _local_shard(place, place.parent) if place.is_file() else local_file(place)
 
 
 def _chosen(found: Iterable[Shard], everything: bool) -> tuple[list[Shard], list[str]]:
@@ -220,12 +240,19 @@ def _check_one_split(path: str, shards: list[Shard]) -> None:
         )
 
 
-def _local_shards(directory: Path, pattern: str) -> list[Shard]:
-    found = directory.glob(pattern)
-    try:
-        return [_local_shard(file, directory) for file in found if file.is_file()]
-    except OSError as error:
-        raise DataError(f"{error.filename or directory}: cannot be read: {error.strerror}") from None
+def _local_shards(directory: Path, pattern: str) -> tuple[list[Shard], list[str]]:
+    """Returns the files of a pattern, and a word for each entry that is neither a file nor a directory of its own."""
+    found, odd = [], []
+    for entry in directory.glob(pattern):
+        if entry.is_file():
+            found.append(_local_shard(entry, directory))
+        elif entry.is_dir() and not os.access(entry, os.R_OK | os.X_OK):  # glob passes over its files silently
+            raise DataError(f"{entry}: cannot be read: {os.strerror(errno.EACCES)}")
+        elif entry.is_symlink():
+            odd.append("link to a directory" if entry.is_dir() else "broken link")
+        elif not entry.is_dir():
+            odd.append("special file")
+    return found, odd
 
 
 def _local_shard(file: Path, directory: Path) -> Shard:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from quietstar.config.training import DataOptions
 from quietstar.data.rows import BadRow, BadRows, Render, Row, Unit, no_text, text_of
 from quietstar.data.shards import Shard, find_shards, is_local
-from quietstar.data.tokenizer import token_ids
+from quietstar.data.tokenizer import special_texts, token_ids
 from quietstar.errors import DataError
 
 if TYPE_CHECKING:
@@ -147,6 +148,11 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, most: int, name: str) 
         DataError: The tokenizer cannot encode the text, or the text has fewer than two tokens.
     """
     check_text(text, name)
+    known = special_texts(tokenizer)
+    if known and (times := len(known.findall(text))):
+        warnings.warn(
+            f"{name}: has the text of a special token {times} time(s), which becomes this token", stacklevel=2
+        )
     try:
         ids = list(islice(chain.from_iterable(token_ids(text, tokenizer)), most + 1))
     except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token

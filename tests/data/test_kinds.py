@@ -206,6 +206,28 @@ def test_a_directory_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.Capt
         assert word in told
 
 
+def test_links_in_a_directory_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nothing")
+    (tmp_path / "same.txt").symlink_to(tmp_path / "a.txt")
+    assert [document.text for document in read_documents(tmp_path)] == ["words", "words"]
+    told = capsys.readouterr().err
+    assert "1 link to a directory" in told and "1 broken link" in told
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "a.txt/b.txt", "no such", ""])
+def test_a_path_that_cannot_be(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("words")
+    if not path:
+        assert [document.text for document in read_documents(path)] == ["words"]
+        return
+    with pytest.raises(DataError, match=r"data\.path: .*(cannot be read|no such file)") as told:
+        list(read_documents(path))
+    assert len(str(told.value)) < 400 and "\0" not in str(told.value)
+
+
 def test_splits_are_not_mixed_in_a_directory(tmp_path: Path) -> None:
     for name in ("train.jsonl", "test.jsonl"):
         (tmp_path / name).write_text('{"text": "x"}')
