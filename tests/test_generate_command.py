@@ -170,7 +170,7 @@ def test_a_tokenizer_that_drops_the_first_space_and_has_a_beginning(command: Com
 BAD_ARGUMENTS = {
     "prompt: missing; needs either --prompt": [],
     "prompt: got it together with prompts": ["--prompt", "a", "--prompts", "b.txt"],
-    "prompts: got prompts.csv, needs a .txt": ["--prompts", "prompts.csv"],
+    "prompts: cannot read prompts.csv (No such file": ["--prompts", "prompts.csv"],
     "prompts: cannot read nowhere.txt": ["--prompts", "nowhere.txt"],
     "think: got 'sometimes'": ["--prompt", "a", "--think", "sometimes"],
     "think: got 'learned', but this model has no learned gate": ["--prompt", "a", "--think", "learned"],
@@ -210,8 +210,8 @@ BAD_FILES = {
     "prompts.txt:2: is empty, and the tokenizer": b"a\n\nb\n",
     "prompts.txt:3: contains 'z'": b"a\nb\nz\n",
     "prompts.txt: is empty, needs at least one prompt": b"",
-    "prompts.jsonl:2: is not JSON": b'{"prompt": "a"}\n{"prompt": "a"\n',
-    "prompts.jsonl:1: got list": b"[1]\n",
+    "prompts.jsonl:2: not valid JSON": b'{"prompt": "a"}\n{"prompt": "a"\n',
+    "prompts.jsonl:1: holds a JSON array": b"[1]\n",
     "prompts.jsonl:1: got ['text'], needs an object whose field 'prompt' is a string": b'{"text": "a"}\n',
     "prompts.jsonl:1: got ['prompt']": b'{"prompt": 3}\n',
 }

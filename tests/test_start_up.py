@@ -53,7 +53,7 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "model.path: ./none is not a directory": ["--model.path", "./none", "--data.path", "text.txt"],
         "model.path: plain has no tokenizer": ["--model.path", "plain", "--data.path", "text.txt"],
         "data.path: none.txt: no such file or directory": ["--model.path", "a/b", "--data.path", "none.txt"],
-        "data.path: plain: the directory has no .txt": ["--model.path", "a/b", "--data.path", "plain"],
+        "data.path: plain: no file that can be read": ["--model.path", "a/b", "--data.path", "plain"],
         "data.validation_path: none.txt: no such file": [
             *("--model.path", "a/b", "--data.path", "text.txt", "--data.validation_path", "none.txt")
         ],
@@ -95,7 +95,7 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "tasks: got 'gms8k', needs some of gsm8k, commonsenseqa; did you mean gsm8k?": ["a/b", "--tasks", "gms8k"],
         "votes: got 0, needs at least 1": ["a/b", *TEXT, "--votes", "0"],
         "device: got 'gpu', needs auto": ["a/b", *TEXT, "--device", "gpu"],
-        "text: none.txt: cannot be read: No such file or directory": ["a/b", "--text", "none.txt"],
+        "text: none.txt: no such file or directory": ["a/b", "--text", "none.txt"],
         "problems.path: none: no such file or directory": ["a/b", "--tasks", "gsm8k", "--data", "none"],
         "checkpoint: ./none is not a directory": ["./none", *TEXT],
     },
@@ -104,7 +104,7 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "top_k: got 0, needs 1 to 100": ["a/b", *TEXT, "--top_k", "0"],
         "device: got 'gpu', needs auto": ["a/b", *TEXT, "--device", "gpu"],
         "positions: got 'some', needs all": ["a/b", *TEXT, "--positions", "some"],
-        "text: none.txt: cannot be read: No such file or directory": ["a/b", "--text", "none.txt"],
+        "text: none.txt: no such file or directory": ["a/b", "--text", "none.txt"],
         "checkpoint: /none is not a directory": ["/none", *TEXT],
         "plain/x.json is the name of the data": ["a/b", *TEXT, "--out", "plain/x.json"],
     },

@@ -151,19 +151,22 @@ class DataOptions:
     """The text to learn from.
 
     Args:
-        source: Kind of the training text: `files` reads text and JSONL files into memory. The others stream shards from
-            a directory or a hub dataset: `openwebmath`, `c4`, or `stream` for any other. A shard holds JSON lines,
-            plain or gzipped, or is parquet, which needs `pip install 'quietstar[data]'`.
-        path: Place of the training text. For `files` a text file (one document), a `.jsonl` file (one document per
-            line), or a directory of both. For streams a directory or file; or a hub dataset, which a revision and a
+        source: Kind of the training text: `files` reads files into memory. The others stream shards from a directory or
+            a hub dataset: `openwebmath`, `c4`, or `stream` for any other.
+        path: Place of the training text: a text (.txt, .md), which is one document; a file with a document in each row
+            (.jsonl, .ndjson, .json, .csv, .tsv, or .parquet, which needs `pip install 'quietstar[data]'`), each also
+            with .gz, .bz2, .xz, .zst; or a directory of them. For streams also a hub dataset, which a revision and a
             place in it may follow (`allenai/c4@main/en`). Null is the public home of `openwebmath` and `c4`.
-        shards: Streams: pattern of the shards' names below path (`**/train*`). Null: the usual pattern of the source.
+        shards: Pattern of the files' names below path (`**/train*`). Null: the usual pattern of the source.
         validation_path: Place of held-out text, of the same kinds as path; for a stream it may end in a pattern, such
             as `allenai/c4/en/c4-validation*`. Null: the end of the training text is held out (of a stream: its
             beginning).
         validation_fraction: Share of the texts that is held out, at least one text, if there is no validation_path. A
             stream holds out as many texts as training.eval_batches needs, unless this is 0.
-        field: Field of a JSONL line, or column of a table, that holds the text.
+        field: Field of a row that holds the text, or a chat (`messages`), which the tokenizer's chat template makes a
+            text of. `meta.text` is a field inside another one.
+        special_tokens: Meaning of a special token's text in the data, such as `<|endoftext|>`: `parse`, this token; or
+            `text`, its characters. How often there are any is told. A chat template's own are always tokens.
         length: Number of tokens per training text.
         packing: Way to make texts of documents: `joined`, one after another, cut into texts of this length; `separate`,
             the same, but no token or thought sees another document; `crop`, the released code's: a random piece of this
@@ -184,6 +187,7 @@ class DataOptions:
     validation_path: str | None = None
     validation_fraction: ShareBelow1 = 0.05
     field: Text = "text"
+    special_tokens: Literal["parse", "text"] = "parse"
     length: Annotated[int, at_least(2)] = 256
     packing: Literal["joined", "separate", "crop"] = "joined"
     append_eos: bool = True
@@ -427,7 +431,7 @@ def run_options(config: TrainConfig) -> dict[str, Any]:
     names = ("model", "finetuning", "objective", "data")
     options = {name: asdict(getattr(config, name)) for name in names}
     dropped = {"model.backend", "data.path", "data.validation_path", "data.validation_fraction", "data.workers"}
-    dropped |= {"data.on_bad_row", "data.max_bad_rows", "finetuning.gradient_checkpointing"}
+    dropped |= {"data.on_bad_row", "data.max_bad_rows", "data.special_tokens", "finetuning.gradient_checkpointing"}
     flat = {f"{group}.{name}": value for group, values in options.items() for name, value in values.items()}
     return {key: value for key, value in flat.items() if key not in dropped}
 

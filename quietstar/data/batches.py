@@ -70,6 +70,10 @@ class Batches(Protocol):
     def skipped(self) -> int:
         """Number of rows of the data that could not be used so far."""
 
+    @property
+    def special(self) -> int:
+        """Number of times that the data had the text of a special token so far."""
+
     def batch(self, step: int) -> Batch:
         """Returns the texts of optimizer step `step`, counted from 1. Steps are asked for one after another."""
 
@@ -97,6 +101,7 @@ class IndexedBatches:
         skipped: Number of rows of the data that could not be used.
         loss_mask: Mask of the tokens that are learned, bool [n, L]; None learns all but the first of a document.
         values: Numbers that belong to each text, float32 [n, ...].
+        special: Number of times that the data has the text of a special token.
 
     Raises:
         DataError: `tokens` is not int64 [n, L] with at least one text.
@@ -111,6 +116,7 @@ class IndexedBatches:
         skipped: int = 0,
         loss_mask: Tensor | None = None,
         values: Tensor | None = None,
+        special: int = 0,
     ) -> None:
         if tokens.ndim != 2 or tokens.dtype != torch.int64 or not tokens.numel():
             raise DataError(f"train_data: got {tokens.dtype} {list(tokens.shape)}, needs int64 [n, L] and one text")
@@ -120,6 +126,7 @@ class IndexedBatches:
         self._order = BatchOrder(len(tokens), batch_size, seed)
         self._fingerprint: dict[str, Any] | None = None
         self.skipped = skipped
+        self.special = special
 
     def batch(self, step: int) -> Batch:
         """Returns the texts of optimizer step `step`, counted from 1."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.data.tokenizer import encode_prompt
+from quietstar.data.tokenizer import continued, encode_prompt
 from quietstar.errors import ConfigError, DataError
 
 
@@ -74,16 +74,8 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: 
         raise DataError(f"{name or 'example'}: the prompt has no tokens")
     together = encode_prompt(tokenizer, prompt + completion)
     prefixed = together[: len(start)] == start
-    rest = together[len(start) :] if prefixed else _continued(tokenizer, completion)
+    rest = together[len(start) :] if prefixed else continued(tokenizer, completion)
     return Example((*start, *rest, end), len(start), name)
-
-
-def _continued(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Returns the token ids of a text that follows another: encoded after a line break, where none adds a space."""
-    before, both, alone = (
-        list(tokenizer(given, add_special_tokens=False)["input_ids"]) for given in ("\n", f"\n{text}", text)
-    )
-    return both[len(before) :] if both[: len(before)] == before else alone
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:

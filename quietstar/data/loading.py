@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -22,10 +22,9 @@ from quietstar.data.packing import (
 )
 from quietstar.data.rows import BadRows
 from quietstar.data.shards import Shard, find_shards
-from quietstar.data.sources import read_documents
-from quietstar.data.stream import WHOLE_SHARD, Position, ShuffledRows
-from quietstar.data.text_stream import StreamedBatches, Text, TextStream, stack
-from quietstar.data.tokenizer import tokenizer_fingerprint
+from quietstar.data.sources import Document, read_documents
+from quietstar.data.stream import WHOLE_SHARD, Position, ShuffledRows, StreamedBatches, Text, TextStream, stack
+from quietstar.data.tokenizer import ChatTemplate, tokenizer_fingerprint
 from quietstar.errors import ConfigError, DataError
 
 
@@ -59,7 +58,9 @@ def load_batches(
     if options.packing == "crop":
         return _load_crops(options, tokenizer, bad_rows, batch_size, seed)
     train, held_out = load_texts(options, tokenizer, bad_rows)
-    return IndexedBatches(train.tokens, batch_size, seed, train.attention_mask, bad_rows.count), held_out
+    return IndexedBatches(
+        train.tokens, batch_size, seed, train.attention_mask, bad_rows.count, special=bad_rows.special
+    ), held_out
 
 
 def load_texts(
@@ -82,9 +83,15 @@ def load_texts(
     bad_rows = bad_rows or BadRows(options.on_bad_row, options.max_bad_rows)
 
     def packed(path: str) -> PackedTexts:
-        documents = read_documents(path, options.field, bad_rows, options.max_row_bytes)
-        separate = options.packing == "separate"
-        return pack(documents, tokenizer, options.length, options.append_eos, separate=separate, bad_rows=bad_rows)
+        return pack(
+            _documents(path, options, tokenizer, bad_rows),
+            tokenizer,
+            options.length,
+            options.append_eos,
+            separate=options.packing == "separate",
+            bad_rows=bad_rows,
+            special=options.special_tokens == "parse",
+        )
 
     train = packed(_path_of(options))
     if options.validation_path is None:
@@ -92,19 +99,34 @@ def load_texts(
     return train, packed(options.validation_path)
 
 
+def _documents(
+    path: str, options: DataOptions, tokenizer: PreTrainedTokenizerBase, bad_rows: BadRows
+) -> Iterator[Document]:
+    return read_documents(
+        path,
+        options.field,
+        bad_rows,
+        options.max_row_bytes,
+        pattern=options.shards if path == options.path else None,
+        render=ChatTemplate(tokenizer, options.special_tokens == "parse"),
+        option="data.path" if path == options.path else "data.validation_path",
+    )
+
+
 def _load_crops(
     options: DataOptions, tokenizer: PreTrainedTokenizerBase, bad_rows: BadRows, batch_size: int, seed: int
 ) -> tuple[Batches, PackedTexts | None]:
     def cropped(path: str) -> CroppedDocuments:
-        documents = read_documents(path, options.field, bad_rows, options.max_row_bytes)
-        return read_cropped(documents, tokenizer, options.length, options.append_eos, bad_rows)
+        documents = _documents(path, options, tokenizer, bad_rows)
+        special = options.special_tokens == "parse"
+        return read_cropped(documents, tokenizer, options.length, options.append_eos, bad_rows, special)
 
     train = cropped(_path_of(options))
     if options.validation_path is not None:
         held_out: CroppedDocuments | None = cropped(options.validation_path)
     else:
         train, held_out = train.split(options.validation_fraction)
-    batches = CroppedBatches(train, batch_size, seed, bad_rows.count)
+    batches = CroppedBatches(train, batch_size, seed, bad_rows.count, bad_rows.special)
     return batches, None if held_out is None else held_out.held_out()
 
 
@@ -185,6 +207,7 @@ def _text_stream(
         seed=seed,
         bad_rows=bad_rows,
         workers=workers,
+        special=options.special_tokens == "parse",
     )
 
 
@@ -199,7 +222,9 @@ def _fingerprint(
     names = json.dumps([(shard.name, shard.size) for shard in shards])
     rows = (row for shard in shards for row in shard.rows(0, options.field, options.max_row_bytes))
     first = next(rows, None)
-    return {
+    # a run from before the option has no such key, and is one that parses
+    special = {} if options.special_tokens == "parse" else {"special_tokens": options.special_tokens}
+    return special | {
         "source": options.source,
         "shards": len(shards),
         "names_and_sizes": _sha256(names.encode()),
@@ -229,5 +254,5 @@ def _home_of(options: DataOptions) -> str:
 
 def _path_of(options: DataOptions) -> str:
     if options.path is None:
-        raise ConfigError("data.path: missing; needs a text file, a .jsonl file, or a directory of both")
+        raise ConfigError("data.path: missing; needs a file of text or rows, or a directory of them")
     return options.path

@@ -1,36 +1,44 @@
-"""The files of a streamed dataset, in a directory or on the Hugging Face hub, and the rows of each.
+"""The files of a dataset, in a directory or on the Hugging Face hub, and the rows of each, whatever kind they are.
 
-`find_shards` lists the files. `Shard.rows` reads one: JSON lines, plain or gzipped, or a column of a parquet file.
+`find_shards` lists the files. `Shard.rows` reads one; `read_objects` reads the rows of a file as JSON objects.
 """
 
 from __future__ import annotations
 
-import gzip
-import importlib
+import errno
 import os
 import re
+import stat
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-
-from quietstar.data.rows import Row, read_json_rows, too_long
+from quietstar.data.kinds import READ, kind_ending, kind_of, read_rows
+from quietstar.data.rows import BadRow, Row, object_of
 from quietstar.errors import ConfigError, DataError, QuietStarError
 
-PATTERNS = {"openwebmath": "data/train-*.parquet", "c4": "en/c4-train.*.json.gz", "stream": "**/*"}
+DESCRIPTIONS = re.compile(
+    r"(readme|licen[cs]e|notice|copying|changelog|citation)(\W.*)?|(dataset_infos?|dataset_dict|state|config|metadata)\.json",
+    re.IGNORECASE,
+)
+"""Names of the files of a directory that describe its data."""
+
+PATTERNS = {"openwebmath": "data/train-*.parquet", "c4": "en/c4-train.*.json.gz", "stream": "**/*", "files": "**/*"}
 """Pattern of the files that a source reads, below the path of the dataset."""
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json.gz", ".json")
 HUB_RETRIES = 8
 """Successive attempts to open a hub file again before the run stops: about eight minutes in all."""
 
 _OTHER_SPLIT = re.compile(r"(?<![a-z])(test|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
 
-ROWS_AT_ONCE = 256
+
+MOST_ROW = 1 << 30
+"""Most bytes of a row where no option says it."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +59,23 @@ class Shard:
     open: Callable[[], BinaryIO]
     retries: int = 0
 
-    def rows(self, start: int, field: str, limit: int) -> Iterator[Row]:
+    def rows(self, start: int, field: str | None, limit: int) -> Iterator[Row]:
         """Yields the rows of the file from row `start` on; rows before it are not parsed.
 
         Args:
             start: First row to yield, counted from 0.
-            field: Column of a parquet file that holds the text; JSON lines are yielded unparsed.
+            field: Field or column that is wanted; of a parquet file only this one is read, with None all.
             limit: Most bytes of a row; longer rows come without content.
 
         Raises:
-            ConfigError: It is a parquet file and pyarrow is not installed.
-            DataError: The file, rather than a row of it, is damaged or cannot be read.
+            ConfigError: A library that the file needs is not installed.
+            DataError: The file, rather than a row of it, is damaged, cannot be read, or is of another kind.
         """
         failures = 0
         while True:
             try:
                 with self.open() as file:
-                    for row in self._read(file, start, field, limit):
+                    for row in read_rows(file, self.path, self.name, start, field, limit):
                         yield row
                         start, failures = row.index + 1, 0
                 return
@@ -80,21 +88,65 @@ class Shard:
                     raise DataError(f"{self.path}: cannot be read from row {start + 1} on: {reason}") from error
                 time.sleep(min(2**failures, 120))
 
-    def _read(self, file: BinaryIO, start: int, field: str, limit: int) -> Iterator[Row]:
-        if self.name.endswith(".parquet"):
-            return read_parquet_rows(file, self.path, start, limit, field)
-        lines = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if self.name.endswith(".gz") else file
-        return read_json_rows(lines, self.path, start, limit)
+
+def local_file(path: str | os.PathLike[str], option: str = "") -> Shard:
+    """Returns a file of this machine; one that is no regular file, such as a pipe, is read as text.
+
+    Args:
+        path: File to read.
+        option: Option that names the path, for the message.
+
+    Raises:
+        ConfigError, DataError: The file cannot be read, with an option and without one.
+    """
+    place = Path(path)
+    try:
+        regular = not stat.S_ISFIFO(place.stat().st_mode) and not place.is_char_device()
+        if regular:
+            place.open("rb").close()
+    except OSError as error:
+        if option:
+            raise ConfigError(f"{option}: cannot read {place} ({error.strerror})") from None
+        raise DataError(f"{place}: cannot be read: {error.strerror}") from None
+    return Shard(str(place), place.name if regular else "pipe.txt", 0, partial(cast(Any, open), place, "rb"))
 
 
-def find_shards(path: str, pattern: str | None, source: str = "stream") -> list[Shard]:
+def read_objects(
+    path: str | os.PathLike[str], needed: str, *, option: str = "", number: Callable[[str], Any] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the rows of a file as JSON objects, each with its place; blank lines are left out.
+
+    Args:
+        path: File to read, of any kind with rows.
+        needed: What an object must have, for the message.
+        option: Option that names the path, for messages.
+        number: Function that makes a value of the text of a number; None makes int and float.
+
+    Raises:
+        ConfigError: A library that the file needs is not installed.
+        DataError: The file cannot be read, or a row is not an object; the message names its place.
+    """
+    for row in local_file(path, option).rows(0, None, MOST_ROW):
+        try:
+            record = object_of(row, needed, number)
+        except BadRow as error:
+            raise DataError(f"{row.place}: {error}") from None
+        if record is not None:
+            yield row.place, record
+
+
+def find_shards(
+    path: str, pattern: str | None, source: str = "stream", option: str = "data.path", *, quiet: bool = False
+) -> list[Shard]:
     """Lists the shards of a dataset in the order of their names.
 
     Args:
         path: Directory or file; or, where there is none of that name, a hub dataset as `owner/name`, which `@revision`
             and a place in the dataset may follow (`allenai/c4@main/en`). The path may end in a pattern.
         pattern: Pattern of the files below `path`; None takes the usual one of the source.
-        source: Kind of the dataset: `openwebmath`, `c4` or `stream`.
+        source: Kind of the dataset: `openwebmath`, `c4`, `stream`, or `files`, which is never on the hub.
+        option: Option that names the path, for messages.
+        quiet: Whether to say nothing on standard error of files that are left out.
 
     Raises:
         ConfigError: No pattern is given, and there are shards of several splits.
@@ -104,24 +156,74 @@ def find_shards(path: str, pattern: str | None, source: str = "stream") -> list[
         parts = PurePosixPath(path).parts
         first = next(place for place, part in enumerate(parts) if "*" in part)
         path, pattern = str(PurePosixPath(*parts[:first])), "/".join(parts[first:])
-    place = Path(path)
     wanted = pattern or PATTERNS[source]
-    if place.is_file():
-        found = [_local_shard(place, place.parent)]
-    elif place.is_dir():
-        found = _local_shards(place, wanted)
-        if not found and pattern is None:  # a copy of some shards rather than of the dataset
-            found = _local_shards(place, wanted.rpartition("/")[2])
-    elif is_local(path):
-        raise DataError(f"data.path: {path}: no such file or directory")
+    odd: list[str] = []
+    try:
+        local = _local(path, wanted, pattern is None, option)
+    except (OSError, ValueError) as error:
+        if isinstance(error, QuietStarError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{option}: {path[:200]!r} cannot be read: {reason}") from None
+    if isinstance(local, Shard):
+        return [local]
+    if local is not None:
+        found, odd = local
+    elif source == "files" or is_local(path):
+        raise DataError(f"{option}: {path if path.isprintable() else repr(path)}: no such file or directory")
     else:
         found = _hub_shards(path, wanted)
-    found = sorted((shard for shard in found if shard.name.endswith(SUFFIXES)), key=lambda shard: shard.name)
-    if not found:
-        raise DataError(f"{path}: no shard ({', '.join(SUFFIXES)}) matches {wanted!r}; data.shards names those to read")
-    if wanted == PATTERNS["stream"]:
-        _check_one_split(path, found)
-    return found
+    everything = wanted == PATTERNS["stream"]
+    chosen, left_out = _chosen(found, everything)
+    left_out += odd
+    if not chosen:
+        told = f" ({_counted(left_out)} left out)" if left_out else ""
+        raise DataError(
+            f"{option}: {path}: no file that can be read matches {wanted!r}{told}; needs {READ}, and data.shards "
+            "names those to read"
+        )
+    if everything:
+        _check_one_split(path, chosen)
+    if left_out and not quiet:
+        print(f"{path}: read {len(chosen)} file(s), left out {_counted(left_out)}", file=sys.stderr)
+    return sorted(chosen, key=lambda shard: shard.name)
+
+
+def _local(path: str, wanted: str, usual: bool, option: str) -> Shard | tuple[list[Shard], list[str]] | None:
+    """Returns the file of a path, or what a directory has of a pattern; None where there is neither."""
+    place = Path(path)
+    if place.is_dir():
+        found, odd = _local_shards(place, wanted)
+        if not found and usual:  # a copy of some shards rather than of the dataset
+            found, odd = _local_shards(place, wanted.rpartition("/")[2])
+        return found, odd
+    if not place.exists():
+        return None
+    if place.is_file() and kind_of(place.name)[0] is None and kind_ending(place.name):
+        raise DataError(f"{option}: {path}: is of no known kind; needs a name that ends in {READ}")
+    return _local_shard(place, place.parent) if place.is_file() else local_file(place)
+
+
+def _chosen(found: Iterable[Shard], everything: bool) -> tuple[list[Shard], list[str]]:
+    """Returns the files that are read, and a word for each that is left out: its name or kind."""
+    chosen, left_out = [], []
+    for shard in found:
+        parts = PurePosixPath(shard.name).parts
+        if any(part.startswith(".") for part in parts):
+            left_out.append("hidden")
+        elif everything and DESCRIPTIONS.fullmatch(parts[-1]):
+            left_out.append(parts[-1])
+        elif kind_of(shard.name)[0] is None:
+            left_out.append(PurePosixPath(shard.name).suffix or "without an ending")
+        else:
+            chosen.append(shard)
+    return chosen, left_out
+
+
+def _counted(left_out: Iterable[str]) -> str:
+    counts = Counter(left_out).most_common()
+    more = sum(count for _, count in counts[10:])
+    return ", ".join(f"{count} {word}" for word, count in counts[:10]) + (f", {more} of other kinds" if more else "")
 
 
 def is_local(path: str) -> bool:
@@ -134,17 +236,23 @@ def _check_one_split(path: str, shards: list[Shard]) -> None:
     if 0 < len(others) < len(shards):
         raise ConfigError(
             f"data.shards: missing; {path} has shards that look like another split ({others[0]}). "
-            "Name those to train on, such as '**/train*'"
+            "Name those to read, such as '**/train*'; a path may also end in a pattern"
         )
 
 
-def _local_shards(directory: Path, pattern: str) -> list[Shard]:
-    if pattern == PATTERNS["stream"]:
-        everything = [file for file in directory.glob(pattern) if file.suffix != ".json"]  # those are descriptions
-    else:
-        everything = list(directory.glob(pattern))
-    hidden = [file for file in everything if any(part.startswith(".") for part in file.relative_to(directory).parts)]
-    return [_local_shard(file, directory) for file in everything if file.is_file() and file not in hidden]
+def _local_shards(directory: Path, pattern: str) -> tuple[list[Shard], list[str]]:
+    """Returns the files of a pattern, and a word for each entry that is neither a file nor a directory of its own."""
+    found, odd = [], []
+    for entry in directory.glob(pattern):
+        if entry.is_file():
+            found.append(_local_shard(entry, directory))
+        elif entry.is_dir() and not os.access(entry, os.R_OK | os.X_OK):  # glob passes over its files silently
+            raise DataError(f"{entry}: cannot be read: {os.strerror(errno.EACCES)}")
+        elif entry.is_symlink():
+            odd.append("link to a directory" if entry.is_dir() else "broken link")
+        elif not entry.is_dir():
+            odd.append("special file")
+    return found, odd
 
 
 def _local_shard(file: Path, directory: Path) -> Shard:
@@ -156,7 +264,7 @@ def _hub_shards(path: str, pattern: str) -> list[Shard]:
     from huggingface_hub import HfFileSystem  # half a second that other sources need not wait for
 
     root = f"datasets/{path}"
-    if path.endswith(SUFFIXES):
+    if kind_of(path)[0] is not None:
         root, _, pattern = root.rpartition("/")
     try:
         return list_shards(HfFileSystem(), f"{root}/{pattern}", root)
@@ -176,80 +284,8 @@ def list_shards(filesystem: Any, pattern: str, root: str) -> list[Shard]:
         root: Path of the dataset; the names of the shards are relative to it.
     """
     described = filesystem.glob(pattern, detail=True)
-    everything = pattern.endswith(PATTERNS["stream"])
     return [
         Shard(path, path.removeprefix(f"{root}/"), entry["size"], partial(filesystem.open, path, "rb"), HUB_RETRIES)
         for path, entry in described.items()
-        if entry["type"] == "file" and not (everything and path.endswith(".json"))
+        if entry["type"] == "file"
     ]
-
-
-def read_parquet_rows(file: BinaryIO, source: str, start: int, limit: int, column: str) -> Iterator[Row]:
-    """Yields the rows of a parquet file from row `start` on; row groups before it are not read.
-
-    Args:
-        file: Parquet file, open for reading bytes and seekable.
-        source: Name of the file in messages.
-        start: First row to yield, counted from 0.
-        limit: Most bytes of a row's text; a longer row comes without content.
-        column: Column that holds the text.
-
-    Raises:
-        ConfigError: pyarrow is not installed.
-        DataError: The file is not a parquet file, or has no such column of text.
-    """
-    arrow, parquet = _pyarrow()
-    try:
-        table = parquet.ParquetFile(file)
-    except arrow.ArrowInvalid as error:
-        raise DataError(f"{source}: not a whole parquet file: {error}") from error
-    _check_column(table.schema_arrow, source, column, arrow)
-    sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
-    first_rows = np.cumsum([0, *sizes])
-    group = int(np.searchsorted(first_rows, start, side="right")) - 1
-    if group == len(sizes):
-        return
-    index = int(first_rows[group])
-    groups = range(group, len(sizes))
-    for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=[column], use_threads=False):
-        for text in _bytes(batch.column(0), arrow):
-            if index >= start:
-                yield _row(text, source, index, limit, column)
-            index += 1
-
-
-def _row(text: bytes | None, source: str, index: int, limit: int, column: str) -> Row:
-    if text is None:
-        return Row(source, index, None, f"column {column!r} is null, needs a text", is_json=False)
-    if len(text) > limit:
-        return Row(source, index, None, too_long(limit), is_json=False)
-    return Row(source, index, text, is_json=False)
-
-
-def _bytes(values: Any, arrow: Any) -> list[bytes | None]:
-    """Returns the texts as stored bytes: a row that is not UTF-8 must not spoil the others."""
-    if arrow.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    found: list[bytes | None] = values.cast(arrow.large_binary()).to_pylist()
-    return found
-
-
-def _check_column(schema: Any, source: str, column: str, arrow: Any) -> None:
-    if column not in schema.names:
-        columns = ", ".join(map(repr, schema.names[:10]))
-        raise DataError(
-            f"{source}: has no column {column!r} (its columns: {columns}); data.field names the one to read"
-        )
-    kind = schema.field(column).type
-    text = kind.value_type if arrow.types.is_dictionary(kind) else kind
-    if not (arrow.types.is_string(text) or arrow.types.is_large_string(text) or arrow.types.is_string_view(text)):
-        raise DataError(f"{source}: column {column!r} holds {kind}, needs string")
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ConfigError(
-            "data.source: parquet shards need pyarrow, which is not installed; pip install 'quietstar[data]'"
-        ) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quietstar.config.options import check_model_path
+from quietstar.data.rows import BadRow
 from quietstar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -102,8 +103,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "vocabulary_size": len(tokenizer)}
 
 
-def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase, special: bool = True) -> Iterator[list[int]]:
     """Tokenises a long text piece by piece, with the ids that the whole text would have.
+
+    Args:
+        text: Text to tokenise.
+        tokenizer: Tokenizer of the model.
+        special: Whether the text of a special token, such as `<|endoftext|>`, is this token rather than characters.
 
     A piece ends at a line break where it can, and is tokenised together with the ends of its neighbours: what a
     tokenizer does at the ends of a text (a space put in front, white space that joins the next word) then happens in
@@ -111,7 +117,7 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[in
     written in Python) get the whole text at once.
     """
     if not tokenizer.is_fast:
-        yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        yield tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)["input_ids"]
         return
     start = 0
     while start < len(text):
@@ -121,7 +127,11 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[in
             end = text.rfind("\n", start + PIECE // 2, limit) + 1 or limit
         origin = max(0, start - CONTEXT)
         encoded = tokenizer(
-            text[origin : end + CONTEXT], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            text[origin : end + CONTEXT],
+            add_special_tokens=False,
+            split_special_tokens=not special,
+            return_offsets_mapping=True,
+            verbose=False,
         )
         first, beyond = (start - origin if start else -1), (end - origin if end < len(text) else len(text) + 1)
         yield [
@@ -130,6 +140,81 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[in
             if first <= place < beyond
         ]
         start = end
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Returns a pattern of the texts of the special tokens; None where the tokenizer has none."""
+    known = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    known |= {str(token) for token in tokenizer.all_special_tokens}
+    return re.compile("|".join(map(re.escape, sorted(known - {""}, key=len, reverse=True)))) if known - {""} else None
+
+
+class ChatText(str):
+    """The text of a chat. Its template's special tokens are tokens; those that the messages mention may be characters.
+
+    Attributes:
+        parts: Parts of the text, each with whether the texts of special tokens in it are these tokens.
+        found: Number of texts of special tokens in the messages.
+    """
+
+    parts: tuple[tuple[str, bool], ...]
+    found: int
+
+
+class ChatTemplate:
+    """Makes the text of a chat with the tokenizer's chat template.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        special: Whether the text of a special token in a message is this token rather than characters.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._texts = special_texts(tokenizer)
+
+    def __call__(self, messages: list[dict[str, str]]) -> ChatText:
+        """Returns the text of the chat.
+
+        Raises:
+            ConfigError: The tokenizer has no chat template.
+            BadRow: The template refuses the messages.
+        """
+        if not self._tokenizer.chat_template:
+            raise ConfigError(
+                "data.field: names chats, but the tokenizer of model.path has no chat template; needs a field with the "
+                "text itself, or a tokenizer with a chat template"
+            )
+        contents = [message["content"] for message in messages]
+        found = [text for content in contents if self._texts for text in self._texts.findall(content)]
+        border = None
+        if found and not self._special and self._texts:
+            # a character that no message has marks where the text of a special token begins and ends
+            border = next(chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in own for own in contents))
+            messages = [
+                {**message, "content": self._texts.sub(lambda own: f"{border}{own[0]}{border}", message["content"])}
+                for message in messages
+            ]
+        try:
+            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception as error:  # of jinja2 and of the template itself
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise BadRow(f"the tokenizer's chat template refuses this chat: {reason}") from None
+        pieces = str(rendered).split(border) if border else [str(rendered)]
+        text = ChatText("".join(pieces))
+        text.parts = tuple((piece, place % 2 == 0) for place, piece in enumerate(pieces) if piece)
+        text.found = len(found)
+        return text
+
+
+def continued(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
+    """Returns the token ids of a text that follows another: encoded after a line break, where none adds a space."""
+    before, both, alone = (
+        list(tokenizer(given, add_special_tokens=False, split_special_tokens=not special, verbose=False)["input_ids"])
+        for given in ("\n", f"\n{text}", text)
+    )
+    return both[len(before) :] if both[: len(before)] == before else alone
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

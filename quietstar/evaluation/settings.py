@@ -44,7 +44,9 @@ class Settings(CheckpointOptions):
         problems: Number of held-out problems per task, drawn at random with `seed`. Null: all.
         think: Rule that says when the model thinks while it generates, as in `quietstar.generate`; the other side of
             the comparison never thinks.
-        text: Held-out text file, for the NLL and for the page of thoughts. Null: none.
+        text: Held-out text, for the NLL and for the page of thoughts: a text file, or one with a document in each row
+            (.jsonl, .json, .csv, ...), which are joined by blank lines, or a directory. Null: none.
+        text_field: Field of a row that holds the text; `meta.text` is one inside another.
         text_tokens: Largest number of tokens to read from the beginning of the text.
         length: Number of tokens in a window of the text; each token is predicted from those before it in its window.
             Null: the length of the model's training texts, or 256 if that is unknown, and never more than the context.
@@ -63,6 +65,7 @@ class Settings(CheckpointOptions):
     problems: Count | None = None
     think: str = "always"
     text: Path | None = None
+    text_field: str = "text"
     text_tokens: Annotated[int, at_least(2)] = 16_384
     length: Annotated[int, at_least(2)] | None = None
     length_from: str = field(default="as asked for", metadata=NOT_AN_OPTION)
@@ -155,7 +158,7 @@ def prepare(settings: Settings) -> Inputs:
         every = form.task.problems("test")
         problems.append((form, list(drawn(every, settings.problems, settings.seed))))
         total.append(len(every))
-    return Inputs(problems, total, None if settings.text is None else read_text(settings.text))
+    return Inputs(problems, total, None if settings.text is None else read_text(settings.text, settings.text_field))
 
 
 def check_lm_eval(names: Sequence[str]) -> None:

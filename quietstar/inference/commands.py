@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from quietstar.config.command_line import Command, narrowed
 from quietstar.config.options import CheckpointOptions, Count, Seed, at_least
-from quietstar.data.sources import STANDARD_INPUT, document_files, read_documents, read_text
+from quietstar.data.shards import find_shards
+from quietstar.data.sources import STANDARD_INPUT, read_documents, read_text
 from quietstar.errors import ConfigError
 from quietstar.inference.gate_choices import FitOptions
 from quietstar.inference.prompts import CompletionOptions, read_prompts
@@ -47,7 +48,7 @@ class GenerateOptions(CompletionOptions, CheckpointOptions):
 
     Args:
         prompt: Text to continue; may be given several times.
-        prompts: File of prompts: .txt with one prompt per line, or .jsonl with the field prompt.
+        prompts: File of prompts: .txt with one prompt per line, or .jsonl, .json, .csv with the field prompt.
         seed: Seed of the sampled tokens and thoughts. By default a new one each time, which is printed.
         show_thoughts: Whether each new token is printed with the thought before it and the mixing weight.
         stream: Whether the text is shown while it is generated; for a single prompt.
@@ -136,7 +137,7 @@ class ViewCommandOptions(ViewOptions, CheckpointOptions):
     The data is written as JSON beside the page.
 
     Args:
-        text: Text file in UTF-8; `-` is standard input.
+        text: Text file in UTF-8, or a file with a document in the field text of each row; `-` is standard input.
         out: HTML file of the page. Null: thoughts.html in the directory of the checkpoint's run, or in the current
             directory if there is none.
     """
@@ -202,9 +203,9 @@ class GateOptions(FitOptions, CheckpointOptions):
     Adapters are merged into the base. generate(think="learned>x") then thinks where the gate predicts more than x nats.
 
     Args:
-        text: Text like the text to be generated: a .txt or .jsonl file, or a directory of such files.
+        text: Text like the text to be generated: a file or directory of the kinds that training reads.
         out: Directory for the model with its gate; must not exist yet.
-        field: Field of a JSONL line that holds the text.
+        field: Field of a row that holds the text, or a chat.
         length: Number of tokens per text. Null: as in the checkpoint's training run, or 256 without one.
         max_tokens: Largest number of tokens to use, from the beginning of the text.
     """
@@ -232,7 +233,7 @@ def write_gate(options: GateOptions) -> None:
         raise ConfigError(f"out: {out} exists already; choose another name, or remove it")
     if options.length is not None:
         _check_length(options.length, options.max_tokens)
-    document_files(options.text, "text")
+    find_shards(options.text, None, "files", "text", quiet=True)
     directory = checkpoint_directory(options.checkpoint)
     from quietstar.inference.gate import fit_gate  # after everything that can be refused without torch
     from quietstar.inference.loading import load_thinking
@@ -256,6 +257,7 @@ def _read(
     options: GateOptions, directory: Path, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> PackedTexts:
     from quietstar.data.packing import pack
+    from quietstar.data.tokenizer import ChatTemplate
 
     length = options.length
     if length is None:
@@ -263,7 +265,7 @@ def _read(
         context = getattr(model.base.config, "max_position_embeddings", None) or usual + model.config.stream_length
         length = min(usual, context - model.config.stream_length)
     _check_length(length, options.max_tokens)
-    documents = read_documents(options.text, options.field)
+    documents = read_documents(options.text, options.field, render=ChatTemplate(tokenizer), option="text")
     texts = pack(documents, tokenizer, length, tokenizer.eos_token_id is not None, separate=True)
     return texts.part(slice(options.max_tokens // length))
 

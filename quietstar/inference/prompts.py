@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quietstar.config.options import Count, NonNegative, Seed, ShareAbove0, Text, check
-from quietstar.config.parsing import parse_json
+from quietstar.data.kinds import kind_of
 from quietstar.data.rows import BYTE_ORDER_MARK, BadRow, decode
+from quietstar.data.shards import local_file, read_objects
 from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.think_rule import parse_think
@@ -69,8 +71,8 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
 
     Args:
         texts: Values of the argument `prompt`.
-        file: Value of the argument `prompts`: a `.txt` file with one prompt per line, or a `.jsonl` file with one in
-            the field `prompt` of each line.
+        file: Value of the argument `prompts`: a text file with one prompt per line, or a file of another kind with one
+            in the field `prompt` of each row.
 
     Raises:
         ConfigError: Both arguments are missing, both are given, or the file cannot be read.
@@ -82,37 +84,29 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
     if texts:
         name = "prompt" if len(texts) == 1 else "prompt {}"
         return [Prompt(text, name.format(number)) for number, text in enumerate(texts, start=1)]
-    path = Path(str(file))
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ConfigError(f"prompts: got {path}, needs a .txt file (one prompt per line) or .jsonl (field {FIELD!r})")
-    try:
-        lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"prompts: cannot read {path} ({error.strerror})") from None
-    if not lines[-1]:
-        lines.pop()
-    if not lines:
-        raise DataError(f"{path}: is empty, needs at least one prompt")
-    read = _text_of_object if path.suffix == ".jsonl" else _text_of_line
-    return [read(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    prompts = list(_prompts_of(Path(str(file))))
+    if not prompts:
+        raise DataError(f"{file}: is empty, needs at least one prompt")
+    return prompts
 
 
-def _text_of_line(line: bytes, place: str) -> Prompt:
-    try:
-        return Prompt(decode(line.removesuffix(b"\r")), place)
-    except BadRow as error:
-        raise DataError(f"{place}: {error}") from None
-
-
-def _text_of_object(line: bytes, place: str) -> Prompt:
-    try:
-        value = parse_json(line)
-    except DataError as error:
-        raise DataError(f"{place}: is not JSON ({error})") from None
-    if not isinstance(value, dict) or not isinstance(value.get(FIELD), str):
-        got = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise DataError(f"{place}: got {got}, needs an object whose field {FIELD!r} is a string")
-    return Prompt(value[FIELD], place)
+def _prompts_of(path: Path) -> Iterator[Prompt]:
+    file = local_file(path, "prompts")
+    if kind_of(file.name)[0] not in ("text", None):
+        for place, record in read_objects(path, f"whose field {FIELD!r} is a string", option="prompts"):
+            if not isinstance(record.get(FIELD), str):
+                raise DataError(f"{place}: got {sorted(record)}, needs an object whose field {FIELD!r} is a string")
+            yield Prompt(record[FIELD], place)
+        return
+    for row in file.rows(0, None, sys.maxsize):
+        if row.content is None:
+            raise DataError(f"{row.place}: {row.problem}")
+        try:
+            text = decode(row.content.removeprefix(BYTE_ORDER_MARK))
+        except BadRow as error:
+            raise DataError(f"{path}:{error.line + 1}: {error}") from None
+        for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
+            yield Prompt(line, f"{path}:{number}")
 
 
 @dataclass(frozen=True)

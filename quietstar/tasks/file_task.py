@@ -7,7 +7,6 @@ prompt. `speaks_of_hint` and `begins_with_hint` find rationales that mention the
 
 from __future__ import annotations
 
-import json
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quietstar.config.loops import ProblemOptions
-from quietstar.data.shards import find_shards
+from quietstar.data.kinds import kind_of
+from quietstar.data.rows import json_type
+from quietstar.data.shards import find_shards, read_objects
 from quietstar.errors import ConfigError, DataError, QuietStarError
 from quietstar.tasks.task import Problem, Split, Task
 
@@ -126,7 +127,7 @@ class Record:
             raise DataError(f"{self.place}: has no field {name!r} (its fields: {names}){told}")
         value = self.fields[name]
         if not isinstance(value, str) or (isinstance(value, NumberText) and not number):
-            raise DataError(f"{self.place}: field {name!r} is a JSON {_kind(value)}, needs a string")
+            raise DataError(f"{self.place}: field {name!r} is a JSON {json_type(value)}, needs a string")
         if not value.strip():
             raise DataError(f"{self.place}: field {name!r} has no text in it")
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
@@ -161,47 +162,38 @@ def find_files(options: ProblemOptions, split: Split, names: Sequence[str]) -> l
     if not place.is_dir():
         raise DataError(f"{key}: {given}: no such file or directory")
     for name in names:
-        if found := sorted(file for file in place.glob(name) if file.is_file()):
+        if found := _matching(place, name, key):
             return found
     told = "; problems.test_path names another file" if split == "test" else ""
     raise DataError(f"{key}: {place} has no {split} problems: needs {' or '.join(names)}{told}")
 
 
+def _matching(directory: Path, name: str, key: str) -> list[Path]:
+    """Returns the files of a pattern; a plain name stands for files of its stem of each kind with rows."""
+    if found := sorted(file for file in directory.glob(name) if file.is_file()):
+        return found
+    stem = name.removesuffix(".jsonl")
+    found = sorted(
+        file
+        for file in directory.iterdir()
+        if file.is_file()
+        and file.name.partition(".")[0].lower() == stem
+        and kind_of(file.name)[0] not in (None, "text")
+    )
+    if len(found) > 1:
+        names = " and ".join(file.name for file in found)
+        raise DataError(f"{key}: {directory} has {names}; name the one to read")
+    return found
+
+
 def read_records(file: Path) -> Iterator[Record]:
-    """Yields the objects of a JSONL file, without blank lines, or the one object of a `.json` file.
+    """Yields the rows of a file of any kind with rows, without blank lines.
 
     Raises:
-        DataError: The file cannot be read, or a line of it holds something else; the message has `file:line`.
+        DataError: The file cannot be read, or a row of it is not an object; the message has `file:line`.
     """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    lines = [content] if file.suffix == ".json" else content.split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _record(line, f"{file}:{number}")
-
-
-def _record(line: bytes, place: str) -> Record:
-    try:
-        fields = json.loads(line.decode("utf-8"), parse_float=NumberText, parse_int=NumberText)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 text: {error.reason} at byte {error.start + 1} of the line") from None
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-        raise DataError(f"{place}: not valid JSON: {reason}; needs one object per line") from None
-    except RecursionError:
-        raise DataError(f"{place}: not usable JSON: nested too deeply") from None
-    if not isinstance(fields, dict):
-        raise DataError(f"{place}: holds a JSON {_kind(fields)}, needs an object with the fields of a problem")
-    return Record(place, fields)
-
-
-def _kind(value: object) -> str:
-    names = {dict: "object", list: "array", str: "string", NumberText: "number", bool: "boolean", float: "number"}
-    return names.get(type(value), "null")
+    for place, fields in read_objects(file, "with the fields of a problem", number=NumberText):
+        yield Record(place, fields)
 
 
 @dataclass(frozen=True)
@@ -283,7 +275,7 @@ def solved_examples(options: ProblemOptions, hint: bool, published: str | None =
 @cache
 def _read(path: str, key: str) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise DataError(f"{key}: {path}: cannot be read: {reason}") from error

@@ -36,6 +36,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 RESERVED = frozenset({"step", "split", "loss", "learning_rate", "tokens_per_second", "seconds"}) | {
     "skipped_steps",
     "skipped_rows",
+    "special_tokens",
     "gradient_norm",
     "thought_embedding_gradient_norm",
 }

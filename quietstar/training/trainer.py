@@ -274,6 +274,8 @@ class Trainer(Generic[ModelT]):
                 }
                 if self._batches.skipped:
                     line["skipped_rows"] = float(self._batches.skipped)
+                if self._batches.special:
+                    line["special_tokens"] = float(self._batches.special)
                 self._record.last_train = line
                 self._log(step, "train", line)
                 self._progress.report(line)

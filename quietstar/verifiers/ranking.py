@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from quietstar.config.command_line import Command
 from quietstar.config.loops import ProblemOptions
 from quietstar.config.options import Device, Dtype, check_model_path
-from quietstar.config.parsing import parse_json
+from quietstar.data.shards import read_objects
 from quietstar.errors import ConfigError, DataError
 from quietstar.tasks import load_task
 from quietstar.tasks.task import Problem, Task
@@ -62,37 +62,22 @@ def read_candidates(path: Path, ask: Callable[[str], str] = str) -> list[Candida
     or `answer` (null: no answer) and `tokenizer`, the sha256 of `tokenizer_fingerprint`.
 
     Args:
-        path: JSONL file of the candidates.
+        path: File of the candidates, of any kind whose rows are JSON objects.
         ask: Function that makes a prompt of a question.
 
     Raises:
         ConfigError: The file cannot be read.
         DataError: A line is not such an object (the message names file:line), or the file has no candidates.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"candidates: cannot read {path} ({error.strerror})") from None
     problems: dict[str, Candidates] = {}
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            _add(problems, _object(line, f"{path}:{number}"), f"{path}:{number}", ask)
+    for place, line in read_objects(path, "with prompt and completions", option="candidates"):
+        _add(problems, line, place, ask)
     if not problems:
         raise DataError(f"{path}: has no candidates, needs one JSON object a line")
     for problem in problems.values():
         if problem.answers and not problem.has_answers:
             raise DataError(f"{problem.places[0]}: some candidates of {problem.name} have an answer and some have none")
     return list(problems.values())
-
-
-def _object(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        value = parse_json(line)
-    except ValueError as error:
-        raise DataError(f"{place}: is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: is a {type(value).__name__}, needs an object with prompt and completions")
-    return value
 
 
 def _add(problems: dict[str, Candidates], line: dict[str, Any], place: str, ask: Callable[[str], str]) -> None:
@@ -243,7 +228,7 @@ class RankOptions:
 
     Args:
         verifier: Directory of a verifier, or directory or hub name of any causal language model.
-        candidates: JSONL file of the candidates.
+        candidates: File of the candidates, such as JSONL.
         out: JSONL file for the ranking; the ranking in a file that an interrupted run left is continued. Null: standard
             output.
         by: Rule of the order: `score` of the whole solution, votes (`majority`, `weighted`), or `process`: the scores

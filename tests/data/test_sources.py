@@ -111,6 +111,7 @@ def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_text_files(tmp_path: Path) -> None:
-    write(tmp_path / "notes.md", "text")
-    with pytest.raises(DataError, match=r"has no \.txt or \.jsonl file"):
+    write(tmp_path / "README.md", "text")
+    write(tmp_path / "a.png", "image")
+    with pytest.raises(DataError, match=r"no file that can be read .*\(1 \S+, 1 \S+ left out\); needs \.txt, .*\.csv"):
         read(tmp_path)

@@ -21,8 +21,7 @@ from quietstar.config.training import DataOptions
 from quietstar.data.batches import Batch
 from quietstar.data.loading import load_batches
 from quietstar.data.shards import find_shards
-from quietstar.data.stream import Position, ShuffledRows
-from quietstar.data.text_stream import StreamedBatches
+from quietstar.data.stream import Position, ShuffledRows, StreamedBatches
 from quietstar.errors import DataError
 from tests.data.shard_files import row_text, write_c4, write_openwebmath
 

@@ -44,7 +44,7 @@ def data(tmp_path: Path) -> Path:
         ({"tasks": "gsm8k", "temperature": "0"}, "temperature: got 0.0, needs a finite number above 0"),
         ({"tasks": "gsm8k", "think": "never"}, "think: got never, which is what thinking is compared with"),
         ({"tasks": "gsm8k", "think": "allways"}, "think: got 'allways'"),
-        ({"text": "/nowhere.txt"}, "/nowhere.txt: cannot be read: No such file or directory"),
+        ({"text": "/nowhere.txt"}, "text: /nowhere.txt: no such file or directory"),
     ],
 )
 def test_options(options: dict[str, str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,9 +70,11 @@ def test_rows(
 
 def test_text_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "binary").write_bytes(b"ab\xff")
-    assert "binary: byte 2 (0xff) is not UTF-8" in refused(capsys, NO_MODEL, tmp_path / "out", text=tmp_path / "binary")
+    assert "binary: not UTF-8 text: invalid start byte, 0xff at byte 3" in refused(
+        capsys, NO_MODEL, tmp_path / "out", text=tmp_path / "binary"
+    )
     (tmp_path / "empty").write_text("\n")
-    assert "empty: has no text in it" in refused(capsys, NO_MODEL, tmp_path / "out", text=tmp_path / "empty")
+    assert "empty: no text in it" in refused(capsys, NO_MODEL, tmp_path / "out", text=tmp_path / "empty")
 
 
 def test_a_directory_that_cannot_be_written(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

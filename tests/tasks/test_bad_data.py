@@ -46,7 +46,7 @@ def test_lines_that_are_no_problem(tmp_path: Path, line: str, message: str) -> N
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_bytes(GOOD.encode() + b'\n{"question": "\xff"}')
-    assert told("gsm8k", file) == "PATH:2: not UTF-8 text: invalid start byte at byte 15 of the line"
+    assert told("gsm8k", file) == "PATH:2: not UTF-8 text: invalid start byte, 0xff at byte 15 of the line"
 
 
 def test_ids_that_are_not_unique(tmp_path: Path) -> None:

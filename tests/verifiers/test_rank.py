@@ -147,7 +147,7 @@ def test_a_file_of_something_else_is_kept(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "Q:", "completions": ["a"', "candidates.jsonl:2: is not JSON"),
+        ('{"prompt": "Q:", "completions": ["a"', "candidates.jsonl:2: not valid JSON"),
         ({"completions": ["a"]}, "candidates.jsonl:2: prompt: missing or not a text"),
         ({"prompt": "Q:", "completions": []}, "candidates.jsonl:2: completions: needs a list of texts"),
         ({"prompt": "Q:", "completion": None}, "candidates.jsonl:2: completions: needs a list of texts"),
