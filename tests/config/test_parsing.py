@@ -162,8 +162,8 @@ def test_a_text_may_look_like_yaml(value: str) -> None:
     ],
 )
 def test_a_longer_run_is_told_of_its_schedule(schedule: str, before: int, now: int, done: int, differ: bool) -> None:
-    """A run continued from 6 to 9 steps under a cosine was taken for a run of 9. During the warm-up both are the same."""
-    options = TrainingOptions(schedule=schedule, steps=now, warmup_steps=20)  # type: ignore[arg-type]  # a text of the table
+    """A run continued from 6 to 9 steps under a cosine was taken for a run of 9; in the warm-up both are one."""
+    options = TrainingOptions(schedule=schedule, steps=now, warmup_steps=20)  # type: ignore[arg-type]  # a text
     message = schedule_change(before, options, done)
     assert (f"training.steps was {before} and is {now}" in message) is differ and bool(message) is differ
 
