@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from quietstar.config.command_line import Command
 from quietstar.config.loops import ProblemOptions
 from quietstar.config.options import Device, Dtype, check_model_path
+from quietstar.config.parsing import parse_json
 from quietstar.data.shards import read_objects
 from quietstar.errors import ConfigError, DataError
 from quietstar.tasks import load_task

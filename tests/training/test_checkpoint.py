@@ -165,6 +165,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest-missing": (lambda path: (path / "MANIFEST.json").unlink(), r"MANIFEST\.json is missing"),
     "manifest-torn": (lambda path: (path / "MANIFEST.json").write_text('{"form'), r"MANIFEST\.json: cannot be read"),
     "manifest-other": (lambda path: (path / "MANIFEST.json").write_text("{}"), r"MANIFEST\.json: not a manifest"),
+    **{
+        f"manifest-{kind}": (lambda path, text=text: (path / "MANIFEST.json").write_text(text), message)
+        for kind, text, message in (
+            ("deep", "[" * 100_000, "nested too deeply"),
+            ("list", "[]", "needs a JSON object"),
+            ("files-a-list", '{"format": 2, "files": []}', r"MANIFEST\.files: got \[\], needs an object"),
+            ("outside", '{"format": 2, "files": {"../a": {"size": 1, "sha256": ""}}}', r"got the name '\.\./a'"),
+            ("absolute", '{"format": 2, "files": {"/a": {"size": 1, "sha256": ""}}}', "got the name '/a'"),
+            ("size", '{"format": 2, "files": {"a": {"size": "1", "sha256": ""}}}', r"files\.a\.size: got '1'"),
+            ("negative", '{"format": 2, "files": {"a": {"size": -1, "sha256": ""}}}', r"files\.a\.size: got -1"),
+            ("hash", '{"format": 2, "files": {"a": {"size": 1, "sha256": "x"}}}', r"files\.a\.sha256: got 'x'"),
+        )
+    },
     "manifest-empty": (
         lambda path: [
             [file.unlink() for file in path.iterdir()],
