@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,13 @@ from quietstar.tasks.task import Problem, Verdict
 
 RUNNER = Path(__file__).with_name("code_runner.py")
 _QUESTIONS = ("text", "prompt")
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_OPENS = re.compile(r"(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)")
+_LANGUAGE = re.compile(r"\s*\{?\s*\.?([^\s{}:;,=]*)")
+_PYTHON = re.compile(r"i?python[\d.]*|py[\d.]*", re.IGNORECASE)
+_STARTS = re.compile(r"(?:def|class|import|from|async|@\w)\b")
+_DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+_FENCES_TRIED = 20
+_NO_PROGRAM = (SyntaxError, ValueError, RecursionError, MemoryError)  # how the compiler refuses a source
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,11 @@ class CodeProblems(FileTask):
     '''Programs that pass tests, as in MBPP (arXiv 2108.07732) and, in the same format, HumanEval.
 
     The prompt is the question and the first test between `"""`. The answer of a problem is its tests, so that the hint
-    shows all of them. The answer of a completion is its code: the first block between backticks, or else the whole
-    text.
+    shows all of them. The answer of a completion is its code: the first fenced block that is labelled as Python, else
+    the first without a label, else the text up to where it is no Python any more. Such a text can be a base model's
+    that goes on after its program, so calls of `print`, asserts and strings that stand alone behind its first
+    definition are left out. Only `stop` ends a completion early, and no program needs what it stands for: a string
+    alone behind two empty lines, which is how the next prompt would begin.
 
     Args:
         options: Options of the problems. `path` is a JSONL file, or a directory with `train.jsonl` and `test.jsonl`.
@@ -108,7 +120,7 @@ class CodeProblems(FileTask):
     '''
 
     name = "code"
-    stop = ("\nassert", '\n"""', "\nclass ", "\nprint(", "\nif ")
+    stop = ('\n\n\n"""\n',)
     train_files = ("train.jsonl",)
     test_files = ("test.jsonl",)
 
@@ -124,8 +136,7 @@ class CodeProblems(FileTask):
         return f'"""\n{problem.question}\n{tests}\n"""\n'
 
     def extract(self, completion: str) -> str | None:
-        block = _BLOCK.search(completion)
-        code = (completion if block is None else block[1]).rstrip()
+        code = _program(completion.replace("\r\n", "\n").replace("\r", "\n"))
         return code if code.strip() else None
 
     def check(self, problem: Problem, completion: str) -> Verdict:
@@ -133,6 +144,113 @@ class CodeProblems(FileTask):
         code = self.extract(completion)
         passed = code is not None and run_tests(code, problem.answer, 0.8 * self.options.timeout).passed
         return Verdict(code, passed)
+
+
+def _program(text: str) -> str:
+    """Returns the program in a completion; empty if it has only blocks of other languages."""
+    before, blocks = _blocks(text.split("\n"))
+    labels: dict[str, list[str]] = {"python": [], "": []}
+    for label, block in blocks:
+        labels.setdefault("python" if _PYTHON.fullmatch(label) else label.casefold(), []).append(block)
+    if labels["python"]:
+        return labels["python"][0]
+    if not blocks:
+        return _code_before_prose(before)
+    opened_in_the_prompt = _parse(before)
+    if opened_in_the_prompt is not None and any(not isinstance(node, ast.Expr) for node in opened_in_the_prompt.body):
+        return before
+    return labels[""][0] if labels[""] else ""
+
+
+def _blocks(lines: list[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Returns the text before the first fenced block, and the label and content of each, by the rules of CommonMark.
+
+    A fence in a string of a program does not close its block, if the program is whole only behind it.
+    """
+    blocks: list[tuple[str, str]] = []
+    first, at = len(lines), 0
+    while at < len(lines):
+        opening = _OPENS.fullmatch(lines[at])
+        at += 1
+        if opening is None:
+            continue
+        first = min(first, at - 1)
+        margin = len(opening["indent"].expandtabs(4))
+        label = _LANGUAGE.match(opening["info"])
+        fence = re.escape(opening["fence"][0])
+        closes = re.compile(rf"{fence}{{{len(opening['fence'])},}}[ \t]*")
+        ends = [
+            end
+            for end in range(at, len(lines))
+            if closes.fullmatch(lines[end].lstrip(" \t"))
+            and len(lines[end].expandtabs(4)) - len(lines[end].expandtabs(4).lstrip()) <= margin + 3
+        ] or [len(lines)]
+        contents = (_dedented(lines[at:end], margin) for end in ends[:_FENCES_TRIED])
+        end, content = next(
+            ((end, content) for end, content in zip(ends, contents, strict=False) if _parse(content) is not None),
+            (ends[0], _dedented(lines[at : ends[0]], margin)),
+        )
+        blocks.append((label[1] if label else "", content))
+        at = end + 1
+    return _dedented(lines[:first], 0), blocks
+
+
+def _dedented(lines: list[str], margin: int) -> str:
+    inner = [line[min(margin, len(line) - len(line.lstrip(" "))) :] for line in lines]
+    return textwrap.dedent("\n".join(inner)).rstrip()
+
+
+def _parse(source: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(source)
+    except _NO_PROGRAM:
+        return None
+
+
+def _code_before_prose(text: str) -> str:
+    """Returns the lines of a text without fences that are Python, without the tests that a model adds to its program;
+    the whole text if there are none.
+    """
+    lines = text.strip("\n").split("\n")
+    starts = [0, *(number for number, line in enumerate(lines) if _STARTS.match(line))][:2]
+    for start in starts:
+        end = len(lines)
+        while end > start:
+            source = "\n".join(lines[start:end])
+            try:
+                with warnings.catch_warnings(action="ignore"):
+                    tree = ast.parse(source)
+            except SyntaxError as error:
+                wrong = start + min(error.lineno or 1, end - start)
+                # a line that is indented belongs to the statement before it
+                end = max((n for n in range(start, wrong) if lines[n][:1].strip()), default=start)
+            except _NO_PROGRAM:
+                return text
+            else:
+                if start == 0 and end < len(lines) and not any(isinstance(node, _DEFINES) for node in tree.body):
+                    break  # a word of prose is an expression of Python too
+                return _without_tests(source, tree)
+    return text
+
+
+def _without_tests(source: str, tree: ast.Module) -> str:
+    lines = source.split("\n")
+    defined = False
+    for node in tree.body:
+        if defined and _is_test(node):
+            assert node.end_lineno is not None
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+        defined = defined or isinstance(node, _DEFINES)
+    kept = "\n".join(lines).rstrip()
+    return kept if _parse(kept) is not None else source
+
+
+def _is_test(node: ast.stmt) -> bool:
+    match node:
+        case ast.Assert() | ast.Expr(ast.Constant()) | ast.Expr(ast.Call(ast.Name("print"))):
+            return True
+    return False
 
 
 def _tests(record: Record) -> str:
@@ -146,8 +264,8 @@ def _tests(record: Record) -> str:
             source += f"\ncheck({record.text('entry_point')})"
     try:
         compile(source, record.place, "exec")
-    except (SyntaxError, ValueError) as error:
+    except _NO_PROGRAM as error:
         raise DataError(
-            f"{record.place}: the tests are not valid Python: {error}; needs lines such as `assert f(1) == 2`"
+            f"{record.place}: the tests are not valid Python: {error or type(error).__name__}; needs lines such as `assert f(1) == 2`"
         ) from None
     return source.strip("\n")
