@@ -6,14 +6,14 @@ import ast
 import json
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,16 +46,18 @@ class TestRun:
 
 
 def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) -> TestRun:
-    """Runs a program and then its tests in a separate process, and returns the outcome.
+    """Runs a program and its tests in two separate processes, and returns the outcome.
 
-    The process begins in an empty directory, which is removed afterwards, without the environment variables, site
-    packages or open files of this process. It is limited in time, memory, the size of each file (one mebibyte) and open
-    files (32). It cannot start processes or use the network through Python: an audit hook refuses both, and where the
-    kernel allows it the process is also in a network without interfaces. A program that hangs, exits early or kills
-    itself has failed.
+    The program's process gets its source and then calls, and answers with plain values; it has no part of the tests,
+    and what it answers is compared in the tests' process. Objects of the program's own classes stay with it: the tests
+    reach their attributes, methods and items, but an operator between one of them and a plain value is only defined if
+    its class is derived from a plain type.
 
-    This keeps honest mistakes of a language model from doing harm. It is not a sandbox against malice: the program runs
-    as the same user and can read that user's files. For code that you would not run yourself, use a container.
+    Both begin in an empty directory, which is removed afterwards, without the environment variables, site packages or
+    open files of this process, and are limited in time, memory, the size of each file (one mebibyte) and open files
+    (32). The kernel keeps the program from more, where it can: Landlock from all files but Python's and those of its
+    directory, a filter of system calls from processes, signals, sockets and, without Landlock, from writing at all. A
+    program that hangs, exits early or kills itself has failed. SECURITY.md tells what this holds against.
 
     Args:
         code: Python source of the program.
@@ -63,42 +65,65 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
         timeout: Time limit in seconds for the program and its tests together.
         memory: Limit of the address space in bytes.
     """
-    token = secrets.token_hex(16)  # only known where the tests have run to their end
-    request = {"code": code, "tests": tests, "timeout": timeout, "memory": memory, "token": token}
-    with tempfile.TemporaryDirectory(prefix="quietstar-code-", ignore_cleanup_errors=True) as directory:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(RUNNER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=directory,
-            env={"HOME": directory, "TMPDIR": directory, "PATH": os.defpath},
-            start_new_session=True,
-        )
+    with (
+        tempfile.TemporaryDirectory(prefix="quietstar-code-", ignore_cleanup_errors=True) as directory,
+        ExitStack() as ends,
+    ):
+        calls, replies = os.pipe(), os.pipe()
+        pipes = (*calls, *replies)
         try:
-            reply, _ = process.communicate(json.dumps(request).encode(), timeout)
+            program = ends.enter_context(_started("program", directory, calls[0], replies[1]))
+            testing = ends.enter_context(
+                _started("tests", directory, subprocess.PIPE, subprocess.PIPE, (calls[1], replies[0]))
+            )
+        finally:
+            for number in pipes:
+                os.close(number)
+        request = {"code": code, "tests": tests, "timeout": timeout, "memory": memory, "pipe": (calls[1], replies[0])}
+        try:
+            reply, _ = testing.communicate(json.dumps(request).encode() + b"\n", timeout)
+            outcome = json.loads(reply or "{}")
+            if outcome.get("ended"):
+                with suppress(subprocess.TimeoutExpired):  # it may take a moment to be gone
+                    program.wait(1.0)
         except subprocess.TimeoutExpired:
             return TestRun(False, f"took more than {timeout:g} s")
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with suppress(BrokenPipeError):
-                        pipe.close()
-    return _outcome(reply, process.returncode, token)
+        status = program.poll() if outcome.get("ended") else testing.returncode
+    if outcome.get("passed") is True:
+        return TestRun(True)
+    if "failure" in outcome:
+        return TestRun(False, outcome["failure"])
+    how = "closed its pipe" if status is None else f"exited with status {status}"
+    if status is not None and status < 0:
+        how = f"was ended by {signal.Signals(-status).name}"
+    return TestRun(False, f"{how} before its tests were over")
 
 
-def _outcome(reply: bytes, status: int, token: str) -> TestRun:
+@contextmanager
+def _started(
+    part: str, directory: str, stdin: int, stdout: int, keep: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts one of the two processes in a session of its own, which is ended with all that is in it."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", str(RUNNER), part],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.DEVNULL,
+        cwd=directory,
+        env={"HOME": directory, "TMPDIR": directory, "PATH": os.defpath},
+        pass_fds=keep,
+        start_new_session=True,
+    )
     try:
-        told = json.loads(reply)
-        if told.get("token") == token:
-            return TestRun(True)
-        return TestRun(False, str(told["failure"]))
-    except (ValueError, KeyError, AttributeError):
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        return TestRun(False, f"{how} before its tests were over")
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
 
 class CodeProblems(FileTask):
@@ -266,6 +291,7 @@ def _tests(record: Record) -> str:
         compile(source, record.place, "exec")
     except _NO_PROGRAM as error:
         raise DataError(
-            f"{record.place}: the tests are not valid Python: {error or type(error).__name__}; needs lines such as `assert f(1) == 2`"
+            f"{record.place}: the tests are not valid Python: {str(error) or type(error).__name__}; needs "
+            "lines such as `assert f(1) == 2`"
         ) from None
     return source.strip("\n")
