@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import os
+import platform
 import re
 import signal
+import struct
 import subprocess
+import symtable
 import sys
 import tempfile
 import textwrap
@@ -15,13 +19,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 from quietstar.errors import DataError
 from quietstar.tasks.file_task import FileTask, Record
 from quietstar.tasks.task import Problem, Verdict
 
-RUNNER = Path(__file__).with_name("code_runner.py")
+RUNNER, WORKER = (Path(__file__).with_name(name) for name in ("code_runner.py", "worker.py"))
 _QUESTIONS = ("text", "prompt")
 _OPENS = re.compile(r"(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)")
 _LANGUAGE = re.compile(r"\s*\{?\s*\.?([^\s{}:;,=]*)")
@@ -30,6 +35,32 @@ _STARTS = re.compile(r"(?:def|class|import|from|async|@\w)\b")
 _DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 _FENCES_TRIED = 20
 _NO_PROGRAM = (SyntaxError, ValueError, RecursionError, MemoryError)  # how the compiler refuses a source
+
+_ALLOWED = """
+read 0 63, write 1 64, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62, mmap 9 222, mprotect 10 226,
+munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, pread64 17 67,
+pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, pipe 22 -, select 23 -, sched_yield 24 124, mremap 25 216,
+madvise 28 233, dup 32 23, dup2 33 -, nanosleep 35 101, getitimer 36 102, alarm 37 -, setitimer 38 103, getpid 39 172,
+exit 60 93, uname 63 160, fsync 74 82, fdatasync 75 83, ftruncate 77 46, getcwd 79 17, chdir 80 49, readlink 89 -,
+gettimeofday 96 169, getrlimit 97 -, getrusage 98 165, sysinfo 99 179, times 100 153, getuid 102 174, getgid 104 176,
+geteuid 107 175, getegid 108 177, getppid 110 173, getpgrp 111 -, getgroups 115 158, getresuid 118 148,
+getresgid 120 150, getpgid 121 155, getsid 124 156, sigaltstack 131 132, statfs 137 43, fstatfs 138 44,
+arch_prctl 158 -, gettid 186 178, time 201 -, futex 202 98, sched_getaffinity 204 123, getdents64 217 61,
+set_tid_address 218 96, clock_gettime 228 113, clock_getres 229 114, clock_nanosleep 230 115, exit_group 231 94,
+epoll_wait 232 -, epoll_ctl 233 21, newfstatat 262 79, readlinkat 267 78, faccessat 269 48, pselect6 270 72,
+ppoll 271 73, set_robust_list 273 99, eventfd2 290 19, epoll_create1 291 20, dup3 292 24, pipe2 293 59, getcpu 309 168,
+getrandom 318 278, membarrier 324 283, statx 332 291, rseq 334 293, faccessat2 439 439"""
+_ALLOWED_IN_ITS_DIRECTORY = "rename 82 -, mkdir 83 -, rmdir 84 -, unlink 87 -, mkdirat 258 34, unlinkat 263 35, "
+_ALLOWED_IN_ITS_DIRECTORY += "renameat 264 38, renameat2 316 276"
+_ANY = 0xFFFFFFFF
+_ALLOWED_IF = {  # the argument with this index, under this mask, is one of these values
+    "ioctl 16 29": (1, _ANY, (0x5401, 0x5451, 0x5450)),  # TCGETS, FIOCLEX, FIONCLEX
+    "fcntl 72 25": (1, _ANY, (0, 1, 2, 3, 4, 1030, 1032)),  # all but locks, leases and signals to other processes
+    "clone 56 220": (0, 0x10000, (0x10000,)),  # CLONE_THREAD
+    "prlimit64 302 261": (0, _ANY, (0,)),  # its own limits, which it can't raise
+}
+_READS = {"openat 257 56": (2, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (0,))}
+_MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}  # AUDIT_ARCH_*, column of the tables
 
 
 @dataclass(frozen=True)
@@ -79,7 +110,18 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
         finally:
             for number in pipes:
                 os.close(number)
-        request = {"code": code, "tests": tests, "timeout": timeout, "memory": memory, "pipe": (calls[1], replies[0])}
+        names, modules = _wanted_names(tests)
+        filters = [system_call_filter(platform.machine(), writes).hex() for writes in (False, True)]
+        request = {
+            "names": names,
+            "modules": modules,
+            "filters": filters,
+            "code": code,
+            "tests": tests,
+            "timeout": timeout,
+            "memory": memory,
+            "pipe": (calls[1], replies[0]),
+        }
         try:
             reply, _ = testing.communicate(json.dumps(request).encode() + b"\n", timeout)
             outcome = json.loads(reply or "{}")
@@ -105,7 +147,7 @@ def _started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Starts one of the two processes in a session of its own, which is ended with all that is in it."""
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-B", str(RUNNER), part],
+        [sys.executable, "-I", "-S", "-B", str(RUNNER if part == "program" else WORKER), part],
         stdin=stdin,
         stdout=stdout,
         stderr=subprocess.DEVNULL,
@@ -124,6 +166,64 @@ def _started(
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
+
+
+@cache
+def system_call_filter(machine: str, writes: bool) -> bytes:
+    """Returns the program's filter of system calls (seccomp, in BPF): what it does not name fails with EPERM. It is
+    empty for a processor whose calls are not listed here.
+
+    Args:
+        machine: Name of the processor, as `platform.machine()` tells it.
+        writes: Whether files may be opened for writing, and removed; Landlock decides which.
+    """
+    if machine not in _MACHINES or sys.maxsize < 2**32:
+        return b""
+    audit, column = _MACHINES[machine]
+    allow, deny, missing = 0x7FFF0000, 0x00050001, 0x00050026  # EPERM, ENOSYS
+
+    def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+        return struct.pack("HBBI", code, yes, no, value)
+
+    load, equal, mask, end = 0x20, 0x15, 0x54, 0x06
+    steps = [step(load, 4), step(equal, audit, 1), step(end, deny), step(load, 0)]
+    steps += [step(equal, 435, 0, 1), step(end, missing)]  # clone3: the C library then takes clone
+    simple = _ALLOWED + (", openat 257 56, " + _ALLOWED_IN_ITS_DIRECTORY if writes else "")
+    for call in simple.split(","):
+        number = call.split()[column]
+        if number != "-":
+            steps += [step(equal, int(number), 0, 1), step(end, allow)]
+    for call, (index, bits, values) in (_ALLOWED_IF | ({} if writes else _READS)).items():
+        inner = [step(load, 16 + 8 * index), step(mask, bits)]
+        for value in values:
+            inner += [step(equal, value, 0, 1), step(end, allow)]
+        inner.append(step(end, deny))
+        steps += [step(equal, int(call.split()[column]), 0, len(inner)), *inner]
+    return b"".join([*steps, step(end, deny)])
+
+
+@lru_cache(1024)
+def _wanted_names(source: str) -> tuple[list[str], list[str]]:
+    """Returns the names that the tests need from the program, and the standard modules that they use but do not import.
+
+    A program may not replace a builtin function, unless its name is the only one that the tests use (MBPP has `sum`).
+    """
+    tree = _parse(source)
+    if tree is None:  # the tests' process tells how it is wrong
+        return [], []
+    table = symtable.symtable(source, "tests.py", "exec")
+    bound = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    tables, used = [table], set()
+    while tables:
+        one = tables.pop()
+        tables += one.get_children()
+        used |= {symbol.get_name() for symbol in one.get_symbols() if symbol.is_global() or one is table}
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    parents = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    alone = {node.id for node in loads if id(node) not in parents}
+    names, own = used - bound, set(dir(builtins))
+    modules = (names - alone) & sys.stdlib_module_names
+    return sorted(names if len(names) == 1 else names - own - modules), sorted(modules)
 
 
 class CodeProblems(FileTask):
