@@ -128,6 +128,7 @@ class Codec:
         if kind in ("tuple", "frozenset"):
             return _CONTAINERS[kind](map(self.decode, content))
         value = _CONTAINERS[kind]()
+        self._places[id(value)] = len(self.known)
         self.known.append(value)
         self.fill(value, content)
         return value
