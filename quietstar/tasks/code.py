@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import os
+import platform
 import re
-import secrets
 import signal
+import struct
 import subprocess
+import symtable
 import sys
 import tempfile
-from contextlib import suppress
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 from quietstar.errors import DataError
 from quietstar.tasks.file_task import FileTask, Record
 from quietstar.tasks.task import Problem, Verdict
 
-RUNNER = Path(__file__).with_name("code_runner.py")
+RUNNER, WORKER = (Path(__file__).with_name(name) for name in ("code_runner.py", "worker.py"))
 _QUESTIONS = ("text", "prompt")
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_OPENS = re.compile(r"(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)")
+_LANGUAGE = re.compile(r"\s*\{?\s*\.?([^\s{}:;,=]*)")
+_PYTHON = re.compile(r"i?python[\d.]*|py[\d.]*", re.IGNORECASE)
+_STARTS = re.compile(r"(?:def|class|import|from|async|@\w)\b")
+_DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+_FENCES_TRIED = 20
+_NO_PROGRAM = (SyntaxError, ValueError, RecursionError, MemoryError)  # how the compiler refuses a source
+
+_ALLOWED = """
+read 0 63, write 1 64, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62, mmap 9 222, mprotect 10 226,
+munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, pread64 17 67,
+pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, pipe 22 -, select 23 -, sched_yield 24 124, mremap 25 216,
+madvise 28 233, dup 32 23, dup2 33 -, nanosleep 35 101, getitimer 36 102, alarm 37 -, setitimer 38 103, getpid 39 172,
+exit 60 93, uname 63 160, fsync 74 82, fdatasync 75 83, ftruncate 77 46, getcwd 79 17, chdir 80 49, readlink 89 -,
+gettimeofday 96 169, getrlimit 97 -, getrusage 98 165, sysinfo 99 179, times 100 153, getuid 102 174, getgid 104 176,
+geteuid 107 175, getegid 108 177, getppid 110 173, getpgrp 111 -, getgroups 115 158, getresuid 118 148,
+getresgid 120 150, getpgid 121 155, getsid 124 156, sigaltstack 131 132, statfs 137 43, fstatfs 138 44,
+arch_prctl 158 -, gettid 186 178, time 201 -, futex 202 98, sched_getaffinity 204 123, getdents64 217 61,
+set_tid_address 218 96, clock_gettime 228 113, clock_getres 229 114, clock_nanosleep 230 115, exit_group 231 94,
+epoll_wait 232 -, epoll_ctl 233 21, newfstatat 262 79, readlinkat 267 78, faccessat 269 48, pselect6 270 72,
+ppoll 271 73, set_robust_list 273 99, eventfd2 290 19, epoll_create1 291 20, dup3 292 24, pipe2 293 59, getcpu 309 168,
+getrandom 318 278, membarrier 324 283, statx 332 291, rseq 334 293, faccessat2 439 439"""
+_ALLOWED_IN_ITS_DIRECTORY = "rename 82 -, mkdir 83 -, rmdir 84 -, unlink 87 -, mkdirat 258 34, unlinkat 263 35, "
+_ALLOWED_IN_ITS_DIRECTORY += "renameat 264 38, renameat2 316 276"
+_ANY = 0xFFFFFFFF
+_ALLOWED_IF = {  # the argument with this index, under this mask, is one of these values
+    "ioctl 16 29": (1, _ANY, (0x5401, 0x5451, 0x5450)),  # TCGETS, FIOCLEX, FIONCLEX
+    "fcntl 72 25": (1, _ANY, (0, 1, 2, 3, 4, 1030, 1032)),  # all but locks, leases and signals to other processes
+    "clone 56 220": (0, 0x10000, (0x10000,)),  # CLONE_THREAD
+    "prlimit64 302 261": (0, _ANY, (0,)),  # its own limits, which it can't raise
+}
+_READS = {"openat 257 56": (2, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (0,))}
+_MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}  # AUDIT_ARCH_*, column of the tables
 
 
 @dataclass(frozen=True)
@@ -37,16 +77,18 @@ class TestRun:
 
 
 def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) -> TestRun:
-    """Runs a program and then its tests in a separate process, and returns the outcome.
+    """Runs a program and its tests in two separate processes, and returns the outcome.
 
-    The process begins in an empty directory, which is removed afterwards, without the environment variables, site
-    packages or open files of this process. It is limited in time, memory, the size of each file (one mebibyte) and open
-    files (32). It cannot start processes or use the network through Python: an audit hook refuses both, and where the
-    kernel allows it the process is also in a network without interfaces. A program that hangs, exits early or kills
-    itself has failed.
+    The program's process gets its source and then calls, and answers with plain values; it has no part of the tests,
+    and what it answers is compared in the tests' process. Objects of the program's own classes stay with it: the tests
+    reach their attributes, methods and items, but an operator between one of them and a plain value is only defined if
+    its class is derived from a plain type.
 
-    This keeps honest mistakes of a language model from doing harm. It is not a sandbox against malice: the program runs
-    as the same user and can read that user's files. For code that you would not run yourself, use a container.
+    Both begin in an empty directory, which is removed afterwards, without the environment variables, site packages or
+    open files of this process, and are limited in time, memory, the size of each file (one mebibyte) and open files
+    (32). The kernel keeps the program from more, where it can: Landlock from all files but Python's and those of its
+    directory, a filter of system calls from processes, signals, sockets and, without Landlock, from writing at all. A
+    program that hangs, exits early or kills itself has failed. SECURITY.md tells what this holds against.
 
     Args:
         code: Python source of the program.
@@ -54,50 +96,145 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
         timeout: Time limit in seconds for the program and its tests together.
         memory: Limit of the address space in bytes.
     """
-    token = secrets.token_hex(16)  # only known where the tests have run to their end
-    request = {"code": code, "tests": tests, "timeout": timeout, "memory": memory, "token": token}
-    with tempfile.TemporaryDirectory(prefix="quietstar-code-", ignore_cleanup_errors=True) as directory:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(RUNNER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=directory,
-            env={"HOME": directory, "TMPDIR": directory, "PATH": os.defpath},
-            start_new_session=True,
-        )
+    with (
+        tempfile.TemporaryDirectory(prefix="quietstar-code-", ignore_cleanup_errors=True) as directory,
+        ExitStack() as ends,
+    ):
+        calls, replies = os.pipe(), os.pipe()
+        pipes = (*calls, *replies)
         try:
-            reply, _ = process.communicate(json.dumps(request).encode(), timeout)
+            program = ends.enter_context(_started("program", directory, calls[0], replies[1]))
+            testing = ends.enter_context(
+                _started("tests", directory, subprocess.PIPE, subprocess.PIPE, (calls[1], replies[0]))
+            )
+        finally:
+            for number in pipes:
+                os.close(number)
+        names, modules = _wanted_names(tests)
+        filters = [system_call_filter(platform.machine(), writes).hex() for writes in (False, True)]
+        request = {
+            "names": names,
+            "modules": modules,
+            "filters": filters,
+            "code": code,
+            "tests": tests,
+            "timeout": timeout,
+            "memory": memory,
+            "pipe": (calls[1], replies[0]),
+        }
+        try:
+            reply, _ = testing.communicate(json.dumps(request).encode() + b"\n", timeout)
+            outcome = json.loads(reply or "{}")
+            if outcome.get("ended"):
+                with suppress(subprocess.TimeoutExpired):  # it may take a moment to be gone
+                    program.wait(1.0)
         except subprocess.TimeoutExpired:
             return TestRun(False, f"took more than {timeout:g} s")
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with suppress(BrokenPipeError):
-                        pipe.close()
-    return _outcome(reply, process.returncode, token)
+        status = program.poll() if outcome.get("ended") else testing.returncode
+    if outcome.get("passed") is True:
+        return TestRun(True)
+    if "failure" in outcome:
+        return TestRun(False, outcome["failure"])
+    how = "closed its pipe" if status is None else f"exited with status {status}"
+    if status is not None and status < 0:
+        how = f"was ended by {signal.Signals(-status).name}"
+    return TestRun(False, f"{how} before its tests were over")
 
 
-def _outcome(reply: bytes, status: int, token: str) -> TestRun:
+@contextmanager
+def _started(
+    part: str, directory: str, stdin: int, stdout: int, keep: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts one of the two processes in a session of its own, which is ended with all that is in it."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", str(RUNNER if part == "program" else WORKER), part],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.DEVNULL,
+        cwd=directory,
+        env={"HOME": directory, "TMPDIR": directory, "PATH": os.defpath},
+        pass_fds=keep,
+        start_new_session=True,
+    )
     try:
-        told = json.loads(reply)
-        if told.get("token") == token:
-            return TestRun(True)
-        return TestRun(False, str(told["failure"]))
-    except (ValueError, KeyError, AttributeError):
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        return TestRun(False, f"{how} before its tests were over")
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+
+
+@cache
+def system_call_filter(machine: str, writes: bool) -> bytes:
+    """Returns the program's filter of system calls (seccomp, in BPF): what it does not name fails with EPERM. It is
+    empty for a processor whose calls are not listed here.
+
+    Args:
+        machine: Name of the processor, as `platform.machine()` tells it.
+        writes: Whether files may be opened for writing, and removed; Landlock decides which.
+    """
+    if machine not in _MACHINES or sys.maxsize < 2**32:
+        return b""
+    audit, column = _MACHINES[machine]
+    allow, deny, missing = 0x7FFF0000, 0x00050001, 0x00050026  # EPERM, ENOSYS
+
+    def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+        return struct.pack("HBBI", code, yes, no, value)
+
+    load, equal, mask, end = 0x20, 0x15, 0x54, 0x06
+    steps = [step(load, 4), step(equal, audit, 1), step(end, deny), step(load, 0)]
+    steps += [step(equal, 435, 0, 1), step(end, missing)]  # clone3: the C library then takes clone
+    simple = _ALLOWED + (", openat 257 56, " + _ALLOWED_IN_ITS_DIRECTORY if writes else "")
+    for call in simple.split(","):
+        number = call.split()[column]
+        if number != "-":
+            steps += [step(equal, int(number), 0, 1), step(end, allow)]
+    for call, (index, bits, values) in (_ALLOWED_IF | ({} if writes else _READS)).items():
+        inner = [step(load, 16 + 8 * index), step(mask, bits)]
+        for value in values:
+            inner += [step(equal, value, 0, 1), step(end, allow)]
+        inner.append(step(end, deny))
+        steps += [step(equal, int(call.split()[column]), 0, len(inner)), *inner]
+    return b"".join([*steps, step(end, deny)])
+
+
+@lru_cache(1024)
+def _wanted_names(source: str) -> tuple[list[str], list[str]]:
+    """Returns the names that the tests need from the program, and the standard modules that they use but do not import.
+
+    A program may not replace a builtin function, unless its name is the only one that the tests use (MBPP has `sum`).
+    """
+    tree = _parse(source)
+    if tree is None:  # the tests' process tells how it is wrong
+        return [], []
+    table = symtable.symtable(source, "tests.py", "exec")
+    bound = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    tables, used = [table], set()
+    while tables:
+        one = tables.pop()
+        tables += one.get_children()
+        used |= {symbol.get_name() for symbol in one.get_symbols() if symbol.is_global() or one is table}
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    parents = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    alone = {node.id for node in loads if id(node) not in parents}
+    names, own = used - bound, set(dir(builtins))
+    modules = (names - alone) & sys.stdlib_module_names
+    return sorted(names if len(names) == 1 else names - own - modules), sorted(modules)
 
 
 class CodeProblems(FileTask):
     '''Programs that pass tests, as in MBPP (arXiv 2108.07732) and, in the same format, HumanEval.
 
     The prompt is the question and the first test between `"""`. The answer of a problem is its tests, so that the hint
-    shows all of them. The answer of a completion is its code: the first block between backticks, or else the whole
-    text.
+    shows all of them. The answer of a completion is its code: the first fenced block that is labelled as Python, else
+    the first without a label, else the text up to where it is no Python any more. Such a text can be a base model's
+    that goes on after its program, so calls of `print`, asserts and strings that stand alone behind its first
+    definition are left out. Only `stop` ends a completion early, and no program needs what it stands for: a string
+    alone behind two empty lines, which is how the next prompt would begin.
 
     Args:
         options: Options of the problems. `path` is a JSONL file, or a directory with `train.jsonl` and `test.jsonl`.
@@ -108,7 +245,7 @@ class CodeProblems(FileTask):
     '''
 
     name = "code"
-    stop = ("\nassert", '\n"""', "\nclass ", "\nprint(", "\nif ")
+    stop = ('\n\n\n"""\n',)
     train_files = ("train.jsonl",)
     test_files = ("test.jsonl",)
 
@@ -124,8 +261,7 @@ class CodeProblems(FileTask):
         return f'"""\n{problem.question}\n{tests}\n"""\n'
 
     def extract(self, completion: str) -> str | None:
-        block = _BLOCK.search(completion)
-        code = (completion if block is None else block[1]).rstrip()
+        code = _program(completion.replace("\r\n", "\n").replace("\r", "\n"))
         return code if code.strip() else None
 
     def check(self, problem: Problem, completion: str) -> Verdict:
@@ -133,6 +269,113 @@ class CodeProblems(FileTask):
         code = self.extract(completion)
         passed = code is not None and run_tests(code, problem.answer, 0.8 * self.options.timeout).passed
         return Verdict(code, passed)
+
+
+def _program(text: str) -> str:
+    """Returns the program in a completion; empty if it has only blocks of other languages."""
+    before, blocks = _blocks(text.split("\n"))
+    labels: dict[str, list[str]] = {"python": [], "": []}
+    for label, block in blocks:
+        labels.setdefault("python" if _PYTHON.fullmatch(label) else label.casefold(), []).append(block)
+    if labels["python"]:
+        return labels["python"][0]
+    if not blocks:
+        return _code_before_prose(before)
+    opened_in_the_prompt = _parse(before)
+    if opened_in_the_prompt is not None and any(not isinstance(node, ast.Expr) for node in opened_in_the_prompt.body):
+        return before
+    return labels[""][0] if labels[""] else ""
+
+
+def _blocks(lines: list[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Returns the text before the first fenced block, and the label and content of each, by the rules of CommonMark.
+
+    A fence in a string of a program does not close its block, if the program is whole only behind it.
+    """
+    blocks: list[tuple[str, str]] = []
+    first, at = len(lines), 0
+    while at < len(lines):
+        opening = _OPENS.fullmatch(lines[at])
+        at += 1
+        if opening is None:
+            continue
+        first = min(first, at - 1)
+        margin = len(opening["indent"].expandtabs(4))
+        label = _LANGUAGE.match(opening["info"])
+        fence = re.escape(opening["fence"][0])
+        closes = re.compile(rf"{fence}{{{len(opening['fence'])},}}[ \t]*")
+        ends = [
+            end
+            for end in range(at, len(lines))
+            if closes.fullmatch(lines[end].lstrip(" \t"))
+            and len(lines[end].expandtabs(4)) - len(lines[end].expandtabs(4).lstrip()) <= margin + 3
+        ] or [len(lines)]
+        contents = (_dedented(lines[at:end], margin) for end in ends[:_FENCES_TRIED])
+        end, content = next(
+            ((end, content) for end, content in zip(ends, contents, strict=False) if _parse(content) is not None),
+            (ends[0], _dedented(lines[at : ends[0]], margin)),
+        )
+        blocks.append((label[1] if label else "", content))
+        at = end + 1
+    return _dedented(lines[:first], 0), blocks
+
+
+def _dedented(lines: list[str], margin: int) -> str:
+    inner = [line[min(margin, len(line) - len(line.lstrip(" "))) :] for line in lines]
+    return textwrap.dedent("\n".join(inner)).rstrip()
+
+
+def _parse(source: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(source)
+    except _NO_PROGRAM:
+        return None
+
+
+def _code_before_prose(text: str) -> str:
+    """Returns the lines of a text without fences that are Python, without the tests that a model adds to its program;
+    the whole text if there are none.
+    """
+    lines = text.strip("\n").split("\n")
+    starts = [0, *(number for number, line in enumerate(lines) if _STARTS.match(line))][:2]
+    for start in starts:
+        end = len(lines)
+        while end > start:
+            source = "\n".join(lines[start:end])
+            try:
+                with warnings.catch_warnings(action="ignore"):
+                    tree = ast.parse(source)
+            except SyntaxError as error:
+                wrong = start + min(error.lineno or 1, end - start)
+                # a line that is indented belongs to the statement before it
+                end = max((n for n in range(start, wrong) if lines[n][:1].strip()), default=start)
+            except _NO_PROGRAM:
+                return text
+            else:
+                if start == 0 and end < len(lines) and not any(isinstance(node, _DEFINES) for node in tree.body):
+                    break  # a word of prose is an expression of Python too
+                return _without_tests(source, tree)
+    return text
+
+
+def _without_tests(source: str, tree: ast.Module) -> str:
+    lines = source.split("\n")
+    defined = False
+    for node in tree.body:
+        if defined and _is_test(node):
+            assert node.end_lineno is not None
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+        defined = defined or isinstance(node, _DEFINES)
+    kept = "\n".join(lines).rstrip()
+    return kept if _parse(kept) is not None else source
+
+
+def _is_test(node: ast.stmt) -> bool:
+    match node:
+        case ast.Assert() | ast.Expr(ast.Constant()) | ast.Expr(ast.Call(ast.Name("print"))):
+            return True
+    return False
 
 
 def _tests(record: Record) -> str:
@@ -146,8 +389,9 @@ def _tests(record: Record) -> str:
             source += f"\ncheck({record.text('entry_point')})"
     try:
         compile(source, record.place, "exec")
-    except (SyntaxError, ValueError) as error:
+    except _NO_PROGRAM as error:
         raise DataError(
-            f"{record.place}: the tests are not valid Python: {error}; needs lines such as `assert f(1) == 2`"
+            f"{record.place}: the tests are not valid Python: {str(error) or type(error).__name__}; needs "
+            "lines such as `assert f(1) == 2`"
         ) from None
     return source.strip("\n")
