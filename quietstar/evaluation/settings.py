@@ -13,7 +13,17 @@ from typing import Annotated, Any
 import yaml
 
 from quietstar.config.command_line import Command
-from quietstar.config.options import NOT_AN_OPTION, CheckpointOptions, Count, Names, Natural, Positive, at_least
+from quietstar.config.options import (
+    INPUT,
+    INPUT_ONCE,
+    NOT_AN_OPTION,
+    CheckpointOptions,
+    Count,
+    Names,
+    Natural,
+    Positive,
+    at_least,
+)
 from quietstar.data.sources import read_text
 from quietstar.errors import ConfigError
 from quietstar.evaluation.answers import AnswerFormat, load_format
@@ -59,11 +69,11 @@ class Settings(CheckpointOptions):
 
     output_dir: Path = Path("evaluation")
     tasks: Names = ()
-    data: Path | None = None
+    data: Annotated[Path | None, INPUT] = None
     metrics: Names = ("soft", "exact")
     problems: Count | None = None
     think: str = "always"
-    text: Path | None = None
+    text: Annotated[Path | None, INPUT_ONCE] = None
     text_tokens: Annotated[int, at_least(2)] = 16_384
     length: Annotated[int, at_least(2)] | None = None
     length_from: str = field(default="as asked for", metadata=NOT_AN_OPTION)
