@@ -6,7 +6,6 @@ command.
 
 from __future__ import annotations
 
-import _thread
 import errno
 import io
 import json
@@ -80,6 +79,7 @@ _ADVICE = {
     errno.EIO: "the disk has failed; check it and give the same command again",
     errno.EMFILE: "raise the limit of open files (ulimit -n) and give the same command again",
     errno.ENFILE: "the machine has too many open files; give the same command again when it has fewer",
+    errno.ENOENT: "needs a path in a directory that is there",
     errno.ENAMETOOLONG: "needs a shorter path",
     errno.ELOOP: "needs a path whose links come to an end",
     errno.EISDIR: "needs the name of a file",
@@ -222,7 +222,7 @@ class _Interruption:
         """Raises again what came where Python can only print it, such as in the callbacks of an import."""
         if unraisable.exc_type is KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            threading.Timer(0.02, _thread.interrupt_main).start()
+            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
         elif not self.told:
             self._unraisable(unraisable)
 

@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from quietstar.config.commands import PLAN
         from quietstar.config.options import check_model_path
         from quietstar.config.training import TrainConfig
+        from quietstar.errors import ConfigError
         from quietstar.planning.gpus import find_gpu, gpu_here
         from quietstar.runs.files import write_whole
 
@@ -35,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.gpu is None and gpu is None:
             print("\nplanned for this machine's CPU; --gpu NAME plans for a GPU")
         if config.json is not None:
-            write_whole(Path(config.json), json.dumps(made.as_dict(), indent=2) + "\n")
+            try:
+                write_whole(Path(config.json), json.dumps(made.as_dict(), indent=2) + "\n")
+            except OSError as error:
+                raise ConfigError(f"json: cannot write {config.json}: {error.strerror}") from error
 
     return run_command(command)
 

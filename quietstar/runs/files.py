@@ -105,7 +105,7 @@ def saving(directory: Path) -> Iterator[None]:
             example = Path(own) / "example"
             example.touch()
             mode = stat.S_IMODE(example.stat().st_mode)
-        for file in directory.glob("*.safetensors"):
+        for file in directory.rglob("*.safetensors"):
             if not file.is_symlink():
                 file.chmod(mode)
 
