@@ -68,7 +68,8 @@ class ItemStore:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 def key_of(*parts: object) -> str:
