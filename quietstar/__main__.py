@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from quietstar import __version__
+from quietstar.errors import ConfigError, run_command
 
 COMMANDS = {
     "train": "teach a language model to think, or run the embedded default",
@@ -29,20 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command with the arguments that follow its name; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
+    if name in COMMANDS:
+        status: int = import_module(f"quietstar.{name}").main(arguments[1:])
+        return status
+    return run_command(lambda: _answer(name))
+
+
+def _answer(name: str) -> None:
+    """Prints what is asked about the program, or refuses a name that is no command's."""
     if name in ("-h", "--help"):
         print(_usage())
-        return 0
-    if name == "--version":
+    elif name == "--version":
         print(f"quietstar {__version__}")
-        return 0
-    if name not in COMMANDS:
+    else:
         closest = difflib.get_close_matches(name, COMMANDS, n=1)
         problem = f"unknown command {name!r}" if name else "no command"
         suggestion = f"did you mean {closest[0]}?" if closest else "--help lists the commands"
-        print(f"error: {problem}; {suggestion}", file=sys.stderr)
-        return 2
-    status: int = import_module(f"quietstar.{name}").main(arguments[1:])
-    return status
+        raise ConfigError(f"{problem}; {suggestion}")
 
 
 def _usage() -> str:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from quietstar.config.command_line import parse_config, run_command
-from quietstar.evaluation.command import evaluate_checkpoint
-from quietstar.evaluation.settings import EVALUATE
+from quietstar.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return run_command(lambda: evaluate_checkpoint(parse_config(EVALUATE, argv)))
+
+    def command() -> None:
+        from quietstar.config.command_line import parse_config
+        from quietstar.evaluation.command import evaluate_checkpoint
+        from quietstar.evaluation.settings import EVALUATE
+
+        evaluate_checkpoint(parse_config(EVALUATE, argv))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

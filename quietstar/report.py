@@ -5,13 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from quietstar.config.command_line import parse_config, run_command
-from quietstar.reporting.any_report import REPORT_COMMAND, write_any_report
+from quietstar.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return run_command(lambda: print(write_any_report(parse_config(REPORT_COMMAND, argv).run_directory)))
+
+    def command() -> None:
+        from quietstar.config.command_line import parse_config
+        from quietstar.reporting.any_report import REPORT_COMMAND, write_any_report
+
+        print(write_any_report(parse_config(REPORT_COMMAND, argv).run_directory))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from quietstar.config.command_line import run_command
-from quietstar.config.commands import parse_train_config
-from quietstar.data.sources import check_training_text
-from quietstar.data.tokenizer import check_tokenizer
-from quietstar.runs.machine import set_up
+from quietstar.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
 
     def command() -> None:
+        from pathlib import Path
+
+        from quietstar.config.commands import parse_train_config
+        from quietstar.data.sources import check_training_text
+        from quietstar.data.tokenizer import check_tokenizer
+        from quietstar.runs.machine import set_up
+
         config = parse_train_config(argv)
         if config.preset != "textbook":
             check_tokenizer(str(config.model.path))

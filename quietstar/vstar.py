@@ -5,14 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from quietstar.config.command_line import parse_config, run_command
-from quietstar.config.commands import VSTAR
-from quietstar.outer_loop.command import run_loop
+from quietstar.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return run_command(lambda: run_loop(parse_config(VSTAR, argv), with_verifier=True))
+
+    def command() -> None:
+        from quietstar.config.command_line import parse_config
+        from quietstar.config.commands import VSTAR
+        from quietstar.outer_loop.command import run_loop
+
+        run_loop(parse_config(VSTAR, argv), with_verifier=True)
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

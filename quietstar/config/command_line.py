@@ -14,7 +14,6 @@ import sys
 import textwrap
 from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -22,9 +21,9 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_ori
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from quietstar.config.options import COMMAS, SEVERAL, bounds, check, option_fields, type_hints
+from quietstar.config.options import COMMAS, SEVERAL, bounds, check, check_input, option_fields, type_hints
 from quietstar.config.parsing import MAX_YAML_BYTES, parse_yaml, shown
-from quietstar.errors import ConfigError, DataError, QuietStarError
+from quietstar.errors import ConfigError, DataError
 
 _Flat = dict[str, Any]
 
@@ -97,6 +96,8 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
     if print_config is not None and not command.takes_preset:
         raise ConfigError(f"print_config: {command.name} runs several presets; star or vstar prints the options of one")
     config_path = flags.pop("config", None)
+    if config_path is not None:
+        check_input(config_path, "config", once=True)
     file = {} if config_path is None else _read_yaml(config_path, list(options))
     preset, preset_values = _choose_preset(command, {**file, **flags})
     parser = _parser(command)
@@ -111,8 +112,7 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
     config: ConfigT = _build(command.config, {**defaults, **preset_values, **from_file, **from_flags, **preset})
     _check(command, config, print_config is None)
     if print_config is not None:
-        with suppress(BrokenPipeError):
-            print(to_yaml(config), end="", flush=True)
+        print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
 
@@ -188,21 +188,6 @@ def _check(command: Command[ConfigT], config: ConfigT, for_use: bool) -> None:
             raise ConfigError(f"{key}: missing, needs a value: {form}")
     check(config)
     command.check(config, for_use)
-
-
-def run_command(command: Callable[[], None]) -> int:
-    """Runs a command and turns a problem with the user's input into one line on stderr.
-
-    Returns:
-        The exit status: 0, or 2 after a `QuietStarError`. Any other exception is a bug and keeps its traceback.
-    """
-    try:
-        command()
-    except QuietStarError as error:
-        with suppress(OSError):  # where nobody takes it, on a full disk or by a closed pipe, the status says enough
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
 
 
 _SWITCHES = {
@@ -430,6 +415,8 @@ def _typed(parser: ArgumentParser, option: _Option, key: str, value: object, sou
         if hint is Path or Path in get_args(hint):
             return Path(value)
         raise ConfigError(f"{source}{key}: got {shown(value)}, needs {_describe(hint)}")
+    if isinstance(value, str) and hint in (Path, Path | None) and value not in ("", "null"):
+        return Path(value)  # jsonargparse takes no path that is not UTF-8
     try:
         typed = parser.parse_object({key: value}, defaults=False)[key]
         if typed is not None or type(None) in get_args(hint):  # jsonargparse takes null for every type

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from quietstar.config.options import (
+    INPUT,
     Count,
     Natural,
     NonNegative,
@@ -97,10 +98,10 @@ class ProblemOptions:
         timeout: Time limit for checking one answer, in seconds, for tasks that check in a worker process.
     """
 
-    path: str | None = None
-    test_path: str | None = None
-    few_shot_path: str | None = None
-    few_shot_hint_path: str | None = None
+    path: Annotated[str | None, INPUT] = None
+    test_path: Annotated[str | None, INPUT] = None
+    few_shot_path: Annotated[str | None, INPUT] = None
+    few_shot_hint_path: Annotated[str | None, INPUT] = None
     question: str = "question"
     answer: str = "answer"
     rationale: str | None = None

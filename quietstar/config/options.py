@@ -9,9 +9,11 @@ options of every command that loads a thinking model. torch is imported only whe
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -111,6 +113,12 @@ def _fixed_texts(hint: Any) -> Iterator[Bound]:
             yield from _fixed_texts(part)
 
 
+_NO_NUL = Bound(
+    "a text without the character NUL", lambda value: not isinstance(value, str | Path) or "\0" not in str(value)
+)
+"""Bound of every option: no path and no argument of a program can hold that character."""
+
+
 def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
     """Checks every bound of a tree of options; None is a value that is not given and passes.
 
@@ -128,11 +136,89 @@ def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
         if dataclasses.is_dataclass(value):
             check(value, f"{prefix}{field.name}.")
         elif value is not None:
-            for bound in (*_fixed_texts(hint), *bounds(hint)):
-                for one in value if isinstance(value, tuple) else (value,):
+            for one in value if isinstance(value, tuple) else (value,):
+                for bound in (_NO_NUL, *_fixed_texts(hint), *bounds(hint)):
                     bound.hold(prefix + field.name, one)
             if isinstance(value, int):
                 _SIZED.hold(prefix + field.name, value)
+
+
+def path_kind(path: str | os.PathLike[str], option: str) -> Literal["file", "directory", "other"] | None:
+    """Finds out what is at a path that a user has given.
+
+    Args:
+        path: Path to look at; links are followed.
+        option: Name of the option in the error message.
+
+    Returns:
+        `file`, `directory`, `other` (a device, pipe or socket), or None where there is nothing.
+
+    Raises:
+        ConfigError: The system does not say what is there: directories on the way that the user may not enter, a name
+            that is too long, links in a circle, or a character that no name can have.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"{option}: cannot look at {os.fspath(path)} ({reason}); needs a path that can be used"
+        ) from None
+    return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def check_input(path: str | os.PathLike[str], option: str, once: bool = False) -> None:
+    """Checks that a path can be read from, without reading it. A path with nothing there is left to its reader.
+
+    Args:
+        path: Path of a file or directory, or of a pipe where it is read once.
+        option: Name of the option in the error message.
+        once: Whether the file is read a single time, from its beginning to its end, as a pipe needs it.
+
+    Raises:
+        ConfigError: This user may not read it, it is a device, which may have no end, or a pipe that would have to be
+            read again.
+    """
+    kind = path_kind(path, option)
+    if kind is None:
+        return
+    if kind == "other" and not (once and stat.S_ISFIFO(os.stat(path).st_mode)):
+        usable = "a file or a pipe" if once else "a file or a directory"
+        raise ConfigError(f"{option}: {os.fspath(path)} is a device, a pipe or a socket; needs {usable}")
+    if not os.access(path, os.R_OK | (os.X_OK if kind == "directory" else 0)):
+        raise ConfigError(
+            f"{option}: cannot read {os.fspath(path)} ({os.strerror(errno.EACCES)}); needs a path that you may read"
+        )
+
+
+@dataclass(frozen=True)
+class _Input(Bound):
+    """Bound of an option that names what is read: see `check_input`."""
+
+    once: bool = False
+
+    def hold(self, name: str, value: Any) -> None:
+        check_input(value, name, self.once)
+
+
+INPUT = _Input("a path that you may read", bool)
+"""Bound of a path that may be read more than once."""
+INPUT_ONCE = _Input("a path that you may read", bool, once=True)
+"""Bound of a path that is read a single time, so that it may be a pipe."""
+
+
+def check_name(path: str | os.PathLike[str], option: str) -> None:
+    """Checks that a path is UTF-8 text: the libraries that read and write models can open no other.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{option}: {os.fspath(path)} is not UTF-8 text; needs a path that is") from None
 
 
 def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:
@@ -143,12 +229,22 @@ def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -
         option: Name of the option in the error message.
 
     Raises:
-        ConfigError: The path is not a directory and cannot be a hub name.
+        ConfigError: The path is not a directory and cannot be a hub name, or this user may not read a file there.
     """
     name = os.fspath(path)
+    check_name(name, option)
     local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
-    if not Path(name).is_dir() and (local or Path(name).exists()):
-        raise ConfigError(f"{option}: {name} is not a directory; a model is a directory or a hub name")
+    kind = path_kind(name, option)
+    if kind != "directory":
+        if local or kind is not None:
+            raise ConfigError(f"{option}: {name} is not a directory; a model is a directory or a hub name")
+        return
+    try:
+        files = [entry.path for entry in os.scandir(name) if entry.is_file()]
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot read {name} ({error.strerror})") from None
+    for file in files:
+        check_input(file, option)
 
 
 def parse_positions(positions: str, name: str = "positions") -> tuple[str, float]:

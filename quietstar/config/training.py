@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from quietstar.config.objective import ObjectiveOptions, objective_of
 from quietstar.config.options import (
+    INPUT,
     Count,
     Device,
     Finite,
@@ -182,9 +183,9 @@ class DataOptions:
     """
 
     source: Literal["files", "stream", "openwebmath", "c4"] = "files"
-    path: str | None = None
+    path: Annotated[str | None, INPUT] = None
     shards: str | None = None
-    validation_path: str | None = None
+    validation_path: Annotated[str | None, INPUT] = None
     validation_fraction: ShareBelow1 = 0.05
     field: Text = "text"
     special_tokens: Literal["parse", "text"] = "parse"

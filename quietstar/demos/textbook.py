@@ -33,7 +33,7 @@ from quietstar.demos.options import (
 from quietstar.demos.results import ARMS, write_report
 from quietstar.model import loading
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.runs.files import make_output_dir
+from quietstar.runs.files import make_output_dir, saving
 from quietstar.training.run import load_model, thinking_options, train
 from quietstar.training.step_functions import Evaluate, language_modeling_step
 from quietstar.training.trainer import Trainer
@@ -294,8 +294,9 @@ def read_textbook(config: TrainConfig) -> None:
     ).run()
     new = base.with_name(f"{base.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    tokenizer.save_pretrained(new)
-    model.base.save_pretrained(new)
+    with saving(new):
+        tokenizer.save_pretrained(new)
+        model.base.save_pretrained(new)
     write_finished(new / BASE_OPTIONS, {}, base_options(config))
     new.rename(base)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quietstar.config.parsing import parse_json
-from quietstar.errors import ConfigError
+from quietstar.errors import ConfigError, naming
 from quietstar.model.modeling import QuietStarForCausalLM
 
 Record = dict[str, Any]
@@ -42,6 +42,7 @@ class ItemStore:
 
     def __init__(self, path: Path) -> None:
         self._records: dict[str, Record] = {}
+        self._path = path
         try:
             content = path.read_bytes() if path.exists() else b""
             whole, _, torn = content.rpartition(b"\n")
@@ -49,7 +50,7 @@ class ItemStore:
                 record = _read(line)
                 if record is not None:
                     self._records[str(record["key"])] = record
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
             if torn:
                 self._file.write("\n")
         except OSError as error:
@@ -62,12 +63,14 @@ class ItemStore:
     def add(self, key: str, record: Record) -> None:
         """Keeps a record, in memory and on disk."""
         self._records[key] = record
-        self._file.write(json.dumps({"key": key, **record}, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"key": key, **record}, ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 def key_of(*parts: object) -> str:

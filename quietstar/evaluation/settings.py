@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from quietstar.config.command_line import Command
-from quietstar.config.options import NOT_AN_OPTION, CheckpointOptions, Count, Names, Positive, Seed, at_least
+from quietstar.config.options import (
+    INPUT,
+    INPUT_ONCE,
+    NOT_AN_OPTION,
+    CheckpointOptions,
+    Count,
+    Names,
+    Positive,
+    Seed,
+    at_least,
+)
 from quietstar.config.parsing import parse_yaml
 from quietstar.data.sources import read_text
 from quietstar.errors import ConfigError, DataError
@@ -60,11 +70,11 @@ class Settings(CheckpointOptions):
 
     output_dir: Path = Path("evaluation")
     tasks: Names = ()
-    data: Path | None = None
+    data: Annotated[Path | None, INPUT] = None
     metrics: Names = ("soft", "exact")
     problems: Count | None = None
     think: str = "always"
-    text: Path | None = None
+    text: Annotated[Path | None, INPUT_ONCE] = None
     text_field: str = "text"
     text_tokens: Annotated[int, at_least(2)] = 16_384
     length: Annotated[int, at_least(2)] | None = None

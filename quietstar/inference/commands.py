@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tqdm import tqdm
 
 from quietstar.config.command_line import Command, narrowed
-from quietstar.config.options import CheckpointOptions, Count, Seed, at_least
+from quietstar.config.options import INPUT, INPUT_ONCE, CheckpointOptions, Count, Seed, at_least, check_name, path_kind
 from quietstar.data.shards import find_shards
 from quietstar.data.sources import STANDARD_INPUT, read_documents, read_text
 from quietstar.errors import ConfigError
@@ -29,7 +29,7 @@ from quietstar.reporting.any_report import write_any_report
 from quietstar.reporting.viewer import ViewOptions
 from quietstar.runs.checkpoints import checkpoint_directory
 from quietstar.runs.directory import model_name, run_of, training_length
-from quietstar.runs.files import THOUGHTS, make_output_dir
+from quietstar.runs.files import THOUGHTS, make_output_dir, saving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ class GenerateOptions(CompletionOptions, CheckpointOptions):
     """
 
     prompt: tuple[str, ...] = ()
-    prompts: str | None = None
+    prompts: Annotated[str | None, INPUT_ONCE] = None
     seed: Seed = field(default_factory=lambda: secrets.randbits(32))
     show_thoughts: bool = False
     stream: bool = False
@@ -142,7 +142,7 @@ class ViewCommandOptions(ViewOptions, CheckpointOptions):
             directory if there is none.
     """
 
-    text: str
+    text: Annotated[str, INPUT_ONCE]
     out: Path | None = None
 
 
@@ -162,8 +162,9 @@ def view(options: ViewCommandOptions) -> None:
     directory = Path(checkpoint_directory(options.checkpoint))
     run = run_of(directory)
     out = options.out or (run or Path()) / THOUGHTS
-    if out.is_dir() or out.suffix == ".json":
-        kind = "a directory" if out.is_dir() else "the name of the data"
+    is_directory = path_kind(out, "out") == "directory"
+    if is_directory or out.suffix == ".json":
+        kind = "a directory" if is_directory else "the name of the data"
         raise ConfigError(f"out: {out} is {kind}, needs the name of a page, e.g. {out.parent / THOUGHTS}")
     make_output_dir(out.parent, "out")
     from quietstar.inference.loading import load_thinking  # after everything that can be refused without torch
@@ -210,7 +211,7 @@ class GateOptions(FitOptions, CheckpointOptions):
         max_tokens: Largest number of tokens to use, from the beginning of the text.
     """
 
-    text: str
+    text: Annotated[str, INPUT]
     out: Path
     field: str = "text"
     length: Annotated[int, LENGTH] | None = None
@@ -229,7 +230,8 @@ def write_gate(options: GateOptions) -> None:
         CheckpointError: The checkpoint is damaged.
     """
     out = options.out
-    if out.exists() or out.is_symlink():
+    check_name(out, "out")
+    if path_kind(out, "out") is not None or out.is_symlink():
         raise ConfigError(f"out: {out} exists already; choose another name, or remove it")
     if options.length is not None:
         _check_length(options.length, options.max_tokens)
@@ -284,16 +286,15 @@ def _show_tenths() -> Callable[[int, int], None]:
 
 def _save(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, report: GateReport, out: Path) -> None:
     """Writes the model under another name first, so that an incomplete directory is never taken for a model."""
-    from safetensors import SafetensorError
-
     new = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
         new.mkdir(parents=True)
-        model.save_pretrained(new)
-        tokenizer.save_pretrained(str(new))
+        with saving(new):
+            model.save_pretrained(new)
+            tokenizer.save_pretrained(str(new))
         (new / REPORT).write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
         new.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"out: cannot write {out} ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"out: cannot write {out} ({error.strerror})") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)

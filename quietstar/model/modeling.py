@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from quietstar.model.prediction import predict_next
 from quietstar.model.thinking_model import END, START, ThinkingModel, check_configuration, disable_dropout
 from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entropy, expand_anchors
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast
+from quietstar.runs.files import saving
 from quietstar_kernels import linear_cross_entropy, sample_tokens
 
 
@@ -131,10 +133,11 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             save_directory: Directory to write to, made where it does not exist.
             arguments, options: Arguments of transformers' method; with adapters only `state_dict` is used.
         """
-        if has_adapters(self):
-            save_finetuned(self, save_directory, options.get("state_dict"))
-        else:
-            super().save_pretrained(save_directory, *arguments, **options)
+        with saving(Path(save_directory)):
+            if has_adapters(self):
+                save_finetuned(self, save_directory, options.get("state_dict"))
+            else:
+                super().save_pretrained(save_directory, *arguments, **options)
 
     def _prepare(self) -> None:
         """Repeat what may be undone between calls: adapters bring dropout, and weights come after the constructor."""

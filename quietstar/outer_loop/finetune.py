@@ -29,7 +29,7 @@ from quietstar.model.adapters import has_adapters, merge_adapters
 from quietstar.model.loading import character_tokenizer, small_llama
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.outer_loop.phases import Phases, key_of
-from quietstar.runs.files import write_whole
+from quietstar.runs.files import saving, write_whole
 from quietstar.tasks.task import Task
 from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.step_functions import language_modeling_step
@@ -132,8 +132,9 @@ def save_plain(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, 
         merge_adapters(model)
     new = directory.with_name(f"{directory.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    tokenizer.save_pretrained(new)
-    model.base.save_pretrained(new)
+    with saving(new):
+        tokenizer.save_pretrained(new)
+        model.base.save_pretrained(new)
     shutil.rmtree(directory, ignore_errors=True)
     new.rename(directory)
 
@@ -189,8 +190,9 @@ def make_base(config: OuterLoopConfig, task: Task, phases: Phases) -> str:
             end=tokenizer.eos_token_id,
         )
         shutil.rmtree(out / FRESH, ignore_errors=True)
-        tokenizer.save_pretrained(out / FRESH)
-        model.save_pretrained(out / FRESH)
+        with saving(out / FRESH):
+            tokenizer.save_pretrained(out / FRESH)
+            model.save_pretrained(out / FRESH)
         training = replace(
             config.training,
             batch_size=options.batch_size,

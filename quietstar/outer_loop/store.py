@@ -87,7 +87,7 @@ class SampleStore:
         self.path = directory / STORE
         self._offsets: dict[tuple[str, str], list[int]] = {}  # byte offsets of lines by kind and phase key
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise ConfigError(f"output_dir: cannot write to {self.path} ({error.strerror})") from None
         try:

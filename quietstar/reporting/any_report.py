@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from quietstar.config.command_line import Command
+from quietstar.config.options import INPUT
 from quietstar.reporting.comparison_report import compared_before, write_comparison
 from quietstar.reporting.loop_report import write_loop_report
 from quietstar.reporting.train_report import write_report
@@ -21,7 +23,7 @@ class ReportOptions:
             such runs.
     """
 
-    run_directory: Path
+    run_directory: Annotated[Path, INPUT]
 
 
 REPORT_COMMAND = Command("report", ReportOptions, argument="run_directory")

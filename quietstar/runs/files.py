@@ -11,17 +11,19 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from quietstar.config.options import check_name
 from quietstar.config.parsing import parse_json
-from quietstar.errors import ConfigError
+from quietstar.errors import ConfigError, naming
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -45,19 +47,27 @@ LOCK = ".lock"
 def write_whole(path: Path, text: str) -> None:
     """Writes UTF-8 text to a file that is whole, or as it was before, even if the process dies.
 
+    A device or a pipe, such as `/dev/stdout`, is not replaced but written to.
+
     Args:
         path: Path of the file, in a directory that exists.
-        text: Text to write, without lone surrogates.
+        text: Text to write; a part of a path that is not UTF-8 is escaped.
 
     Raises:
         OSError: The file cannot be written; its old content stays, and no other file is left.
     """
+    content = text.encode("utf-8", "backslashreplace")
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    with naming(path):
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        try:
+            new.write_bytes(content)
+            os.replace(new, path)
+        finally:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
 
 
 def make_output_dir(directory: Path, option: str = "output_dir") -> None:
@@ -70,6 +80,7 @@ def make_output_dir(directory: Path, option: str = "output_dir") -> None:
     Raises:
         ConfigError: The directory cannot be made or written to.
     """
+    check_name(directory, option)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -78,6 +89,26 @@ def make_output_dir(directory: Path, option: str = "output_dir") -> None:
         raise ConfigError(
             f"{option}: cannot write to {directory} ({error.strerror}); needs a directory that you may write to"
         ) from None
+
+
+@contextmanager
+def saving(directory: Path) -> Iterator[None]:
+    """Context in which a model, or other tensors, are written to a directory that is there in the end.
+
+    Their files then have the mode that every new file has there: safetensors makes them private.
+
+    Raises:
+        OSError: The system has refused something, such as room on the disk.
+    """
+    with naming(directory):
+        yield
+        with tempfile.TemporaryDirectory(dir=directory) as own:
+            example = Path(own) / "example"
+            example.touch()
+            mode = stat.S_IMODE(example.stat().st_mode)
+        for file in directory.rglob("*.safetensors"):
+            if not file.is_symlink():
+                file.chmod(mode)
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -159,7 +190,7 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:  # a link, or another user's file
             raise ConfigError(
                 f"output_dir: cannot lock {self._path} ({error.strerror}); delete it, or choose another output_dir"
@@ -176,8 +207,9 @@ class RunLock:
             warnings.warn(
                 f"{self._path}: this file system has no locks ({error}); start one process only", stacklevel=2
             )
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        with suppress(OSError):  # on a full disk: the lock holds without its note
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._descriptor = descriptor
         return self
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from quietstar.config.loops import ProblemOptions
+from quietstar.config.options import check_input, path_kind
 from quietstar.errors import ConfigError, QuietStarError
 from quietstar.tasks.addition import Addition
 from quietstar.tasks.code import CodeProblems
@@ -93,7 +94,8 @@ def _import(module_name: str, name: str) -> ModuleType:
     if not module_name.endswith(".py"):
         return _guarded(lambda: importlib.import_module(module_name), f"task: importing {module_name!r} raised")
     file = Path(module_name).expanduser().resolve()
-    if not file.is_file():
+    check_input(file, "task")
+    if path_kind(file, "task") != "file":
         raise ConfigError(f"task: {name}: there is no file {file}")
     specification = spec_from_file_location(f"quietstar_task_{file.stem}", file)
     assert specification is not None and specification.loader is not None  # a file that ends in .py has both

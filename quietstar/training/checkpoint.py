@@ -39,6 +39,7 @@ from quietstar.runs.checkpoints import (
     refuse_link,
     remove_old_checkpoints,
 )
+from quietstar.runs.files import saving
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -118,7 +119,6 @@ def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
 
     Raises:
         OSError: The checkpoint cannot be written, for example because the disk is full.
-        SafetensorError: The same, from the library that writes the tensors.
         CheckpointError: `directory` is a link.
     """
     refuse_link(directory)
@@ -131,10 +131,11 @@ def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        _save_model(snapshot.model, snapshot.weights, temporary)
-        if snapshot.tokenizer is not None:
-            snapshot.tokenizer.save_pretrained(str(temporary))
-        save_file({name: tensor.contiguous() for name, tensor in snapshot.optimizer.items()}, temporary / OPTIMIZER)
+        with saving(temporary):
+            _save_model(snapshot.model, snapshot.weights, temporary)
+            if snapshot.tokenizer is not None:
+                snapshot.tokenizer.save_pretrained(str(temporary))
+            save_file({name: tensor.contiguous() for name, tensor in snapshot.optimizer.items()}, temporary / OPTIMIZER)
         (temporary / STATE).write_text(snapshot.state, encoding="utf-8")
         files = {name: describe(temporary / name) for name in listing(temporary)}
         _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch
 from quietstar.errors import DataError, NonFiniteError, OutOfMemoryError
 from quietstar.objective.learning import LearnOutput
-from quietstar.runs.files import write_json
+from quietstar.runs.files import saving, write_json
 from quietstar.runs.machine import is_out_of_memory
 from quietstar.training.metrics import WeightedMeans
 from quietstar.training.optimizer import build_optimizer, learning_rate
@@ -425,9 +424,10 @@ def write_batch(run_directory: Path, step: int, batch: Batch, problem: str, seed
         tensors["attention_mask"] = batch.attention_mask.cpu().contiguous()
     try:
         file.parent.mkdir(exist_ok=True)
-        save_file(tensors, file.with_suffix(".safetensors"))
+        with saving(file.parent):
+            save_file(tensors, file.with_suffix(".safetensors"))
         write_json(file, {"step": step, "problem": problem, "texts": list(batch.names), "thought_seed": seed})
-    except (OSError, SafetensorError):
+    except OSError:
         return None
     return file
 

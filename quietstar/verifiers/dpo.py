@@ -17,6 +17,7 @@ from quietstar.config.loops import GeneratorOptions, VerifierOptions
 from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.batches import Batch
 from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.runs.files import saving
 from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.step import StepResult
 from quietstar.training.step_functions import ComputeStep
@@ -172,8 +173,9 @@ def _stored_reference(file: Path, key: str) -> Tensor | None:
 def _store_reference(file: Path, key: str, logprob: Tensor) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
-    save_file({"logprob": logprob}, new, metadata={"key": key})
-    os.replace(new, file)
+    with saving(file.parent):
+        save_file({"logprob": logprob}, new, metadata={"key": key})
+        os.replace(new, file)
 
 
 LOG_LIKELIHOODS = {"sum": "sum", "mean": "mean"}

@@ -11,16 +11,17 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from quietstar.config.command_line import Command
 from quietstar.config.loops import ProblemOptions
-from quietstar.config.options import Device, Dtype, check_model_path
+from quietstar.config.options import INPUT_ONCE, Device, Dtype, check_model_path, path_kind
 from quietstar.config.parsing import parse_json
 from quietstar.data.shards import read_objects
-from quietstar.errors import ConfigError, DataError
+from quietstar.errors import ConfigError, DataError, naming
 from quietstar.tasks import load_task
 from quietstar.tasks.task import Problem, Task
 
@@ -244,7 +245,7 @@ class RankOptions:
     """
 
     verifier: str | None = None
-    candidates: Path
+    candidates: Annotated[Path, INPUT_ONCE]
     out: Path | None = None
     by: Literal["score", "majority", "weighted", "process"] = "score"
     score: Literal["sum", "mean", "ratio", "last"] | None = None
@@ -293,13 +294,15 @@ def rank_file(options: RankOptions) -> None:
         for number, (problem, key) in enumerate(zip(problems, keys, strict=True), start=1):
             if number > done:
                 line = {**_ranked(problem, steps[number - 1], options, verifier), KEY: key}
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-                out.flush()
+                with naming(options.out or "standard output"):
+                    out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    out.flush()
                 if options.out is not None:
                     print(f"ranked {number} of {len(problems)} problems", file=sys.stderr)
     finally:
         if out is not sys.stdout:
-            os.fsync(out.fileno())
+            with suppress(OSError):  # a pipe has no disk; what a full disk does not hold was told at the write
+                os.fsync(out.fileno())
             out.close()
 
 
@@ -388,6 +391,8 @@ def _continue(path: Path, keys: list[str]) -> tuple[int, TextIO]:
         ConfigError: The file holds other candidates or another verifier's ranking, or cannot be written.
     """
     try:
+        if path_kind(path, "out") == "other":
+            return 0, path.open("w", encoding="utf-8", errors="backslashreplace")
         content = path.read_bytes() if path.exists() else b""
         lines = content.split(b"\n")[:-1]
         for number, line in enumerate(lines):
@@ -396,7 +401,7 @@ def _continue(path: Path, keys: list[str]) -> tuple[int, TextIO]:
                     f"out: {path}:{number + 1} is not what these candidates, this verifier and these options give; "
                     "choose another file, or remove it"
                 )
-        out = path.open("r+" if content else "w", encoding="utf-8")
+        out = path.open("r+" if content else "w", encoding="utf-8", errors="backslashreplace")
         out.truncate(sum(len(line) + 1 for line in lines))
         out.seek(0, os.SEEK_END)
     except OSError as error:

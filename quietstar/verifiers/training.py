@@ -25,7 +25,7 @@ from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import absolute, base_fingerprint, has_adapters, merge_adapters
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.checkpoints import MAY_CHANGE
-from quietstar.runs.files import changed_options, write_json
+from quietstar.runs.files import changed_options, saving, write_json
 from quietstar.runs.machine import resolve_device
 from quietstar.training.step import ModelT, StepResult
 from quietstar.training.trainer import Trainer
@@ -240,9 +240,10 @@ class VerifierRun:
             merge_adapters(self.policy)
         new = self.model_directory.with_name(f"{MODEL}.new")
         shutil.rmtree(new, ignore_errors=True)
-        self.tokenizer.save_pretrained(new)
-        self.policy.base.save_pretrained(new)
-        save_more(new)
+        with saving(new):
+            self.tokenizer.save_pretrained(new)
+            self.policy.base.save_pretrained(new)
+            save_more(new)
         write_json(
             new / VERIFIER,
             {

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietstar.__main__ import main
-from quietstar.config.command_line import run_command, to_yaml
+from quietstar.config.command_line import to_yaml
 from quietstar.config.commands import load_config, parse_train_config
 from quietstar.config.presets import TRAIN_PRESETS
 from quietstar.config.training import TrainConfig
-from quietstar.errors import ConfigError, DataError
+from quietstar.errors import ConfigError, DataError, run_command
 
 INPUT = ["--model.path", "some/model", "--data.path", "some.txt"]
 
