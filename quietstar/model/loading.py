@@ -107,6 +107,31 @@ def text_token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabul
     return ids
 
 
+def ending_tokens(tokenizer: Any, vocabulary: int, *configurations: object) -> list[int]:
+    """Return the ids of the tokens that end a text, by the one rule of all commands; the tokenizer's own comes first.
+
+    These are the tokenizer's end-of-sequence token, with which every training text ends, and the tokens that a
+    configuration names, unless they are ordinary ones: many chat models end a turn with another token, but a
+    configuration that was never told an ending token holds the default of its family, which may be a word here.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        vocabulary: Number of tokens that the model knows; it never writes an id beyond.
+        configurations: Configurations that may name ending tokens, such as the model's and its generation
+            configuration; None counts as one that names nothing.
+    """
+    own = tokenizer.eos_token_id
+    named: list[Any] = [own]
+    for configuration in configurations:
+        ids = getattr(configuration, "eos_token_id", None)
+        named += ids if isinstance(ids, (list, tuple, set)) else [ids]
+    special = set(tokenizer.all_special_ids)
+    special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    ordinary = set(tokenizer.get_vocab().values()) - special - {own}
+    known = [token for token in named if type(token) is int and 0 <= token < vocabulary]
+    return list(dict.fromkeys(token for token in known if token not in ordinary))
+
+
 def character_tokenizer(symbols: str, end: str | None = None) -> PreTrainedTokenizerFast:
     """Make a tokenizer with one token per character.
 
