@@ -5,6 +5,7 @@ The last two functions make small models over single characters, for experiments
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -77,6 +78,22 @@ def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = Non
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
     return model
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Returns the SHA-256 of all saved parameters and buffers with their names, dtypes and shapes; tied ones count
+    once.
+
+    It is the same after saving and loading.
+    """
+    digest, seen = hashlib.sha256(), set()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen.add(tensor.data_ptr())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def text_token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary: int) -> list[int]:

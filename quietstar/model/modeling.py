@@ -443,7 +443,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             past_key_values: `ThinkingCache` of a call of `generate`, whose text `input_ids` continue. Then only the
                 last position is predicted, and thinks as that call asked for.
             cache: Same as `past_key_values`, under the name that transformers uses since 5.24.
-            kwargs: Other arguments of transformers, such as positions; ignored, but for `inputs_embeds`, which is refused.
+            kwargs: Other arguments of transformers, such as positions; ignored, but `inputs_embeds` is refused.
 
         Returns:
             `logits` float32 [B, L or logits_to_keep, V] and `loss`; with a cache, `logits` [B, 1, V] and the cache.
