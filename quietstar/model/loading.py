@@ -28,27 +28,35 @@ from transformers import (
 
 from quietstar.errors import CheckpointError, ConfigError, QuietStarError
 from quietstar.model.upstream import tied_weights
+from quietstar.runs.checkpoints import check_model_directory
 
 # what transformers raises for files that are missing, damaged, of another kind, or that need remote code or packages
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
 
 
-def load_configuration(path: str | os.PathLike[str]) -> PreTrainedConfig:
+def load_configuration(path: str | os.PathLike[str], *, local: bool = False) -> PreTrainedConfig:
     """Load the configuration of a model.
+
+    Args:
+        path: Directory or hub name of the model.
+        local: Whether a hub name is looked up in the local cache alone, without the network.
 
     Raises:
         ConfigError: There is no configuration, or it cannot be read.
     """
+    check_model_directory(path)
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{path}: not a model directory, it has no config.json")
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
     except LOADING_ERRORS as error:
         raise ConfigError(f"{path}: can't be loaded as a causal language model: {error}") from error
     return config
 
 
-def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    path: str | os.PathLike[str], dtype: torch.dtype | None = None, *, local: bool = False
+) -> PreTrainedModel:
     """Load a causal language model, thinking or not, with all of its weights.
 
     Weights are read only from safetensors, and code of the directory or hub repository is never run.
@@ -56,13 +64,15 @@ def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = Non
     Args:
         path: Directory or hub name of the model.
         dtype: Dtype of the weights; None takes that of the checkpoint.
+        local: Whether a hub name is looked up in the local cache alone, without the network.
 
     Raises:
         ConfigError: It can't be loaded as a causal language model.
-        CheckpointError: Weights are missing.
+        CheckpointError: Weights are missing, or not finite.
     """
-    load_configuration(path)
+    load_configuration(path, local=local)
     options: dict[str, Any] = {"dtype": dtype or "auto", "use_safetensors": True, "trust_remote_code": False}
+    options["local_files_only"] = local
     try:
         # attention is replaced after loading; naming one keeps a config.json from asking for a kernel of the hub
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -77,7 +87,20 @@ def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = Non
     missing = sorted(set(report["missing_keys"]) - tied_weights(model))
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
+    if (bad := not_finite(model)) is not None:
+        raise CheckpointError(f"{path}: {bad} has values that are NaN or infinite; the file of the weights is damaged")
     return model
+
+
+@torch.no_grad()
+def not_finite(model: nn.Module) -> str | None:
+    """Return the name of the first parameter that has NaN or infinite values, or None."""
+    usual = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in usual and parameter.numel() and not parameter.is_meta:
+            if not bool(torch.stack(parameter.aminmax()).isfinite().all()):  # which hand NaN on
+                return name
+    return None
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -29,6 +29,7 @@ from quietstar.model.prediction import predict_next
 from quietstar.model.thinking_model import END, START, ThinkingModel, check_configuration, disable_dropout
 from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entropy, expand_anchors
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast
+from quietstar.runs.checkpoints import check_model_directory
 from quietstar_kernels import linear_cross_entropy, sample_tokens
 
 IGNORED = -100  # label of a position that has no loss
@@ -120,6 +121,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         Raises:
             CheckpointError: A part of a model with adapters is missing or damaged, or its base cannot be found.
         """
+        check_model_directory(pretrained_model_name_or_path)
         if not is_adapter_checkpoint(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
         model = assemble(cls, pretrained_model_name_or_path, None, False)
