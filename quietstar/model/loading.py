@@ -97,9 +97,9 @@ def not_finite(model: nn.Module) -> str | None:
     """Return the name of the first parameter that has NaN or infinite values, or None."""
     usual = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for name, parameter in model.named_parameters():
-        if parameter.dtype in usual and parameter.numel() and not parameter.is_meta:
-            if not bool(torch.stack(parameter.aminmax()).isfinite().all()):  # which hand NaN on
-                return name
+        readable = parameter.dtype in usual and parameter.numel() and not parameter.is_meta
+        if readable and not bool(torch.stack(parameter.aminmax()).isfinite().all()):  # both are NaN where one is
+            return name
     return None
 
 

@@ -233,7 +233,7 @@ class ThinkingModel(PreTrainedModel):
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Module:
+    ) -> nn.Embedding:
         """Give the base another number of tokens: its embeddings, its output head and its configuration.
 
         START and END have no token ids, so their vectors stay.
@@ -258,7 +258,7 @@ class ThinkingModel(PreTrainedModel):
                 raise ConfigError(f"{name}: got {value!r}, needs a whole number of at least 1")
         if new_num_tokens is not None and max(self.banned, default=-1) >= new_num_tokens:
             raise ConfigError(f"new_num_tokens: got {new_num_tokens}, but banned_token_ids has {max(self.banned)}")
-        embeddings: nn.Module = self.base.resize_token_embeddings(
+        embeddings: nn.Embedding = self.base.resize_token_embeddings(
             new_num_tokens, pad_to_multiple_of, mean_resizing=mean_resizing
         )
         assert isinstance(self.config.text_config, PreTrainedConfig)

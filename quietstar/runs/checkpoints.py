@@ -243,9 +243,7 @@ def check_model_directory(path: str | os.PathLike[str]) -> None:
     home = home.parent.parent if home.parent.name == "snapshots" else home
     for file in sorted([*directory.iterdir(), *directory.glob("adapter/*")]):
         if (file.is_symlink() or file.parent != directory) and not file.resolve().is_relative_to(home):
-            raise CheckpointError(
-                f"{file}: is a link out of the model's directory, which is not followed; copy the file"
-            )
+            raise CheckpointError(f"{file}: is a link out of its directory, which is not followed; copy the file")
     if (directory / "config.json").exists():
         try:
             config = read_json(directory / "config.json")
@@ -259,8 +257,8 @@ def check_model_directory(path: str | os.PathLike[str]) -> None:
         for tensor, name in names.items():
             if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
                 raise CheckpointError(
-                    f"{directory / INDEX}: weight_map: {tensor}: got {name!r}, needs the name of a .safetensors file of "
-                    "this directory"
+                    f"{directory / INDEX}: weight_map: {tensor}: got {name!r}, needs the name of a .safetensors file "
+                    "of this directory"
                 )
             if not (directory / name).is_file():
                 raise CheckpointError(f"{directory / name}: missing, but {INDEX} names it")
