@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quietstar.config.options import check_model_path
 from quietstar.data.rows import BadRow
 from quietstar.errors import ConfigError, DataError
+from quietstar.runs.checkpoints import check_model_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         ConfigError: There is no tokenizer, or it cannot be loaded.
     """
     check_tokenizer(path)
+    check_model_directory(path)
     from transformers import AutoTokenizer, PreTrainedTokenizerBase  # slow: after the checks that do without them
 
     name = os.fspath(path)

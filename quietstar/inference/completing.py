@@ -22,6 +22,7 @@ from quietstar.errors import DataError
 from quietstar.inference.prompts import CompletionOptions, Prompt
 from quietstar.model.cache import ThinkingRecord, TokenThoughts
 from quietstar.model.draw import substream
+from quietstar.model.loading import ending_tokens
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.passes import PAUSE
 from quietstar.model.upstream import BaseStreamer
@@ -127,17 +128,14 @@ def continue_texts(
         is_complete: Function that says whether a new text needs no more tokens, in addition to `options.stop`.
         streamer: Receiver of the new tokens; only for a single prompt.
     """
-    ending = model.generation_config.eos_token_id
-    if ending is None:
-        ending = tokenizer.eos_token_id
-    ends = ending if isinstance(ending, list) else [ending]
-    padding = next((token for token in (tokenizer.pad_token_id, ends[0]) if token is not None), 0)
+    ends = ending_tokens(tokenizer, model.head.weight.shape[0], model.generation_config, model.base.config)
+    padding = next((token for token in (tokenizer.pad_token_id, *ends) if token is not None), 0)
     ids, mask = pad_left(prompts, padding)
     longest = ids.shape[1]
     config = GenerationConfig(
         max_new_tokens=options.max_new_tokens,
         num_return_sequences=options.samples,
-        eos_token_id=ending,
+        eos_token_id=ends or None,
         pad_token_id=padding,
         return_dict_in_generate=True,
         do_sample=options.temperature > 0,

@@ -19,7 +19,7 @@ from quietstar.data.tokenizer import check_vocabulary, load_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.model.adapters import assemble, is_adapter_checkpoint
 from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint, load_authors_checkpoint
-from quietstar.model.loading import load_causal_lm, load_configuration
+from quietstar.model.loading import ending_tokens, load_causal_lm, load_configuration
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.checkpoints import checkpoint_directory
 from quietstar.runs.machine import resolve_device
@@ -74,6 +74,9 @@ def load_thinking(
     if loaded is None:
         loaded = _load_tokenizer(directory, tokenizer)
     check_vocabulary(loaded, model.head.weight.shape[0])
+    ends = ending_tokens(loaded, model.head.weight.shape[0], model.generation_config, model.base.config)
+    for owner in (model, model.base):  # a call of `generate` has no tokenizer
+        owner.generation_config.eos_token_id = ends or None
     if weights is not None:
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
             parameter.data = parameter.data.to(weights)

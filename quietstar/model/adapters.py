@@ -316,7 +316,7 @@ def assemble(
     if not isinstance(config, QuietStarConfig):
         raise CheckpointError(f"{directory}: its config.json is of a {config.model_type}, not of a thinking model")
     path = options["base_model_name_or_path"]
-    loaded = base if isinstance(base, PreTrainedModel) else _load_base(directory, base or path, config)
+    loaded = base if isinstance(base, PreTrainedModel) else _load_base(directory, base or path, config, base is None)
     plain = loaded.base if isinstance(loaded, ThinkingModel) else loaded
     config.text_config = plain.config
     model = model_class(config, base=plain)
@@ -338,13 +338,16 @@ def assemble(
     return model
 
 
-def _load_base(directory: Path, path: str | os.PathLike[str] | None, config: QuietStarConfig) -> PreTrainedModel:
+def _load_base(
+    directory: Path, path: str | os.PathLike[str] | None, config: QuietStarConfig, local: bool
+) -> PreTrainedModel:
     if path is None:
         raise CheckpointError(
             f"{directory}: does not name the base of its adapters; load_finetuned(..., base=...) does"
         )
     try:
-        return load_causal_lm(path, _dtype(config))
+        # what a directory names is not asked of the hub: only a user names what is loaded from there
+        return load_causal_lm(path, _dtype(config), local=local)
     except ConfigError as error:
         raise CheckpointError(
             f"{directory}: the base of its adapters can't be loaded ({error}); "

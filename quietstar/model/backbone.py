@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from quietstar.errors import UnsupportedBackboneError
+from quietstar.errors import CheckpointError, UnsupportedBackboneError
 from quietstar.model.attention import ThoughtPass
 from quietstar.model.layers import LayerRecord, decoder_layers, intercept_layers
+from quietstar.model.loading import not_finite
 from quietstar.model.thinking_model import ThinkingModel, output_head
 from quietstar.model.upstream import attention_implementation, untested_versions, with_advice
 
@@ -64,6 +65,8 @@ def probe_backbone(model: ThinkingModel) -> None:
             _probe_states(model)
             _probe_recording(model)
     except UnsupportedBackboneError as error:
+        if (bad := not_finite(model)) is not None:
+            raise CheckpointError(f"{bad}: has values that are NaN or infinite, so the model cannot be used") from error
         raise UnsupportedBackboneError(with_advice(error)) from error.__cause__
 
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import operator
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.cache import Thinking, ThinkingCache, ThinkingRecord
 from quietstar.model.draw import draw
+from quietstar.model.padding import check_ids, check_mask
 from quietstar.model.think_rule import NO_GATE, parse_think
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import CACHE, GenerateDecoderOnlyOutput, SuppressTokensLogitsProcessor
@@ -27,12 +30,21 @@ UNSUPPORTED = (
     "cache_implementation",
     "custom_generate",
     "inputs_embeds",
+    "negative_prompt_attention_mask",
     "negative_prompt_ids",
     "output_attentions",
     "output_hidden_states",
     "position_ids",
+    "token_type_ids",
 )
 """Arguments of `generate` that bypass the text's cache, or ask for what the passes over it do not keep."""
+ARGUMENTS = {"input_ids", "attention_mask", *inspect.signature(GenerationMixin.generate).parameters} - {
+    "self",
+    "kwargs",
+}
+"""Arguments of transformers' `generate`, to which the fields of its generation configuration are added."""
+LEAST_TEMPERATURE = 1e-30
+"""Smallest sampling temperature: logits that are divided by a smaller one may overflow float32."""
 
 
 class ThinkingGeneration(GenerationMixin):
@@ -85,11 +97,14 @@ class ThinkingGeneration(GenerationMixin):
             DataError: A prompt is empty, padded on the right, too long for the base's context, or holds a token that
                 is reserved for thoughts.
         """
+        if inputs is not None and options.get("input_ids") is not None:
+            raise ConfigError("input_ids: got inputs too, another name for it; give one of them")
         thinking = plan_thinking(self, think, thoughts_per_token, thought_temperature, seed, output_thoughts)
         check_prompt(
             self, thinking, options.get("input_ids") if inputs is None else inputs, options.get("attention_mask")
         )
         settled = self.generation_config if generation_config is None else generation_config
+        check_options(options, settled)
         if output_thoughts and not options.get("return_dict_in_generate", settled.return_dict_in_generate):
             raise ConfigError("output_thoughts: got True without return_dict_in_generate=True, which returns them")
         self._prepare()
@@ -98,7 +113,8 @@ class ThinkingGeneration(GenerationMixin):
         if thinking.when.rule == "never" and past is None and not own_draws:
             return self._generate_without_thoughts(inputs, generation_config, thinking.record, options)
         for name in UNSUPPORTED:
-            if options.get(name) or (generation_config is not None and getattr(generation_config, name, None)):
+            given = (options.get(name), getattr(generation_config, name, None))
+            if any(value is not None and value is not False for value in given):
                 raise ConfigError(f"{name}: not supported with thoughts; leave it out, or use model.base.generate")
         if options.pop("use_cache", True) is False:
             raise ConfigError("use_cache: got False; thoughts are made from the text's keys and values, needs True")
@@ -177,6 +193,69 @@ class ThinkingGeneration(GenerationMixin):
         return criteria if cache is None else type(stopping_criteria)(criteria, cache)
 
 
+def check_whole(name: str, value: object, least: int | None = None) -> None:
+    """Refuse what is no whole number, or one below `least`.
+
+    Raises:
+        ConfigError: The value is something else.
+    """
+    try:
+        whole = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # or TypeError
+    except TypeError:
+        whole = None
+    if whole is None or (least is not None and whole < least):
+        least_text = "" if least is None else f" of at least {least}"
+        raise ConfigError(f"{name}: got {value!r}, needs a whole number{least_text}")
+
+
+def check_temperature(name: str, value: object, greedy: str) -> None:
+    """Refuse a sampling temperature that logits cannot be divided by.
+
+    Args:
+        name: Name of the argument, for error messages.
+        value: Value of the argument.
+        greedy: Advice for the most probable token each time.
+
+    Raises:
+        ConfigError: The value is no finite number of at least `LEAST_TEMPERATURE`.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not LEAST_TEMPERATURE <= value < float("inf"):  # type: ignore[operator]  # a number here
+        needs = f"a finite number of at least {LEAST_TEMPERATURE:g}, above 0"
+        raise ConfigError(f"{name}: got {value!r}, needs {needs}; {greedy}")
+
+
+def check_options(options: Mapping[str, Any], settled: GenerationConfig) -> None:
+    """Refuse arguments that `generate` does not know, and numbers that are out of range.
+
+    Args:
+        options: Keyword arguments of the call.
+        settled: Generation configuration, whose value holds where the call gives none.
+
+    Raises:
+        ConfigError: The message names the argument.
+    """
+    known = ARGUMENTS | {*UNSUPPORTED, "cache", "past_key_values", *GenerationConfig().to_dict()}
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), 1)
+            advice = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(f"{name}: not an argument of generate{advice}; leave it out")
+    values = {**settled.to_dict(), **options}
+    for name in ("max_new_tokens", "max_length", "num_return_sequences"):
+        if values.get(name) is not None:
+            check_whole(name, values[name], 1)
+    if not values.get("do_sample"):
+        return
+    if values.get("temperature") is not None:
+        check_temperature("temperature", values["temperature"], "do_sample=False takes the most probable token")
+    if values.get("top_k") is not None:
+        check_whole("top_k", values["top_k"], 0)
+    share = values.get("top_p")
+    if share is not None and not (isinstance(share, (int, float)) and 0 < share <= 1):
+        raise ConfigError(f"top_p: got {share!r}, needs a share above 0 and at most 1")
+
+
 def one_cache(past_key_values: Any, cache: Any) -> Any:
     """Return the cache that was given under either of transformers' two names, or None.
 
@@ -229,13 +308,12 @@ def plan_thinking(
     when = parse_think(think, model.config.thinking_threshold)
     if when.rule == "learned" and model.thinking_gate is None:
         raise ConfigError(NO_GATE.format(think=think))
-    if isinstance(thoughts_per_token, bool) or not isinstance(thoughts_per_token, int) or thoughts_per_token < 1:
-        raise ConfigError(f"thoughts_per_token: got {thoughts_per_token!r}, needs a whole number of at least 1")
+    check_whole("thoughts_per_token", thoughts_per_token, 1)
     temperature = thought_temperature
     if temperature is None:
         temperature = 0.0 if thoughts_per_token == 1 else model.config.temperature
-    if isinstance(temperature, str) or not 0 <= temperature < float("inf"):
-        raise ConfigError(f"thought_temperature: got {temperature!r}, needs 0 (greedy) or more")
+    if temperature != 0:
+        check_temperature("thought_temperature", temperature, "or 0 (greedy)")
     if thoughts_per_token > 1 and (temperature == 0 or model.config.thinking == "pause"):
         name = "thinking: pauses" if temperature else "thought_temperature: got 0"
         raise ConfigError(
@@ -278,6 +356,7 @@ def check_prompt(
         if model.generation_config is None or model.generation_config.bos_token_id is None:
             raise DataError("input_ids: missing, and the model has no beginning-of-sequence token to start from")
         return
+    check_ids("input_ids", input_ids, model.embedding)
     if input_ids.ndim != 2:
         raise DataError(f"input_ids: got shape {list(input_ids.shape)}, needs [batch, length]")
     if input_ids.numel() == 0:
@@ -287,6 +366,7 @@ def check_prompt(
         )
     text = torch.ones_like(input_ids, dtype=torch.bool)
     if attention_mask is not None:
+        check_mask(input_ids, attention_mask)
         if attention_mask.shape != input_ids.shape:
             raise DataError(
                 f"attention_mask: got shape {list(attention_mask.shape)}, needs that of input_ids, "

@@ -5,6 +5,7 @@ The last two functions make small models over single characters, for experiments
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -27,27 +28,35 @@ from transformers import (
 
 from quietstar.errors import CheckpointError, ConfigError, QuietStarError
 from quietstar.model.upstream import tied_weights
+from quietstar.runs.checkpoints import check_model_directory
 
 # what transformers raises for files that are missing, damaged, of another kind, or that need remote code or packages
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
 
 
-def load_configuration(path: str | os.PathLike[str]) -> PreTrainedConfig:
+def load_configuration(path: str | os.PathLike[str], *, local: bool = False) -> PreTrainedConfig:
     """Load the configuration of a model.
+
+    Args:
+        path: Directory or hub name of the model.
+        local: Whether a hub name is looked up in the local cache alone, without the network.
 
     Raises:
         ConfigError: There is no configuration, or it cannot be read.
     """
+    check_model_directory(path)
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{path}: not a model directory, it has no config.json")
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
     except LOADING_ERRORS as error:
         raise ConfigError(f"{path}: can't be loaded as a causal language model: {error}") from error
     return config
 
 
-def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    path: str | os.PathLike[str], dtype: torch.dtype | None = None, *, local: bool = False
+) -> PreTrainedModel:
     """Load a causal language model, thinking or not, with all of its weights.
 
     Weights are read only from safetensors, and code of the directory or hub repository is never run.
@@ -55,13 +64,15 @@ def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = Non
     Args:
         path: Directory or hub name of the model.
         dtype: Dtype of the weights; None takes that of the checkpoint.
+        local: Whether a hub name is looked up in the local cache alone, without the network.
 
     Raises:
         ConfigError: It can't be loaded as a causal language model.
-        CheckpointError: Weights are missing.
+        CheckpointError: Weights are missing, or not finite.
     """
-    load_configuration(path)
+    load_configuration(path, local=local)
     options: dict[str, Any] = {"dtype": dtype or "auto", "use_safetensors": True, "trust_remote_code": False}
+    options["local_files_only"] = local
     try:
         # attention is replaced after loading; naming one keeps a config.json from asking for a kernel of the hub
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -76,7 +87,36 @@ def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = Non
     missing = sorted(set(report["missing_keys"]) - tied_weights(model))
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
+    if (bad := not_finite(model)) is not None:
+        raise CheckpointError(f"{path}: {bad} has values that are NaN or infinite; the file of the weights is damaged")
     return model
+
+
+@torch.no_grad()
+def not_finite(model: nn.Module) -> str | None:
+    """Return the name of the first parameter that has NaN or infinite values, or None."""
+    usual = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    for name, parameter in model.named_parameters():
+        readable = parameter.dtype in usual and parameter.numel() and not parameter.is_meta
+        if readable and not bool(torch.stack(parameter.aminmax()).isfinite().all()):  # both are NaN where one is
+            return name
+    return None
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Returns the SHA-256 of all saved parameters and buffers with their names, dtypes and shapes; tied ones count
+    once.
+
+    It is the same after saving and loading.
+    """
+    digest, seen = hashlib.sha256(), set()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen.add(tensor.data_ptr())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def text_token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabulary: int) -> list[int]:
@@ -105,6 +145,31 @@ def text_token_ids(name: str, text: str | Sequence[int], tokenizer: Any, vocabul
     if not all(0 <= token < vocabulary for token in ids):
         raise ConfigError(f"{name}: {text!r} has the token ids {ids}, the base has {vocabulary} tokens")
     return ids
+
+
+def ending_tokens(tokenizer: Any, vocabulary: int, *configurations: object) -> list[int]:
+    """Return the ids of the tokens that end a text, by the one rule of all commands; the tokenizer's own comes first.
+
+    These are the tokenizer's end-of-sequence token, with which every training text ends, and the tokens that a
+    configuration names, unless they are ordinary ones: many chat models end a turn with another token, but a
+    configuration that was never told an ending token holds the default of its family, which may be a word here.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        vocabulary: Number of tokens that the model knows; it never writes an id beyond.
+        configurations: Configurations that may name ending tokens, such as the model's and its generation
+            configuration; None counts as one that names nothing.
+    """
+    own = tokenizer.eos_token_id
+    named: list[Any] = [own]
+    for configuration in configurations:
+        ids = getattr(configuration, "eos_token_id", None)
+        named += ids if isinstance(ids, (list, tuple, set)) else [ids]
+    special = set(tokenizer.all_special_ids)
+    special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    ordinary = set(tokenizer.get_vocab().values()) - special - {own}
+    known = [token for token in named if type(token) is int and 0 <= token < vocabulary]
+    return list(dict.fromkeys(token for token in known if token not in ordinary))
 
 
 def character_tokenizer(symbols: str, end: str | None = None) -> PreTrainedTokenizerFast:

@@ -22,16 +22,19 @@ from quietstar.errors import ConfigError, DataError
 from quietstar.model.adapters import assemble, has_adapters, is_adapter_checkpoint, save_finetuned
 from quietstar.model.backbone import probe_once
 from quietstar.model.configuration import QuietStarConfig
-from quietstar.model.generation import ThinkingGeneration, one_cache, thinking_cache
+from quietstar.model.generation import ThinkingGeneration, check_temperature, check_whole, one_cache, thinking_cache
 from quietstar.model.loading import load_causal_lm, load_configuration, text_token_ids
-from quietstar.model.padding import Padding, outside_inference, read_padding
+from quietstar.model.padding import Padding, check_ids, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.prediction import predict_next
 from quietstar.model.thinking_model import END, START, ThinkingModel, check_configuration, disable_dropout
 from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entropy, expand_anchors
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast
+from quietstar.runs.checkpoints import check_model_directory
 from quietstar.runs.files import saving
 from quietstar_kernels import linear_cross_entropy, sample_tokens
+
+IGNORED = -100  # label of a position that has no loss
 
 
 class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin):  # named here for transformers' check
@@ -120,6 +123,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         Raises:
             CheckpointError: A part of a model with adapters is missing or damaged, or its base cannot be found.
         """
+        check_model_directory(pretrained_model_name_or_path)
         if not is_adapter_checkpoint(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
         model = assemble(cls, pretrained_model_name_or_path, None, False)
@@ -156,7 +160,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     ) -> Tensor:
         """Return the positions where `think` would think, int32 [B, A], each once; it has the same arguments."""
         self._prepare()
-        padding = read_padding(input_ids, attention_mask)
+        padding = read_padding(input_ids, attention_mask, self.embedding)
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
             entropy = base_entropy(CachedPass(self, input_ids, padding, False).text_hidden, self.head)
@@ -202,6 +206,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             DataError: A tensor has a wrong shape, or anchors lie outside the text.
             ConfigError: `anchors` is an unknown string, or an option is out of range.
         """
+        padding = read_padding(input_ids, attention_mask, self.embedding)
         batch = input_ids.shape[0]
         texts_in_step = first_text + batch if texts_in_step is None else texts_in_step
         if first_text < 0 or texts_in_step < first_text + batch:
@@ -209,7 +214,6 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 f"texts_in_step: got {texts_in_step}, needs at least first_text + the {batch} texts given = "
                 f"{first_text + batch}, and first_text at least 0"
             )
-        padding = read_padding(input_ids, attention_mask)
         thoughts, cached = self._think(
             input_ids,
             padding,
@@ -251,13 +255,10 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         self._prepare()
         config, head = self.config, self.head
         count = config.thoughts_per_position if thoughts_per_position is None else thoughts_per_position
-        if count < 1:
-            raise ConfigError(f"thoughts_per_position: got {count}, needs at least 1")
+        check_whole("thoughts_per_position", count, 1)
+        check_whole("seed", seed)
         temperature = config.temperature if temperature is None else temperature
-        if not temperature > 0:
-            raise ConfigError(
-                f"temperature: got {temperature}, needs a value above 0; greedy=True takes the most probable"
-            )
+        check_temperature("temperature", temperature, "greedy=True takes the most probable")
         cached = CachedPass(self, input_ids, padding, record)
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
@@ -267,10 +268,11 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         length = config.thought_length
         if tokens is None and config.thinking == "pause":
             tokens = torch.full((batch, streams, length), PAUSE, dtype=torch.int64, device=input_ids.device)
-        if tokens is not None and tokens.shape != (batch, streams, length):
-            raise DataError(
-                f"tokens: got shape {list(tokens.shape)}, needs {[batch, streams, length]} (texts, streams, T)"
-            )
+        if tokens is not None:
+            check_ids("tokens", tokens, self.embedding, PAUSE if config.thinking == "pause" else 0)
+            if tokens.shape != (batch, streams, length):
+                wanted = f"{[batch, streams, length]} (texts, streams, T)"
+                raise DataError(f"tokens: got shape {list(tokens.shape)}, needs {wanted}")
         cached.open_streams(anchor)
         head_options: dict[str, Any] = {
             "temperature": temperature,
@@ -331,7 +333,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             DataError: The thoughts do not fit the text or the configuration.
         """
         self._prepare()
-        padding = read_padding(input_ids, attention_mask)
+        padding = read_padding(input_ids, attention_mask, self.embedding)
         self._check_thoughts(input_ids, thoughts)
         if not reuse_sampling_pass:
             return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, None)
@@ -401,7 +403,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         seed: int,
     ) -> tuple[Thoughts, Tensor, Tensor, Tensor]:
         """Return thoughts, the hidden states [B, P, E] at the anchor and after END, and the mixing weight [B, P]."""
-        padding = read_padding(input_ids, attention_mask)
+        padding = read_padding(input_ids, attention_mask, self.embedding)
         if thoughts is None:
             thoughts, cached = self._think(
                 input_ids, padding, anchors, thoughts_per_position, None, None, greedy, seed, False
@@ -424,7 +426,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
     @torch.no_grad()
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
@@ -446,7 +448,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             past_key_values: `ThinkingCache` of a call of `generate`, whose text `input_ids` continue. Then only the
                 last position is predicted, and thinks as that call asked for.
             cache: Same as `past_key_values`, under the name that transformers uses since 5.24.
-            kwargs: Other arguments of transformers, such as positions; ignored.
+            kwargs: Other arguments of transformers, such as positions; ignored, but `inputs_embeds` is refused.
 
         Returns:
             `logits` float32 [B, L or logits_to_keep, V] and `loss`; with a cache, `logits` [B, 1, V] and the cache.
@@ -455,6 +457,10 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             DataError: A tensor has a wrong shape.
             ConfigError: `logits_to_keep` together with labels, or a cache of another kind.
         """
+        if kwargs.get("inputs_embeds") is not None:
+            raise ConfigError("inputs_embeds: not supported; thoughts are made from the text's token ids, input_ids")
+        if input_ids is None:
+            raise DataError("input_ids: missing, needs token ids")
         given = one_cache(past_key_values, cache)
         if given is not None:
             past = thinking_cache(given)
@@ -464,13 +470,19 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 self._prepare()
             output: dict[str, Any] = {"logits": predict_next(self, input_ids, past)[:, None], CACHE: past}
             return CausalLMOutputWithPast(**output)
-        padding = read_padding(input_ids, attention_mask)
+        padding = read_padding(input_ids, attention_mask, self.embedding)
         length = input_ids.shape[1]
+        check_whole("logits_to_keep", logits_to_keep, 0)
         kept = min(logits_to_keep, length) if logits_to_keep else length
         if labels is not None and kept < length:
             raise ConfigError(
                 f"logits_to_keep: got {logits_to_keep} together with labels, which need all {length} positions"
             )
+        if labels is not None:
+            targets = labels.masked_fill(labels == IGNORED, 0) if isinstance(labels, Tensor) else labels
+            check_ids("labels", targets, self.embedding)
+            if labels.shape != input_ids.shape:
+                raise DataError(f"labels: got shape {list(labels.shape)}, needs that of input_ids")
         positions = torch.arange(length - kept, length, device=input_ids.device)
         _, hidden_base, hidden_thought, weight = self._end_thoughts(input_ids, padding, None, positions, 1, True, 0)
         logits = self.head.mixed_logits(hidden_base, hidden_thought, weight, self.config.interpolation)

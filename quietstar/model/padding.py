@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,27 +63,72 @@ def outside_inference(positions: Tensor) -> Tensor:
         return positions.clone()
 
 
-def read_padding(input_ids: Tensor, attention_mask: Tensor | Padding | None) -> Padding:
+def check_ids(name: str, ids: Any, embedding: Tensor, lowest: int = 0) -> None:
+    """Refuse token ids that the embedding table cannot look up.
+
+    Args:
+        name: Name of the argument, for error messages.
+        ids: Value to check, which should be an integer tensor.
+        embedding: Embedding table of the model, [V, E], on the device of the model.
+        lowest: Smallest allowed id, below 0 where ids stand for something else too.
+
+    Raises:
+        DataError: `ids` is no tensor of int64 or int32, is on another device, or holds an id that does not exist.
+    """
+    if not isinstance(ids, Tensor):
+        raise DataError(f"{name}: got a {type(ids).__name__}, needs a tensor of token ids, int64")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise DataError(f"{name}: got {ids.dtype}, needs token ids, int64")
+    if ids.device != embedding.device:
+        raise DataError(f"{name}: is on {ids.device}, the model is on {embedding.device}; needs the same device")
+    if ids.numel():
+        low, high = torch.stack(ids.aminmax()).tolist()
+        if low < lowest or high >= embedding.shape[0]:
+            wrong = low if low < lowest else high
+            raise DataError(f"{name}: has the token id {wrong}, needs {lowest} to {embedding.shape[0] - 1}")
+
+
+def check_mask(input_ids: Tensor, attention_mask: Any) -> None:
+    """Refuse a mask that is no tensor on the device of the token ids.
+
+    Raises:
+        DataError: The mask is something else.
+    """
+    if not isinstance(attention_mask, Tensor):
+        raise DataError(f"attention_mask: got a {type(attention_mask).__name__}, needs a tensor, [batch, length]")
+    if attention_mask.device != input_ids.device:
+        raise DataError(f"attention_mask: is on {attention_mask.device}, input_ids on {input_ids.device}")
+
+
+def read_padding(
+    input_ids: Tensor, attention_mask: Tensor | Padding | None, embedding: Tensor | None = None
+) -> Padding:
     """Check a batch and find its padding and its documents.
 
     Args:
         input_ids: Token ids of the texts, int64 [B, L].
         attention_mask: Number of each token's document in its row, 1, 2, ..., never decreasing, and 0 for padding on
             the left and on the right, [B, L]. With only 0 and 1 every row is one document. None: no padding. A
-            `Padding` is returned as it is.
+            `Padding` is returned as it is, and the token ids, which it was read with, are not checked again.
+        embedding: Embedding table that must have all token ids, [V, E]; None: they are not checked.
 
     Raises:
         DataError: `input_ids` or `attention_mask` has a wrong shape, a row has no text or a gap in it, or its document
             numbers are negative, fractional or decreasing.
     """
+    if not isinstance(input_ids, Tensor):
+        raise DataError(f"input_ids: got a {type(input_ids).__name__}, needs a tensor of token ids, int64")
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise DataError(f"input_ids: got shape {list(input_ids.shape)}, needs [batch, length] with at least one token")
     if isinstance(attention_mask, Padding):
         return attention_mask
+    if embedding is not None:
+        check_ids("input_ids", input_ids, embedding)
     index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     whole_row = index[:, -1:].expand_as(input_ids)
     if attention_mask is None:
         return Padding(None, torch.ones_like(input_ids, dtype=torch.bool), None, index, index < whole_row, whole_row)
+    check_mask(input_ids, attention_mask)
     if attention_mask.shape != input_ids.shape:
         raise DataError(
             f"attention_mask: got shape {list(attention_mask.shape)}, needs that of input_ids, {list(input_ids.shape)}"

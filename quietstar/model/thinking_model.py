@@ -220,9 +220,50 @@ class ThinkingModel(PreTrainedModel):
         return output_head(self.base)
 
     @property
+    def embedding(self) -> Tensor:
+        """The table of the base's token embeddings, [V, E]."""
+        weight = self.base.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
     def banned(self) -> tuple[int, ...]:
         """Ids of the tokens that no thought may contain."""
         return tuple(self.config.banned_token_ids or ())
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Give the base another number of tokens: its embeddings, its output head and its configuration.
+
+        START and END have no token ids, so their vectors stay.
+
+        Args:
+            new_num_tokens, pad_to_multiple_of, mean_resizing: Arguments of transformers' method.
+
+        Returns:
+            The base's embeddings.
+
+        Raises:
+            ConfigError: The number is below 1 or would drop a token of `banned_token_ids`, or the base has adapters,
+                whose checkpoint holds no embeddings.
+        """
+        if getattr(self.base, "peft_config", None):
+            raise ConfigError(
+                "resize_token_embeddings: the base has adapters, whose checkpoint holds no embeddings; "
+                "merge_adapters(model) first, or resize before add_adapters"
+            )
+        for name, value in (("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name}: got {value!r}, needs a whole number of at least 1")
+        if new_num_tokens is not None and max(self.banned, default=-1) >= new_num_tokens:
+            raise ConfigError(f"new_num_tokens: got {new_num_tokens}, but banned_token_ids has {max(self.banned)}")
+        embeddings: nn.Embedding = self.base.resize_token_embeddings(
+            new_num_tokens, pad_to_multiple_of, mean_resizing=mean_resizing
+        )
+        assert isinstance(self.config.text_config, PreTrainedConfig)
+        self.config.text_config.vocab_size = self.base.config.vocab_size
+        return embeddings
 
     def thought_vectors(self) -> tuple[Tensor, Tensor]:
         """Return the input vectors of START and END, [E] each."""

@@ -160,7 +160,12 @@ def expand_anchors(
             if value > 1:
                 chosen = _every(int(value), chosen, padding)
     else:
-        chosen = torch.as_tensor(anchors, device=device)
+        try:
+            chosen = torch.as_tensor(anchors, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"anchors: got {anchors!r}, needs integers [A] or [{batch}, A] ({error})") from None
+        if not chosen.numel():
+            raise DataError("anchors: got none, needs at least one position that thinks")
         if chosen.ndim not in (1, 2) or (chosen.ndim == 2 and chosen.shape[0] != batch) or chosen.dtype not in INTEGERS:
             raise DataError(
                 f"anchors: got {chosen.dtype} of shape {list(chosen.shape)}, needs integers [A] or [{batch}, A]"

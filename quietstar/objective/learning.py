@@ -126,6 +126,7 @@ def learn(
     if not hasattr(model, "think"):
         raise ConfigError(f"model: got a {type(model).__name__}, needs a QuietStarForCausalLM; from_base makes one")
     objective = resolve_objective(objective)
+    padding = read_padding(input_ids, attention_mask, model.embedding)
     if input_ids.ndim == 2 and input_ids.shape[1] < 2:
         raise DataError(
             f"input_ids: got {input_ids.shape[1]} tokens, a text needs at least 2 to have something to predict"
@@ -137,7 +138,6 @@ def learn(
             f"thoughts_per_position: got {count}, the leave_one_out baseline needs at least 2 "
             '(or set objective.baseline to "none")'
         )
-    padding = read_padding(input_ids, attention_mask)
     if thoughts is None:
         thoughts = model.think(
             input_ids,

@@ -1,14 +1,13 @@
 """Supervised fine-tuning of a base model on prompts with completions, which ends every iteration.
 
 `fine_tune` is read first. `make_base` makes the base model of the embedded defaults with it: a character model with
-random weights, trained on the human-written examples of the task. `weights_sha256` identifies weights, and
-`free_memory` frees a model between phases, so that only one is in memory.
+random weights, trained on the human-written examples of the task. `free_memory` frees a model between phases, so that
+only one is in memory.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import GeneratorOptions, OuterLoopConfig
@@ -26,7 +24,7 @@ from quietstar.data.batches import IndexedBatches
 from quietstar.data.examples import Example, encode_example, pack_examples
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import has_adapters, merge_adapters
-from quietstar.model.loading import character_tokenizer, small_llama
+from quietstar.model.loading import character_tokenizer, small_llama, weights_sha256
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.outer_loop.phases import Phases, key_of
 from quietstar.runs.files import saving, write_whole
@@ -217,22 +215,6 @@ def make_base(config: OuterLoopConfig, task: Task, phases: Phases) -> str:
     forget_checkpoints(out)
     free_memory()
     return str(out / MODEL)
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Returns the SHA-256 of all saved parameters and buffers with their names, dtypes and shapes; tied ones count
-    once.
-
-    It is the same after saving and loading.
-    """
-    digest, seen = hashlib.sha256(), set()
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.data_ptr() in seen and tensor.numel():
-            continue
-        seen.add(tensor.data_ptr())
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def free_memory() -> None:

@@ -48,7 +48,8 @@ class Completions:
         phases: Phases of the run.
         seed: Seed of the run, `training.seed`.
         timeout: Time limit of one check in seconds.
-        make_sampler: Function `(path, options) -> Sampler`, called only where something has to be sampled.
+        make_sampler: Function `(generator, options) -> Sampler` that checks the generator's weights; called only where
+            something has to be sampled.
         tell: Function called with each line of progress.
     """
 
@@ -59,7 +60,7 @@ class Completions:
         phases: Phases,
         seed: int,
         timeout: float,
-        make_sampler: Callable[[str, SamplingOptions], Sampler],
+        make_sampler: Callable[[Generator, SamplingOptions], Sampler],
         tell: Callable[[str], None],
     ) -> None:
         self._task = task
@@ -160,7 +161,7 @@ class Completions:
         ]
         done = self._store.samples(key)
         if len(done) < len(places):
-            sampler = self._make_sampler(generator.path, options)
+            sampler = self._make_sampler(generator, options)
             try:
                 finished = 0
                 for batch in sampler.batches(requests):

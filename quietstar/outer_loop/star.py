@@ -24,8 +24,8 @@ from quietstar.config.loops import OuterLoopConfig, SamplingOptions, fine_tuning
 from quietstar.config.training import FinetuningOptions
 from quietstar.data.examples import encode_example, end_of_sequence
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer, tokenizer_fingerprint
-from quietstar.errors import CheckpointError, ConfigError, DataError
-from quietstar.model.loading import load_causal_lm, load_configuration
+from quietstar.errors import CheckpointError, ConfigError, DataError, QuietStarError
+from quietstar.model.loading import load_causal_lm, load_configuration, weights_sha256
 from quietstar.outer_loop.finetune import (
     MODEL,
     RUN,
@@ -33,7 +33,6 @@ from quietstar.outer_loop.finetune import (
     forget_checkpoints,
     forget_other_run,
     free_memory,
-    weights_sha256,
 )
 from quietstar.outer_loop.phases import Phases, key_of
 from quietstar.outer_loop.sampled import Completions, Generator, verdict_of
@@ -115,6 +114,7 @@ class OuterLoop:
         self._base = around.base
         self._store = around.store
         self.tell = around.tell
+        self._checked: set[tuple[Generator, tuple[tuple[str, int, int, int], ...]]] = set()
         self.completions = Completions(
             self.task,
             around.store,
@@ -162,7 +162,34 @@ class OuterLoop:
             "model_sha256": weights_sha256(load_causal_lm(self._base, self._dtype())),
         }
         made = self.phases.run(0, "base", inputs, lambda _: {"model_sha256": inputs["model_sha256"]})
-        return Generator(self._base, made["model_sha256"])
+        found = Generator(self._base, made["model_sha256"])
+        self._checked.add((found, _state_of(found.path)))
+        return found
+
+    def check_weights(self, generator: Generator) -> None:
+        """Compares a generator's weights with those that the run has recorded, once as long as its files stay the same.
+
+        Raises:
+            CheckpointError: The weights are other ones, or cannot be read; the message says how to get them back.
+        """
+        state = (generator, _state_of(generator.path))
+        if state in self._checked:
+            return
+        directory = Path(generator.path).parent
+        advice = "put back what was there"
+        if (directory / "train.json").is_file():
+            advice += f", or delete {directory / 'train.json'} to have {directory.name} trained again"
+        try:
+            found = weights_sha256(load_causal_lm(generator.path, self._dtype()))
+        except QuietStarError as error:
+            raise CheckpointError(f"{error}; {advice}") from error
+        free_memory()
+        if found != generator.sha256:
+            raise CheckpointError(
+                f"{generator.path}: its weights are not those that the run recorded (sha256 {found[:12]}, not "
+                f"{generator.sha256[:12]}); {advice}"
+            )
+        self._checked.add(state)
 
     def fine_tune(
         self,
@@ -337,13 +364,20 @@ class OuterLoop:
             greedy = replace(self.config.sampling, samples=1, temperature=0.0)
             self.completions.of(iteration, "evaluate", generator, self.test_problems, greedy)
 
-    def _sampler(self, path: str, options: SamplingOptions) -> Sampler:
-        config = self.config
+    def _sampler(self, generator: Generator, options: SamplingOptions) -> Sampler:
+        config, path = self.config, generator.path
+        self.check_weights(generator)
         return make_sampler(path, options, dtype=config.model.dtype, device=config.training.device, stop=self.task.stop)
 
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.config.model.dtype)
         return dtype
+
+
+def _state_of(path: str) -> tuple[tuple[str, int, int, int], ...]:
+    """Returns name, size, time of the last change and inode of each file of weights in a model directory."""
+    found = [(file.name, file.stat()) for file in sorted(Path(path).glob("*.safetensors")) if file.exists()]
+    return tuple((name, of.st_size, of.st_mtime_ns, of.st_ino) for name, of in found)
 
 
 def finetuning_inputs(options: FinetuningOptions) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
         out = loop.out / VERIFIERS / name
 
         def work(key: str, kind: Kind = kind, out: Path = out) -> dict[str, Any]:
+            loop.check_weights(sft)
             forget_other_run(out, key)
             directory = kind.train(base, data, config.verifier, training, config.finetuning, out)
             free_memory()
@@ -143,6 +144,8 @@ def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping
     file = loop.phases.directory_of(last) / SCORES
 
     def score(_: str) -> dict[str, Any]:
+        for generator in (generators[0], generators[-1]) if verifiers else ():
+            loop.check_weights(generator)
         return {"sha256": _write_scores(file, _scores(loop, samples, models))}
 
     scored = loop.phases.run(last, "score", inputs, score)
@@ -211,6 +214,12 @@ def _scores(
     for model, path in models.items():  # one in memory at a time, and each reads the candidates once
         loop.tell(f"  {model}")
         verifier = Verifier(path, device=loop.config.training.device, dtype=loop.config.model.dtype)
+        if model in KINDS and verifier.fingerprint != loop.verifier_sha256(model):
+            last = loop.phases.directory_of(loop.config.loop.iterations)
+            raise CheckpointError(
+                f"{path}: its weights are not those that the run has trained; put back what was there, or delete "
+                f"{last / f'verifier_{model}.json'} and {Path(path).parent} to have it trained again"
+            )
         hows = [how for how in NAMES[model] if how != "ratio"]
         columns |= {NAMES[model][how]: found for how, found in verifier.scores(asked, hows, names).items()}
         del verifier

@@ -14,7 +14,6 @@ from typing import Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.data.examples import end_of_sequence
 from quietstar.errors import DataError
 
 TOKENS_PER_CHARACTER = 4
@@ -157,18 +156,3 @@ class CompletionText:
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
-
-
-def ending_tokens(tokenizer: PreTrainedTokenizerBase, generation_config: object) -> frozenset[int]:
-    """Returns the tokens that end a completion: end-of-sequence, and special ones that the generation config names.
-
-    Many chat models end a turn with another token. The generation config alone cannot be trusted: where the model's
-    configuration names no ending token, it may hold a default that is an ordinary token of this tokenizer.
-
-    Raises:
-        ConfigError: The tokenizer has no end-of-sequence token.
-    """
-    named = getattr(generation_config, "eos_token_id", None)
-    others = {named} if isinstance(named, int) else set(named or ())
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return frozenset({end_of_sequence(tokenizer), *(others & (special | set(tokenizer.all_special_ids)))})

@@ -18,10 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.config.loops import SamplingOptions
+from quietstar.data.examples import end_of_sequence
 from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, NonFiniteError, OutOfMemoryError
 from quietstar.model.cache import keeps_keys, preallocated_cache, sees_all
 from quietstar.model.draw import draw, uniforms
+from quietstar.model.loading import ending_tokens
 from quietstar.model.upstream import cache_argument
 from quietstar.runs.machine import is_out_of_memory
 from quietstar.sampling.requests import (
@@ -30,7 +32,6 @@ from quietstar.sampling.requests import (
     Request,
     batches_by_length,
     check_lengths,
-    ending_tokens,
 )
 
 LEAST_DROPPED = 1 / 8
@@ -66,8 +67,10 @@ class TransformersSampler:
         self.tokenizer, self.options = tokenizer, options
         self._model: PreTrainedModel | None = model
         self._text = CompletionText(tokenizer, stop)
-        self._ending = ending_tokens(tokenizer, model.generation_config)
-        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        end_of_sequence(tokenizer)
+        config = model.config.get_text_config()
+        self._ending = set(ending_tokens(tokenizer, config.vocab_size, model.generation_config, config))
+        self._context = getattr(config, "max_position_embeddings", None)
 
     def batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Returns the indices of requests that are sampled together, shortest prompts first.

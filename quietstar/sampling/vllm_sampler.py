@@ -13,10 +13,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from quietstar.config.loops import SamplingOptions
+from quietstar.data.examples import end_of_sequence
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer
 from quietstar.errors import ConfigError
-from quietstar.model.loading import LOADING_ERRORS, load_configuration
-from quietstar.sampling.requests import Completion, Request, batches_by_length, check_lengths, ending_tokens
+from quietstar.model.loading import LOADING_ERRORS, ending_tokens, load_configuration
+from quietstar.sampling.requests import Completion, Request, batches_by_length, check_lengths
 
 ROUNDS = 64
 """Batches of `batch_size` requests that the engine gets at once. It starts a request where another has ended, so rows
@@ -53,8 +54,10 @@ class VllmSampler:
         self.options = options
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(path)
         self._stop = [text for text in stop if text]
-        self._ending = sorted(ending_tokens(self.tokenizer, _generation_config(path)))
-        self._context = getattr(load_configuration(path).get_text_config(), "max_position_embeddings", None)
+        end_of_sequence(self.tokenizer)
+        config = load_configuration(path).get_text_config()
+        self._ending = sorted(ending_tokens(self.tokenizer, config.vocab_size, _generation_config(path), config))
+        self._context = getattr(config, "max_position_embeddings", None)
         self._vllm: Any = importlib.import_module("vllm")
         try:
             self._engine: Any = self._vllm.LLM(

@@ -24,7 +24,7 @@ from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import absolute, base_fingerprint, has_adapters, merge_adapters
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.runs.checkpoints import MAY_CHANGE
+from quietstar.runs.checkpoints import MAY_CHANGE, describe
 from quietstar.runs.files import changed_options, saving, write_json
 from quietstar.runs.machine import resolve_device
 from quietstar.training.step import ModelT, StepResult
@@ -248,6 +248,7 @@ class VerifierRun:
             new / VERIFIER,
             {
                 "format": FORMAT,
+                "files": {file.name: describe(file) for file in sorted(new.glob("*.safetensors"))},
                 "kind": self.kind,
                 "dtype": self.base.dtype,
                 "score": self.options.score,
@@ -285,6 +286,23 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str, generato
         f"verifier: it would start from {path}, whose tokenizer is not that of the generator {generator}; start it "
         "from a model with the generator's tokenizer"
     )
+
+
+def check_files(directory: Path, description: Mapping[str, Any]) -> None:
+    """Compares the weights of a verifier with the sizes and hashes in `verifier.json`; older ones have none.
+
+    Raises:
+        CheckpointError: A file is missing, or is not as it was written.
+    """
+    for name, written in dict(description.get("files") or {}).items():
+        file = directory / Path(name).name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing; {VERIFIER} names it, so put it back or train the verifier again")
+        if describe(file) != written:
+            raise CheckpointError(
+                f"{file}: its content has changed since it was written; put back what was there, or train the verifier "
+                "again"
+            )
 
 
 def read_description(directory: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from quietstar.runs.machine import resolve_device
 from quietstar.verifiers.dpo import DPO, LIKELIHOOD
 from quietstar.verifiers.outcome_reward import ORM, encode_steps, step_scores
 from quietstar.verifiers.pairs import token_logprobs
-from quietstar.verifiers.training import VERIFIER, Kind, load_policy, read_description
+from quietstar.verifiers.training import VERIFIER, Kind, check_files, load_policy, read_description
 
 KINDS: dict[str, Kind] = {"dpo": DPO, "likelihood": LIKELIHOOD, "orm": ORM}
 """Kinds of verifiers by the name in `verifier.json` and in a run's directories. V-STaR's verifier is the first; the
@@ -77,6 +77,7 @@ class Verifier:
         self._reference_path = reference
         self._loaded_reference: QuietStarForCausalLM | None = None
         self._batch_tokens = batch_tokens
+        check_files(Path(directory), self._description)
         self._policy, self.tokenizer = load_policy(self.directory, dtype, device=self._device)
         trained_with = self._description.get("tokenizer")
         if trained_with is not None and trained_with != tokenizer_fingerprint(self.tokenizer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from quietstar.inference.completing import continue_texts
@@ -38,11 +40,42 @@ def test_greedy_is_greedy_whatever_the_checkpoint_advises(model: QuietStarForCau
 
 
 @pytest.mark.parametrize("think", ["always", "never"])
-def test_any_of_several_ends_ends_a_text(model: QuietStarForCausalLM, think: str) -> None:
+@pytest.mark.parametrize(
+    ("named", "special", "ends"),
+    [
+        (None, "", ""),
+        ([], "", ""),
+        ("1", "", ""),  # a word, left from a default
+        (["7", "1"], "", ""),
+        ([10_000, -1], "", ""),  # no token at all
+        ("x", "", ""),
+        ("x", "x", "x"),
+        (["x"], "x", "x"),
+        (["</s>", "x"], "x", "x"),
+        (["x", "1"], "x1", "x1"),
+        (["x", "1"], "1", "1"),
+    ],
+)
+def test_special_tokens_that_a_configuration_names_end_a_text(
+    model: QuietStarForCausalLM, think: str, named: Any, special: str, ends: str
+) -> None:
+    """`generate` took the generation configuration's ending tokens alone: a default that was a word ended a text, and
+    the tokenizer's own end did not where the configuration named a chat model's.
+    """
     own = tokenizer()
-    (one,) = own("1")["input_ids"]
-    drawn = texts(model, think, temperature=1.0)
-    assert any("1" in text[:-1] for text in drawn)
+    free = texts(model, think, temperature=1.0)
+    assert any("1" in text[:-1] for text in free)
+
+    def ids(value: Any) -> Any:
+        if isinstance(value, list):
+            return [ids(one) for one in value]
+        return own.convert_tokens_to_ids(value) if isinstance(value, str) else value
+
     for owner in (model, model.base):
-        owner.generation_config.eos_token_id = [own.eos_token_id, one]
-    assert texts(model, think, temperature=1.0) == [text[: text.find("1") + 1] or text for text in drawn]
+        owner.generation_config.eos_token_id = ids(named)
+    own.add_special_tokens({"additional_special_tokens": list(special)})
+    options = CompletionOptions(6, think, temperature=1.0)
+    prompts = [own(text)["input_ids"] for text in ("a longer prompt", "short")]
+    rows = continue_texts(model, own, prompts, options, [1, 2], ThinkingRecord())
+    found = [own.decode(row.tokens, skip_special_tokens=False) for row in rows]
+    assert found == [text[: min((text.find(end) + 1 for end in ends if end in text), default=6)] for text in free]

@@ -10,8 +10,8 @@ from quietstar.config.loops import GeneratorOptions, ProblemOptions
 from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.examples import encode_example
 from quietstar.data.tokenizer import load_tokenizer
-from quietstar.model.loading import character_tokenizer, small_llama
-from quietstar.outer_loop.finetune import fine_tune, weights_sha256
+from quietstar.model.loading import character_tokenizer, small_llama, weights_sha256
+from quietstar.outer_loop.finetune import fine_tune
 from quietstar.outer_loop.star import chosen_problems
 from quietstar.sampling.requests import sample_seed
 from quietstar.tasks import load_task

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quietstar import star
+from quietstar.outer_loop import star as loop
 from quietstar.runs.files import RunLock
 from tests.faults.launch import Zygote
 from tests.outer_loop.loops import VERIFIER, arguments, judged, kept, manifests, outputs, store_lines
@@ -178,3 +179,69 @@ def test_a_full_disk_while_it_samples(adder: Path, zygote: Zygote, whole: Path, 
     assert stored.endswith(b"\n")
     zygote.run(command)
     assert manifests(run) == manifests(whole) and (run / "samples.jsonl").read_bytes().startswith(stored)
+
+
+def zeroed(file: Path) -> None:
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+
+
+def one_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def without_a_tensor(file: Path) -> None:
+    save_file(dict(list(load_file(file).items())[1:]), file, {"format": "pt"})
+
+
+DAMAGES = (zeroed, one_bit, truncated, emptied, without_a_tensor, Path.unlink)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_nothing_is_sampled_from_changed_weights(
+    damage: Any, adder: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recorded hash of an iteration's weights was not looked at: changed weights gave other numbers, and exit 0.
+
+    Restored from its base the iteration is the same again, and no sample of before is lost.
+    """
+    run = copied(plain, tmp_path)
+    before = manifests(run)
+    model = run / "iteration-01/model"
+    damage(model / "model.safetensors")
+    (run / "iteration-02/sample.json").unlink()
+    lines = (run / "samples.jsonl").read_text().splitlines(keepends=True)
+    again = [(line.get("iteration"), line.get("purpose")) == (2, "sample") for line in map(json.loads, lines)]
+    (run / "samples.jsonl").write_text("".join(line for line, gone in zip(lines, again, strict=True) if not gone))
+    store = store_lines(run)
+    command = arguments(adder, run, loop__iterations=2)
+    found = error_of(capsys, command)
+    assert str(model) in found and "put back what was there, or delete" in found and "iteration-01/train.json" in found
+    assert store_lines(run) == store
+    (run / "iteration-01/train.json").unlink()
+    assert star.main(command) == 0 and manifests(run) == before
+
+
+def test_weights_are_read_once_to_be_checked(
+    adder: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(plain, tmp_path)
+    header = (run / "samples.jsonl").read_text().splitlines(keepends=True)[0]
+    for name in manifests(run):
+        if "sample" in name or "evaluate" in name:
+            (run / name).unlink()
+    (run / "samples.jsonl").write_text(header)
+    hashed = []
+    own = loop.weights_sha256
+    monkeypatch.setattr(loop, "weights_sha256", lambda model: hashed.append(1) or own(model))
+    assert star.main(arguments(adder, run, loop__iterations=2)) == 0
+    assert len(hashed) == 3  # the base, and the models of two iterations, for five sets of samples

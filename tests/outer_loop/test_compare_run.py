@@ -14,8 +14,7 @@ import torch
 import yaml
 
 from quietstar import compare, star
-from quietstar.model.loading import load_causal_lm
-from quietstar.outer_loop.finetune import weights_sha256
+from quietstar.model.loading import load_causal_lm, weights_sha256
 from quietstar.reporting.comparison_report import write_comparison
 from tests.outer_loop.few_sums import SUMS, TASK
 from tests.outer_loop.loops import TEST, TRAIN, VERIFIER, arguments, outputs, rows, store_lines

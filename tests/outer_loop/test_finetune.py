@@ -16,9 +16,9 @@ from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.batches import Batch, IndexedBatches
 from quietstar.data.examples import Example, encode_example, pack_examples
 from quietstar.errors import CheckpointError
-from quietstar.model.loading import character_tokenizer, load_causal_lm, small_llama
+from quietstar.model.loading import character_tokenizer, load_causal_lm, small_llama, weights_sha256
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.outer_loop.finetune import fine_tune, weights_sha256
+from quietstar.outer_loop.finetune import fine_tune
 from quietstar.training.step_functions import IGNORE, language_modeling_step, token_nll
 
 SYMBOLS = "0123456789+=: ,\nCQA#"

@@ -18,8 +18,8 @@ from quietstar.config.loops import GeneratorOptions, VerifierOptions
 from quietstar.config.training import FinetuningOptions, TrainingOptions
 from quietstar.data.examples import encode_example
 from quietstar.data.tokenizer import load_tokenizer
-from quietstar.model.loading import load_causal_lm
-from quietstar.outer_loop.finetune import fine_tune, weights_sha256
+from quietstar.model.loading import load_causal_lm, weights_sha256
+from quietstar.outer_loop.finetune import fine_tune
 from quietstar.sampling.requests import sample_seed
 from quietstar.verifiers.dpo import train_dpo
 from quietstar.verifiers.outcome_reward import train_orm

@@ -12,9 +12,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from quietstar.config.loops import SamplingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError
-from quietstar.sampling.requests import CompletionText, ending_tokens
+from quietstar.model.loading import ending_tokens
+from quietstar.sampling.requests import CompletionText
+from quietstar.sampling.transformers_sampler import TransformersSampler
+from tests.model.tiny import make_base
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +81,25 @@ def test_a_stop_string_is_seen_with_its_last_token(kind: str, request: pytest.Fi
 
 
 def test_ending_tokens_are_special(mistral: Any) -> None:
-    assert ending_tokens(mistral, SimpleNamespace(eos_token_id=None)) == {2}
-    assert ending_tokens(mistral, SimpleNamespace(eos_token_id=[2, 1])) == {1, 2}
-    assert ending_tokens(mistral, SimpleNamespace(eos_token_id=300)) == {2}  # an ordinary token, left from a default
-    assert ending_tokens(mistral, None) == {2}
+    def ends(*named: Any) -> list[int]:
+        return ending_tokens(mistral, len(mistral), *(SimpleNamespace(eos_token_id=one) for one in named))
+
+    assert ends() == ends(None) == ends([]) == [2]
+    assert ends([2, 1]) == ends([1], 2) == ends((1,)) == [2, 1]
+    assert ends(300) == ends([300, 301], 302) == [2]  # ordinary tokens, left from a default
+    assert ends(-1) == ends(len(mistral)) == ends(True) == ends("1") == ends(1.0) == [2]  # no tokens at all
 
 
-def test_a_tokenizer_without_an_end_is_refused() -> None:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+def test_a_tokenizer_without_an_end_ends_only_by_tokens_that_are_no_words() -> None:
+    own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    own.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    special = own.convert_tokens_to_ids("<|im_end|>")
+    named = SimpleNamespace(eos_token_id=[0, special, 7, 9])
+    assert ending_tokens(own, 9, named) == [special, 7]  # 7 has no text, 9 is beyond the model's vocabulary
+    assert ending_tokens(own, 9, SimpleNamespace(eos_token_id=1), None) == []
+
+
+def test_a_model_to_sample_from_needs_an_end() -> None:
+    own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
     with pytest.raises(ConfigError, match="no end-of-sequence token"):
-        ending_tokens(tokenizer, None)
+        TransformersSampler(make_base(), own, SamplingOptions())
