@@ -271,7 +271,7 @@ class _Program:
         return ["error", self._error_class(type(error)), arguments, self._place(error)]
 
     def _error_class(self, kind: type) -> Any:
-        own = []
+        own: list[list[Any]] = []
         for base in kind.__mro__:
             if TYPES.get(base.__name__) is base:
                 return ["class", own, base.__name__]
@@ -379,9 +379,9 @@ def _restrict_files(library: ctypes.CDLL, directory: str) -> bool:
             allowed &= rights if os.path.isdir(path) else of_file
             library.syscall(445, ruleset, 1, struct.pack("=Qi", allowed, place), 0)
             os.close(place)
-    restricted = library.syscall(446, ruleset, 0) == 0
+    restricted = bool(library.syscall(446, ruleset, 0) == 0)
     os.close(ruleset)
-    return restricted and version >= 3  # before, a file could be emptied by opening it
+    return restricted and int(version) >= 3  # before, a file could be emptied by opening it
 
 
 if __name__ == "__main__":

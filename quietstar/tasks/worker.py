@@ -19,7 +19,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
 if TYPE_CHECKING:
     from quietstar.tasks import code_runner
@@ -115,6 +115,8 @@ class _Remote:
     """An object of the program, as the tests see it. Plain values are never shown to its methods for comparison."""
 
     __slots__ = ("_remote_data", "_remote_place")
+    _remote_data: str | None
+    _remote_place: int
 
     def __init__(self, place: int, data: str | None) -> None:
         object.__setattr__(self, "_remote_place", place)
@@ -143,7 +145,7 @@ class _Remote:
 def _items(iterator: _Remote) -> Iterator[Any]:
     while True:
         try:
-            value = next(iterator)
+            value = next(cast(Iterator[Any], iterator))
         except StopIteration:
             return
         yield value
@@ -196,9 +198,8 @@ class TestsProcess:
 
     def __init__(self) -> None:
         self._request: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
-        writes, reads = (
-            os.fdopen(number, mode) for number, mode in zip(self._request["pipe"], ("wb", "rb"), strict=True)
-        )
+        to, back = self._request["pipe"]
+        writes, reads = os.fdopen(to, "wb"), os.fdopen(back, "rb")
         self._pipe = code_runner.Pipe(reads, writes)
         self._functions: list[Any] = []
         self._classes: dict[int, type] = {}
@@ -305,7 +306,7 @@ class TestsProcess:
             raise ValueError("not a value")
         made = self._error_class(told[1][1], told[1][2])
         arguments = codec.decode(told[2])
-        error = BaseException.__new__(made, *arguments)
+        error: BaseException = BaseException.__new__(made, *arguments)
         error.args = arguments
         if made.__name__ not in code_runner.TYPES:
             error.__dict__["_remote_place"] = told[3]

@@ -87,19 +87,32 @@ def test_a_program_does_not_pass_without_the_asked_function(code: str) -> None:
     ("code", "tests"),
     [
         (ALWAYS + "def f(x): return Yes()", "assert 2 in [f(1)]"),
-        ("class A:\n    def __contains__(self, x): return True\n    def __iter__(self): return iter(())\ndef f(x): return A()",
-         "assert 2 in f(1)"),
-        ("class A:\n    def __sub__(self, x): return 0\n    def __rsub__(self, x): return 0\ndef f(x): return A()",
-         "assert abs(f(1) - 2) < 1e-6"),
-        ("class A:\n    def __lt__(self, x): return True\n    __gt__ = __lt__\ndef f(x): return A()", "assert f(1) < 2"),
+        (
+            "class A:\n    def __contains__(self, x): return True\n    def __iter__(self): return iter(())\ndef f(x): return A()",
+            "assert 2 in f(1)",
+        ),
+        (
+            "class A:\n    def __sub__(self, x): return 0\n    def __rsub__(self, x): return 0\ndef f(x): return A()",
+            "assert abs(f(1) - 2) < 1e-6",
+        ),
+        (
+            "class A:\n    def __lt__(self, x): return True\n    __gt__ = __lt__\ndef f(x): return A()",
+            "assert f(1) < 2",
+        ),
         ("def abs(x): return 0\ndef f(x): return 9", "assert abs(f(1) - 2) < 1e-6"),
         ("def sorted(x): return 1\ndef set(x): return 1\ndef f(x): return 9", "assert sorted([f(1)]) == sorted([2])"),
-        ("class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 9", "assert math.isclose(f(1), 2.0)"),
-        ("import math\nmath.isclose = lambda *a, **k: True\ndef f(x): return 9", "import math\nassert math.isclose(f(1), 2)"),
+        (
+            "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 9",
+            "assert math.isclose(f(1), 2.0)",
+        ),
+        (
+            "import math\nmath.isclose = lambda *a, **k: True\ndef f(x): return 9",
+            "import math\nassert math.isclose(f(1), 2)",
+        ),
         ("def f(x):\n    raise StopIteration", "for x in map(f, [1, 2]):\n    assert x == 2"),
         ("def isinstance(*a): return True\ndef f(x): return 9", "assert isinstance(f(1), str)"),
     ],
-)  # fmt: skip
+)
 def test_the_program_does_not_decide_whether_its_answer_is_right(code: str, tests: str) -> None:
     assert not run_tests(code, tests, timeout=20).passed
 

@@ -73,25 +73,48 @@ class Empty(LookupError): pass
         ("def f(x): return float('nan') if x else float('-inf')", "assert f(1) != f(1) and f(0) == -float('inf')"),
         ("def f(n): return 3 ** n", "assert f(20_000) == 3 ** 20_000 and type(f(0)) is int"),
         ("def f(n):\n    for i in range(n): yield i", "assert list(f(3)) == [0, 1, 2] and next(f(1)) == 0"),
-        ("def f(g, x): return [g(i) for i in x]", "assert f(lambda i: i * 2, (1, 2)) == [2, 4] and f(str, [1]) == ['1']"),
-        ("def f(x): raise KeyError(x)", "try:\n    f(1)\nexcept KeyError as e:\n    assert e.args == (1,)\nelse:\n    assert 0"),
+        (
+            "def f(g, x): return [g(i) for i in x]",
+            "assert f(lambda i: i * 2, (1, 2)) == [2, 4] and f(str, [1]) == ['1']",
+        ),
+        (
+            "def f(x): raise KeyError(x)",
+            "try:\n    f(1)\nexcept KeyError as e:\n    assert e.args == (1,)\nelse:\n    assert 0",
+        ),
         ("from collections import *\ndef f(x): return Counter(x)", "assert f('aab') == {'a': 2, 'b': 1}"),
-        ("from collections import *\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)", "assert f() == (1, 2) and f().x == 1"),
-        ("def f(x): return {1: (None, b'z', {2}, frozenset(), 1j, 'é\\ud800')}",
-         "assert f(0) == {1: (None, b'z', {2}, frozenset(), 1j, 'é\\ud800')}"),
-        (STACK, "s = Stack(1)\nassert s.push(5) == Stack(1, 5) and len(s) == 2 and s[0] == 1 and repr(s) == 'Stack(1, 5)'\n"
-                "assert s.pop() == 5 and list(s) == [1] and isinstance(s, Stack) and 1 in s"),
-        (STACK, "try:\n    Stack().pop()\nexcept Empty as e:\n    assert str(e) == 'empty' and isinstance(e, LookupError)\n"
-                "else:\n    assert False"),
-        ("class L(list):\n    def first(self): return self[0]\ndef f(): return L([1, 2])", "assert f() == [1, 2] and f().first() == 1"),
+        (
+            "from collections import *\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)",
+            "assert f() == (1, 2) and f().x == 1",
+        ),
+        (
+            "def f(x): return {1: (None, b'z', {2}, frozenset(), 1j, 'é\\ud800')}",
+            "assert f(0) == {1: (None, b'z', {2}, frozenset(), 1j, 'é\\ud800')}",
+        ),
+        (
+            STACK,
+            "s = Stack(1)\nassert s.push(5) == Stack(1, 5) and len(s) == 2 and s[0] == 1 and repr(s) == 'Stack(1, 5)'\n"
+            "assert s.pop() == 5 and list(s) == [1] and isinstance(s, Stack) and 1 in s",
+        ),
+        (
+            STACK,
+            "try:\n    Stack().pop()\nexcept Empty as e:\n    assert str(e) == 'empty' and isinstance(e, LookupError)\n"
+            "else:\n    assert False",
+        ),
+        (
+            "class L(list):\n    def first(self): return self[0]\ndef f(): return L([1, 2])",
+            "assert f() == [1, 2] and f().first() == 1",
+        ),
         ("n = 0\ndef f():\n    global n\n    n += 1\n    return n", "assert [f(), f()] == [1, 2]"),
         ("from fractions import Fraction as f", "assert f(1, 2) + f(1, 3) == f(5, 6)"),
         ("def f(x): return max(x)", "def check(candidate):\n    assert candidate([1, 2]) == 2\ncheck(f)"),
         ("open('mine', 'w').write('x')\ndef f(): return open('mine').read()", "assert f() == 'x'"),
         ("def f(*a, k=0, **n): return a, k, n", "assert f(1, k=2, z=3) == ((1,), 2, {'z': 3})"),
-        ("import re, heapq, json, bisect, itertools\ndef f(x): return json.loads(x)", "assert f('[1.5, true]') == [1.5, True]"),
+        (
+            "import re, heapq, json, bisect, itertools\ndef f(x): return json.loads(x)",
+            "assert f('[1.5, true]') == [1.5, True]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_right_program_passes(code: str, tests: str) -> None:
     run = run_tests(code, tests, timeout=20)
     assert run.passed, run.failure
