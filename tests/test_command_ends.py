@@ -406,7 +406,7 @@ def test_nul_is_refused_in_any_option(tmp_path: Path) -> None:
     for key in ("model.path", "data.path", "output_dir", "model.start_text", "data.field"):
         (tmp_path / "c.yaml").write_text(f'{key}: "a\\0b"\n')
         done = command("quietstar.train", "--config", str(tmp_path / "c.yaml"))
-        assert done.returncode == 2 and f"{key}: got 'a\\x00b', needs a text without the character NUL" in done.stderr
+        assert done.returncode == 2 and "c.yaml:1: not valid YAML: a text with a NUL character" in done.stderr
 
 
 @pytest.mark.parametrize("device", ["stdout", "fd/1", "pipe"])

@@ -409,14 +409,12 @@ def _typed(parser: ArgumentParser, option: _Option, key: str, value: object, sou
         value = _names(value) if COMMAS in getattr(option.hint, "__metadata__", ()) else [value]
     if type(value) is hint or (from_yaml and isinstance(value, str) and hint == str | None):
         return value  # nothing to convert; "null" in quotes in YAML is text, not null
+    if isinstance(value, str) and hint in (Path, Path | None) and value not in ("", "null"):
+        return Path(value)  # jsonargparse takes no path that is not UTF-8
     if isinstance(value, str) and not _is_scalar(value):
         if str in get_args(hint):
             return value
-        if hint is Path or Path in get_args(hint):
-            return Path(value)
         raise ConfigError(f"{source}{key}: got {shown(value)}, needs {_describe(hint)}")
-    if isinstance(value, str) and hint in (Path, Path | None) and value not in ("", "null"):
-        return Path(value)  # jsonargparse takes no path that is not UTF-8
     try:
         typed = parser.parse_object({key: value}, defaults=False)[key]
         if typed is not None or type(None) in get_args(hint):  # jsonargparse takes null for every type

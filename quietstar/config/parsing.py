@@ -95,7 +95,7 @@ def parse_json(content: bytes | str, *, limit: int = MAX_JSON_BYTES, surrogates:
         DataError: The text is not valid JSON, or beyond the limits of this module; the message has no file name.
     """
     try:
-        text = _decoded(content, "", limit)
+        text = _decoded(content, "", limit, surrogates)
         value = json.loads(text, object_pairs_hook=_object, **hooks)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in error.doc.rstrip("\n") else ""
@@ -112,11 +112,13 @@ def parse_json(content: bytes | str, *, limit: int = MAX_JSON_BYTES, surrogates:
     return value
 
 
-def _decoded(content: bytes | str, place: str, limit: int) -> str:
+def _decoded(content: bytes | str, place: str, limit: int, surrogates: bool = False) -> str:
     start = f"{place}: " if place else ""
     if len(content) > limit:
         raise DataError(f"{start}has {len(content):,} bytes, needs at most {limit:,}")
     if isinstance(content, str):
+        if not surrogates and not _is_utf8(content):
+            raise DataError(f"{start}not UTF-8 text: it has a lone surrogate, which is not a character")
         return content.removeprefix("\ufeff")
     try:
         return content.decode("utf-8-sig")

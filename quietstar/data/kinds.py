@@ -106,6 +106,8 @@ def read_rows(file: BinaryIO, path: str, name: str, start: int, field: str | Non
         raise DataError(f"{path}: is of no known kind; needs a name that ends in {READ}")
     content = _unpacked(file, packed, path)
     head = _head(content)
+    if not kind_ending(name) and _rows_in(head):
+        kind = KINDS[".jsonl"]
     problem = _contradiction(head, kind)
     if problem and kind == "text":
         yield Row(path, 0, None, f"not UTF-8 text: {problem}", is_json=False, unit="")

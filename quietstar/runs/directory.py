@@ -107,7 +107,7 @@ def _first_and_last_samples(directory: Path, last_step: int) -> list[tuple[int, 
 
 def _json(path: Path) -> Any:
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(path.read_bytes(), surrogates=True)
     except (OSError, ValueError):
         return None
 
@@ -120,7 +120,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in raw.split(b"\n"):
         try:
-            content = parse_json(line)
+            content = parse_json(line, surrogates=True)
         except ValueError:
             continue
         if isinstance(content, dict):

@@ -144,7 +144,7 @@ def test_hostile_values_on_the_command_line(option: str, value: str, needs: str)
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("value", ["*a", "[[[[", "2026-13-45", "1:30", "{a: b}", "&a [*a]", "9" * 5000])
+@pytest.mark.parametrize("value", ["*a", "[[[[", "2026-13-45", "1:30", "{a: b}", "&a [*a]", "9" * 200])
 def test_a_text_may_look_like_yaml(value: str) -> None:
     config = parse_train_config([f"--data.path={value}", "--preset=plain", "--model.path=a/b"])
     assert config.data.path == value

@@ -22,7 +22,7 @@ GOOD = b'{"text": "fine"}'
         (b'{"text": "a"', "not valid JSON: .* at column 13"),
         (b'{"text": "a"}{"text": "b"}', "not valid JSON: Extra data at column 14"),
         (b"[" * 50_000, "not usable JSON: nested too deeply"),
-        (b'{"text": "a", "id": ' + b"9" * 5_000 + b"}", "not usable JSON: .*integer"),
+        (b'{"text": "a", "id": ' + b"9" * 5_000 + b"}", "not usable JSON: a whole number"),
         (b'["a"]', "holds a JSON array, needs an object with the field 'text'"),
         (b'{"body": "a"}', r"has no field 'text' \(its fields: 'body'\)"),
         (b'{"text": 3}', "field 'text' is a JSON number, needs a string"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
+import os
 import re
 import time
 from html.parser import HTMLParser
@@ -244,11 +246,18 @@ def test_a_usual_run_takes_little_time(tmp_path: Path) -> None:
     assert (directory / "report.html").stat().st_size < 600_000
 
 
-def test_a_page_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path) -> None:
+def _no_room(old: Path, new: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_page_that_cannot_be_written_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "report.html"
     write_whole(path, "earlier")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "later \ud800")
+    monkeypatch.setattr(os, "replace", _no_room)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "later")
     assert path.read_text() == "earlier"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 

@@ -64,7 +64,7 @@ def test_a_model_outside_of_a_run(run: Path, tmp_path: Path, monkeypatch: pytest
         (["--out", "{place}"], "is a directory, needs the name of a page"),
         (["--out", "{place}/thoughts.json"], "is the name of the data, needs the name of a page"),
         (["--out", "{place}/sums.txt/page.html"], "out: cannot write to"),
-        (["--text", "{place}/none.txt"], "none.txt: cannot be read"),
+        (["--text", "{place}/none.txt"], "none.txt: no such file or directory"),
         (["--positions", "odd"], "positions: got 'odd'"),
         (["--window", "500"], "window: got 500"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,9 @@ def test_a_head_of_another_width_is_refused(trained: Path, tmp_path: Path) -> No
     copy.mkdir()
     for file in trained.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
+    description = json.loads((copy / "verifier.json").read_text())
+    del description["files"]  # as a verifier of an earlier release, which has no hashes
+    (copy / "verifier.json").write_text(json.dumps(description))
     head = load_file(copy / "reward_head.safetensors")
     save_file({"weight": head["weight"][:, :-1].contiguous(), "bias": head["bias"]}, copy / "reward_head.safetensors")
     with pytest.raises(CheckpointError, match=r"reward_head.safetensors: cannot be read as the head"):
