@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         from quietstar.config.command_line import parse_config
-        from quietstar.reporting.any_report import REPORT_COMMAND, write_any_report
+        from quietstar.reporting.comparison_report import REPORT_COMMAND, write_any_report
 
         print(write_any_report(parse_config(REPORT_COMMAND, argv).run_directory))
 

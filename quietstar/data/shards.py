@@ -90,7 +90,7 @@ class Shard:
 
 
 def local_file(path: str | os.PathLike[str], option: str = "") -> Shard:
-    """Returns a file of this machine; one that is no regular file, such as a pipe, is read as text.
+    """Returns a file of this machine; one that is no regular file, such as a pipe, is read by its content.
 
     Args:
         path: File to read.
@@ -108,7 +108,7 @@ def local_file(path: str | os.PathLike[str], option: str = "") -> Shard:
         if option:
             raise ConfigError(f"{option}: cannot read {place} ({error.strerror})") from None
         raise DataError(f"{place}: cannot be read: {error.strerror}") from None
-    return Shard(str(place), place.name if regular else "pipe.txt", 0, partial(cast(Any, open), place, "rb"))
+    return Shard(str(place), place.name if regular else "pipe", 0, partial(cast(Any, open), place, "rb"))
 
 
 def read_objects(

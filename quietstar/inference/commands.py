@@ -25,7 +25,7 @@ from quietstar.data.sources import STANDARD_INPUT, read_documents, read_text
 from quietstar.errors import ConfigError
 from quietstar.inference.gate_choices import FitOptions
 from quietstar.inference.prompts import CompletionOptions, read_prompts
-from quietstar.reporting.any_report import write_any_report
+from quietstar.reporting.comparison_report import write_any_report
 from quietstar.reporting.viewer import ViewOptions
 from quietstar.runs.checkpoints import checkpoint_directory
 from quietstar.runs.directory import model_name, run_of, training_length

@@ -1,7 +1,8 @@
 """Comparison of several finished runs of STaR and V-STaR: a page, the numbers behind it, and tables for the terminal.
 
 `compare` computes the numbers: accuracy by iteration, by budget of completions, and at one budget that all runs have.
-`comparison_page` shows them; `write_comparison` and `print_comparison` are what the commands call.
+`comparison_page` shows them; `write_comparison` and `print_comparison` are what the commands call. The command `report`,
+which writes the page of any directory, is at the end.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import os
 import shutil
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from quietstar.config.command_line import Command
+from quietstar.config.options import INPUT
 from quietstar.config.parsing import parse_json
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
@@ -31,10 +35,12 @@ from quietstar.reporting.loop_files import (
     way_name,
     ways,
 )
+from quietstar.reporting.loop_report import write_loop_report
 from quietstar.reporting.page import escaped, folded_table, header, page, panels, section, table, visible, warning_list
 from quietstar.reporting.run_facts import flatten, machines, shown
 from quietstar.reporting.scales import number
-from quietstar.runs.files import COMPARISON, REPORT, write_json, write_whole
+from quietstar.reporting.train_report import write_report
+from quietstar.runs.files import COMPARISON, REPORT, STORE, SUMMARY, write_json, write_whole
 
 OWN = frozenset({"output_dir", "preset"})
 """Options that are expected to differ between runs."""
@@ -316,3 +322,31 @@ def _read(arms: Mapping[str, Path]) -> dict[str, LoopRun]:
     if not arms:
         raise DataError("comparison: got no run; needs at least one")
     return {name: read_loop(Path(directory)) for name, directory in arms.items()}
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Writes report.html into the directory of a run: one file that needs no network.
+
+    Args:
+        run_directory: Directory of a training run, finished or not, of a run of STaR or V-STaR, or of a comparison of
+            such runs.
+    """
+
+    run_directory: Annotated[Path, INPUT]
+
+
+REPORT_COMMAND = Command("report", ReportOptions, argument="run_directory")
+
+
+def write_any_report(directory: Path) -> Path:
+    """Writes the page of a directory and returns its path, whatever kind of run wrote the directory.
+
+    Raises:
+        DataError: It is not a run directory, or it belongs to a run of STaR or V-STaR that has no summary yet.
+    """
+    if (directory / COMPARISON).is_file():
+        return write_comparison(directory, *compared_before(directory))
+    if any((directory / name).is_file() for name in (SUMMARY, STORE)):
+        return write_loop_report(directory)
+    return write_report(directory)

@@ -21,7 +21,7 @@ from quietstar.demos.options import SWEEP
 from quietstar.errors import ConfigError
 from quietstar.evaluation.settings import EVALUATE
 from quietstar.inference.commands import GATE, GENERATE, VIEW
-from quietstar.reporting.any_report import REPORT_COMMAND
+from quietstar.reporting.comparison_report import REPORT_COMMAND
 from quietstar.verifiers.ranking import RANK
 
 ALL = (TRAIN, STAR, VSTAR, GENERATE, EVALUATE, VIEW, GATE, RANK, COMPARE, PLAN, REPORT_COMMAND, SWEEP)

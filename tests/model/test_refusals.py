@@ -170,7 +170,7 @@ def test_a_directory_without_weights_or_with_torn_ones(tmp_path: Path) -> None:
 
 def test_a_configuration_that_is_no_json(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="config.json: cannot be read as JSON"):
+    with pytest.raises(ConfigError, match=r"config\.json: cannot be read as JSON"):
         QuietStarForCausalLM.from_base(tmp_path)
 
 

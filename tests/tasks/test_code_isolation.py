@@ -88,7 +88,8 @@ def test_a_program_does_not_pass_without_the_asked_function(code: str) -> None:
     [
         (ALWAYS + "def f(x): return Yes()", "assert 2 in [f(1)]"),
         (
-            "class A:\n    def __contains__(self, x): return True\n    def __iter__(self): return iter(())\ndef f(x): return A()",
+            "class A:\n    def __contains__(self, x): return True\n"
+            "    def __iter__(self): return iter(())\ndef f(x): return A()",
             "assert 2 in f(1)",
         ),
         (
