@@ -1,8 +1,8 @@
 """Comparison of several finished runs of STaR and V-STaR: a page, the numbers behind it, and tables for the terminal.
 
 `compare` computes the numbers: accuracy by iteration, by budget of completions, and at one budget that all runs have.
-`comparison_page` shows them; `write_comparison` and `print_comparison` are what the commands call. The command `report`,
-which writes the page of any directory, is at the end.
+`comparison_page` shows them; `write_comparison` and `print_comparison` are what the commands call. The command
+`report`, which writes the page of any directory, is at the end.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from quietstar.tasks.task import Problem, Verdict
 RUNNER, WORKER = (Path(__file__).with_name(name) for name in ("code_runner.py", "worker.py"))
 _QUESTIONS = ("text", "prompt")
 _OPENS = re.compile(r"(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)")
+_CLOSES = re.compile(r"\s*\n[ \t]*(?:`{3,}|~{3,})[ \t]*(?=\n|\Z)")
 _LANGUAGE = re.compile(r"\s*\{?\s*\.?([^\s{}:;,=]*)")
 _PYTHON = re.compile(r"i?python[\d.]*|py[\d.]*", re.IGNORECASE)
 _STARTS = re.compile(r"(?:def|class|import|from|async|@\w)\b")
@@ -263,6 +264,17 @@ class CodeProblems(FileTask):
     def extract(self, completion: str) -> str | None:
         code = _program(completion.replace("\r\n", "\n").replace("\r", "\n"))
         return code if code.strip() else None
+
+    def accepted(self, completion: str) -> str:
+        """Returns a completion up to the end of its program, or of the fence around it; all of it where tests stand
+        between its lines.
+        """
+        code = self.extract(completion)
+        if code is None or code not in completion:
+            return completion.rstrip()
+        end = completion.index(code) + len(code)
+        closing = _CLOSES.match(completion, end)
+        return completion[: closing.end() if closing else end].rstrip()
 
     def check(self, problem: Problem, completion: str) -> Verdict:
         """Runs the tests, with a slightly shorter time limit than a worker process gets for the whole check."""

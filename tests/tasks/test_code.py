@@ -77,3 +77,21 @@ def test_tests_that_are_no_python_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "Write f.", "test_list": ["assert f("]}))
     with pytest.raises(DataError, match=r"train\.jsonl:1: the tests are not valid Python: .* needs lines such as"):
         load_task("code", ProblemOptions(path=str(tmp_path))).problems("train")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("def f():\n    return 1", "\n\nThat is all, def is a word."),
+        ("```python\ndef f():\n    return 1\n```", "\n\nQ: another?\n```python\nx = 1\n```"),
+        ("Sure:\n~~~py\ndef f():\n    return 1\n~~~", "\nIt returns 1."),
+        ("class A:\n    pass\n\n\ndef f():\n    return A()", "\n\n\nWrite a function that adds."),
+        ("def f():\n    return 1", "\n```\n"),
+    ],
+)
+def test_what_runs_on_is_not_trained_on(before: str, after: str) -> None:
+    """No stop string ends a program, so that a base model writes on behind it."""
+    task = load_task("code", ProblemOptions(path="."))
+    accepted = task.accepted(before + after)
+    assert accepted.removesuffix("\n```") == before.removesuffix("\n```")
+    assert task.extract(accepted) == task.extract(before + after)
