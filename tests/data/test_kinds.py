@@ -94,7 +94,6 @@ def test_a_packed_text_and_one_packed_without_saying_so(tmp_path: Path) -> None:
         ("a.txt", b'{\n "text": "x"\n}\n', "holds a JSON object"),
         ("a.txt", b'{"text": "' + b"x" * 100_000 + b'"}\n{"text": "y"}\n', "holds JSON objects"),
         ("a.md", b'\xef\xbb\xbf[\n {"text": "x"}]', "holds a JSON array of objects, .* name it .json"),
-        ("corpus", b'{"text": "x"}\n', "holds JSON objects"),
         ("a.csv", b'{"text": "x"}\n{"text": "y"}\n', "holds JSON objects, one per line, and is named as a table"),
         ("a.txt", b"%PDF-1.7\n...", "it is a PDF"),
         ("a.txt", b"\x89PNG\r\n\x1a\n", "it is a PNG image"),
@@ -258,3 +257,8 @@ def test_prompts_of_every_kind(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text('{"prompt": "x"}\n{"prompt": "y"}\n')
     with pytest.raises(DataError, match=r"c\.txt: holds JSON objects"):
         read_prompts((), str(tmp_path / "c.txt"))
+
+
+def test_a_name_without_an_ending_says_nothing_against_rows(tmp_path: Path) -> None:
+    (tmp_path / "corpus").write_text('{"text": "x"}\n{"text": "y"}\n')
+    assert [document.text for document in read_documents(str(tmp_path / "corpus"), "text")] == ["x", "y"]
