@@ -206,7 +206,8 @@ def test_a_stream_with_the_option_is_another_stream_and_without_it_that_of_older
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "the end"}))
     prints = []
     for meaning in ("parse", "text"):
-        options = DataOptions(source="stream", path=str(tmp_path), length=2, special_tokens=meaning)  # type: ignore[arg-type]
+        options = DataOptions(source="stream", path=str(tmp_path), length=2)
+        options.special_tokens = meaning  # type: ignore[assignment]  # a text
         batches, _ = load_batches(options, build(), batch_size=1, seed=0, held_out_texts=0)
         prints.append(batches.fingerprint())
         state = batches.state_dict()
