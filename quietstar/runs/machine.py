@@ -1,4 +1,6 @@
-"""The machine that a run uses: a description of it, the signals to stop or save, and how much memory is left."""
+"""The machine that a run uses: a description of it, the signals to stop or save, how much memory is left, and the end
+of processes.
+"""
 
 from __future__ import annotations
 
@@ -164,6 +166,21 @@ class Signals:
             os.write(2, f"\n{received.name}: saving, then stopping; a second signal stops at once\n".encode())
         if self._interrupting:
             raise StopWaiting
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that leads a session of its own, with all that is left in the session, and closes its pipes.
+
+    Args:
+        process: Process that was started with `start_new_session`.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -14,15 +15,17 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
+from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
-from quietstar.tasks.registry import recipe_of
+from quietstar.runs.machine import end_session
+from quietstar.tasks.code_runner import told
+from quietstar.tasks.registry import load_task, recipe_of
 from quietstar.tasks.task import Problem, Task, Verdict
 
-WORKER = Path(__file__).with_name("worker.py")
+_WORK = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from quietstar.tasks.checking import work; work()"
 START_SECONDS = 120.0
 """How long a worker process may take to import the task's modules."""
 
@@ -66,7 +69,7 @@ class Checker:
             ConfigError: The task can be made here, but not in a worker process.
         """
         if not self._workers:
-            return [_check_here(self.task, problem, completion) for problem, completion in items]
+            return [_judged(self.task, problem, completion) for problem, completion in items]
         verdicts: dict[int, Verdict] = {}
         waiting = deque(enumerate(items))
 
@@ -120,7 +123,7 @@ class _Worker:
             return Verdict(None, False, f"the check took more than {self._timeout:g} s and was stopped")
         except EOFError:
             return Verdict(None, False, f"the check ended its process {self._bury(process)}")
-        return Verdict(reply["answer"], reply["correct"], reply["failure"])
+        return Verdict(**reply)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -129,7 +132,7 @@ class _Worker:
     def _start(self) -> subprocess.Popen[bytes]:
         # a new session: Ctrl-C is for the main process, and processes that a check starts can be ended with it
         process = subprocess.Popen(
-            [sys.executable, "-I", str(WORKER)],
+            [sys.executable, "-I", "-c", _WORK, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -171,13 +174,7 @@ class _Worker:
         with suppress(subprocess.TimeoutExpired):  # one that has closed its pipe may take a moment to be gone
             process.wait(0.2)
         status = process.poll()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        end_session(process)
         self._process = None
         if status is None:
             return ""
@@ -193,11 +190,65 @@ def _start_message(task: Task, timeout: float, memory: int) -> dict[str, Any]:
         )
     name, options = recipe
     given = dataclasses.asdict(options)
-    return {"path": sys.path, "name": name, "options": given, "timeout": timeout, "memory": memory}
+    return {"name": name, "options": given, "timeout": timeout, "memory": memory}
 
 
-def _check_here(task: Task, problem: Problem, completion: str) -> Verdict:
+def _judged(task: Task, problem: Problem, completion: str) -> Verdict:
+    """Returns the verdict on a completion, whatever the check does short of ending the process."""
     try:
-        return task.check(problem, completion)
-    except Exception as error:
-        return Verdict(None, False, f"the check raised {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        verdict = task.check(problem, completion)
+        if not isinstance(verdict, Verdict):
+            raise TypeError(f"check returned a {type(verdict).__name__}, needs a Verdict")
+        if not isinstance(verdict.answer, str | None):
+            raise TypeError(f"check found an answer of type {type(verdict.answer).__name__}, needs a str or None")
+        return dataclasses.replace(verdict, correct=bool(verdict.correct))
+    except (Exception, SystemExit) as error:
+        return Verdict(None, False, f"the check raised {told(error)}")
+
+
+# --- the worker process
+
+
+def work() -> None:
+    """Makes the task, reports whether that succeeded, and answers requests until there are no more: one JSON object per
+    line in, one per line out.
+    """
+    requests, replies = _take_streams()
+    start = json.loads(requests.readline())
+    try:
+        task = load_task(start["name"], ProblemOptions(**start["options"]))
+        getattr(task, "warm_up", lambda: None)()
+    except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
+        _reply(replies, {"error": told(error)})
+        return
+    _limit_memory(start["memory"])
+    _reply(replies, {"error": None})
+    for line in requests:
+        request = json.loads(line)
+        # its default action ends a process that hangs although nobody waits for it any more
+        signal.setitimer(signal.ITIMER_REAL, 2 * start["timeout"] + 1)
+        verdict = _judged(task, Problem(**request["problem"]), request["completion"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _reply(replies, dataclasses.asdict(verdict))
+
+
+def _take_streams() -> tuple[BinaryIO, BinaryIO]:
+    """Returns the streams of requests and replies, and gives the checks an empty stdin, stdout and stderr instead."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    return requests, replies
+
+
+def _limit_memory(more: int) -> None:
+    """Lets the checks take `more` bytes beyond what the process has now, and write no core dumps."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open("/proc/self/statm", encoding="ascii") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
+
+
+def _reply(replies: BinaryIO, content: dict[str, Any]) -> None:
+    replies.write(json.dumps(content).encode() + b"\n")
+    replies.flush()

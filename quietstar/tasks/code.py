@@ -23,10 +23,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from quietstar.errors import DataError
+from quietstar.runs.machine import end_session
 from quietstar.tasks.file_task import FileTask, Record
 from quietstar.tasks.task import Problem, Verdict
 
-RUNNER, WORKER = (Path(__file__).with_name(name) for name in ("code_runner.py", "worker.py"))
+RUNNER, TESTS = (Path(__file__).with_name(name) for name in ("code_runner.py", "code_tests.py"))
 _QUESTIONS = ("text", "prompt")
 _OPENS = re.compile(r"(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)")
 _CLOSES = re.compile(r"\s*\n[ \t]*(?:`{3,}|~{3,})[ \t]*(?=\n|\Z)")
@@ -104,9 +105,9 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
         calls, replies = os.pipe(), os.pipe()
         pipes = (*calls, *replies)
         try:
-            program = ends.enter_context(_started("program", directory, calls[0], replies[1]))
+            program = ends.enter_context(_started(RUNNER, directory, calls[0], replies[1]))
             testing = ends.enter_context(
-                _started("tests", directory, subprocess.PIPE, subprocess.PIPE, (calls[1], replies[0]))
+                _started(TESTS, directory, subprocess.PIPE, subprocess.PIPE, (calls[1], replies[0]))
             )
         finally:
             for number in pipes:
@@ -144,11 +145,11 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
 
 @contextmanager
 def _started(
-    part: str, directory: str, stdin: int, stdout: int, keep: tuple[int, ...] = ()
+    file: Path, directory: str, stdin: int, stdout: int, keep: tuple[int, ...] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Starts one of the two processes in a session of its own, which is ended with all that is in it."""
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-B", str(RUNNER if part == "program" else WORKER), part],
+        [sys.executable, "-I", "-S", "-B", str(file)],
         stdin=stdin,
         stdout=stdout,
         stderr=subprocess.DEVNULL,
@@ -160,13 +161,7 @@ def _started(
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        end_session(process)
 
 
 @cache

@@ -1,6 +1,6 @@
 """The process that runs a program for `quietstar.tasks.code`. It is started by its file name.
 
-The program's tests are in another process (`TestsProcess` of `worker.py`), with which this one shares two pipes. The
+The program's tests are in another process (`code_tests.py`), with which this one shares two pipes. The
 tests' process sends the program's source, then calls; this one answers with plain values, which are all that the tests
 ever see: what is no plain value is a `_Remote` there. Lines of JSON carry them, so no message can run code.
 """
@@ -32,11 +32,6 @@ MOST_BYTES = 2**26
 
 _NEW_USERS, _NEW_NETWORK = 0x10000000, 0x40000000  # CLONE_NEWUSER, CLONE_NEWNET
 _FORBIDDEN = ("socket.", "subprocess.", "os.system", "os.fork", "os.exec", "os.spawn", "os.posix_spawn", "pty.spawn")
-
-
-def main() -> None:
-    """Runs a program and answers the calls of its tests, until they end."""
-    _run_program()
 
 
 # --- values as data
@@ -164,11 +159,13 @@ class Pipe:
         return message
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """Returns the class and the message of an error in one line."""
     try:
-        return f"{type(error).__name__}: {error}"[:300]
-    except BaseException:  # an error of the program's own class can raise even here
-        return type(error).__name__
+        says = " ".join(str(error).split())[:300]
+    except BaseException:  # an error of somebody's own class can raise even here
+        says = ""
+    return f"{type(error).__name__}: {says}" if says else type(error).__name__
 
 
 # --- the process of the program
@@ -211,7 +208,7 @@ class _Program:
                 or any(not _same(one, two) for one, two in zip(before[place], now[place], strict=True))
             ]
         except BaseException as error:  # a value that cannot be told
-            reply = {"raised": self._raised(RuntimeError(_told(error)), self._codec([])), "changed": []}
+            reply = {"raised": self._raised(RuntimeError(told(error)), self._codec([])), "changed": []}
         self._pipe.send(reply)
 
     def _do(self, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -267,7 +264,7 @@ class _Program:
         try:
             arguments = codec.encode(tuple(error.args))
         except BaseException:
-            arguments = ["tuple", [_told(error)]]
+            arguments = ["tuple", [told(error)]]
         return ["error", self._error_class(type(error)), arguments, self._place(error)]
 
     def _error_class(self, kind: type) -> Any:
@@ -291,7 +288,8 @@ def _same(one: Any, two: Any) -> bool:
     return one is two
 
 
-def _run_program() -> NoReturn:
+def main() -> NoReturn:
+    """Runs a program and answers the calls of its tests, until they end."""
     reads, writes = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     pipe = Pipe(reads, writes)
     request = pipe.receive()
@@ -307,7 +305,7 @@ def _run_program() -> NoReturn:
     try:
         names = program.load(request["code"])
     except BaseException as error:  # SystemExit is an ordinary way to fail
-        pipe.send({"failure": _told(error)})
+        pipe.send({"failure": told(error)})
         os._exit(0)
     pipe.send({"names": names})
     while True:

@@ -1,8 +1,7 @@
-"""The processes that hold what an answer is checked against. They are started by file name.
+"""The process that runs the tests of a program for `quietstar.tasks.code`. It is started by its file name.
 
-One runs a task's checks for `quietstar.tasks.checking`, with the `sys.path` of the process that starts it: one JSON
-object per line in, one per line out. The other, with the argument `tests`, runs the tests of a program for
-`quietstar.tasks.code`; the program is in a process of its own.
+The program is in a process of its own (`code_runner.py`); this one alone has the tests, what they expect, and their
+verdict.
 """
 
 from __future__ import annotations
@@ -13,99 +12,19 @@ import importlib.util
 import json
 import operator
 import os
-import resource
 import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 if TYPE_CHECKING:
     from quietstar.tasks import code_runner
-    from quietstar.tasks.task import Task
-else:  # by its file, because the process of a program's tests does not see this package
+else:  # by its file, because this process does not see the package
     _spec = importlib.util.spec_from_file_location("code_runner", Path(__file__).with_name("code_runner.py"))
     code_runner = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(code_runner)
-
-
-def main() -> None:
-    """Makes the task, reports whether that succeeded, and answers requests until there are no more."""
-    requests, replies = _take_streams()
-    start = json.loads(requests.readline())
-    sys.path[:] = start["path"]
-    try:
-        task = _load(start["name"], start["options"])
-    except BaseException as error:  # the user's module may raise anything while it is imported
-        _reply(replies, {"error": _told(error)})
-        return
-    _limit_memory(start["memory"])
-    _reply(replies, {"error": None})
-    for line in requests:
-        # its default action ends a process that hangs although nobody waits for it any more
-        signal.setitimer(signal.ITIMER_REAL, 2 * start["timeout"] + 1)
-        verdict = _check(task, json.loads(line))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _reply(replies, verdict)
-
-
-def _take_streams() -> tuple[BinaryIO, BinaryIO]:
-    """Returns the streams of requests and replies, and gives the checks an empty stdin, stdout and stderr instead."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
-    return requests, replies
-
-
-def _load(name: str, options: dict[str, Any]) -> Task:
-    from quietstar.config.loops import ProblemOptions
-    from quietstar.tasks.registry import load_task
-
-    task = load_task(name, ProblemOptions(**options))
-    getattr(task, "warm_up", lambda: None)()
-    return task
-
-
-def _limit_memory(more: int) -> None:
-    """Lets the checks take `more` bytes beyond what the process has now, and write no core dumps."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with open("/proc/self/statm", encoding="ascii") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
-
-
-def _check(task: Task, request: dict[str, Any]) -> dict[str, Any]:
-    from quietstar.tasks.task import Problem, Verdict
-
-    try:
-        verdict = task.check(Problem(**request["problem"]), request["completion"])
-        if not isinstance(verdict, Verdict):
-            raise TypeError(f"check returned a {type(verdict).__name__}, needs a Verdict")
-        if not isinstance(verdict.answer, str | None):
-            raise TypeError(f"check found an answer of type {type(verdict.answer).__name__}, needs a str or None")
-        reply = {"answer": verdict.answer, "correct": bool(verdict.correct), "failure": verdict.failure}
-    except BaseException as error:  # SystemExit must not end the worker
-        return {"answer": None, "correct": False, "failure": f"the check raised {_told(error)}"}
-    return reply
-
-
-def _told(error: BaseException) -> str:
-    """Returns the class and the message of an error in one line."""
-    try:
-        says = " ".join(str(error).split())[:300]
-    except BaseException:  # an error of the user's own class can raise even here
-        says = ""
-    return f"{type(error).__name__}: {says}" if says else type(error).__name__
-
-
-def _reply(replies: BinaryIO, content: dict[str, Any]) -> None:
-    replies.write(json.dumps(content).encode() + b"\n")
-    replies.flush()
-
-
-# --- the process of the tests
 
 
 _tests: TestsProcess
@@ -226,7 +145,7 @@ class TestsProcess:
         except code_runner.Ended:
             outcome = {"ended": True}
         except BaseException as error:
-            outcome = {"failure": _told(error)}
+            outcome = {"failure": code_runner.told(error)}
         os.write(replies, json.dumps(outcome).encode())
         os._exit(0)
 
@@ -268,7 +187,7 @@ class TestsProcess:
             value = function(*codec.decode(message["arguments"]), **codec.decode(message["named"]))
             reply = {"value": self._codec([]).encode(value)}
         except Exception as error:
-            reply = {"raised": type(error).__name__, "says": _told(error)}
+            reply = {"raised": type(error).__name__, "says": code_runner.told(error)}
         self._pipe.send(reply)
 
     def _codec(self, known: list[Any]) -> code_runner.Codec:
@@ -324,4 +243,4 @@ class TestsProcess:
 
 
 if __name__ == "__main__":
-    TestsProcess().run() if sys.argv[1:] == ["tests"] else main()
+    TestsProcess().run()
