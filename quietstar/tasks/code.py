@@ -52,8 +52,8 @@ set_tid_address 218 96, clock_gettime 228 113, clock_getres 229 114, clock_nanos
 epoll_wait 232 -, epoll_ctl 233 21, newfstatat 262 79, readlinkat 267 78, faccessat 269 48, pselect6 270 72,
 ppoll 271 73, set_robust_list 273 99, eventfd2 290 19, epoll_create1 291 20, dup3 292 24, pipe2 293 59, getcpu 309 168,
 getrandom 318 278, membarrier 324 283, statx 332 291, rseq 334 293, faccessat2 439 439"""
-_ALLOWED_IN_ITS_DIRECTORY = "rename 82 -, mkdir 83 -, rmdir 84 -, unlink 87 -, mkdirat 258 34, unlinkat 263 35, "
-_ALLOWED_IN_ITS_DIRECTORY += "renameat 264 38, renameat2 316 276"
+_ALLOWED_IN_ITS_DIRECTORY = ", openat 257 56, rename 82 -, rmdir 84 -, unlink 87 -, unlinkat 263 35, renameat 264 38, "
+_ALLOWED_IN_ITS_DIRECTORY += "renameat2 316 276"
 _ANY = 0xFFFFFFFF
 _ALLOWED_IF = {  # the argument with this index, under this mask, is one of these values
     "ioctl 16 29": (1, _ANY, (0x5401, 0x5451, 0x5450)),  # TCGETS, FIOCLEX, FIONCLEX
@@ -61,6 +61,7 @@ _ALLOWED_IF = {  # the argument with this index, under this mask, is one of thes
     "clone 56 220": (0, 0x10000, (0x10000,)),  # CLONE_THREAD
     "prlimit64 302 261": (0, _ANY, (0,)),  # its own limits, which it can't raise
 }
+_MAKES_DIRECTORIES = {"mkdir 83 -": (1, 0o700, (0o700,)), "mkdirat 258 34": (2, 0o700, (0o700,))}  # removable ones
 _READS = {"openat 257 56": (2, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (0,))}
 _MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}  # AUDIT_ARCH_*, column of the tables
 
@@ -98,10 +99,7 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
         timeout: Time limit in seconds for the program and its tests together.
         memory: Limit of the address space in bytes.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="quietstar-code-", ignore_cleanup_errors=True) as directory,
-        ExitStack() as ends,
-    ):
+    with _directory() as directory, ExitStack() as ends:
         calls, replies = os.pipe(), os.pipe()
         pipes = (*calls, *replies)
         try:
@@ -141,6 +139,18 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
     if status is not None and status < 0:
         how = f"was ended by {signal.Signals(-status).name}"
     return TestRun(False, f"{how} before its tests were over")
+
+
+@contextmanager
+def _directory() -> Iterator[str]:
+    """Makes an empty directory, and removes it, however deep a program has made it: `shutil.rmtree` gives up where
+    Python's stack ends.
+    """
+    directory = tempfile.mkdtemp(prefix="quietstar-code-")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["rm", "-rf", "--", directory], stderr=subprocess.DEVNULL, check=False)
 
 
 @contextmanager
@@ -184,17 +194,19 @@ def system_call_filter(machine: str, writes: bool) -> bytes:
     load, equal, mask, end = 0x20, 0x15, 0x54, 0x06
     steps = [step(load, 4), step(equal, audit, 1), step(end, deny), step(load, 0)]
     steps += [step(equal, 435, 0, 1), step(end, missing)]  # clone3: the C library then takes clone
-    simple = _ALLOWED + (", openat 257 56, " + _ALLOWED_IN_ITS_DIRECTORY if writes else "")
-    for call in simple.split(","):
+    for call in (_ALLOWED + (_ALLOWED_IN_ITS_DIRECTORY if writes else "")).split(","):
         number = call.split()[column]
         if number != "-":
             steps += [step(equal, int(number), 0, 1), step(end, allow)]
-    for call, (index, bits, values) in (_ALLOWED_IF | ({} if writes else _READS)).items():
+    for call, (index, bits, values) in (_ALLOWED_IF | (_MAKES_DIRECTORIES if writes else _READS)).items():
+        number = call.split()[column]
+        if number == "-":
+            continue
         inner = [step(load, 16 + 8 * index), step(mask, bits)]
         for value in values:
             inner += [step(equal, value, 0, 1), step(end, allow)]
         inner.append(step(end, deny))
-        steps += [step(equal, int(call.split()[column]), 0, len(inner)), *inner]
+        steps += [step(equal, int(number), 0, len(inner)), *inner]
     return b"".join([*steps, step(end, deny)])
 
 
