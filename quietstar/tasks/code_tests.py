@@ -231,8 +231,7 @@ class TestsProcess:
             raise ValueError("not a value")
         made = self._error_class(told[1][1], told[1][2])
         arguments = codec.decode(told[2])
-        error: BaseException = BaseException.__new__(made, *arguments)
-        error.args = arguments
+        error: BaseException = made(*arguments)
         if made.__name__ not in code_runner.TYPES:
             error.__dict__["_remote_place"] = told[3]
         return error

@@ -120,6 +120,36 @@ def test_a_right_program_passes(code: str, tests: str) -> None:
     assert run.passed, run.failure
 
 
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        ("FileNotFoundError(2, 'gone', 'a')", "FileNotFoundError"),
+        ("OSError(13, 'no')", "PermissionError"),
+        ("OSError('no')", "OSError"),
+        ("UnicodeDecodeError('utf-8', b'x', 0, 1, 'why')", "ValueError"),
+        ("KeyError('k')", "LookupError"),
+        ("ExceptionGroup('g', [ValueError(1)])", "Exception"),
+        ("Own(1, 2)", "Own"),
+        ("OwnFile('a')", "OSError"),
+        ("SyntaxError('bad', ('f', 1, 2, 'x'))", "SyntaxError"),
+        ("ImportError('no', name='m')", "ImportError"),
+    ],
+)
+def test_an_error_of_a_program_is_that_error_in_its_tests(error: str, wanted: str) -> None:
+    """Errors of the operating system were a TypeError there."""
+    code = "class Own(Exception):\n    def __init__(self, a, b): super().__init__(a + b)\n"
+    code += f"class OwnFile(FileNotFoundError): pass\ndef f(): raise {error}"
+    tests = f"try:\n    f()\nexcept {wanted} as e:\n    text = str(e)\nelse:\n    assert False\n"
+    space: dict[str, type[Exception]] = {}
+    exec(code, space)
+    try:
+        space["f"]()
+    except Exception as raised:
+        tests += f"assert text.partition(': ')[0] == {str(raised).partition(': ')[0]!r}, text"
+    run = run_tests(code, tests, timeout=20)
+    assert run.passed, run.failure
+
+
 @pytest.mark.parametrize("test", ["assert " + "(" * 300 + "1" + ")" * 300, "x = " + "-" * 100_000 + "1", "f(1)\0"])
 def test_tests_that_the_compiler_cannot_read_are_refused_with_their_place(test: str, tmp_path: Path) -> None:
     """A test too deep for the compiler once ended a run in a traceback."""
