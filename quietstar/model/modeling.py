@@ -117,14 +117,16 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
         Args:
             pretrained_model_name_or_path: Directory or hub name.
-            arguments, options: Arguments of transformers' method. With adapters they are ignored but for
-                `output_loading_info`: the weights have the dtype that they were trained in.
+            arguments, options: Arguments of transformers' method, but for those that would read pickles or run code.
+                With adapters they are ignored but for `output_loading_info`: the weights have the dtype that they were
+                trained in.
 
         Raises:
             CheckpointError: A part of a model with adapters is missing or damaged, or its base cannot be found.
         """
         check_model_directory(pretrained_model_name_or_path)
         if not is_adapter_checkpoint(pretrained_model_name_or_path):
+            options |= {"use_safetensors": True, "trust_remote_code": False}
             return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
         model = assemble(cls, pretrained_model_name_or_path, None, False)
         nothing: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
