@@ -245,3 +245,23 @@ def test_weights_are_read_once_to_be_checked(
     monkeypatch.setattr(loop, "weights_sha256", lambda model: hashed.append(1) or own(model))
     assert star.main(arguments(adder, run, loop__iterations=2)) == 0
     assert len(hashed) == 3  # the base, and the models of two iterations, for five sets of samples
+
+
+def test_nothing_is_deleted_that_the_run_has_not_made(adder: Path, plain: Path, tmp_path: Path) -> None:
+    """An iteration is trained again, and the models before the last one are not kept."""
+    run, elsewhere = copied(plain, tmp_path), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    mine = ["mine.txt", "iteration-01/mine.txt", "iteration-01/mine/model/mine.txt", "iteration-07/mine.txt"]
+    mine += ["base/mine.txt", "step-00000001/mine.txt", "iteration-01/model.old/mine.txt", "../elsewhere/mine.txt"]
+    for name in mine:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("precious")
+    (run / "iteration-01/link").symlink_to(elsewhere)
+    (run / "iteration-01/run").mkdir(exist_ok=True)
+    (run / "iteration-01/run/link").symlink_to(elsewhere)
+    (run / "iteration-01/model/link").symlink_to(elsewhere)
+    (run / "iteration-01/train.json").unlink()
+    options = {"loop__iterations": 2, "loop__keep_models": "last", "loop__redo": "true"}
+    assert star.main(arguments(adder, run, **options)) == 0
+    assert not (run / "iteration-01/model").exists()
+    assert [(run / name).read_text() for name in mine] == ["precious"] * len(mine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from quietstar import vstar
 from quietstar.config.loops import GeneratorOptions, VerifierOptions
@@ -20,6 +21,7 @@ from quietstar.data.examples import encode_example
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.model.loading import load_causal_lm, weights_sha256
 from quietstar.outer_loop.finetune import fine_tune
+from quietstar.runs.checkpoints import describe
 from quietstar.sampling.requests import sample_seed
 from quietstar.verifiers.dpo import train_dpo
 from quietstar.verifiers.outcome_reward import train_orm
@@ -44,6 +46,7 @@ from tests.outer_loop.recomputed import (
     vote_right,
 )
 
+PT = {"format": "pt"}
 CANDIDATES, KS = 5, (1, 2, 3)
 TRAINING: dict[str, Any] = {
     **{"batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "save_every": 0},
@@ -368,3 +371,25 @@ def test_the_summary_counts_what_the_store_has(run: Path) -> None:
         last = rows(run / f"iteration-0{iteration}/train/metrics.jsonl")[-1]["step"]
         assert row["trained"]["steps"] == last == (4, 5)[iteration - 1]
         assert row["built"]["kept"] == len(kept(run, iteration)) and row["built"]["new"] == len(right)
+
+
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize("model", ["verifiers/dpo", "iteration-00", "iteration-02"])
+def test_nothing_is_scored_by_changed_weights(
+    model: str, described: bool, adder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even where the description of a verifier has the hashes of the changed ones: the run has its own record."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "iteration-02/score.json").unlink()
+    (copy / "iteration-02/measure.json").unlink()
+    directory = copy / model / "model"
+    weights = load_file(directory / "model.safetensors")
+    save_file({name: tensor + 1e-3 for name, tensor in weights.items()}, directory / "model.safetensors", PT)
+    if described and (directory / "verifier.json").is_file():
+        description = json.loads((directory / "verifier.json").read_text())
+        description["files"] = {file.name: describe(file) for file in directory.glob("*.safetensors")}
+        (directory / "verifier.json").write_text(json.dumps(description))
+    capsys.readouterr()
+    assert vstar.main(arguments(adder, copy, VERIFIER, LOOP)) == 2
+    assert str(directory) in capsys.readouterr().err
+    assert not (copy / "iteration-02/score.json").exists()
