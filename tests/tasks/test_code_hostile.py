@@ -151,6 +151,48 @@ def test_a_program_may_start_threads_whoever_runs_it() -> None:
     assert run.passed, run.failure
 
 
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("sorted(set(os.environ) - {'HOME', 'TMPDIR', 'PATH', 'LC_CTYPE'})", []),
+        ("os.environ['HOME'] == os.environ['TMPDIR'] == os.getcwd()", True),
+        ("os.listdir()", []),
+        ("[name for name in ('numpy', 'quietstar', 'torch', 'yaml') if importlib.util.find_spec(name)]", []),
+        ("[path for path in sys.path if 'site-packages' in path or path in ('', os.getcwd())]", []),
+        ("[number for number in range(64) if is_open(number) and not is_pipe(number)]", [0, 1, 2]),
+        ("[os.fstat(number).st_rdev for number in (0, 1, 2)]", [os.stat(os.devnull).st_rdev] * 3),
+        ("len([number for number in range(64) if is_open(number)])", 5),
+        ("resource.getrlimit(resource.RLIMIT_AS)", (2**30, 2**30)),
+        ("resource.getrlimit(resource.RLIMIT_FSIZE)", (2**20, 2**20)),
+        ("resource.getrlimit(resource.RLIMIT_NOFILE)", (32, 32)),
+        ("resource.getrlimit(resource.RLIMIT_CPU)", (21, 21)),
+        ("resource.getrlimit(resource.RLIMIT_CORE)", (0, 0)),
+    ],
+)
+def test_a_program_has_limits_and_nothing_of_its_user(expression: str, value: object) -> None:
+    code = f"""
+import importlib.util, os, resource, stat, sys
+def is_open(number):
+    try:
+        return os.fstat(number) is not None
+    except OSError:
+        return False
+def is_pipe(number):
+    return stat.S_ISFIFO(os.fstat(number).st_mode)
+def f():
+    return {expression}
+"""
+    reads, writes = os.pipe()
+    for number in (reads, writes):
+        os.set_inheritable(number, True)
+    try:
+        run = run_tests(code, f"assert f() == {value!r}, f()", timeout=20)
+    finally:
+        os.close(reads)
+        os.close(writes)
+    assert run.passed, run.failure
+
+
 FORKS = {
     "fork": "os.fork()",
     "two forks and a session": "os.fork() or (os.setsid(), os.fork())",

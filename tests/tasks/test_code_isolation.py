@@ -155,6 +155,28 @@ def test_the_program_does_not_decide_whether_its_answer_is_right(code: str, test
         "os.setsid()",
         "os.fork()",
         "fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())",
+        "fcntl.fcntl(0, fcntl.F_NOTIFY, 1)",
+        "libc('syscall', 425, 1, bytes(120))",  # io_uring_setup
+        "libc('syscall', 424, 0, 0, 0, 0)",  # pidfd_send_signal
+        "libc('syscall', 434, os.getppid(), 0)",  # pidfd_open
+        "libc('syscall', 438, 0, 0, 0)",  # pidfd_getfd
+        "libc('syscall', 428, 0, b'/', 0)",  # open_tree
+        "libc('syscall', 435, bytes(64), 64)",  # clone3
+        "libc('memfd_create', b'mine', 0)",
+        "libc('mount', b'none', b'.', b'tmpfs', 0, None)",
+        "libc('chroot', b'.')",
+        "libc('personality', 0x40000)",
+        "libc('setns', 0, 0)",
+        "libc('mlockall', 3)",
+        "libc('umask', 0)",
+        "os.symlink('/etc/passwd', 'mine')",
+        "os.chmod('.', 0)",
+        "os.mkfifo('mine')",
+        "os.nice(-5)",
+        "os.setuid(1)",
+        "os.setgroups([])",
+        "os.sched_setaffinity(0, {0})",
+        "os.pidfd_open(os.getppid())",
     ],
 )
 def test_a_program_is_refused_what_is_beyond_it(attempt: str, tmp_path: Path) -> None:
