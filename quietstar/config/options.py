@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import math
+import operator
 import os
 import re
 import stat
@@ -61,6 +62,7 @@ _SIZED = Bound("a whole number of at most 64 bits", lambda value: -(2**63) <= va
 
 Count = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
+Whole = Annotated[int, Bound("any size", lambda value: True)]
 Finite = Annotated[float, Bound("a finite number", math.isfinite)]
 Positive = Annotated[float, Bound("a finite number above 0", lambda value: 0 < value < math.inf)]
 NonNegative = Annotated[float, Bound("a finite number of at least 0", lambda value: 0 <= value < math.inf)]
@@ -68,12 +70,39 @@ Share = Annotated[float, within(0, 1)]
 ShareBelow1 = Annotated[float, Bound("at least 0 and less than 1", lambda value: 0 <= value < 1)]
 ShareAbove0 = Annotated[float, Bound("more than 0 and at most 1", lambda value: 0 < value <= 1)]
 ProperShare = Annotated[float, Bound("a share between 0 and 1", lambda value: 0 < value < 1)]
+LEAST_TEMPERATURE = 1e-30
+"""Smallest sampling temperature: logits that are divided by a smaller one may overflow float32."""
+_AT_LEAST = f"a finite number above 0, at least {LEAST_TEMPERATURE:g}"
+Temperature = Annotated[float, Bound(_AT_LEAST, lambda value: LEAST_TEMPERATURE <= value < math.inf)]
+TemperatureOr0 = Annotated[
+    float, Bound(f"{_AT_LEAST}, or 0 (greedy)", lambda value: value == 0 or LEAST_TEMPERATURE <= value < math.inf)
+]
 Seed = Annotated[int, within(0, 2**32 - 1)]
 """What Python, NumPy and PyTorch all take."""
 Threads = Annotated[int, within(1, 1024)]
 Text = Annotated[str, Bound("at least one character", bool)]
 DEVICE = Bound("auto, cpu, cuda or cuda:N", lambda name: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name)))
 Device = Annotated[str, DEVICE]
+
+GENERATION: Mapping[str, Any] = {
+    "max_new_tokens": Count,
+    "max_length": Count,
+    "num_return_sequences": Count,
+    "no_repeat_ngram_size": Natural,
+    "repetition_penalty": Positive,
+    "encoder_repetition_penalty": Positive,
+}
+"""Types of arguments of transformers' `generate`, with their bounds; `SAMPLING` holds where a token is drawn."""
+SAMPLING: Mapping[str, Any] = {
+    "temperature": Temperature,
+    "top_k": Natural,
+    "top_p": ShareAbove0,
+    "min_p": Share,
+    "top_h": ShareAbove0,
+    "typical_p": ShareAbove0,
+    "epsilon_cutoff": ShareBelow1,
+    "eta_cutoff": ShareBelow1,
+}
 
 COMMAS = "names with commas"
 SEVERAL = "one word or several"
@@ -135,12 +164,54 @@ def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
         value, hint = getattr(options, field.name), type_hints(cls, True)[field.name]
         if dataclasses.is_dataclass(value):
             check(value, f"{prefix}{field.name}.")
-        elif value is not None:
-            for one in value if isinstance(value, tuple) else (value,):
-                for bound in (_NO_NUL, *_fixed_texts(hint), *bounds(hint)):
-                    bound.hold(prefix + field.name, one)
-            if isinstance(value, int):
-                _SIZED.hold(prefix + field.name, value)
+        else:
+            check_value(prefix + field.name, value, hint)
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Checks the value of one option; None is a value that is not given and passes.
+
+    Args:
+        name: Name of the option in messages.
+        value: Value of the option's type; of a tuple each element is checked.
+        hint: Type of the option with its bounds.
+
+    Raises:
+        ConfigError: A bound does not allow the value.
+    """
+    if value is None:
+        return
+    for one in value if isinstance(value, tuple) else (value,):
+        for bound in (_NO_NUL, *_fixed_texts(hint), *bounds(hint)):
+            bound.hold(name, one)
+    if isinstance(value, int):
+        _SIZED.hold(name, value)
+
+
+def check_number(name: str, value: object, hint: Any, advice: str = "") -> None:
+    """Checks an argument that may be of any type.
+
+    Args:
+        name: Name of the argument in messages.
+        value: Value that the caller gave.
+        hint: Type with bounds, such as `Count`.
+        advice: Text that ends the message.
+
+    Raises:
+        ConfigError: It is not a number of this type, or a bound does not allow it.
+    """
+    whole = get_args(hint)[0] is int
+    number = value
+    if whole and not isinstance(value, bool):
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]  # or TypeError
+        except TypeError:
+            number = None
+    is_number = isinstance(number, int if whole else int | float) and not isinstance(value, bool)
+    for bound in bounds(hint):
+        if not is_number or not bound.allows(number):
+            kind = "a whole number of " if whole else "" if is_number else "a number: "
+            raise ConfigError(f"{name}: got {shown(value)}, needs {kind}{bound.needs}{advice}")
 
 
 def path_kind(path: str | os.PathLike[str], option: str) -> Literal["file", "directory", "other"] | None:

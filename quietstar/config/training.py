@@ -24,6 +24,7 @@ from quietstar.config.options import (
     Seed,
     Share,
     ShareBelow1,
+    Temperature,
     Text,
     Threads,
     at_least,
@@ -67,7 +68,7 @@ class ThinkingOptions:
     initial_mixing_weight: Finite | None = 0.1
     embedding_scale: Positive = 1.0
     thinking: Literal["sample", "pause"] = "sample"
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     backend: Backend = "auto"
 
 

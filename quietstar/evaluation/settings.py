@@ -18,8 +18,8 @@ from quietstar.config.options import (
     CheckpointOptions,
     Count,
     Names,
-    Positive,
     Seed,
+    Temperature,
     at_least,
 )
 from quietstar.config.parsing import parse_yaml
@@ -81,7 +81,7 @@ class Settings(CheckpointOptions):
     length_from: str = field(default="as asked for", metadata=NOT_AN_OPTION)
     lm_eval: Names = ()
     votes: Count = 8
-    temperature: Positive = 0.9
+    temperature: Temperature = 0.9
     max_new_tokens: Count = 384
     batch_size: Count = 16
     seed: Seed = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quietstar.config.options import Count, NonNegative, Seed, ShareAbove0, Text, check
+from quietstar.config.options import Count, Seed, ShareAbove0, TemperatureOr0, Text, check
 from quietstar.data.kinds import kind_of
 from quietstar.data.rows import BYTE_ORDER_MARK, BadRow, decode
 from quietstar.data.shards import local_file, read_objects
@@ -132,8 +132,8 @@ class CompletionOptions:
     max_new_tokens: Count = 64
     think: str = "always"
     thoughts_per_token: Count = 1
-    thought_temperature: NonNegative | None = None
-    temperature: NonNegative = 0.0
+    thought_temperature: TemperatureOr0 | None = None
+    temperature: TemperatureOr0 = 0.0
     top_k: Count | None = None
     top_p: ShareAbove0 | None = None
     seed: Seed = 0

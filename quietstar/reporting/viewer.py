@@ -41,7 +41,7 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, Any
 
-from quietstar.config.options import NOT_AN_OPTION, Count, Positions, Positive, at_least, check, within
+from quietstar.config.options import NOT_AN_OPTION, Count, Positions, Temperature, at_least, check, within
 from quietstar.errors import ConfigError
 from quietstar.reporting.page import plain
 from quietstar.runs.files import write_whole
@@ -75,7 +75,7 @@ class ViewOptions:
     tokens: Annotated[int, at_least(2)] = 2000
     thoughts: Count | None = None
     top_k: Annotated[int, within(1, 100)] = 8
-    temperature: Positive | None = None
+    temperature: Temperature | None = None
     greedy: bool = False
     seed: int = 0
     positions: Positions = "all"

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from quietstar.config.loops import ProblemOptions
+from quietstar.config.options import Count, check_value, type_hints
 from quietstar.errors import ConfigError
 from quietstar.tasks.registry import recipe_of
 from quietstar.tasks.task import Problem, Task, Verdict
@@ -46,10 +48,8 @@ class Checker:
     """
 
     def __init__(self, task: Task, timeout: float, workers: int = 1, memory: int = 4 * 2**30) -> None:
-        if timeout <= 0:
-            raise ConfigError(f"problems.timeout: got {timeout}, needs a number of seconds above 0")
-        if workers < 1:
-            raise ConfigError(f"workers: got {workers}, needs 1 or more")
+        check_value("problems.timeout", timeout, type_hints(ProblemOptions, True)["timeout"])
+        check_value("workers", workers, Count)
         self.task = task
         self._workers: list[_Worker] = []
         if task.isolated:

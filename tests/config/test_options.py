@@ -242,3 +242,47 @@ def test_a_seed_is_drawn_where_none_is_given() -> None:
     seeds = {parse_config(GENERATE, ["a/b"]).seed for _ in range(3)}
     assert len(seeds) == 3
     assert parse_config(GENERATE, ["a/b", "--seed", "5"]).seed == 5
+
+
+TEMPERATURES = {
+    key: command
+    for command in (TRAIN, STAR, VSTAR, GENERATE, EVALUATE, VIEW)
+    for key in (f"{command.name} {key}" for key in option_names(command.config) if key.endswith("temperature"))
+}
+
+
+@pytest.mark.parametrize("named", TEMPERATURES)
+@pytest.mark.parametrize("value", ["1e-31", "1.0e-40", "5.0e-324", "-1.0e-30", ".inf", ".nan", "-1"])
+def test_the_command_line_refuses_what_the_model_would(named: str, value: str) -> None:
+    """`--temperature 1e-40` passed the command line, and was refused after torch and the model had been loaded."""
+    command, key = TEMPERATURES[named], named.split()[1]
+    preset = ["--preset", "plain"] if command in (STAR, VSTAR) else []
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: got .*needs a (finite )?number"):
+        parse_config(command, [*NEEDED.get(command.name, []), *preset, f"--{key}", value])
+
+
+def test_every_temperature_is_found() -> None:
+    assert {"train model.temperature", "star sampling.temperature", "vstar evaluation.temperature"} <= set(TEMPERATURES)
+    assert {"generate thought_temperature", "evaluate temperature", "view temperature"} <= set(TEMPERATURES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        (options.Count, (1, 2**40), (0, -1, 1.0, True, "1", None)),
+        (options.Natural, (0, 7), (-1, 0.0, False)),
+        (options.Temperature, (1, 1e-30, 5.5), (0, 9e-31, math.inf, math.nan, "1", True)),
+        (options.TemperatureOr0, (0, 0.0, 1e-30), (-0.1, 1e-31, math.nan, None)),
+        (options.ShareAbove0, (1, 0.5), (0, 1.5, math.nan, "x")),
+        (options.Share, (0, 1), (-1e-9, 1 + 1e-9)),
+        (options.Whole, (-(2**70), 0), (1.5, True, "3")),
+    ],
+)
+def test_an_argument_of_any_type_is_held_to_the_bounds_of_options(
+    kind: Any, right: tuple[Any, ...], wrong: tuple[Any, ...]
+) -> None:
+    for value in right:
+        options.check_number("x", value, kind)
+    for value in wrong:
+        with pytest.raises(ConfigError, match=rf"^x: got {re.escape(repr(value))}, needs .*; thus"):
+            options.check_number("x", value, kind, "; thus")
