@@ -81,6 +81,8 @@ Seed = Annotated[int, within(0, 2**32 - 1)]
 """What Python, NumPy and PyTorch all take."""
 Threads = Annotated[int, within(1, 1024)]
 Text = Annotated[str, Bound("at least one character", bool)]
+SpecialTokensMean = Literal["parse", "text"]
+"""Meaning of the text of a special token in a user's text: this token, or its characters."""
 DEVICE = Bound("auto, cpu, cuda or cuda:N", lambda name: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name)))
 Device = Annotated[str, DEVICE]
 

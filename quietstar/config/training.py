@@ -24,6 +24,7 @@ from quietstar.config.options import (
     Seed,
     Share,
     ShareBelow1,
+    SpecialTokensMean,
     Temperature,
     Text,
     Threads,
@@ -189,7 +190,7 @@ class DataOptions:
     validation_path: Annotated[str | None, INPUT] = None
     validation_fraction: ShareBelow1 = 0.05
     field: Text = "text"
-    special_tokens: Literal["parse", "text"] = "parse"
+    special_tokens: SpecialTokensMean = "parse"
     length: Annotated[int, at_least(2)] = 256
     packing: Literal["joined", "separate", "crop"] = "joined"
     append_eos: bool = True

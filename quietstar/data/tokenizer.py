@@ -8,11 +8,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quietstar.config.options import check_model_path
-from quietstar.data.rows import BadRow
+from quietstar.data.rows import TRAINING, BadRow, Messages, OptionNames
 from quietstar.errors import ConfigError, DataError
 from quietstar.runs.checkpoints import check_model_directory
 
@@ -163,20 +164,121 @@ class ChatText(str):
     found: int
 
 
+class SpecialTokens:
+    """Turns texts into token ids by one rule for the text of a special token, such as `<|endoftext|>`.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        parse: Whether such a text is this token rather than characters; those of a chat's template always are.
+        option: Option that says so, for messages.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, parse: bool = True, option: str = TRAINING.special_tokens
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.parse = parse
+        self._option = option
+        self._texts = special_texts(tokenizer)
+
+    @property
+    def means(self) -> str:
+        """What becomes of the texts of special tokens, for a message."""
+        if self.parse:
+            return f"has the text of a special token, which becomes this token; {self._option} text prevents it"
+        return f"has the text of a special token, which is read as characters ({self._option})"
+
+    def count(self, text: str) -> int:
+        """Returns how often a text has that of a special token; of a chat, how often its messages have."""
+        if isinstance(text, ChatText):
+            return text.found
+        return len(self._texts.findall(text)) if self._texts else 0
+
+    def ids(self, text: str) -> Iterator[list[int]]:
+        """Yields the token ids of a text piece by piece, without those that a tokenizer puts around it, such as BOS.
+
+        Raises:
+            BadRow: The tokenizer cannot encode the text.
+            ConfigError: The tokenizer cannot read the text of a special token as characters.
+        """
+        parts = text.parts if isinstance(text, ChatText) else ((text, self.parse),)
+        for place, (part, parse) in enumerate(parts):
+            pieces = token_ids(part, self.tokenizer, parse) if place == 0 else self._after(part, parse)
+            try:
+                for ids in pieces:
+                    if not parse:
+                        self.check_characters(part, ids)
+                    yield ids
+            except ConfigError:
+                raise
+            except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
+                raise BadRow(f"the tokenizer can't encode this text: {error}") from error
+
+    def _after(self, part: str, parse: bool) -> Iterator[list[int]]:
+        yield continued(self.tokenizer, part, parse)
+
+    def check_characters(self, text: str, ids: Iterable[int]) -> None:
+        """Refuses token ids that have a special token where the text of one should be characters.
+
+        Raises:
+            ConfigError: The tokenizer makes it this token in any case.
+        """
+        if self._texts is None or not self._texts.search(text):
+            return
+        known = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        for token in sorted(known.intersection(ids)):
+            raise ConfigError(
+                f"{self._option}: got text, but this tokenizer reads {self.tokenizer.convert_ids_to_tokens(token)!r} "
+                "as the token in any case; needs parse, or a text without it"
+            )
+
+
+def joined(texts: Sequence[str], between: str, special: SpecialTokens) -> ChatText:
+    """Returns texts, of which some may be those of chats, as one.
+
+    Args:
+        texts: Texts to join.
+        between: Text between each two of them.
+        special: Rule for the texts of special tokens outside the templates of chats.
+    """
+    parts: list[tuple[str, bool]] = []
+    for place, text in enumerate(texts):
+        own = text.parts if isinstance(text, ChatText) else ((text, special.parse),)
+        for part, parse in ((between, special.parse), *own) if place else own:
+            if parts and parts[-1][1] == parse:
+                parts[-1] = (parts[-1][0] + part, parse)
+            else:
+                parts.append((part, parse))
+    whole = ChatText("".join(part for part, _ in parts))
+    whole.parts = tuple(parts)
+    whole.found = sum(map(special.count, texts))
+    return whole
+
+
 class ChatTemplate:
     """Makes the text of a chat with the tokenizer's chat template.
 
     Args:
         tokenizer: Tokenizer of the model.
         special: Whether the text of a special token in a message is this token rather than characters.
+        names: Names of the options that messages advise to change.
+        answer: Whether the text ends where the model is to answer, or to go on with an answer that has begun.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        special: bool = True,
+        names: OptionNames = TRAINING,
+        answer: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._special = special
+        self._names = names
+        self._answer = answer
         self._texts = special_texts(tokenizer)
 
-    def __call__(self, messages: list[dict[str, str]]) -> ChatText:
+    def __call__(self, messages: Messages) -> ChatText:
         """Returns the text of the chat.
 
         Raises:
@@ -185,8 +287,8 @@ class ChatTemplate:
         """
         if not self._tokenizer.chat_template:
             raise ConfigError(
-                "data.field: names chats, but the tokenizer of model.path has no chat template; needs a field with the "
-                "text itself, or a tokenizer with a chat template"
+                f"{self._names.field}: names chats, but the tokenizer of {self._names.tokenizer} has no chat template; "
+                "needs a field with the text itself, or a tokenizer with a chat template"
             )
         contents = [message["content"] for message in messages]
         found = [text for content in contents if self._texts for text in self._texts.findall(content)]
@@ -199,7 +301,13 @@ class ChatTemplate:
                 for message in messages
             ]
         try:
-            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
+            begun = self._answer and messages[-1]["role"] == "assistant"
+            rendered = self._tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=self._answer and not begun,
+                continue_final_message=begun,
+            )
         except Exception as error:  # of jinja2 and of the template itself
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise BadRow(f"the tokenizer's chat template refuses this chat: {reason}") from None
@@ -219,14 +327,28 @@ def continued(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = Tru
     return both[len(before) :] if both[: len(before)] == before else alone
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, special: SpecialTokens | None = None) -> list[int]:
     """Returns the token ids of a text that a model is to continue, with what the tokenizer puts before it, such as BOS.
 
+    Args:
+        tokenizer: Tokenizer of the model.
+        prompt: Text to encode; a chat's template has put BOS before it already, where it belongs there.
+        special: Rule for the texts of special tokens; None makes them these tokens.
+
     Raises:
+        ConfigError: The tokenizer cannot read the text of a special token as characters.
         DataError: The tokenizer cannot encode the text: it has no token for a character.
     """
+    special = special or SpecialTokens(tokenizer)
     try:
-        ids = list(tokenizer(prompt)["input_ids"])
+        if isinstance(prompt, ChatText):
+            return list(chain.from_iterable(special.ids(prompt)))
+        ids = list(tokenizer(prompt, split_special_tokens=not special.parse)["input_ids"])
+        if not special.parse:
+            bare = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            special.check_characters(prompt, bare)
+    except ConfigError:
+        raise
     except Exception as error:  # tokenizers raises plain Exception
         raise DataError(f"the tokenizer cannot encode {prompt[:80]!r}: {error}") from None
     if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text

@@ -61,6 +61,7 @@ SWEEP = Command(
     TRAIN.descriptions,
     TRAIN.default_preset,
     TRAIN.check,
+    takes=TrainConfig,
     notes="varied without values:\n" + "\n".join(f"  {key:28}{values}" for key, values in GRID.items()),
 )
 
