@@ -111,7 +111,7 @@ def read_rows(
     content = _unpacked(file, packed, path)
     head = _head(content)
     if not kind_ending(name) and _rows_in(head):
-        kind = KINDS[".jsonl"]
+        kind = KINDS[".json"]  # which lines of JSON are too
     problem = _contradiction(head, kind)
     if problem and kind == "text":
         yield Row(path, 0, None, f"not UTF-8 text: {problem}", is_json=False, unit="")

@@ -174,6 +174,32 @@ def test_skipped_steps_are_drawn_where_there_are_any(tmp_path: Path) -> None:
         assert ("Skipped steps" in headings(page, "h3")) == (skipped > 0)
 
 
+@pytest.mark.parametrize(
+    ("meaning", "found", "shown"),
+    [
+        ("parse", None, None),
+        ("parse", 0.0, None),
+        ("parse", 3.0, ("3", "read as these tokens")),
+        ("text", None, ("0", "read as characters")),
+        ("text", 1234.0, ("1234", "read as characters")),
+        (None, 2.0, ("2", "read as these tokens")),
+        (["text"], "many", None),
+    ],
+)
+def test_special_tokens_are_a_figure_where_there_is_something_to_say(
+    meaning: Any, found: Any, shown: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    metrics: list[dict[str, Any]] = [{"step": 1, "split": "train", "loss": 2.0}]
+    metrics[0] |= {} if found is None else {"special_tokens": found}
+    page = page_of(
+        write_run(tmp_path / "run", metrics, **({} if meaning is None else {"data.special_tokens": meaning}))
+    )
+    figure = page.partition("Texts of special tokens")[2][:300].replace("\N{THIN SPACE}", "").replace(",", "")
+    assert bool(figure) == (shown is not None)
+    if shown is not None:
+        assert shown[0] in figure and f"{shown[1]} (data.special_tokens)" in figure
+
+
 def test_null_leaves_a_gap_and_is_counted(tmp_path: Path) -> None:
     metrics: list[dict[str, Any]] = [{"step": step, "split": "train", "loss": 2.0 + step} for step in range(1, 9)]
     metrics[3]["loss"] = None
