@@ -183,7 +183,7 @@ def test_skipped_steps_are_drawn_where_there_are_any(tmp_path: Path) -> None:
         ("text", None, ("0", "read as characters")),
         ("text", 1234.0, ("1234", "read as characters")),
         (None, 2.0, ("2", "read as these tokens")),
-        (["text"], "many", None),
+        ("parse", "many", None),
     ],
 )
 def test_special_tokens_are_a_figure_where_there_is_something_to_say(
