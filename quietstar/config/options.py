@@ -216,6 +216,11 @@ def check_number(name: str, value: object, hint: Any, advice: str = "") -> None:
             raise ConfigError(f"{name}: got {shown(value)}, needs {kind}{bound.needs}{advice}")
 
 
+def path_text(path: str | os.PathLike[str]) -> str:
+    """Returns a path for a message, in which the character NUL, which ends a line in many programs, is escaped."""
+    return os.fspath(path).replace("\0", "\\0")
+
+
 def path_kind(path: str | os.PathLike[str], option: str) -> Literal["file", "directory", "other"] | None:
     """Finds out what is at a path that a user has given.
 
@@ -237,7 +242,7 @@ def path_kind(path: str | os.PathLike[str], option: str) -> Literal["file", "dir
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"{option}: cannot look at {os.fspath(path)} ({reason}); needs a path that can be used"
+            f"{option}: cannot look at {path_text(path)} ({reason}); needs a path that can be used"
         ) from None
     return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
@@ -259,10 +264,10 @@ def check_input(path: str | os.PathLike[str], option: str, once: bool = False) -
         return
     if kind == "other" and not (once and stat.S_ISFIFO(os.stat(path).st_mode)):
         usable = "a file or a pipe" if once else "a file or a directory"
-        raise ConfigError(f"{option}: {os.fspath(path)} is a device, a pipe or a socket; needs {usable}")
+        raise ConfigError(f"{option}: {path_text(path)} is a device, a pipe or a socket; needs {usable}")
     if not os.access(path, os.R_OK | (os.X_OK if kind == "directory" else 0)):
         raise ConfigError(
-            f"{option}: cannot read {os.fspath(path)} ({os.strerror(errno.EACCES)}); needs a path that you may read"
+            f"{option}: cannot read {path_text(path)} ({os.strerror(errno.EACCES)}); needs a path that you may read"
         )
 
 
@@ -291,7 +296,7 @@ def check_name(path: str | os.PathLike[str], option: str) -> None:
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"{option}: {os.fspath(path)} is not UTF-8 text; needs a path that is") from None
+        raise ConfigError(f"{option}: {path_text(path)} is not UTF-8 text; needs a path that is") from None
 
 
 def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:

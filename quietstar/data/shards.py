@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from quietstar.config.options import path_kind, path_text
 from quietstar.data.kinds import READ, kind_ending, kind_of, read_rows
 from quietstar.data.rows import TRAINING, BadRow, Row, object_of
 from quietstar.errors import ConfigError, DataError, QuietStarError
@@ -105,10 +106,11 @@ def local_file(path: str | os.PathLike[str], option: str = "") -> Shard:
         regular = not stat.S_ISFIFO(place.stat().st_mode) and not place.is_char_device()
         if regular:
             place.open("rb").close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a character that no path can have
+        reason = error.strerror if isinstance(error, OSError) else error
         if option:
-            raise ConfigError(f"{option}: cannot read {place} ({error.strerror})") from None
-        raise DataError(f"{place}: cannot be read: {error.strerror}") from None
+            raise ConfigError(f"{option}: cannot read {path_text(place)} ({reason})") from None
+        raise DataError(f"{path_text(place)}: cannot be read: {reason}") from None
     return Shard(str(place), place.name if regular else "pipe", 0, partial(cast(Any, open), place, "rb"))
 
 
@@ -229,7 +231,7 @@ def _counted(left_out: Iterable[str]) -> str:
 
 def is_local(path: str) -> bool:
     """Returns whether a path is on this machine and not looked for on the hub."""
-    return path.startswith((".", "~", os.sep)) or Path(path).exists()
+    return path.startswith((".", "~", os.sep)) or path_kind(path, "data.path") is not None
 
 
 def _pattern_option(option: str) -> str:

@@ -23,8 +23,10 @@ from quietstar.config.options import (
     Temperature,
     Text,
     at_least,
+    check_input,
+    path_kind,
 )
-from quietstar.config.parsing import parse_yaml
+from quietstar.config.parsing import MAX_YAML_BYTES, parse_yaml
 from quietstar.data.sources import TEXT_OPTIONS, read_text
 from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.answers import AnswerFormat, load_format
@@ -135,7 +137,7 @@ def check_settings(settings: Settings, for_use: bool = True) -> None:
         raise ConfigError(f"metrics: none given for the tasks; needs some of {', '.join(METRICS)}")
     if parse_think(settings.think).rule == "never":
         raise ConfigError("think: got never, which is what thinking is compared with; needs another value")
-    if settings.data is not None and settings.data.is_file() and len(settings.tasks) != 1:
+    if settings.data is not None and len(settings.tasks) != 1 and path_kind(settings.data, "data") == "file":
         raise ConfigError(f"data: {settings.data} is one file, needs a directory for {len(settings.tasks)} tasks")
 
 
@@ -202,8 +204,10 @@ def read_task(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read, or does not define a task.
     """
+    check_input(name, "lm_eval")
     try:
-        content = parse_yaml(Path(name).read_bytes(), name)
+        with open(name, "rb") as file:
+            content = parse_yaml(file.read(MAX_YAML_BYTES + 1), name)
     except OSError as error:
         raise ConfigError(f"lm_eval: cannot read {name}: {error.strerror}") from None
     except DataError as error:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from typing_extensions import TypeIs
 
+from quietstar.config.options import path_kind
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.imports import without_bitsandbytes_warnings
 from quietstar.model.backbone import probe_once
@@ -228,7 +229,7 @@ def base_fingerprint(model: ThinkingModel) -> str:
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of a directory; a hub name as it is."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else str(path)
+    return str(Path(path).resolve()) if path_kind(path, "base") == "directory" else str(path)
 
 
 def _base_path(model: ThinkingModel) -> str | None:
@@ -239,7 +240,7 @@ def _base_path(model: ThinkingModel) -> str | None:
 
 def is_adapter_checkpoint(directory: str | os.PathLike[str]) -> bool:
     """Return whether `save_finetuned` wrote this directory."""
-    return (Path(directory) / OPTIONS).is_file() and (Path(directory) / "config.json").is_file()
+    return all(path_kind(Path(directory) / name, "checkpoint") == "file" for name in (OPTIONS, "config.json"))
 
 
 def save_finetuned(

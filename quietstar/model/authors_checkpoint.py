@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from quietstar.config.options import path_kind
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.loading import load_configuration
@@ -28,7 +29,7 @@ HEAD_PREFIX = "talk_head.0."
 
 def is_authors_checkpoint(directory: str | os.PathLike[str]) -> bool:
     """Return whether the files of a directory hold the learned START and END of the authors' code."""
-    files = sorted(Path(directory).glob("*.safetensors")) if Path(directory).is_dir() else []
+    files = sorted(Path(directory).glob("*.safetensors")) if path_kind(directory, "checkpoint") == "directory" else []
     names: set[str] = set()
     for file in files:
         try:

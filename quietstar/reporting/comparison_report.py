@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from quietstar.config.command_line import Command
-from quietstar.config.options import INPUT
+from quietstar.config.options import INPUT, path_kind
 from quietstar.config.parsing import parse_json
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
@@ -345,6 +345,7 @@ def write_any_report(directory: Path) -> Path:
     Raises:
         DataError: It is not a run directory, or it belongs to a run of STaR or V-STaR that has no summary yet.
     """
+    path_kind(directory, "run_directory")  # which refuses what the system does not look at
     if (directory / COMPARISON).is_file():
         return write_comparison(directory, *compared_before(directory))
     if any((directory / name).is_file() for name in (SUMMARY, STORE)):

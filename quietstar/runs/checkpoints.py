@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from quietstar.config.options import check_model_path
+from quietstar.config.options import check_model_path, path_kind
 from quietstar.config.parsing import check_type, parse_json, shown
 from quietstar.config.training import TrainingOptions
 from quietstar.errors import CheckpointError, ConfigError, DataError
@@ -87,13 +87,13 @@ def refuse_link(directory: Path) -> None:
     Raises:
         CheckpointError: `directory` is a link.
     """
-    if directory.is_symlink():
+    if os.path.islink(directory):
         raise CheckpointError(f"{directory}: is a link; needs a directory of the run's own (or no such name yet)")
 
 
 def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
     """Lists (step, path) of everything named like a checkpoint, oldest first, without reading it. Links are skipped."""
-    if not directory.is_dir():
+    if path_kind(directory, "checkpoint") != "directory":
         return []
     found = []
     for path in directory.iterdir():
@@ -359,7 +359,7 @@ def check_model_directory(path: str | os.PathLike[str]) -> None:
             link out of it; links within the hub's cache are followed.
     """
     directory = Path(path)
-    if not directory.is_dir():
+    if path_kind(directory, "model.path") != "directory":
         return
     home = directory.resolve()
     home = home.parent.parent if home.parent.name == "snapshots" else home

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quietstar.config.options import path_kind
 from quietstar.config.parsing import check_type, parse_json, parse_yaml
 from quietstar.errors import DataError
 from quietstar.runs.files import CONFIG, ENVIRONMENT, EVENTS, METRICS, SAMPLES
@@ -45,7 +46,8 @@ def read_run(directory: Path) -> RunDirectory:
     Raises:
         DataError: It is not a run directory: neither `config.yaml` nor `metrics.jsonl` is there.
     """
-    if not any((directory / name).is_file() for name in (CONFIG, METRICS)):
+    found = path_kind(directory, "run_directory")
+    if found is None or not any((directory / name).is_file() for name in (CONFIG, METRICS)):
         raise DataError(f"{directory}: has neither config.yaml nor metrics.jsonl; needs the output_dir of a run")
     lines = [
         {key: math.nan if value is None else value for key, value in line.items()}
@@ -130,6 +132,8 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 def run_of(checkpoint: Path) -> Path | None:
     """Returns the directory of the training run that a checkpoint lies in, or None."""
+    if path_kind(checkpoint, "checkpoint") is None:
+        return None
     # unresolved where possible, so that printed paths are as the user wrote them
     place = (checkpoint if checkpoint.parent.name == "checkpoints" else checkpoint.resolve()).parent
     return place.parent if place.name == "checkpoints" and (place.parent / CONFIG).is_file() else None
@@ -140,7 +144,7 @@ def model_name(checkpoint: Path) -> str:
     run = run_of(checkpoint)
     if run is not None:
         return f"{run.resolve().name}, {checkpoint.resolve().name}"
-    return checkpoint.resolve().name if checkpoint.is_dir() else str(checkpoint)
+    return checkpoint.resolve().name if path_kind(checkpoint, "checkpoint") == "directory" else str(checkpoint)
 
 
 def training_length(checkpoint: Path) -> int | None:

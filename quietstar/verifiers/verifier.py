@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from quietstar.config.options import path_kind
 from quietstar.data.examples import Example, encode_example
 from quietstar.data.tokenizer import tokenizer_fingerprint
 from quietstar.errors import CheckpointError, ConfigError
@@ -65,7 +66,7 @@ class Verifier:
         batch_tokens: int = 8192,
     ) -> None:
         self.directory = os.fspath(directory)
-        described = (Path(directory) / VERIFIER).is_file()
+        described = path_kind(Path(directory) / VERIFIER, "verifier") == "file"
         self._description: dict[str, Any] = read_description(Path(directory)) if described else {}
         self.kind: str = self._description.get("kind", PLAIN)
         if self.kind not in KINDS:
