@@ -135,7 +135,7 @@ def _figures(run: RunDirectory) -> list[tuple[str, str, str]]:
 def _special_tokens(config: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """Returns the figure of special tokens' texts in the data, where there are any or they would be characters."""
     found = training[-1].get("special_tokens") if training else None
-    count = found if _is_number(found) else 0
+    count = float(found) if found is not None and _is_number(found) else 0.0
     meaning = _group(config, "data").get("special_tokens")
     if not count and meaning != "text":
         return []
