@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fnmatch
 import math
 import operator
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -323,6 +325,49 @@ def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -
         raise ConfigError(f"{option}: cannot read {name} ({error.strerror})") from None
     for file in files:
         check_input(file, option)
+
+
+_FOREIGN_WEIGHTS = {
+    "*.gguf": "AutoModelForCausalLM.from_pretrained(DIRECTORY, gguf_file=FILE).save_pretrained(NEW)",
+    "*.bin": "AutoModelForCausalLM.from_pretrained(DIRECTORY).save_pretrained(NEW), if you trust the file's author",
+    "*.h5": "in transformers 4, AutoModelForCausalLM.from_pretrained(DIRECTORY, from_tf=True).save_pretrained(NEW)",
+    "*.msgpack": "in transformers 4, AutoModelForCausalLM.from_pretrained(DIRECTORY, from_flax=True)"
+    ".save_pretrained(NEW)",
+    **dict.fromkeys(
+        ("*.ckpt", "*.pth", "*.pt", "*.ckpt.index", "consolidated*.safetensors"),
+        "the script of transformers that converts this family's original weights",
+    ),
+}
+"""Patterns of the names of weights that are not read, with what makes safetensors files of them."""
+_OTHER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
+
+
+def check_weights_format(path: str | os.PathLike[str], option: str = "model.path") -> None:
+    """Checks that a model directory does not have its weights in another format than safetensors.
+
+    Args:
+        path: Directory to look at; what is no directory passes, as does a directory without any weights.
+        option: Name of the option in the error message.
+
+    Raises:
+        ConfigError: It has them in another format; the message names a file and what converts it.
+    """
+    names: list[str] = []
+    with suppress(OSError, ValueError):  # what cannot be listed is refused by who reads it
+        names = sorted(os.listdir(path))
+    foreign = {
+        name: advice
+        for pattern, advice in _FOREIGN_WEIGHTS.items()
+        for name in fnmatch.filter(names, pattern)
+        if not _OTHER_STATE.match(name)
+    }
+    if not foreign or set(fnmatch.filter(names, "*.safetensors")) - set(foreign):
+        return
+    name, advice = next(iter(foreign.items()))
+    raise ConfigError(
+        f"{option}: {os.fspath(path)} has its weights in {name}, which is not read; needs model.safetensors as "
+        f"transformers writes it: {advice}"
+    )
 
 
 def parse_positions(positions: str, name: str = "positions") -> tuple[str, float]:

@@ -261,20 +261,20 @@ def check_type(value: object, hint: Any, name: str) -> None:
         hint: One of `Any`, `None`, `bool`, `int`, `float` (which takes whole numbers too), `str`, lists, dicts with
             texts as keys, unions, and dataclasses: an object with at least their fields, as far as these have no
             default.
-        name: Name of the value for messages.
+        name: Name of the value for messages; empty for the object of a whole file, whose fields stand for themselves.
 
     Raises:
         DataError: The value has another type; the message names the first place that has.
     """
-    arguments = get_args(hint)
+    arguments, prefix = get_args(hint), f"{name}." if name else ""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         hints = _hints(hint)
         for field in dataclasses.fields(hint):
             needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if needed and field.name not in value:
-                raise DataError(f"{name}: {field.name} is missing")
+                raise DataError(f"{name}: {field.name} is missing" if name else f"{field.name}: is missing")
             if field.name in value:
-                check_type(value[field.name], hints[field.name], f"{name}.{field.name}")
+                check_type(value[field.name], hints[field.name], prefix + field.name)
     elif get_origin(hint) is Literal:
         if value not in arguments:
             raise DataError(f"{name}: got {shown(value)}, needs one of {', '.join(map(str, arguments))}")
@@ -283,7 +283,7 @@ def check_type(value: object, hint: Any, name: str) -> None:
             check_type(one, arguments[0], f"{name}[{number}]")
     elif get_origin(hint) is dict and isinstance(value, dict):
         for key, one in value.items():
-            check_type(one, arguments[1], f"{name}.{key}")
+            check_type(one, arguments[1], f"{prefix}{key}")
     elif get_origin(hint) in (Union, UnionType):
         options = [one for one in arguments if _has_kind(value, one)]
         if not options:
@@ -302,6 +302,8 @@ def _has_kind(value: object, hint: Any) -> bool:
     """Returns whether a value has a type, without a look at what is inside it."""
     if hint is Any:
         return True
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
     kind = dict if dataclasses.is_dataclass(hint) else get_origin(hint) or hint
     if isinstance(value, bool):
         return kind is bool
@@ -310,4 +312,6 @@ def _has_kind(value: object, hint: Any) -> bool:
 
 def _in_words(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
     return names.get(hint, "a list" if get_origin(hint) is list else "an object")

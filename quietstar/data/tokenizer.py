@@ -8,20 +8,46 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from quietstar.config.options import check_model_path
+from quietstar.config.options import Bound, check_model_path, check_weights_format
 from quietstar.data.rows import TRAINING, BadRow, Messages, OptionNames
 from quietstar.errors import ConfigError, DataError
-from quietstar.runs.checkpoints import check_model_directory
+from quietstar.runs.directory import check_fields, check_model_directory, culprit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Without any of these transformers makes an empty tokenizer, silently, from a model's config.json alone.
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab*", "*.model", "*.tiktoken")
+
+_CONFIGURATIONS = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class _TokenizerConfig:
+    """The fields of a tokenizer's configuration whose types transformers does not check."""
+
+    tokenizer_class: str | None = None
+    model_max_length: Annotated[float, Bound("more than 0", lambda value: value > 0)] | None = None
+    chat_template: str | list[dict[str, Any]] | dict[str, str] | None = None
+    bos_token: str | dict[str, Any] | None = None
+    eos_token: str | dict[str, Any] | None = None
+    unk_token: str | dict[str, Any] | None = None
+    pad_token: str | dict[str, Any] | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    add_prefix_space: bool | None = None
+    clean_up_tokenization_spaces: bool | None = None
+    split_special_tokens: bool | None = None
+    padding_side: Literal["left", "right"] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    added_tokens_decoder: dict[str, dict[str, Any]] | None = None
+    additional_special_tokens: list[Any] | None = None
+
 
 PIECE = 50_000
 """Characters that are tokenised at once. It bounds the memory, which is a few hundred bytes per token."""
@@ -46,13 +72,29 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """
     check_tokenizer(path)
     check_model_directory(path)
+    for name in _CONFIGURATIONS:
+        if (Path(path) / name).is_file():
+            check_fields(Path(path) / name, _TokenizerConfig)
     from transformers import AutoTokenizer, PreTrainedTokenizerBase  # slow: after the checks that do without them
 
     name = os.fspath(path)
+
+    def load(place: str | os.PathLike[str]) -> Any:
+        return AutoTokenizer.from_pretrained(os.fspath(place), trust_remote_code=False)
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = load(name)
     except Exception as error:  # transformers and tokenizers raise many kinds, plain Exception among them
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        directory = Path(name)
+        if directory.is_dir():
+            found = culprit(directory, [*_CONFIGURATIONS, "config.json", *_VOCABULARY_FILES[:1]], load)
+            if found is not None and found.startswith(os.fspath(directory / "config.json")):
+                raise ConfigError(f"{found}, which its family can't use ({reason}); needs a value it can") from error
+            if found is None and (directory / "tokenizer.json").is_file():
+                found = os.fspath(directory / "tokenizer.json")
+            if found is not None:
+                reason += f"; the fault is in {found}; needs what transformers can use"
         kind = "" if Path(name).is_dir() else " (no directory of that name; taken as a hub name)"
         raise ConfigError(f"model.path: the tokenizer of {name}{kind} cannot be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -69,6 +111,7 @@ def check_tokenizer(path: str | os.PathLike[str]) -> None:
     check_model_path(path)
     directory = Path(path)
     if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in _VOCABULARY_FILES):
+        check_weights_format(path)
         raise ConfigError(
             f"model.path: {os.fspath(path)} has no tokenizer (none of {', '.join(_VOCABULARY_FILES)}); "
             "put the files of the model's own tokenizer there"
@@ -309,7 +352,14 @@ class ChatTemplate:
                 continue_final_message=begun,
             )
         except Exception as error:  # of jinja2 and of the template itself
+            from jinja2 import TemplateSyntaxError  # comes with transformers' chats
+
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if isinstance(error, TemplateSyntaxError):
+                name = self._tokenizer.name_or_path
+                raise ConfigError(
+                    f"model.path: the chat template of {name} is no template of Jinja: {reason}"
+                ) from None
             raise BadRow(f"the tokenizer's chat template refuses this chat: {reason}") from None
         pieces = str(rendered).split(border) if border else [str(rendered)]
         text = ChatText("".join(pieces))

@@ -24,14 +24,13 @@ from quietstar.model.adapters import assemble, has_adapters, is_adapter_checkpoi
 from quietstar.model.backbone import probe_once
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.generation import ThinkingGeneration, one_cache, thinking_cache
-from quietstar.model.loading import load_causal_lm, load_configuration, text_token_ids
+from quietstar.model.loading import check_weights, load_causal_lm, load_configuration, text_token_ids
 from quietstar.model.padding import Padding, check_ids, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.prediction import predict_next
 from quietstar.model.thinking_model import END, START, ThinkingModel, check_configuration, disable_dropout
 from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entropy, expand_anchors
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast
-from quietstar.runs.checkpoints import check_model_directory
 from quietstar.runs.files import saving
 from quietstar_kernels import linear_cross_entropy, sample_tokens
 
@@ -124,7 +123,8 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         Raises:
             CheckpointError: A part of a model with adapters is missing or damaged, or its base cannot be found.
         """
-        check_model_directory(pretrained_model_name_or_path)
+        if os.path.isdir(pretrained_model_name_or_path) and not options.get("subfolder"):
+            check_weights(pretrained_model_name_or_path, load_configuration(pretrained_model_name_or_path))
         if not is_adapter_checkpoint(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
         model = assemble(cls, pretrained_model_name_or_path, None, False)
