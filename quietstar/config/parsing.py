@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -25,11 +28,12 @@ MAX_YAML_SIZE = 1 << 20
 MAX_JSON_BYTES = 1 << 25
 """Longest JSON text, in bytes: its values then take less than 1 GiB."""
 MAX_DEPTH = 100
+NOT_REGULAR = "is a pipe, a socket or a device, needs a file"
 MAX_DIGITS = 100
 """Longest number in YAML, in characters."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_LONG_NUMBER = re.compile(r"\d{309}")
+_LONG_NUMBER = re.compile(r"(?<!\d)\d{309}")  # looks once at each number
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _PLAIN = {None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map"))}
@@ -41,6 +45,33 @@ def shown(value: object) -> str:
     """Returns a value as an error message shows it: on one line, and cut off if it is long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
+
+
+@contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Context of a file that is open for reading bytes; what could keep its reader waiting is refused.
+
+    Raises:
+        DataError: It is a pipe, a socket or a device; the message has no file name.
+        OSError: It cannot be opened.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DataError(NOT_REGULAR)
+        yield file
+
+
+def read_lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
+    """Yields lines with their line breaks; None for one of more than `limit` bytes, which is passed over."""
+    most = limit + 2  # a line of `limit` bytes with its line break
+    while line := file.readline(most):
+        whole = line.endswith(b"\n") or len(line) < most
+        if whole and len(line.rstrip(b"\r\n")) <= limit:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(65_536)
+        yield None
 
 
 def parse_yaml(content: bytes | str, place: str) -> Any:
@@ -112,10 +143,29 @@ def parse_json(content: bytes | str, *, limit: int = MAX_JSON_BYTES, surrogates:
     return value
 
 
+def read_json_file(path: str | os.PathLike[str], *, surrogates: bool = False) -> Any:
+    """Reads the JSON document in a file, of which no more than the limit is ever in memory.
+
+    Args:
+        path: File to read.
+        surrogates: Whether a string may have lone surrogates, as `parse_json` has it.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        DataError: It is no regular file, is not valid JSON, or is beyond the limits of this module; the message has no
+            file name.
+        OSError: The file cannot be read.
+    """
+    with open_file(path) as file:
+        return parse_json(file.read(MAX_JSON_BYTES + 1), surrogates=surrogates)
+
+
 def _decoded(content: bytes | str, place: str, limit: int, surrogates: bool = False) -> str:
     start = f"{place}: " if place else ""
     if len(content) > limit:
-        raise DataError(f"{start}has {len(content):,} bytes, needs at most {limit:,}")
+        raise DataError(f"{start}has more than {limit:,} bytes, needs at most as many")
     if isinstance(content, str):
         if not surrogates and not _is_utf8(content):
             raise DataError(f"{start}not UTF-8 text: it has a lone surrogate, which is not a character")
@@ -129,8 +179,8 @@ def _decoded(content: bytes | str, place: str, limit: int, surrogates: bool = Fa
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]  # None
         raise DataError(f"not usable JSON: the key {shown(twice)} is given twice")
     return values
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 
+from quietstar.config.parsing import read_lines
 from quietstar.data.rows import (
     BYTE_ORDER_MARK,
     TRAINING,
@@ -29,7 +30,6 @@ from quietstar.data.rows import (
     object_of,
     read_json_elements,
     read_json_rows,
-    read_lines,
     too_long,
 )
 from quietstar.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import parse_json, read_lines
 from quietstar.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -185,19 +185,6 @@ def _unusable(row: Row, option: str) -> BadRow:
     """Returns the error for a row without content, which names the option that bounds rows, if there is one."""
     named = f" ({option})" if option and row.problem.startswith(LONGER.partition("{")[0]) else ""
     return BadRow(row.problem + named)
-
-
-def read_lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
-    """Yields lines with their line breaks; None for one of more than `limit` bytes, which is passed over."""
-    most = limit + 2  # a line of `limit` bytes with its line break
-    while line := file.readline(most):
-        whole = line.endswith(b"\n") or len(line) < most
-        if whole and len(line.rstrip(b"\r\n")) <= limit:
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = file.readline(65_536)
-        yield None
 
 
 Render = Callable[[Messages], str]

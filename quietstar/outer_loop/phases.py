@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.parsing import check_type, parse_json
+from quietstar.config.parsing import check_type, read_json_file
 from quietstar.errors import CheckpointError
 from quietstar.runs.files import EventLog, changed_options, write_json
 
@@ -102,7 +102,7 @@ class _Manifest:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        content = parse_json(file.read_bytes())
+        content = read_json_file(file)
         check_type(content, _Manifest, "manifest")
         return dict(content)
     except FileNotFoundError:

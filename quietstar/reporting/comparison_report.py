@@ -19,7 +19,7 @@ import numpy as np
 
 from quietstar.config.command_line import Command
 from quietstar.config.options import INPUT, path_kind
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import read_json_file
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.loop_charts import PER_CENT, accuracy_curve, first_of, group_curves, group_names, progress_card
@@ -37,7 +37,7 @@ from quietstar.reporting.loop_files import (
 )
 from quietstar.reporting.loop_report import write_loop_report
 from quietstar.reporting.page import escaped, folded_table, header, page, panels, section, table, visible, warning_list
-from quietstar.reporting.run_facts import flatten, machines, shown
+from quietstar.reporting.run_facts import flatten, machines, option_html
 from quietstar.reporting.scales import number
 from quietstar.reporting.train_report import write_report
 from quietstar.runs.files import COMPARISON, REPORT, STORE, SUMMARY, write_json, write_whole
@@ -150,7 +150,7 @@ def _differing(runs: Mapping[str, LoopRun]) -> str:
     flat = {name: flatten(run.files.config) for name, run in runs.items()}
     keys = {key: None for options in flat.values() for key in options if key not in OWN}
     rows = [
-        [visible(key), *(shown(options[key]) if key in options else "" for options in flat.values())]
+        [visible(key), *(option_html(options[key]) if key in options else "" for options in flat.values())]
         for key in keys
         if len({repr(options.get(key)) for options in flat.values()}) > 1
     ]
@@ -310,7 +310,7 @@ def compared_before(out: Path) -> tuple[dict[str, Path], float | None]:
     """
     file = out / COMPARISON
     try:
-        content = parse_json(file.read_bytes())
+        content = read_json_file(file)
         equal = content["equal_budget"]
         budget = equal["budget"] if equal is not None and equal["asked"] else None
         return {str(name): out / place for name, place in content["directories"].items()}, budget

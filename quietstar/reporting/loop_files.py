@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import MAX_JSON_BYTES, open_file, parse_json, read_json_file, read_lines
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.scales import MINUS
@@ -106,7 +106,7 @@ def read_summary(directory: Path) -> dict[str, Any]:
     """
     file = directory / SUMMARY
     try:
-        summary: dict[str, Any] = parse_json(file.read_bytes())
+        summary: dict[str, Any] = read_json_file(file)
     except FileNotFoundError:
         raise DataError(
             f"{directory}: has no {SUMMARY}, which a run writes when its iterations are done; run its command again"
@@ -183,7 +183,7 @@ def _reading(kind: str, sample: Mapping[str, Any], prompt: str | None) -> Readin
 
 def _key_of(manifest: Path) -> str | None:
     try:
-        return str(parse_json(manifest.read_bytes())["outputs"]["key"])
+        return str(read_json_file(manifest)["outputs"]["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -192,9 +192,10 @@ def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]
     """Yields the lines of a file, or those of the phases in `keys`; a missing file or torn line is skipped."""
     marks = None if keys is None else [key.encode() for key in keys]
     try:
-        with file.open("rb") as lines:
-            for raw in lines:
-                if marks is not None and not any(mark in raw for mark in marks):  # far faster than parsing all lines
+        with open_file(file) as lines:
+            for raw in read_lines(lines, MAX_JSON_BYTES):
+                # a look at the bytes is far faster than parsing all lines
+                if raw is None or (marks is not None and not any(mark in raw for mark in marks)):
                     continue
                 try:
                     line = parse_json(raw, surrogates=True)
@@ -202,7 +203,7 @@ def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]
                     continue
                 if keys is None or line.get("key") in keys:
                     yield line
-    except OSError:
+    except (OSError, DataError):
         return
 
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quietstar.config.options import check_model_path, check_weights_format, path_kind
-from quietstar.config.parsing import check_type, parse_json, shown
+from quietstar.config.parsing import check_type, read_json_file, shown
 from quietstar.config.training import TrainingOptions
 from quietstar.errors import CheckpointError, ConfigError, DataError
 from quietstar.runs.files import changed_options
@@ -294,7 +294,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file cannot be read, or does not hold a JSON object.
     """
     try:
-        value = parse_json(path.read_bytes())
+        value = read_json_file(path)
     except (OSError, DataError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):

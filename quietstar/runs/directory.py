@@ -19,7 +19,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from quietstar.config.options import Natural, NonNegative, Positive, Share, at_least, bounds, path_kind, type_hints
-from quietstar.config.parsing import check_type, parse_json, parse_yaml, shown
+from quietstar.config.parsing import (
+    MAX_JSON_BYTES,
+    MAX_YAML_BYTES,
+    NOT_REGULAR,
+    check_type,
+    open_file,
+    parse_json,
+    parse_yaml,
+    read_json_file,
+    read_lines,
+    shown,
+)
 from quietstar.errors import CheckpointError, ConfigError, DataError
 from quietstar.runs.checkpoints import read_json
 from quietstar.runs.files import CONFIG, ENVIRONMENT, EVENTS, METRICS, SAMPLES
@@ -94,7 +105,8 @@ def is_metrics_line(line: object) -> bool:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = parse_yaml(path.read_bytes(), path.name)
+        with open_file(path) as file:
+            config = parse_yaml(file.read(MAX_YAML_BYTES + 1), path.name)
     except (OSError, DataError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -117,24 +129,18 @@ def _first_and_last_samples(directory: Path, last_step: int) -> list[tuple[int, 
 
 def _json(path: Path) -> Any:
     try:
-        return parse_json(path.read_bytes(), surrogates=True)
+        return read_json_file(path, surrogates=True)
     except (OSError, ValueError):
         return None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        raw = path.read_bytes()
-    except OSError:
-        return []
     lines = []
-    for line in raw.split(b"\n"):
-        try:
-            content = parse_json(line, surrogates=True)
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            lines.append(content)
+    with suppress(OSError, DataError), open_file(path) as file:
+        for line in read_lines(file, MAX_JSON_BYTES):
+            with suppress(ValueError):
+                if line is not None and isinstance(content := parse_json(line, surrogates=True), dict):
+                    lines.append(content)
     return lines
 
 
@@ -255,16 +261,20 @@ def check_model_directory(path: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: `config.json` or `generation_config.json` cannot be used; the message names the field.
         CheckpointError: The index names a file that is none of the directory's own safetensors files, or a file is a
-            link out of it; links within the hub's cache are followed.
+            link out of it, a pipe, a socket or a device; links to the files of the hub's cache are followed.
     """
     directory = Path(path)
     if path_kind(directory, "model.path") != "directory":
         return
     home = directory.resolve()
-    home = home.parent.parent if home.parent.name == "snapshots" else home
+    # the hub's cache has the files of all snapshots in one place, unlike any other directory of this name
+    places = (home, home.parent.parent / "blobs") if home.parent.name == "snapshots" else (home,)
     for file in sorted([*directory.iterdir(), *directory.glob("*/*")]):
-        if (file.is_symlink() or file.parent != directory) and not file.resolve().is_relative_to(home):
+        is_elsewhere = file.is_symlink() or file.parent != directory
+        if is_elsewhere and not any(file.resolve().is_relative_to(place) for place in places):
             raise CheckpointError(f"{file}: is a link out of its directory, which is not followed; copy the file")
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise CheckpointError(f"{file}: {NOT_REGULAR}")
     if (directory / "adapter_config.json").exists():  # transformers would load the base that it names, from anywhere
         raise ConfigError(
             f"{directory / 'adapter_config.json'}: this is a directory of peft's adapters; needs a whole model: "

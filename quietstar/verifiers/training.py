@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import GeneratorOptions, VerifierOptions
 from quietstar.config.options import check
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import read_json_file
 from quietstar.config.training import FinetuningOptions, TrainingOptions, check_micro_batch
 from quietstar.data.batches import Batch, IndexedBatches
 from quietstar.data.examples import Example
@@ -313,7 +313,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     """
     file = directory / VERIFIER
     try:
-        description = parse_json(file.read_bytes())
+        description = read_json_file(file)
         found = description["format"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{file}: cannot be read as the description of a verifier ({error!r})") from None
