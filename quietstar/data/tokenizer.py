@@ -88,7 +88,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         directory = Path(name)
         if directory.is_dir():
-            found = culprit(directory, [*_CONFIGURATIONS, "config.json", *_VOCABULARY_FILES[:1]], load)
+            found = culprit(directory, [*_CONFIGURATIONS, "config.json", "tokenizer.json"], error, load)
             if found is not None and found.startswith(os.fspath(directory / "config.json")):
                 raise ConfigError(f"{found}, which its family can't use ({reason}); needs a value it can") from error
             if found is None and (directory / "tokenizer.json").is_file():
@@ -357,9 +357,7 @@ class ChatTemplate:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             if isinstance(error, TemplateSyntaxError):
                 name = self._tokenizer.name_or_path
-                raise ConfigError(
-                    f"model.path: the chat template of {name} is no template of Jinja: {reason}"
-                ) from None
+                raise ConfigError(f"model.path: the chat template of {name} is no Jinja template: {reason}") from None
             raise BadRow(f"the tokenizer's chat template refuses this chat: {reason}") from None
         pieces = str(rendered).split(border) if border else [str(rendered)]
         text = ChatText("".join(pieces))

@@ -100,7 +100,7 @@ def _refusal(path: str | os.PathLike[str], error: Exception, load: Callable[[Pat
         if isinstance(error, ConfigError) and Path(path).is_dir():
             return ConfigError(f"{Path(path) / 'config.json'}: {error}")
         return error
-    found = culprit(Path(path), ("config.json",), load) if Path(path).is_dir() else None
+    found = culprit(Path(path), ("config.json",), error, load) if Path(path).is_dir() else None
     if found is None:
         return ConfigError(f"{path}: can't be loaded as a causal language model: {reason or type(error).__name__}")
     return ConfigError(f"{found}, which its family can't use ({type(error).__name__}: {reason}); needs a value it can")
@@ -122,7 +122,7 @@ def load_generation_config(path: str | os.PathLike[str]) -> GenerationConfig | N
             return None
         reason = " ".join(str(error).split())[:300]
         name = "generation_config.json"
-        found = culprit(Path(path), (name,), GenerationConfig.from_pretrained) or Path(path) / name
+        found = culprit(Path(path), (name,), error, GenerationConfig.from_pretrained) or Path(path) / name
         raise ConfigError(f"{found}: can't be used: {reason}; without this field the default is taken") from error
     return config
 

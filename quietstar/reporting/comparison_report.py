@@ -19,7 +19,7 @@ import numpy as np
 
 from quietstar.config.command_line import Command
 from quietstar.config.options import INPUT, path_kind
-from quietstar.config.parsing import read_json_file
+from quietstar.config.parsing import check_type, read_json_file
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.loop_charts import PER_CENT, accuracy_curve, first_of, group_curves, group_names, progress_card
@@ -311,11 +311,26 @@ def compared_before(out: Path) -> tuple[dict[str, Path], float | None]:
     file = out / COMPARISON
     try:
         content = read_json_file(file)
-        equal = content["equal_budget"]
-        budget = equal["budget"] if equal is not None and equal["asked"] else None
-        return {str(name): out / place for name, place in content["directories"].items()}, budget
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: cannot be read ({error!r}); run the command of the comparison again") from None
+        check_type(content, _Comparison, "comparison")
+    except (OSError, DataError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); run the command of the comparison again") from None
+    equal = content["equal_budget"]
+    budget = equal["budget"] if equal is not None and equal["asked"] else None
+    return {name: out / place for name, place in content["directories"].items()}, budget
+
+
+@dataclass(frozen=True)
+class _EqualBudget:
+    budget: float
+    asked: bool
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What is read of `comparison.json`."""
+
+    equal_budget: _EqualBudget | None
+    directories: dict[str, str]
 
 
 def _read(arms: Mapping[str, Path]) -> dict[str, LoopRun]:

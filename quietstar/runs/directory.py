@@ -344,12 +344,17 @@ def _has_adapters(file: Path) -> bool:
     return (file.parent / ADAPTERS).is_file()
 
 
-def culprit(directory: Path, names: Sequence[str], load: Callable[[Path], object]) -> str | None:
+MOST_TRIED = 200
+"""Most fields of a file that `culprit` tries; each is a load."""
+
+
+def culprit(directory: Path, names: Sequence[str], error: Exception, load: Callable[[Path], object]) -> str | None:
     """Finds the field that keeps a library from loading a directory: without it, the directory can be loaded.
 
     Args:
         directory: Directory that cannot be loaded.
         names: Names of the JSON files whose fields may be at fault; those that are not there are passed over.
+        error: What the library raised; a field that it mentions is tried first.
         load: Function that loads a directory, without its weights; it may raise anything.
 
     Returns:
@@ -360,8 +365,14 @@ def culprit(directory: Path, names: Sequence[str], load: Callable[[Path], object
             content = read_json(directory / name)
         except CheckpointError:
             continue
-        paths = [(key, inner) for key, value in content.items() if isinstance(value, dict) for inner in value]
-        for path in [*paths[:100], *((key,) for key in content)]:
+        paths: list[tuple[str, ...]] = [
+            (key, inner) for key, value in content.items() if isinstance(value, dict) for inner in value
+        ]
+        paths = [*paths[:100], *((key,) for key in content)]
+        # sizes have been checked, and without its family a configuration is another one
+        mentioned = str(error)
+        paths.sort(key=lambda path: (path[-1] not in mentioned, path[-1] in (*SIZES, "model_type")))
+        for path in paths[:MOST_TRIED]:
             rest = copy.deepcopy(content)
             inside = rest[path[0]] if len(path) > 1 else rest
             value = inside.pop(path[-1])
