@@ -87,7 +87,7 @@ _ADVICE = {
 }
 
 
-def shown(text: str) -> str:
+def escape_controls(text: str) -> str:
     r"""Returns a text with the characters that would control a terminal or turn its lines around in the form `\u001b`.
 
     Line feeds and tabs stay. JSON stays JSON with the same content.
@@ -157,7 +157,7 @@ def run_command(command: Callable[[], object]) -> int:
                 if problem is None:
                     raise
                 with suppress(OSError):  # where nobody takes it the status says enough
-                    print(shown(f"error: {problem}".replace("\n", " ")), file=sys.stderr, flush=True)
+                    print(escape_controls(f"error: {problem}".replace("\n", " ")), file=sys.stderr, flush=True)
                 return 2
         return 128 + signal.SIGINT if interruption.told else 0
 
@@ -271,8 +271,8 @@ class _Stream(io.TextIOWrapper):
     def write(self, text: str) -> int:
         if self._is_error:
             before, text, after = _OF_BARS.fullmatch(text).groups()  # type: ignore[union-attr]  # it takes every text
-            return super().write(before + shown(text) + after)
-        return super().write(shown(text) if self._for_people else text)
+            return super().write(before + escape_controls(text) + after)
+        return super().write(escape_controls(text) if self._for_people else text)
 
 
 class _Descriptor(io.FileIO):

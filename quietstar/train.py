@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pathlib import Path
 
         from quietstar.config.commands import parse_train_config
+        from quietstar.config.options import check_weights_format
         from quietstar.data.sources import check_training_text
         from quietstar.data.tokenizer import check_tokenizer
         from quietstar.runs.machine import set_up
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_train_config(argv)
         if config.preset != "textbook":
             check_tokenizer(str(config.model.path))
+            check_weights_format(str(config.model.path))
             check_training_text(config.data)
         set_up(config.training.threads)
         if config.preset == "textbook":

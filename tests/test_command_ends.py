@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from quietstar.errors import shown
+from quietstar.errors import escape_controls
 from quietstar.evaluate import main as evaluate
 from quietstar.model.loading import character_tokenizer
 from quietstar.train import main as train
@@ -158,9 +158,12 @@ def test_what_could_control_a_terminal_is_shown_and_nothing_else_is() -> None:
         controls = unicodedata.category(character) in ("Cc", "Zl", "Zp") and character not in "\n\t"
         turns = unicodedata.bidirectional(character) in bidirectional or character in "\u061c\u200e\u200f"
         wanted = f"\\u{code:04x}" if controls or turns else character
-        assert shown(character).replace("\\r", "\\u000d").replace("\\b", "\\u0008").replace("\\f", "\\u000c") == wanted
+        assert (
+            escape_controls(character).replace("\\r", "\\u000d").replace("\\b", "\\u0008").replace("\\f", "\\u000c")
+            == wanted
+        )
     line = json.dumps({"a": "\x1b[31m\x7f\x9b\u202e\r\U000e0041 caf\xe9"}, ensure_ascii=False)
-    assert json.loads(shown(line)) == json.loads(line) and shown(line).replace("\xe9", "").isascii()
+    assert json.loads(escape_controls(line)) == json.loads(line) and escape_controls(line).replace("\xe9", "").isascii()
 
 
 HOSTILE = ["\x1b[2J", "\x07", "\x9b31m", "\u202eabc", "\x7f", "a\rb", "\x08\x08", "\u2066x"]
@@ -171,13 +174,13 @@ def test_control_characters_are_escaped_on_a_terminal_and_unchanged_in_a_pipe(te
     script = f"{COMMAND}def command():\n    print({text!r})\n    raise DataError({text!r}){END}"
     piped = subprocess.run([sys.executable, "-c", script], capture_output=True, env=os.environ | {"PYTHONUTF8": "1"})
     assert piped.stdout.decode() == f"{text}\n"
-    assert piped.stderr.decode() == f"error: {shown(text)}\n" and shown(text) != text
+    assert piped.stderr.decode() == f"error: {escape_controls(text)}\n" and escape_controls(text) != text
     main, other = pty.openpty()
     subprocess.run([sys.executable, "-c", script], stdout=other, stderr=other, env=os.environ | {"PYTHONUTF8": "1"})
     os.close(other)
     said = os.read(main, 1000).decode()
     os.close(main)
-    assert said == f"{shown(text)}\r\nerror: {shown(text)}\r\n"
+    assert said == f"{escape_controls(text)}\r\nerror: {escape_controls(text)}\r\n"
 
 
 def test_a_bar_still_draws_over_itself() -> None:

@@ -212,8 +212,13 @@ BAD_FILES = {
     "prompts.txt: is empty, needs at least one prompt": b"",
     "prompts.jsonl:2: not valid JSON": b'{"prompt": "a"}\n{"prompt": "a"\n',
     "prompts.jsonl:1: holds a JSON array": b"[1]\n",
-    "prompts.jsonl:1: got ['text'], needs an object whose field 'prompt' is a string": b'{"text": "a"}\n',
-    "prompts.jsonl:1: got ['prompt']": b'{"prompt": 3}\n',
+    "prompts.jsonl:1: has no field 'prompt' (its fields: 'text'); field names the one to read": b'{"text": "a"}\n',
+    "prompts.jsonl:1: field 'prompt' is a JSON number, needs a string": b'{"prompt": 3}\n',
+    "prompts.jsonl:2: prompt.0.role is a JSON number": (
+        b'{"prompt": "a"}\n{"prompt": [{"role": 3, "content": "a"}]}\n'
+    ),
+    "prompts.csv: it is a parquet file; needs UTF-8 text": b"PAR1",
+    "prompts.txt: holds JSON objects": b'{"prompt": "a"}\n{"prompt": "b"}\n',
 }
 
 

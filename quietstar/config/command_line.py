@@ -12,8 +12,8 @@ import inspect
 import re
 import sys
 import textwrap
-from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -57,6 +57,8 @@ class Command(Generic[ConfigT]):
         argument: Name of the option that an argument without a `--key` sets; None refuses such arguments.
         notes: Further paragraph of the help text.
         takes_preset: Whether the user names a preset by `--preset`; otherwise the command names it itself.
+        takes: Dataclass of another command, whose options this one takes besides its own; `--print_config` writes own
+            ones where they are given, so that both commands read what it writes.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Command(Generic[ConfigT]):
     argument: str | None = None
     notes: str = ""
     takes_preset: bool = True
+    takes: type | None = None
 
     @property
     def program(self) -> str:
@@ -112,7 +115,10 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
     config: ConfigT = _build(command.config, {**defaults, **preset_values, **from_file, **from_flags, **preset})
     _check(command, config, print_config is None)
     if print_config is not None:
-        print(to_yaml(config), end="")
+        left_out = {key for key, option in options.items() if option.is_drawn}
+        if command.takes is not None:
+            left_out |= options.keys() - _options(command.takes).keys()
+        print(to_yaml(config, left_out - file.keys() - flags.keys()), end="")
         raise SystemExit(0)
     return config
 
@@ -149,20 +155,28 @@ def narrowed(cls: type[ConfigT], config: Any) -> ConfigT:
     return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]  # ConfigT is always a dataclass
 
 
-def to_yaml(config: Any) -> str:
-    """Returns the whole configuration as YAML, in the order of the dataclasses."""
+def to_yaml(config: Any, without: Container[str] = ()) -> str:
+    """Returns the configuration as YAML, in the order of the dataclasses.
+
+    Args:
+        config: Configuration to write.
+        without: Dotted keys of options that are left out.
+    """
     # not allow_unicode: PyYAML then writes some line separators in a way that it does not read back
-    text: str = yaml.safe_dump(_tree(config), sort_keys=False, width=120)
+    text: str = yaml.safe_dump(_tree(config, without), sort_keys=False, width=120)
     return text
 
 
-def _tree(config: Any) -> dict[str, Any]:
-    """Returns the plain values of all options, nested by group."""
-    values = {field.name: getattr(config, field.name) for field in option_fields(config)}
-    return {
-        name: _tree(value) if dataclasses.is_dataclass(value) else str(value) if isinstance(value, Path) else value
-        for name, value in values.items()
-    }
+def _tree(config: Any, without: Container[str], prefix: str = "") -> dict[str, Any]:
+    """Returns the plain values of all options but some, nested by group."""
+    found: dict[str, Any] = {}
+    for name in (field.name for field in option_fields(config) if prefix + field.name not in without):
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            found[name] = _tree(value, without, f"{prefix}{name}.")
+        else:
+            found[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def _choose_preset(command: Command[Any], given: Mapping[str, Any]) -> tuple[dict[str, str], Mapping[str, Any]]:
@@ -192,13 +206,41 @@ def _check(command: Command[ConfigT], config: ConfigT, for_use: bool) -> None:
 
 _SWITCHES = {
     "help": "Print this help, with the defaults of the given preset and file, and stop.",
-    "print_config": "Print the resulting options as YAML, and stop.",
+    "print_config": "Print the resulting options as YAML for --config, and stop.",
 }
 _CONFIG_HELP = "YAML file with any of the options below, such as --print_config writes."
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Help formatter that keeps the line breaks of the list of presets."""
+    """Help formatter that keeps the line breaks of the list of presets, and writes types and lists as a user does."""
+
+    def _get_type_str(self, action: Action) -> str | None:
+        hint = getattr(action, "_typehint", None) or action.type
+        return None if hint is None else _type_in_help(hint)
+
+    def _get_help_string(self, action: Action) -> str:
+        text = str(super()._get_help_string(action))
+        if isinstance(action.default, list | tuple):
+            text = text.replace("%(default)s", ",".join(action.default).replace("%", "%%") or "none")
+        return text
+
+
+def _type_in_help(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return "list of texts"
+    if get_args(hint):
+        return " | ".join(map(_type_in_help, get_args(hint)))
+    return "path" if hint is Path else "null" if hint is type(None) else str(hint.__name__)
+
+
+def _metavar(name: str, hint: Any) -> str | None:
+    """Returns what stands for the value of a list in the help text; None for other options, which have their name."""
+    written = getattr(hint, "__metadata__", ())
+    if COMMAS in written:
+        return "NAME,NAME"
+    return "WORD ..." if SEVERAL in written else name.upper() if get_origin(hint) is tuple else None
 
 
 class _Option(NamedTuple):
@@ -213,6 +255,11 @@ class _Option(NamedTuple):
     def is_needed(self) -> bool:
         """Whether the option has no default and must be given."""
         return self.field.default is MISSING and self.field.default_factory is MISSING
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the default is another one each time."""
+        return self.field.default_factory is not MISSING
 
     @property
     def default(self) -> Any:
@@ -283,7 +330,9 @@ def _parser(command: Command[Any]) -> ArgumentParser:
             groups[option.cls] = parser.add_argument_group(group, _summary(option.cls))
         text = _option_help(option.cls)[name] + "".join(f" Needs {bound.needs}." for bound in bounds(option.hint))
         default = SUPPRESS if option.field.default is MISSING else option.field.default
-        groups[option.cls].add_argument(f"--{key}", type=option.type, default=default, help=text)
+        groups[option.cls].add_argument(
+            f"--{key}", type=option.type, default=default, help=text, metavar=_metavar(name, option.hint)
+        )
     return parser
 
 

@@ -67,7 +67,7 @@ def _check_plan(config: PlanConfig, for_use: bool) -> None:
     validate(config, ["model.path"] if for_use else ())
 
 
-PLAN = Command("plan", PlanConfig, TRAIN_PRESETS, TRAIN_DESCRIPTIONS, _train_preset, _check_plan)
+PLAN = Command("plan", PlanConfig, TRAIN_PRESETS, TRAIN_DESCRIPTIONS, _train_preset, _check_plan, takes=TrainConfig)
 
 
 def _star_preset(given: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from quietstar.config.options import (
     Seed,
     Share,
     ShareAbove0,
+    TemperatureOr0,
     Text,
     at_least,
     check,
@@ -139,7 +140,7 @@ class SamplingOptions:
 
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     samples: Count = 1
-    temperature: NonNegative = 0.0
+    temperature: TemperatureOr0 = 0.0
     top_p: ShareAbove0 = 1.0
     top_k: Natural = 0
     max_new_tokens: Count = 256
@@ -266,7 +267,7 @@ class EvaluationOptions:
     """
 
     candidates: Natural = 0
-    temperature: NonNegative = 0.7
+    temperature: TemperatureOr0 = 0.7
     ks: str = "1,2,4,8,16,32,64"
     greedy: bool = True
     resamples: Annotated[int, within(1, 1_000_000)] = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from typing import Any, Literal
 
-from quietstar.config.options import NonNegative, Positive, check, type_hints
+from quietstar.config.options import NonNegative, Temperature, check, type_hints
 from quietstar.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ class Objective:
     policy_weight: NonNegative = 1.0
     baseline: Literal["leave_one_out", "mean", "none"] = "leave_one_out"
     clamp_negative_advantage: bool = False
-    policy_temperature: Positive | None = None
+    policy_temperature: Temperature | None = None
     token_reduction: Literal["sum", "mean"] = "sum"
     reward_precision: Literal["float32", "model"] = "float32"
     policy_positions: Literal["valid", "authors"] = "valid"

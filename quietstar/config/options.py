@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fnmatch
 import math
+import operator
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,6 +64,7 @@ _SIZED = Bound("a whole number of at most 64 bits", lambda value: -(2**63) <= va
 
 Count = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
+Whole = Annotated[int, Bound("any size", lambda value: True)]
 Finite = Annotated[float, Bound("a finite number", math.isfinite)]
 Positive = Annotated[float, Bound("a finite number above 0", lambda value: 0 < value < math.inf)]
 NonNegative = Annotated[float, Bound("a finite number of at least 0", lambda value: 0 <= value < math.inf)]
@@ -68,12 +72,41 @@ Share = Annotated[float, within(0, 1)]
 ShareBelow1 = Annotated[float, Bound("at least 0 and less than 1", lambda value: 0 <= value < 1)]
 ShareAbove0 = Annotated[float, Bound("more than 0 and at most 1", lambda value: 0 < value <= 1)]
 ProperShare = Annotated[float, Bound("a share between 0 and 1", lambda value: 0 < value < 1)]
+LEAST_TEMPERATURE = 1e-30
+"""Smallest sampling temperature: logits that are divided by a smaller one may overflow float32."""
+_AT_LEAST = f"a finite number above 0, at least {LEAST_TEMPERATURE:g}"
+Temperature = Annotated[float, Bound(_AT_LEAST, lambda value: LEAST_TEMPERATURE <= value < math.inf)]
+TemperatureOr0 = Annotated[
+    float, Bound(f"{_AT_LEAST}, or 0 (greedy)", lambda value: value == 0 or LEAST_TEMPERATURE <= value < math.inf)
+]
 Seed = Annotated[int, within(0, 2**32 - 1)]
 """What Python, NumPy and PyTorch all take."""
 Threads = Annotated[int, within(1, 1024)]
 Text = Annotated[str, Bound("at least one character", bool)]
+SpecialTokensMean = Literal["parse", "text"]
+"""Meaning of the text of a special token in a user's text: this token, or its characters."""
 DEVICE = Bound("auto, cpu, cuda or cuda:N", lambda name: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name)))
 Device = Annotated[str, DEVICE]
+
+GENERATION: Mapping[str, Any] = {
+    "max_new_tokens": Count,
+    "max_length": Count,
+    "num_return_sequences": Count,
+    "no_repeat_ngram_size": Natural,
+    "repetition_penalty": Positive,
+    "encoder_repetition_penalty": Positive,
+}
+"""Types of arguments of transformers' `generate`, with their bounds; `SAMPLING` holds where a token is drawn."""
+SAMPLING: Mapping[str, Any] = {
+    "temperature": Temperature,
+    "top_k": Natural,
+    "top_p": ShareAbove0,
+    "min_p": Share,
+    "top_h": ShareAbove0,
+    "typical_p": ShareAbove0,
+    "epsilon_cutoff": ShareBelow1,
+    "eta_cutoff": ShareBelow1,
+}
 
 COMMAS = "names with commas"
 SEVERAL = "one word or several"
@@ -135,12 +168,59 @@ def check(options: Any, prefix: str = "", cls: type | None = None) -> None:
         value, hint = getattr(options, field.name), type_hints(cls, True)[field.name]
         if dataclasses.is_dataclass(value):
             check(value, f"{prefix}{field.name}.")
-        elif value is not None:
-            for one in value if isinstance(value, tuple) else (value,):
-                for bound in (_NO_NUL, *_fixed_texts(hint), *bounds(hint)):
-                    bound.hold(prefix + field.name, one)
-            if isinstance(value, int):
-                _SIZED.hold(prefix + field.name, value)
+        else:
+            check_value(prefix + field.name, value, hint)
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Checks the value of one option; None is a value that is not given and passes.
+
+    Args:
+        name: Name of the option in messages.
+        value: Value of the option's type; of a tuple each element is checked.
+        hint: Type of the option with its bounds.
+
+    Raises:
+        ConfigError: A bound does not allow the value.
+    """
+    if value is None:
+        return
+    for one in value if isinstance(value, tuple) else (value,):
+        for bound in (_NO_NUL, *_fixed_texts(hint), *bounds(hint)):
+            bound.hold(name, one)
+    if isinstance(value, int):
+        _SIZED.hold(name, value)
+
+
+def check_number(name: str, value: object, hint: Any, advice: str = "") -> None:
+    """Checks an argument that may be of any type.
+
+    Args:
+        name: Name of the argument in messages.
+        value: Value that the caller gave.
+        hint: Type with bounds, such as `Count`.
+        advice: Text that ends the message.
+
+    Raises:
+        ConfigError: It is not a number of this type, or a bound does not allow it.
+    """
+    whole = get_args(hint)[0] is int
+    number = value
+    if whole and not isinstance(value, bool):
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]  # or TypeError
+        except TypeError:
+            number = None
+    is_number = isinstance(number, int if whole else int | float) and not isinstance(value, bool)
+    for bound in bounds(hint):
+        if not is_number or not bound.allows(number):
+            kind = "a whole number of " if whole else "" if is_number else "a number: "
+            raise ConfigError(f"{name}: got {shown(value)}, needs {kind}{bound.needs}{advice}")
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    """Returns a path for a message, in which the character NUL, which ends a line in many programs, is escaped."""
+    return os.fspath(path).replace("\0", "\\0")
 
 
 def path_kind(path: str | os.PathLike[str], option: str) -> Literal["file", "directory", "other"] | None:
@@ -164,7 +244,7 @@ def path_kind(path: str | os.PathLike[str], option: str) -> Literal["file", "dir
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"{option}: cannot look at {os.fspath(path)} ({reason}); needs a path that can be used"
+            f"{option}: cannot look at {path_text(path)} ({reason}); needs a path that can be used"
         ) from None
     return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
@@ -186,10 +266,10 @@ def check_input(path: str | os.PathLike[str], option: str, once: bool = False) -
         return
     if kind == "other" and not (once and stat.S_ISFIFO(os.stat(path).st_mode)):
         usable = "a file or a pipe" if once else "a file or a directory"
-        raise ConfigError(f"{option}: {os.fspath(path)} is a device, a pipe or a socket; needs {usable}")
+        raise ConfigError(f"{option}: {path_text(path)} is a device, a pipe or a socket; needs {usable}")
     if not os.access(path, os.R_OK | (os.X_OK if kind == "directory" else 0)):
         raise ConfigError(
-            f"{option}: cannot read {os.fspath(path)} ({os.strerror(errno.EACCES)}); needs a path that you may read"
+            f"{option}: cannot read {path_text(path)} ({os.strerror(errno.EACCES)}); needs a path that you may read"
         )
 
 
@@ -218,7 +298,7 @@ def check_name(path: str | os.PathLike[str], option: str) -> None:
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"{option}: {os.fspath(path)} is not UTF-8 text; needs a path that is") from None
+        raise ConfigError(f"{option}: {path_text(path)} is not UTF-8 text; needs a path that is") from None
 
 
 def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -> None:
@@ -245,6 +325,49 @@ def check_model_path(path: str | os.PathLike[str], option: str = "model.path") -
         raise ConfigError(f"{option}: cannot read {name} ({error.strerror})") from None
     for file in files:
         check_input(file, option)
+
+
+_FOREIGN_WEIGHTS = {
+    "*.gguf": "AutoModelForCausalLM.from_pretrained(DIRECTORY, gguf_file=FILE).save_pretrained(NEW)",
+    "*.bin": "AutoModelForCausalLM.from_pretrained(DIRECTORY).save_pretrained(NEW), if you trust the file's author",
+    "*.h5": "in transformers 4, AutoModelForCausalLM.from_pretrained(DIRECTORY, from_tf=True).save_pretrained(NEW)",
+    "*.msgpack": "in transformers 4, AutoModelForCausalLM.from_pretrained(DIRECTORY, from_flax=True)"
+    ".save_pretrained(NEW)",
+    **dict.fromkeys(
+        ("*.ckpt", "*.pth", "*.pt", "*.ckpt.index", "consolidated*.safetensors"),
+        "the script of transformers that converts this family's original weights",
+    ),
+}
+"""Patterns of the names of weights that are not read, with what makes safetensors files of them."""
+_OTHER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
+
+
+def check_weights_format(path: str | os.PathLike[str], option: str = "model.path") -> None:
+    """Checks that a model directory does not have its weights in another format than safetensors.
+
+    Args:
+        path: Directory to look at; what is no directory passes, as does a directory without any weights.
+        option: Name of the option in the error message.
+
+    Raises:
+        ConfigError: It has them in another format; the message names a file and what converts it.
+    """
+    names: list[str] = []
+    with suppress(OSError, ValueError):  # what cannot be listed is refused by who reads it
+        names = sorted(os.listdir(path))
+    foreign = {
+        name: advice
+        for pattern, advice in _FOREIGN_WEIGHTS.items()
+        for name in fnmatch.filter(names, pattern)
+        if not _OTHER_STATE.match(name)
+    }
+    if not foreign or set(fnmatch.filter(names, "*.safetensors")) - set(foreign):
+        return
+    name, advice = next(iter(foreign.items()))
+    raise ConfigError(
+        f"{option}: {os.fspath(path)} has its weights in {name}, which is not read; needs model.safetensors as "
+        f"transformers writes it: {advice}"
+    )
 
 
 def parse_positions(positions: str, name: str = "positions") -> tuple[str, float]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -25,11 +28,12 @@ MAX_YAML_SIZE = 1 << 20
 MAX_JSON_BYTES = 1 << 25
 """Longest JSON text, in bytes: its values then take less than 1 GiB."""
 MAX_DEPTH = 100
+NOT_REGULAR = "is a pipe, a socket or a device, needs a file"
 MAX_DIGITS = 100
 """Longest number in YAML, in characters."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_LONG_NUMBER = re.compile(r"\d{309}")
+_LONG_NUMBER = re.compile(r"(?<!\d)\d{309}")  # looks once at each number
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _PLAIN = {None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map"))}
@@ -41,6 +45,33 @@ def shown(value: object) -> str:
     """Returns a value as an error message shows it: on one line, and cut off if it is long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
+
+
+@contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Context of a file that is open for reading bytes; what could keep its reader waiting is refused.
+
+    Raises:
+        DataError: It is a pipe, a socket or a device; the message has no file name.
+        OSError: It cannot be opened.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DataError(NOT_REGULAR)
+        yield file
+
+
+def read_lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
+    """Yields lines with their line breaks; None for one of more than `limit` bytes, which is passed over."""
+    most = limit + 2  # a line of `limit` bytes with its line break
+    while line := file.readline(most):
+        whole = line.endswith(b"\n") or len(line) < most
+        if whole and len(line.rstrip(b"\r\n")) <= limit:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(65_536)
+        yield None
 
 
 def parse_yaml(content: bytes | str, place: str) -> Any:
@@ -112,10 +143,29 @@ def parse_json(content: bytes | str, *, limit: int = MAX_JSON_BYTES, surrogates:
     return value
 
 
+def read_json_file(path: str | os.PathLike[str], *, surrogates: bool = False) -> Any:
+    """Reads the JSON document in a file, of which no more than the limit is ever in memory.
+
+    Args:
+        path: File to read.
+        surrogates: Whether a string may have lone surrogates, as `parse_json` has it.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        DataError: It is no regular file, is not valid JSON, or is beyond the limits of this module; the message has no
+            file name.
+        OSError: The file cannot be read.
+    """
+    with open_file(path) as file:
+        return parse_json(file.read(MAX_JSON_BYTES + 1), surrogates=surrogates)
+
+
 def _decoded(content: bytes | str, place: str, limit: int, surrogates: bool = False) -> str:
     start = f"{place}: " if place else ""
     if len(content) > limit:
-        raise DataError(f"{start}has {len(content):,} bytes, needs at most {limit:,}")
+        raise DataError(f"{start}has more than {limit:,} bytes, needs at most as many")
     if isinstance(content, str):
         if not surrogates and not _is_utf8(content):
             raise DataError(f"{start}not UTF-8 text: it has a lone surrogate, which is not a character")
@@ -129,8 +179,8 @@ def _decoded(content: bytes | str, place: str, limit: int, surrogates: bool = Fa
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]  # None
         raise DataError(f"not usable JSON: the key {shown(twice)} is given twice")
     return values
 
@@ -261,20 +311,20 @@ def check_type(value: object, hint: Any, name: str) -> None:
         hint: One of `Any`, `None`, `bool`, `int`, `float` (which takes whole numbers too), `str`, lists, dicts with
             texts as keys, unions, and dataclasses: an object with at least their fields, as far as these have no
             default.
-        name: Name of the value for messages.
+        name: Name of the value for messages; empty for the object of a whole file, whose fields stand for themselves.
 
     Raises:
         DataError: The value has another type; the message names the first place that has.
     """
-    arguments = get_args(hint)
+    arguments, prefix = get_args(hint), f"{name}." if name else ""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         hints = _hints(hint)
         for field in dataclasses.fields(hint):
             needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if needed and field.name not in value:
-                raise DataError(f"{name}: {field.name} is missing")
+                raise DataError(f"{name}: {field.name} is missing" if name else f"{field.name}: is missing")
             if field.name in value:
-                check_type(value[field.name], hints[field.name], f"{name}.{field.name}")
+                check_type(value[field.name], hints[field.name], prefix + field.name)
     elif get_origin(hint) is Literal:
         if value not in arguments:
             raise DataError(f"{name}: got {shown(value)}, needs one of {', '.join(map(str, arguments))}")
@@ -283,7 +333,7 @@ def check_type(value: object, hint: Any, name: str) -> None:
             check_type(one, arguments[0], f"{name}[{number}]")
     elif get_origin(hint) is dict and isinstance(value, dict):
         for key, one in value.items():
-            check_type(one, arguments[1], f"{name}.{key}")
+            check_type(one, arguments[1], f"{prefix}{key}")
     elif get_origin(hint) in (Union, UnionType):
         options = [one for one in arguments if _has_kind(value, one)]
         if not options:
@@ -302,6 +352,8 @@ def _has_kind(value: object, hint: Any) -> bool:
     """Returns whether a value has a type, without a look at what is inside it."""
     if hint is Any:
         return True
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
     kind = dict if dataclasses.is_dataclass(hint) else get_origin(hint) or hint
     if isinstance(value, bool):
         return kind is bool
@@ -310,4 +362,6 @@ def _has_kind(value: object, hint: Any) -> bool:
 
 def _in_words(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
     return names.get(hint, "a list" if get_origin(hint) is list else "an object")

@@ -24,6 +24,8 @@ from quietstar.config.options import (
     Seed,
     Share,
     ShareBelow1,
+    SpecialTokensMean,
+    Temperature,
     Text,
     Threads,
     at_least,
@@ -67,7 +69,7 @@ class ThinkingOptions:
     initial_mixing_weight: Finite | None = 0.1
     embedding_scale: Positive = 1.0
     thinking: Literal["sample", "pause"] = "sample"
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     backend: Backend = "auto"
 
 
@@ -188,7 +190,7 @@ class DataOptions:
     validation_path: Annotated[str | None, INPUT] = None
     validation_fraction: ShareBelow1 = 0.05
     field: Text = "text"
-    special_tokens: Literal["parse", "text"] = "parse"
+    special_tokens: SpecialTokensMean = "parse"
     length: Annotated[int, at_least(2)] = 256
     packing: Literal["joined", "separate", "crop"] = "joined"
     append_eos: bool = True

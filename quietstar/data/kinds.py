@@ -21,14 +21,15 @@ from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 
+from quietstar.config.parsing import read_lines
 from quietstar.data.rows import (
     BYTE_ORDER_MARK,
+    TRAINING,
     BadRow,
     Row,
     object_of,
     read_json_elements,
     read_json_rows,
-    read_lines,
     too_long,
 )
 from quietstar.errors import ConfigError, DataError
@@ -84,7 +85,9 @@ MOST_TEXT = 1 << 30
 ROWS_AT_ONCE = 256
 
 
-def read_rows(file: BinaryIO, path: str, name: str, start: int, field: str | None, limit: int) -> Iterator[Row]:
+def read_rows(
+    file: BinaryIO, path: str, name: str, start: int, field: str | None, limit: int, option: str = TRAINING.field
+) -> Iterator[Row]:
     """Yields the rows of a file from row `start` on; rows before it are not parsed.
 
     Args:
@@ -94,6 +97,7 @@ def read_rows(file: BinaryIO, path: str, name: str, start: int, field: str | Non
         start: First row to yield, counted from 0.
         field: Field or column that is wanted; of a parquet file only this one is read, with None all.
         limit: Most bytes of a row; longer rows come without content.
+        option: Option that names the field, for messages.
 
     Raises:
         ConfigError: A library that the file needs is not installed.
@@ -107,14 +111,14 @@ def read_rows(file: BinaryIO, path: str, name: str, start: int, field: str | Non
     content = _unpacked(file, packed, path)
     head = _head(content)
     if not kind_ending(name) and _rows_in(head):
-        kind = KINDS[".jsonl"]
+        kind = KINDS[".json"]  # which lines of JSON are too
     problem = _contradiction(head, kind)
     if problem and kind == "text":
         yield Row(path, 0, None, f"not UTF-8 text: {problem}", is_json=False, unit="")
     elif problem:
         raise DataError(f"{path}: {problem}")
     elif kind == "parquet":
-        yield from read_parquet_rows(content, path, start, limit, field)
+        yield from read_parquet_rows(content, path, start, limit, field, option)
     else:
         yield from _parsed(content, head, path, kind, start, limit, kind_ending(name) == ".tsv")
 
@@ -297,7 +301,9 @@ def _header(cells: list[str], source: str) -> list[str]:
     return names
 
 
-def read_parquet_rows(file: BinaryIO, source: str, start: int, limit: int, field: str | None) -> Iterator[Row]:
+def read_parquet_rows(
+    file: BinaryIO, source: str, start: int, limit: int, field: str | None, option: str = TRAINING.field
+) -> Iterator[Row]:
     """Yields the rows of a parquet file from row `start` on; row groups before it are not read.
 
     Args:
@@ -306,6 +312,7 @@ def read_parquet_rows(file: BinaryIO, source: str, start: int, limit: int, field
         start: First row to yield, counted from 0.
         limit: Most bytes of a row's text; a longer row comes without content.
         field: Column that holds the text, or a field in it; None reads all columns as JSON objects.
+        option: Option that names the field, for messages.
 
     Raises:
         ConfigError: pyarrow is not installed.
@@ -316,7 +323,7 @@ def read_parquet_rows(file: BinaryIO, source: str, start: int, limit: int, field
         table = parquet.ParquetFile(file)
     except arrow.ArrowInvalid as error:
         raise DataError(f"{source}: not a whole parquet file: {error}") from error
-    column = None if field is None else _column_of(table.schema_arrow, source, field, arrow)
+    column = None if field is None else _column_of(table.schema_arrow, source, field, arrow, option)
     is_text = column is not None and column == field and _is_text(table.schema_arrow.field(column).type, arrow)
     sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     first_rows = np.cumsum([0, *sizes])
@@ -360,7 +367,7 @@ def _bytes(values: Any, arrow: Any) -> list[bytes | None]:
     return found
 
 
-def _column_of(schema: Any, source: str, field: str, arrow: Any) -> str:
+def _column_of(schema: Any, source: str, field: str, arrow: Any, option: str) -> str:
     """Returns the column of a field: the longest name that the field is, or begins with before a dot."""
     end = len(field)
     while end >= 0:
@@ -373,7 +380,7 @@ def _column_of(schema: Any, source: str, field: str, arrow: Any) -> str:
             return field[:end]
         end = field.rfind(".", 0, end)
     columns = ", ".join(map(repr, schema.names[:10]))
-    raise DataError(f"{source}: has no column {field!r} (its columns: {columns}); data.field names the one to read")
+    raise DataError(f"{source}: has no column {field!r} (its columns: {columns}); {option} names the one to read")
 
 
 def _is_text(kind: Any, arrow: Any) -> bool:

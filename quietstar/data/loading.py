@@ -20,7 +20,7 @@ from quietstar.data.packing import (
     read_cropped,
     split,
 )
-from quietstar.data.rows import BadRows
+from quietstar.data.rows import TRAINING, BadRows, OptionNames
 from quietstar.data.shards import Shard, find_shards
 from quietstar.data.sources import Document, read_documents
 from quietstar.data.stream import WHOLE_SHARD, Position, ShuffledRows, StreamedBatches, Text, TextStream, stack
@@ -109,7 +109,7 @@ def _documents(
         options.max_row_bytes,
         pattern=options.shards if path == options.path else None,
         render=ChatTemplate(tokenizer, options.special_tokens == "parse"),
-        option="data.path" if path == options.path else "data.validation_path",
+        names=TRAINING if path == options.path else OptionNames(path="data.validation_path"),
     )
 
 

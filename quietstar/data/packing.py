@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.data.batches import Batch, BatchOrder, draw
-from quietstar.data.rows import BadRow, BadRows
+from quietstar.data.rows import TRAINING, BadRow, BadRows, OptionNames
 from quietstar.data.sources import Document
-from quietstar.data.tokenizer import ChatText, continued, special_texts, token_ids
+from quietstar.data.tokenizer import ChatText, SpecialTokens
 from quietstar.errors import ConfigError, DataError
 
 SHORTEST = 2
@@ -65,34 +65,33 @@ class Encoder:
         tokenizer: Tokenizer of the base model; any transformers tokenizer.
         append_eos: Whether to put the end-of-sequence token after each document; a chat that ends in it gets no other.
         special: Whether the text of a special token, such as `<|endoftext|>`, is this token rather than characters.
+        names: Names of the options that messages advise to change.
+
+    Attributes:
+        special: Rule for the texts of special tokens.
 
     Raises:
         ConfigError: `append_eos` is set, and the tokenizer has no end-of-sequence token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, append_eos: bool = True, special: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        append_eos: bool = True,
+        special: bool = True,
+        names: OptionNames = TRAINING,
+    ) -> None:
         eos = tokenizer.eos_token_id
         if append_eos and not isinstance(eos, int):
             raise ConfigError(
                 "data.append_eos: this tokenizer has no end-of-sequence token; set data.append_eos to false"
             )
-        self._tokenizer = tokenizer
-        self._special = special
-        self._texts = special_texts(tokenizer)
+        self.special = SpecialTokens(tokenizer, special, names.special_tokens)
         self._end = [eos] if append_eos else []
-
-    @property
-    def means(self) -> str:
-        """What becomes of the texts of special tokens, for a message."""
-        if self._special:
-            return "has the text of a special token, which becomes this token; data.special_tokens text prevents it"
-        return "has the text of a special token, which is read as characters (data.special_tokens)"
 
     def special_in(self, text: str) -> int:
         """Returns how often a document has the text of a special token; of a chat, how often its messages have."""
-        if isinstance(text, ChatText):
-            return text.found
-        return len(self._texts.findall(text)) if self._texts else 0
+        return self.special.count(text)
 
     def __call__(self, text: str) -> NDArray[np.int32]:
         """Returns the token ids of a document, int32 [n].
@@ -101,34 +100,12 @@ class Encoder:
             BadRow: The tokenizer cannot encode the text.
             ConfigError: The tokenizer cannot read the text of a special token as characters.
         """
-        parts = text.parts if isinstance(text, ChatText) else ((text, self._special),)
-        pieces: list[NDArray[np.int32]] = [
-            self._encode(part, special, bool(place)) for place, (part, special) in enumerate(parts)
-        ]
+        pieces = [np.asarray(ids, dtype=np.int32) for ids in self.special.ids(text)]
         tokens: NDArray[np.int32] = np.concatenate([*pieces, np.zeros(0, dtype=np.int32)])
         if isinstance(text, ChatText) and tokens.size and tokens[-1:].tolist() == self._end:
             return tokens
         with_end: NDArray[np.int32] = np.concatenate([tokens, np.asarray(self._end, dtype=np.int32)])
         return with_end
-
-    def _encode(self, text: str, special: bool, follows: bool) -> NDArray[np.int32]:
-        try:
-            if follows:
-                tokens = np.asarray(continued(self._tokenizer, text, special), dtype=np.int32)
-            else:
-                pieces = [np.asarray(ids, dtype=np.int32) for ids in token_ids(text, self._tokenizer, special)]
-                tokens = np.concatenate([*pieces, np.zeros(0, dtype=np.int32)])
-        except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
-            raise BadRow(f"the tokenizer can't encode this text: {error}") from error
-        if not special and self._texts and self._texts.search(text):
-            known = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
-            for token in sorted(known.intersection(tokens.tolist())):
-                raise ConfigError(
-                    "data.special_tokens: got text, but this tokenizer reads "
-                    f"{self._tokenizer.convert_ids_to_tokens(token)!r} as the token in any case; needs parse, or a "
-                    "text without it"
-                )
-        return tokens
 
 
 def encode_documents(
@@ -142,7 +119,7 @@ def encode_documents(
         except BadRow as error:
             bad_rows.report(document.place, str(error))
         else:
-            bad_rows.found_special(document.place, encoder.special_in(document.text), encoder.means)
+            bad_rows.found_special(document.place, encoder.special_in(document.text), encoder.special.means)
             yield document, tokens
 
 
@@ -161,6 +138,7 @@ def pack(
     separate: bool = False,
     bad_rows: BadRows | None = None,
     special: bool = True,
+    names: OptionNames = TRAINING,
 ) -> PackedTexts:
     """Tokenises documents, concatenates them, and cuts the result into blocks.
 
@@ -172,6 +150,7 @@ def pack(
         separate: Whether to number the documents of each block in an attention mask.
         bad_rows: Policy for a document that cannot be encoded; None stops at the first.
         special: Whether the text of a special token, such as `<|endoftext|>`, is this token rather than characters.
+        names: Names of the options that messages advise to change.
 
     Raises:
         ConfigError: `append_eos` is set, and the tokenizer has no end-of-sequence token.
@@ -180,7 +159,7 @@ def pack(
     """
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
-    encoder = Encoder(tokenizer, append_eos, special)
+    encoder = Encoder(tokenizer, append_eos, special, names)
     parts: list[NDArray[np.int32]] = []
     sources: dict[str, None] = {}  # a dict keeps the order, for the message
     for document, tokens in encode_documents(documents, encoder, bad_rows or BadRows(), at_least=0):
@@ -191,7 +170,7 @@ def pack(
     if total < length:
         raise DataError(
             f"{_named(sources)}: {total} tokens of text, needs at least {length} for one training text; "
-            "give more text or a smaller data.length"
+            f"give more text or a smaller {names.length}"
         )
     blocks = total // length
     joined = np.concatenate(parts)[: blocks * length].astype(np.int64)

@@ -7,12 +7,13 @@ chat in it.
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import parse_json, read_lines
 from quietstar.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -34,6 +35,30 @@ Unit = Literal[":", ": element ", ""]
 
 _STRUCTURE = re.compile(rb'["\[\]{},]')
 _IN_STRING = re.compile(rb'\\.?|"', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class OptionNames:
+    """Names of the options that messages advise to change; the defaults are those of training.
+
+    Args:
+        path: Option that names the files.
+        field: Option that names the field of a row.
+        special_tokens: Option that says what the text of a special token is.
+        max_row_bytes: Option that bounds a row; empty where none does.
+        length: Option that says how many tokens a text has.
+        tokenizer: Option that names the tokenizer.
+    """
+
+    path: str = "data.path"
+    field: str = "data.field"
+    special_tokens: str = "data.special_tokens"
+    max_row_bytes: str = "data.max_row_bytes"
+    length: str = "data.length"
+    tokenizer: str = "model.path"
+
+
+TRAINING = OptionNames()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,29 +173,44 @@ def _read_elements(file: BinaryIO, source: str, limit: int) -> Iterator[bytes | 
         raise DataError(f"{source}: not valid JSON: the file ends within its array; it is not whole")
 
 
+LONGER = "longer than {} bytes"
+
+
 def too_long(limit: int) -> str:
-    """Returns the reason for refusing a row that is longer than `data.max_row_bytes`."""
-    return f"longer than {limit} bytes (data.max_row_bytes)"
+    """Returns the reason for refusing a row that is too long."""
+    return LONGER.format(limit)
 
 
-def read_lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
-    """Yields lines with their line breaks; None for one of more than `limit` bytes, which is passed over."""
-    most = limit + 2  # a line of `limit` bytes with its line break
-    while line := file.readline(most):
-        whole = line.endswith(b"\n") or len(line) < most
-        if whole and len(line.rstrip(b"\r\n")) <= limit:
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = file.readline(65_536)
-        yield None
+def _unusable(row: Row, option: str) -> BadRow:
+    """Returns the error for a row without content, which names the option that bounds rows, if there is one."""
+    named = f" ({option})" if option and row.problem.startswith(LONGER.partition("{")[0]) else ""
+    return BadRow(row.problem + named)
 
 
 Render = Callable[[Messages], str]
 """Function that makes the text of a chat."""
 
 
-def text_of(row: Row, field: str, render: Render | None = None) -> str | None:
+class Chat(str):
+    """The contents of a chat's messages, of which a tokenizer's template has yet to make a text.
+
+    Attributes:
+        messages: Messages of the chat, each with role and content.
+    """
+
+    messages: Messages
+
+
+def unrendered(messages: Messages) -> Chat:
+    """Returns a chat as it was read, for a tokenizer that is loaded later."""
+    chat = Chat("\n".join(message["content"] for message in messages))
+    chat.messages = messages
+    return chat
+
+
+def text_of(
+    row: Row, field: str, render: Render | None = None, names: OptionNames = TRAINING, *, may_be_empty: bool = False
+) -> str | None:
     """Returns the text of a row, with `\n` for every kind of line break; None for a blank line.
 
     Args:
@@ -178,21 +218,25 @@ def text_of(row: Row, field: str, render: Render | None = None) -> str | None:
         field: Field of a JSON object that holds the text or a chat; `meta.text` and `turns.0.content` are inside
             others.
         render: Function that makes the text of a chat; None refuses chats.
+        names: Names of the options that messages advise to change.
+        may_be_empty: Whether a text may be empty or white space.
 
     Raises:
         BadRow: The row has no usable text.
     """
-    if row.content is not None and not row.is_json:
+    if row.content is None:
+        raise _unusable(row, names.max_row_bytes)
+    if not row.is_json:
         text = decode(row.content.removeprefix(BYTE_ORDER_MARK))
-        if not row.unit and (not text or text.isspace()):
+        if not row.unit and not may_be_empty and (not text or text.isspace()):
             raise BadRow(no_text(len(row.content)))
-        return _checked(text, f"column {field!r}")
+        return _checked(text, f"column {field!r}", may_be_empty)
     record = object_of(row, f"with the field {field!r}")
     if record is None:
         return None
-    value = field_of(record, field)
+    value = field_of(record, field, names.field)
     if isinstance(value, str):
-        return _checked(value, f"field {field!r}")
+        return _checked(value, f"field {field!r}", may_be_empty)
     if _is_chat(value):
         if render is None:
             raise BadRow(f"field {field!r} holds a chat, which is not read here; needs a string")
@@ -218,7 +262,7 @@ def object_of(row: Row, needed: str, number: Callable[[str], Any] | None = None)
         BadRow: The row is not a JSON object.
     """
     if row.content is None:
-        raise BadRow(row.problem)
+        raise _unusable(row, "")
     if not row.is_json:
         raise BadRow(f"is a text, needs a JSON object {needed}")
     if not row.content.strip():
@@ -238,13 +282,14 @@ def object_of(row: Row, needed: str, number: Callable[[str], Any] | None = None)
 _MISSING = object()
 
 
-def field_of(record: Mapping[str, Any], field: str) -> Any:
+def field_of(record: Mapping[str, Any], field: str, option: str = TRAINING.field) -> Any:
     """Returns the value of a field, which may be inside others.
 
     Args:
         record: One JSON object.
         field: Name of the field, or names and numbers of list elements with dots between; a name that has the dot
             itself comes first.
+        option: Option that names the field, for the message.
 
     Raises:
         BadRow: There is no such field; the message names those that there are.
@@ -253,7 +298,7 @@ def field_of(record: Mapping[str, Any], field: str) -> Any:
     if value is _MISSING:
         names = list(_names(record))
         shown = ", ".join(map(repr, names[:NAMED])) + (", ..." if len(names) > NAMED else "") or "none"
-        raise BadRow(f"has no field {field!r} (its fields: {shown}); data.field names the one to read")
+        raise BadRow(f"has no field {field!r} (its fields: {shown}); {option} names the one to read")
     return value
 
 
@@ -338,8 +383,8 @@ def decode(content: bytes) -> str:
     return _normalise_line_breaks(text)
 
 
-def _checked(text: str, what: str) -> str:
-    if not text or text.isspace():
+def _checked(text: str, what: str, may_be_empty: bool = False) -> str:
+    if not may_be_empty and (not text or text.isspace()):
         raise BadRow(f"{what} has no text in it")
     _check_unicode(text, what)
     return _normalise_line_breaks(text)
@@ -402,8 +447,14 @@ class BadRows:
             means: What becomes of them, for the message.
         """
         if times and not self.special:
-            warnings.warn(f"{place}: {means}; further ones are counted without a message", stacklevel=2)
+            here = f" ({times} times)" if times > 1 else ""
+            warnings.warn(f"{place}: {means}{here}; further ones are counted without a message", stacklevel=2)
         self.special += times
+
+    def tell_special(self) -> None:
+        """Says on standard error how many texts of special tokens there were, where there was more than the first."""
+        if self.special > 1:
+            print(f"{self.special} texts of special tokens in all", file=sys.stderr)
 
     def report(self, place: str, reason: str) -> None:
         """Counts a bad row, with a warning for each of the first ones.

@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from quietstar.config.options import path_kind, path_text
 from quietstar.data.kinds import READ, kind_ending, kind_of, read_rows
-from quietstar.data.rows import BadRow, Row, object_of
+from quietstar.data.rows import TRAINING, BadRow, Row, object_of
 from quietstar.errors import ConfigError, DataError, QuietStarError
 
 DESCRIPTIONS = re.compile(
@@ -59,13 +60,14 @@ class Shard:
     open: Callable[[], BinaryIO]
     retries: int = 0
 
-    def rows(self, start: int, field: str | None, limit: int) -> Iterator[Row]:
+    def rows(self, start: int, field: str | None, limit: int, option: str = TRAINING.field) -> Iterator[Row]:
         """Yields the rows of the file from row `start` on; rows before it are not parsed.
 
         Args:
             start: First row to yield, counted from 0.
             field: Field or column that is wanted; of a parquet file only this one is read, with None all.
             limit: Most bytes of a row; longer rows come without content.
+            option: Option that names the field, for messages.
 
         Raises:
             ConfigError: A library that the file needs is not installed.
@@ -75,7 +77,7 @@ class Shard:
         while True:
             try:
                 with self.open() as file:
-                    for row in read_rows(file, self.path, self.name, start, field, limit):
+                    for row in read_rows(file, self.path, self.name, start, field, limit, option):
                         yield row
                         start, failures = row.index + 1, 0
                 return
@@ -104,10 +106,11 @@ def local_file(path: str | os.PathLike[str], option: str = "") -> Shard:
         regular = not stat.S_ISFIFO(place.stat().st_mode) and not place.is_char_device()
         if regular:
             place.open("rb").close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a character that no path can have
+        reason = error.strerror if isinstance(error, OSError) else error
         if option:
-            raise ConfigError(f"{option}: cannot read {place} ({error.strerror})") from None
-        raise DataError(f"{place}: cannot be read: {error.strerror}") from None
+            raise ConfigError(f"{option}: cannot read {path_text(place)} ({reason})") from None
+        raise DataError(f"{path_text(place)}: cannot be read: {reason}") from None
     return Shard(str(place), place.name if regular else "pipe", 0, partial(cast(Any, open), place, "rb"))
 
 
@@ -179,11 +182,11 @@ def find_shards(
     if not chosen:
         told = f" ({_counted(left_out)} left out)" if left_out else ""
         raise DataError(
-            f"{option}: {path}: no file that can be read matches {wanted!r}{told}; needs {READ}, and data.shards "
-            "names those to read"
+            f"{option}: {path}: no file that can be read matches {wanted!r}{told}; needs {READ}, and "
+            f"{_pattern_option(option)} names those to read"
         )
     if everything:
-        _check_one_split(path, chosen)
+        _check_one_split(path, chosen, option)
     if left_out and not quiet:
         print(f"{path}: read {len(chosen)} file(s), left out {_counted(left_out)}", file=sys.stderr)
     return sorted(chosen, key=lambda shard: shard.name)
@@ -228,14 +231,20 @@ def _counted(left_out: Iterable[str]) -> str:
 
 def is_local(path: str) -> bool:
     """Returns whether a path is on this machine and not looked for on the hub."""
-    return path.startswith((".", "~", os.sep)) or Path(path).exists()
+    return path.startswith((".", "~", os.sep)) or path_kind(path, "data.path") is not None
 
 
-def _check_one_split(path: str, shards: list[Shard]) -> None:
+def _pattern_option(option: str) -> str:
+    """Returns the option that says which files of a directory are read; the path itself may end in a pattern."""
+    return "data.shards" if option == TRAINING.path else f"a pattern at the end of {option}"
+
+
+def _check_one_split(path: str, shards: list[Shard], option: str) -> None:
     others = [shard.name for shard in shards if _OTHER_SPLIT.search(shard.name)]
     if 0 < len(others) < len(shards):
+        missing = "data.shards: missing; " if option == TRAINING.path else f"{option}: "
         raise ConfigError(
-            f"data.shards: missing; {path} has shards that look like another split ({others[0]}). "
+            f"{missing}{path} has shards that look like another split ({others[0]}). "
             "Name those to read, such as '**/train*'; a path may also end in a pattern"
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -17,9 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quietstar.config.training import DataOptions
-from quietstar.data.rows import BadRow, BadRows, Render, Row, Unit, no_text, text_of
+from quietstar.data.rows import (
+    TRAINING,
+    BadRow,
+    BadRows,
+    Chat,
+    OptionNames,
+    Render,
+    Row,
+    Unit,
+    no_text,
+    text_of,
+    unrendered,
+)
 from quietstar.data.shards import Shard, find_shards, is_local
-from quietstar.data.tokenizer import special_texts, token_ids
+from quietstar.data.tokenizer import ChatTemplate, SpecialTokens, joined
 from quietstar.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +40,12 @@ if TYPE_CHECKING:
 MAX_ROW_BYTES = 10_000_000
 
 STANDARD_INPUT = "-"
+
+BETWEEN = "\n\n"
+"""What stands between the documents of a text."""
+
+TEXT_OPTIONS = OptionNames("text", "field", "special_tokens", "", "length", "checkpoint")
+"""Names of the options of the commands that read a text for a model: `evaluate`, `gate` and `view`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,7 @@ def read_documents(
     *,
     pattern: str | None = None,
     render: Render | None = None,
-    option: str = "data.path",
+    names: OptionNames = TRAINING,
 ) -> Iterator[Document]:
     """Reads the documents of a file, or of the files of a directory and those inside it in the order of their names.
 
@@ -75,7 +92,7 @@ def read_documents(
         max_row_bytes: Most bytes of a row; longer rows cannot be used.
         pattern: Pattern of the files' names below a directory; None takes all.
         render: Function that makes the text of a chat; None refuses chats.
-        option: Option that names the path, for messages.
+        names: Names of the options that messages advise to change.
 
     Raises:
         DataError: The path cannot be read, or a file is not what its ending says. Raised through `bad_rows` also for a
@@ -83,17 +100,22 @@ def read_documents(
             field that is missing or holds no text. The message names file, line and reason.
     """
     bad_rows = bad_rows or BadRows()
-    for shard in find_shards(os.fspath(path), pattern, "files", option):
-        yield from _documents(shard, field, bad_rows, max_row_bytes, render)
+    for shard in find_shards(os.fspath(path), pattern, "files", names.path):
+        yield from _documents(shard, field, bad_rows, max_row_bytes, render, names)
 
 
 def _documents(
-    shard: Shard, field: str, bad_rows: BadRows, max_row_bytes: int, render: Render | None
+    shard: Shard,
+    field: str,
+    bad_rows: BadRows,
+    max_row_bytes: int,
+    render: Render | None,
+    names: OptionNames,
 ) -> Iterator[Document]:
     blank = True
-    for row in shard.rows(0, field, max_row_bytes):
+    for row in shard.rows(0, field, max_row_bytes, names.field):
         try:
-            text = text_of(row, field, render)
+            text = text_of(row, field, render, names)
         except BadRow as error:
             blank = False
             bad_rows.report(place_of(row, error), str(error))
@@ -110,56 +132,93 @@ def place_of(row: Row, error: BadRow) -> str:
     return f"{row.source}:{error.line + 1}" if not row.unit and error.line else row.place
 
 
-def read_text(path: str | Path, field: str = "text") -> str:
+class DocumentsText(str):
+    """The texts of documents with a blank line between, as `read_text` returns them.
+
+    Attributes:
+        documents: Documents; of a chat the tokenizer's template has yet to make the text.
+        names: Names of the options that messages advise to change.
+    """
+
+    documents: tuple[Document, ...]
+    names: OptionNames
+
+
+def read_text(path: str | Path, field: str = "text", names: OptionNames = TEXT_OPTIONS) -> DocumentsText:
     """Reads a text file, with `\\n` for every kind of line break, or the texts of rows, with a blank line between.
 
     Args:
-        path: File or directory to read, as in `read_documents`; `-` is standard input, which is UTF-8 text.
-        field: Field of a row that holds the text.
+        path: File or directory to read, as in `read_documents`; `-` is standard input, which is read by its content.
+        field: Field of a row that holds the text or a chat.
+        names: Names of the options that messages advise to change.
 
     Raises:
         DataError: The path cannot be read, holds something else, or has no text in it.
     """
-    if str(path) != STANDARD_INPUT:
-        return "\n\n".join(document.text for document in read_documents(path, field, option="text"))
-    shard = Shard("standard input", "stdin.txt", 0, lambda: io.BytesIO(sys.stdin.buffer.read()))
-    return next(_documents(shard, field, BadRows(), MAX_ROW_BYTES, None)).text
+    if str(path) == STANDARD_INPUT:
+        documents = tuple(_documents(standard_input(), field, BadRows(), MAX_ROW_BYTES, unrendered, names))
+    else:
+        documents = tuple(read_documents(path, field, render=unrendered, names=names))
+    text = DocumentsText(BETWEEN.join(document.text for document in documents))
+    text.documents, text.names = documents, names
+    return text
 
 
-def check_text(text: str, name: str) -> None:
-    """Raises `DataError` for a text of nothing but white space."""
-    if not text or text.isspace():
-        raise DataError(f"{name}: has no text in it ({len(text)} characters, all white space)")
+def standard_input() -> Shard:
+    """Returns standard input as a file whose kind its content says."""
+    return Shard("standard input", "", 0, lambda: io.BytesIO(sys.stdin.buffer.read()))
 
 
-def encode(text: str, tokenizer: PreTrainedTokenizerBase, most: int, name: str) -> tuple[list[int], bool]:
-    """Encodes the beginning of a text without special tokens, as in training.
+def encode(
+    text: str, tokenizer: PreTrainedTokenizerBase, most: int, name: str, special_tokens: str = "parse"
+) -> tuple[list[int], bool]:
+    """Encodes the beginning of a text without the tokens that a tokenizer puts around it, as in training.
 
     Args:
-        text: Text whose first tokens are wanted.
+        text: Text whose first tokens are wanted, or what `read_text` has read.
         tokenizer: Tokenizer of the model.
         most: Largest number of tokens to return.
         name: Name of the text in error messages.
+        special_tokens: Meaning of a special token's text, as `data.special_tokens`.
 
     Returns:
         The first token ids, at most `most`, and whether the text goes on after them.
 
     Raises:
-        DataError: The tokenizer cannot encode the text, or the text has fewer than two tokens.
+        ConfigError: The tokenizer has no template for chats, or cannot read the text of a special token as characters.
+        DataError: The tokenizer cannot encode the text, the template refuses a chat, or the text has fewer than two
+            tokens.
     """
-    check_text(text, name)
-    known = special_texts(tokenizer)
-    if known and (times := len(known.findall(text))):
-        warnings.warn(
-            f"{name}: has the text of a special token {times} time(s), which becomes this token", stacklevel=2
-        )
+    if not text or text.isspace():
+        raise DataError(f"{name}: has no text in it ({len(text)} characters, all white space)")
+    names = text.names if isinstance(text, DocumentsText) else TEXT_OPTIONS
+    rule = SpecialTokens(tokenizer, special_tokens == "parse", names.special_tokens)
+    if isinstance(text, DocumentsText):
+        template = ChatTemplate(tokenizer, rule.parse, names)
+        text = joined([rendered(one.text, one.place, template) for one in text.documents], BETWEEN, rule)
+    BadRows().found_special(name, rule.count(text), rule.means)
     try:
-        ids = list(islice(chain.from_iterable(token_ids(text, tokenizer)), most + 1))
-    except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
+        ids = list(islice(chain.from_iterable(rule.ids(text)), most + 1))
+    except BadRow as error:
         raise DataError(f"{name}: the model's tokenizer can't encode it: {error}") from error
     if len(ids) < 2:
         raise DataError(f"{name}: {len(ids)} token(s), needs at least 2 to have something to predict")
     return ids[:most], len(ids) > most
+
+
+def rendered(text: str, place: str, template: ChatTemplate) -> str:
+    """Returns a text, or the one that a template makes of a chat.
+
+    Raises:
+        ConfigError: The tokenizer has no chat template.
+        DataError: The template refuses the chat.
+    """
+    if not isinstance(text, Chat):
+        return text
+    try:
+        return template(text.messages)
+    except BadRow as error:
+        raise DataError(f"{place}: {error}") from None
 
 
 def check_training_text(options: DataOptions) -> None:

@@ -398,7 +398,7 @@ class TextStream:
 
     def _leave(self, row: _Encoded) -> None:
         if row.special and row.position.epoch == 0:
-            self._bad_rows.found_special(row.place, row.special, self._functions[0].encoder.means)
+            self._bad_rows.found_special(row.place, row.special, self._functions[0].encoder.special.means)
         self._current = None
         self.position, self.token = row.position.next(), 0
 

@@ -8,19 +8,46 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from quietstar.config.options import check_model_path
-from quietstar.data.rows import BadRow
+from quietstar.config.options import Bound, check_model_path, check_weights_format
+from quietstar.data.rows import TRAINING, BadRow, Messages, OptionNames
 from quietstar.errors import ConfigError, DataError
-from quietstar.runs.checkpoints import check_model_directory
+from quietstar.runs.directory import check_fields, check_model_directory, culprit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Without any of these transformers makes an empty tokenizer, silently, from a model's config.json alone.
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab*", "*.model", "*.tiktoken")
+
+_CONFIGURATIONS = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class _TokenizerConfig:
+    """The fields of a tokenizer's configuration whose types transformers does not check."""
+
+    tokenizer_class: str | None = None
+    model_max_length: Annotated[float, Bound("more than 0", lambda value: value > 0)] | None = None
+    chat_template: str | list[dict[str, Any]] | dict[str, str] | None = None
+    bos_token: str | dict[str, Any] | None = None
+    eos_token: str | dict[str, Any] | None = None
+    unk_token: str | dict[str, Any] | None = None
+    pad_token: str | dict[str, Any] | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    add_prefix_space: bool | None = None
+    clean_up_tokenization_spaces: bool | None = None
+    split_special_tokens: bool | None = None
+    padding_side: Literal["left", "right"] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    added_tokens_decoder: dict[str, dict[str, Any]] | None = None
+    additional_special_tokens: list[Any] | None = None
+
 
 PIECE = 50_000
 """Characters that are tokenised at once. It bounds the memory, which is a few hundred bytes per token."""
@@ -45,13 +72,29 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """
     check_tokenizer(path)
     check_model_directory(path)
+    for name in _CONFIGURATIONS:
+        if (Path(path) / name).is_file():
+            check_fields(Path(path) / name, _TokenizerConfig)
     from transformers import AutoTokenizer, PreTrainedTokenizerBase  # slow: after the checks that do without them
 
     name = os.fspath(path)
+
+    def load(place: str | os.PathLike[str]) -> Any:
+        return AutoTokenizer.from_pretrained(os.fspath(place), trust_remote_code=False)
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = load(name)
     except Exception as error:  # transformers and tokenizers raise many kinds, plain Exception among them
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        directory = Path(name)
+        if directory.is_dir():
+            found = culprit(directory, [*_CONFIGURATIONS, "config.json", "tokenizer.json"], error, load)
+            if found is not None and found.startswith(os.fspath(directory / "config.json")):
+                raise ConfigError(f"{found}, which its family can't use ({reason}); needs a value it can") from error
+            if found is None and (directory / "tokenizer.json").is_file():
+                found = os.fspath(directory / "tokenizer.json")
+            if found is not None:
+                reason += f"; the fault is in {found}; needs what transformers can use"
         kind = "" if Path(name).is_dir() else " (no directory of that name; taken as a hub name)"
         raise ConfigError(f"model.path: the tokenizer of {name}{kind} cannot be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -68,6 +111,7 @@ def check_tokenizer(path: str | os.PathLike[str]) -> None:
     check_model_path(path)
     directory = Path(path)
     if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in _VOCABULARY_FILES):
+        check_weights_format(path)
         raise ConfigError(
             f"model.path: {os.fspath(path)} has no tokenizer (none of {', '.join(_VOCABULARY_FILES)}); "
             "put the files of the model's own tokenizer there"
@@ -163,20 +207,121 @@ class ChatText(str):
     found: int
 
 
+class SpecialTokens:
+    """Turns texts into token ids by one rule for the text of a special token, such as `<|endoftext|>`.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        parse: Whether such a text is this token rather than characters; those of a chat's template always are.
+        option: Option that says so, for messages.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, parse: bool = True, option: str = TRAINING.special_tokens
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.parse = parse
+        self._option = option
+        self._texts = special_texts(tokenizer)
+
+    @property
+    def means(self) -> str:
+        """What becomes of the texts of special tokens, for a message."""
+        if self.parse:
+            return f"has the text of a special token, which becomes this token; {self._option} text prevents it"
+        return f"has the text of a special token, which is read as characters ({self._option})"
+
+    def count(self, text: str) -> int:
+        """Returns how often a text has that of a special token; of a chat, how often its messages have."""
+        if isinstance(text, ChatText):
+            return text.found
+        return len(self._texts.findall(text)) if self._texts else 0
+
+    def ids(self, text: str) -> Iterator[list[int]]:
+        """Yields the token ids of a text piece by piece, without those that a tokenizer puts around it, such as BOS.
+
+        Raises:
+            BadRow: The tokenizer cannot encode the text.
+            ConfigError: The tokenizer cannot read the text of a special token as characters.
+        """
+        parts = text.parts if isinstance(text, ChatText) else ((text, self.parse),)
+        for place, (part, parse) in enumerate(parts):
+            pieces = token_ids(part, self.tokenizer, parse) if place == 0 else self._after(part, parse)
+            try:
+                for ids in pieces:
+                    if not parse:
+                        self.check_characters(part, ids)
+                    yield ids
+            except ConfigError:
+                raise
+            except Exception as error:  # tokenizers raises plain Exception, e.g. for a character that has no token
+                raise BadRow(f"the tokenizer can't encode this text: {error}") from error
+
+    def _after(self, part: str, parse: bool) -> Iterator[list[int]]:
+        yield continued(self.tokenizer, part, parse)
+
+    def check_characters(self, text: str, ids: Iterable[int]) -> None:
+        """Refuses token ids that have a special token where the text of one should be characters.
+
+        Raises:
+            ConfigError: The tokenizer makes it this token in any case.
+        """
+        if self._texts is None or not self._texts.search(text):
+            return
+        known = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        for token in sorted(known.intersection(ids)):
+            raise ConfigError(
+                f"{self._option}: got text, but this tokenizer reads {self.tokenizer.convert_ids_to_tokens(token)!r} "
+                "as the token in any case; needs parse, or a text without it"
+            )
+
+
+def joined(texts: Sequence[str], between: str, special: SpecialTokens) -> ChatText:
+    """Returns texts, of which some may be those of chats, as one.
+
+    Args:
+        texts: Texts to join.
+        between: Text between each two of them.
+        special: Rule for the texts of special tokens outside the templates of chats.
+    """
+    parts: list[tuple[str, bool]] = []
+    for place, text in enumerate(texts):
+        own = text.parts if isinstance(text, ChatText) else ((text, special.parse),)
+        for part, parse in ((between, special.parse), *own) if place else own:
+            if parts and parts[-1][1] == parse:
+                parts[-1] = (parts[-1][0] + part, parse)
+            else:
+                parts.append((part, parse))
+    whole = ChatText("".join(part for part, _ in parts))
+    whole.parts = tuple(parts)
+    whole.found = sum(map(special.count, texts))
+    return whole
+
+
 class ChatTemplate:
     """Makes the text of a chat with the tokenizer's chat template.
 
     Args:
         tokenizer: Tokenizer of the model.
         special: Whether the text of a special token in a message is this token rather than characters.
+        names: Names of the options that messages advise to change.
+        answer: Whether the text ends where the model is to answer, or to go on with an answer that has begun.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        special: bool = True,
+        names: OptionNames = TRAINING,
+        answer: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._special = special
+        self._names = names
+        self._answer = answer
         self._texts = special_texts(tokenizer)
 
-    def __call__(self, messages: list[dict[str, str]]) -> ChatText:
+    def __call__(self, messages: Messages) -> ChatText:
         """Returns the text of the chat.
 
         Raises:
@@ -185,8 +330,8 @@ class ChatTemplate:
         """
         if not self._tokenizer.chat_template:
             raise ConfigError(
-                "data.field: names chats, but the tokenizer of model.path has no chat template; needs a field with the "
-                "text itself, or a tokenizer with a chat template"
+                f"{self._names.field}: names chats, but the tokenizer of {self._names.tokenizer} has no chat template; "
+                "needs a field with the text itself, or a tokenizer with a chat template"
             )
         contents = [message["content"] for message in messages]
         found = [text for content in contents if self._texts for text in self._texts.findall(content)]
@@ -199,9 +344,20 @@ class ChatTemplate:
                 for message in messages
             ]
         try:
-            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
+            begun = self._answer and messages[-1]["role"] == "assistant"
+            rendered = self._tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=self._answer and not begun,
+                continue_final_message=begun,
+            )
         except Exception as error:  # of jinja2 and of the template itself
+            from jinja2 import TemplateSyntaxError  # comes with transformers' chats
+
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if isinstance(error, TemplateSyntaxError):
+                name = self._tokenizer.name_or_path
+                raise ConfigError(f"model.path: the chat template of {name} is no Jinja template: {reason}") from None
             raise BadRow(f"the tokenizer's chat template refuses this chat: {reason}") from None
         pieces = str(rendered).split(border) if border else [str(rendered)]
         text = ChatText("".join(pieces))
@@ -219,14 +375,28 @@ def continued(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = Tru
     return both[len(before) :] if both[: len(before)] == before else alone
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, special: SpecialTokens | None = None) -> list[int]:
     """Returns the token ids of a text that a model is to continue, with what the tokenizer puts before it, such as BOS.
 
+    Args:
+        tokenizer: Tokenizer of the model.
+        prompt: Text to encode; a chat's template has put BOS before it already, where it belongs there.
+        special: Rule for the texts of special tokens; None makes them these tokens.
+
     Raises:
+        ConfigError: The tokenizer cannot read the text of a special token as characters.
         DataError: The tokenizer cannot encode the text: it has no token for a character.
     """
+    special = special or SpecialTokens(tokenizer)
     try:
-        ids = list(tokenizer(prompt)["input_ids"])
+        if isinstance(prompt, ChatText):
+            return list(chain.from_iterable(special.ids(prompt)))
+        ids = list(tokenizer(prompt, split_special_tokens=not special.parse)["input_ids"])
+        if not special.parse:
+            bare = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            special.check_characters(prompt, bare)
+    except ConfigError:
+        raise
     except Exception as error:  # tokenizers raises plain Exception
         raise DataError(f"the tokenizer cannot encode {prompt[:80]!r}: {error}") from None
     if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text

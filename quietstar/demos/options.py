@@ -18,7 +18,7 @@ from quietstar.config.command_line import Command, narrowed, option_names, with_
 from quietstar.config.commands import TRAIN
 from quietstar.config.objective import objective_of
 from quietstar.config.options import Words
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import read_json_file
 from quietstar.config.training import TrainConfig, run_options
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.runs.checkpoints import MAY_CHANGE
@@ -61,6 +61,7 @@ SWEEP = Command(
     TRAIN.descriptions,
     TRAIN.default_preset,
     TRAIN.check,
+    takes=TrainConfig,
     notes="varied without values:\n" + "\n".join(f"  {key:28}{values}" for key, values in GRID.items()),
 )
 
@@ -251,7 +252,7 @@ def read_finished(file: Path, options: Mapping[str, Any]) -> dict[str, Any] | No
     if not file.is_file():
         return None
     try:
-        values = dict(parse_json(file.read_bytes()))
+        values = dict(read_json_file(file))
         before = dict(values.pop(OPTIONS))
     except (ValueError, TypeError, KeyError):
         raise not_the_same(file.parent, [f"{file.name} does not say which options it comes from"]) from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from quietstar.config.loops import ProblemOptions
+from quietstar.config.options import path_kind
 from quietstar.tasks.commonsenseqa import LETTER_ALONE
 from quietstar.tasks.numbers import canonical_number, numbers_in
 from quietstar.tasks.registry import load_task
@@ -226,9 +227,9 @@ def load_format(name: str, data: Path | None) -> AnswerFormat:
     """
     options = ProblemOptions()
     if data is not None:
-        place = data / name if (data / name).is_dir() else data
+        place = data / name if path_kind(data / name, "data") == "directory" else data
         options.path = str(place)
-        if place.is_file():
+        if path_kind(place, "data") == "file":
             options.test_path = str(place)
     task = load_task(name, options)
     return FORMATS[name](task)

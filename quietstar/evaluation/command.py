@@ -78,4 +78,5 @@ def _view_options(model: QuietStarForCausalLM, settings: Settings, trained: int 
         "window": window,
         "training_length": trained,
         "greedy": True,
+        "special_tokens": settings.special_tokens,
     }

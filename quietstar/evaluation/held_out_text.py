@@ -75,8 +75,11 @@ def held_out_nll(subject: Subject, text: str, name: str) -> list[Comparison]:
     if length is None or length > subject.context:
         raise ConfigError(f"length: got {length}, the model's context leaves room for {subject.context}")
     tokenizer = subject.writer.tokenizer
-    ids, cut = encode(text, tokenizer, settings.text_tokens, name)
-    windows = list(text_windows(ids, first_tokens(tokenizer, text[:SOME]), length))
+    ids, cut = encode(text, tokenizer, settings.text_tokens, name, settings.special_tokens)
+    front = first_tokens(tokenizer, text[:SOME])
+    if front and ids[: len(front)] == front:  # a chat's template has put them there
+        ids = ids[len(front) :]
+    windows = list(text_windows(ids, front, length))
     measured = _nlls(subject, windows)
     found, entropies = [(off, on) for off, on, _ in measured], [entropy for _, _, entropy in measured]
     classes = [token_classes(window.ids, subject.texts)[window.given - 1 :] for window in windows]

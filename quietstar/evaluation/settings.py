@@ -18,12 +18,16 @@ from quietstar.config.options import (
     CheckpointOptions,
     Count,
     Names,
-    Positive,
     Seed,
+    SpecialTokensMean,
+    Temperature,
+    Text,
     at_least,
+    check_input,
+    path_kind,
 )
-from quietstar.config.parsing import parse_yaml
-from quietstar.data.sources import read_text
+from quietstar.config.parsing import MAX_YAML_BYTES, parse_yaml
+from quietstar.data.sources import TEXT_OPTIONS, read_text
 from quietstar.errors import ConfigError, DataError
 from quietstar.evaluation.answers import AnswerFormat, load_format
 from quietstar.model.think_rule import parse_think
@@ -56,7 +60,9 @@ class Settings(CheckpointOptions):
             the comparison never thinks.
         text: Held-out text, for the NLL and for the page of thoughts: a text file, or one with a document in each row
             (.jsonl, .json, .csv, ...), which are joined by blank lines, or a directory. Null: none.
-        text_field: Field of a row that holds the text; `meta.text` is one inside another.
+        text_field: Field of a row that holds the text, or a chat; `meta.text` is one inside another.
+        special_tokens: Meaning of a special token's text in the text, such as `<|endoftext|>`: `parse`, this token; or
+            `text`, its characters.
         text_tokens: Largest number of tokens to read from the beginning of the text.
         length: Number of tokens in a window of the text; each token is predicted from those before it in its window.
             Null: the length of the model's training texts, or 256 if that is unknown, and never more than the context.
@@ -75,13 +81,14 @@ class Settings(CheckpointOptions):
     problems: Count | None = None
     think: str = "always"
     text: Annotated[Path | None, INPUT_ONCE] = None
-    text_field: str = "text"
+    text_field: Text = "text"
+    special_tokens: SpecialTokensMean = "parse"
     text_tokens: Annotated[int, at_least(2)] = 16_384
     length: Annotated[int, at_least(2)] | None = None
     length_from: str = field(default="as asked for", metadata=NOT_AN_OPTION)
     lm_eval: Names = ()
     votes: Count = 8
-    temperature: Positive = 0.9
+    temperature: Temperature = 0.9
     max_new_tokens: Count = 384
     batch_size: Count = 16
     seed: Seed = 0
@@ -130,7 +137,7 @@ def check_settings(settings: Settings, for_use: bool = True) -> None:
         raise ConfigError(f"metrics: none given for the tasks; needs some of {', '.join(METRICS)}")
     if parse_think(settings.think).rule == "never":
         raise ConfigError("think: got never, which is what thinking is compared with; needs another value")
-    if settings.data is not None and settings.data.is_file() and len(settings.tasks) != 1:
+    if settings.data is not None and len(settings.tasks) != 1 and path_kind(settings.data, "data") == "file":
         raise ConfigError(f"data: {settings.data} is one file, needs a directory for {len(settings.tasks)} tasks")
 
 
@@ -168,7 +175,9 @@ def prepare(settings: Settings) -> Inputs:
         every = form.task.problems("test")
         problems.append((form, list(drawn(every, settings.problems, settings.seed))))
         total.append(len(every))
-    return Inputs(problems, total, None if settings.text is None else read_text(settings.text, settings.text_field))
+    names = replace(TEXT_OPTIONS, field="text_field")
+    text = None if settings.text is None else read_text(settings.text, settings.text_field, names)
+    return Inputs(problems, total, text)
 
 
 def check_lm_eval(names: Sequence[str]) -> None:
@@ -195,8 +204,10 @@ def read_task(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read, or does not define a task.
     """
+    check_input(name, "lm_eval")
     try:
-        content = parse_yaml(Path(name).read_bytes(), name)
+        with open(name, "rb") as file:
+            content = parse_yaml(file.read(MAX_YAML_BYTES + 1), name)
     except OSError as error:
         raise ConfigError(f"lm_eval: cannot read {name}: {error.strerror}") from None
     except DataError as error:

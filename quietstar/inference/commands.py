@@ -6,25 +6,38 @@ the run that the model comes from again. `gate` fits a thinking gate to a text, 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import secrets
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tqdm import tqdm
 
 from quietstar.config.command_line import Command, narrowed
-from quietstar.config.options import INPUT, INPUT_ONCE, CheckpointOptions, Count, Seed, at_least, check_name, path_kind
+from quietstar.config.options import (
+    INPUT,
+    INPUT_ONCE,
+    CheckpointOptions,
+    Count,
+    Seed,
+    SpecialTokensMean,
+    Text,
+    at_least,
+    check_name,
+    path_kind,
+)
+from quietstar.data.rows import BadRows
 from quietstar.data.shards import find_shards
-from quietstar.data.sources import STANDARD_INPUT, read_documents, read_text
+from quietstar.data.sources import STANDARD_INPUT, TEXT_OPTIONS, read_documents, read_text
 from quietstar.errors import ConfigError
 from quietstar.inference.gate_choices import FitOptions
-from quietstar.inference.prompts import CompletionOptions, read_prompts
+from quietstar.inference.prompts import FIELD, CompletionOptions, read_prompts
 from quietstar.reporting.comparison_report import write_any_report
 from quietstar.reporting.viewer import ViewOptions
 from quietstar.runs.checkpoints import checkpoint_directory
@@ -48,7 +61,9 @@ class GenerateOptions(CompletionOptions, CheckpointOptions):
 
     Args:
         prompt: Text to continue; may be given several times.
-        prompts: File of prompts: .txt with one prompt per line, or .jsonl, .json, .csv with the field prompt.
+        prompts: File of prompts: a text with one prompt per line, or a file with one in each row, of the kinds that
+            training reads; `-` is standard input.
+        field: Field of a row that holds the prompt, or a chat, which the model answers.
         seed: Seed of the sampled tokens and thoughts. By default a new one each time, which is printed.
         show_thoughts: Whether each new token is printed with the thought before it and the mixing weight.
         stream: Whether the text is shown while it is generated; for a single prompt.
@@ -57,7 +72,8 @@ class GenerateOptions(CompletionOptions, CheckpointOptions):
 
     prompt: tuple[str, ...] = ()
     prompts: Annotated[str | None, INPUT_ONCE] = None
-    seed: Seed = field(default_factory=lambda: secrets.randbits(32))
+    field: Text = FIELD
+    seed: Seed = dataclasses.field(default_factory=lambda: secrets.randbits(32))
     show_thoughts: bool = False
     stream: bool = False
     json: bool = False
@@ -74,7 +90,7 @@ def generate(options: GenerateOptions) -> None:
         DataError: A prompt cannot be used.
         CheckpointError: The checkpoint is damaged.
     """
-    prompts = read_prompts(options.prompt, options.prompts)
+    prompts = read_prompts(options.prompt, options.prompts, options.field)
     alone = len(prompts) * options.samples == 1
     if options.stream and (options.json or not alone):
         got = "--json" if options.json else f"{len(prompts) * options.samples} completions"
@@ -137,12 +153,15 @@ class ViewCommandOptions(ViewOptions, CheckpointOptions):
     The data is written as JSON beside the page.
 
     Args:
-        text: Text file in UTF-8, or a file with a document in the field text of each row; `-` is standard input.
+        text: File or directory of the kinds that training reads; documents are joined by blank lines. `-` is standard
+            input.
+        field: Field of a row that holds the text, or a chat.
         out: HTML file of the page. Null: thoughts.html in the directory of the checkpoint's run, or in the current
             directory if there is none.
     """
 
     text: Annotated[str, INPUT_ONCE]
+    field: Text = "text"
     out: Path | None = None
 
 
@@ -158,7 +177,7 @@ def view(options: ViewCommandOptions) -> None:
         CheckpointError: The checkpoint is damaged.
     """
     text_name = "standard input" if options.text == STANDARD_INPUT else Path(options.text).name
-    text = read_text(options.text)
+    text = read_text(options.text, options.field)
     directory = Path(checkpoint_directory(options.checkpoint))
     run = run_of(directory)
     out = options.out or (run or Path()) / THOUGHTS
@@ -207,13 +226,16 @@ class GateOptions(FitOptions, CheckpointOptions):
         text: Text like the text to be generated: a file or directory of the kinds that training reads.
         out: Directory for the model with its gate; must not exist yet.
         field: Field of a row that holds the text, or a chat.
+        special_tokens: Meaning of a special token's text in the text, such as `<|endoftext|>`: `parse`, this token; or
+            `text`, its characters.
         length: Number of tokens per text. Null: as in the checkpoint's training run, or 256 without one.
         max_tokens: Largest number of tokens to use, from the beginning of the text.
     """
 
     text: Annotated[str, INPUT]
     out: Path
-    field: str = "text"
+    field: Text = "text"
+    special_tokens: SpecialTokensMean = "parse"
     length: Annotated[int, LENGTH] | None = None
     max_tokens: Count = 100_000
 
@@ -267,8 +289,20 @@ def _read(
         context = getattr(model.base.config, "max_position_embeddings", None) or usual + model.config.stream_length
         length = min(usual, context - model.config.stream_length)
     _check_length(length, options.max_tokens)
-    documents = read_documents(options.text, options.field, render=ChatTemplate(tokenizer), option="text")
-    texts = pack(documents, tokenizer, length, tokenizer.eos_token_id is not None, separate=True)
+    special, rows = options.special_tokens == "parse", BadRows()
+    template = ChatTemplate(tokenizer, special, TEXT_OPTIONS)
+    documents = read_documents(options.text, options.field, rows, render=template, names=TEXT_OPTIONS)
+    texts = pack(
+        documents,
+        tokenizer,
+        length,
+        tokenizer.eos_token_id is not None,
+        separate=True,
+        bad_rows=rows,
+        special=special,
+        names=TEXT_OPTIONS,
+    )
+    rows.tell_special()
     return texts.part(slice(options.max_tokens // length))
 
 

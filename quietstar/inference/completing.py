@@ -11,15 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from quietstar.data.rows import BadRows
+from quietstar.data.sources import rendered
+from quietstar.data.tokenizer import ChatTemplate, SpecialTokens
 from quietstar.errors import DataError
-from quietstar.inference.prompts import CompletionOptions, Prompt
+from quietstar.inference.prompts import OPTIONS, CompletionOptions, Prompt
 from quietstar.model.cache import ThinkingRecord, TokenThoughts
 from quietstar.model.draw import substream
 from quietstar.model.loading import ending_tokens
@@ -70,7 +73,14 @@ def complete(
         ConfigError: An option does not fit the model.
         DataError: A prompt cannot be used.
     """
-    encoded = [prompt.encode(tokenizer, model.banned) for prompt in prompts]
+    rule = SpecialTokens(tokenizer, options.special_tokens == "parse", OPTIONS.special_tokens)
+    template = ChatTemplate(tokenizer, rule.parse, OPTIONS, answer=True)
+    prompts = [replace(prompt, text=rendered(prompt.text, prompt.place, template)) for prompt in prompts]
+    encoded, found = [], BadRows()
+    for prompt in prompts:
+        encoded.append(prompt.encode(tokenizer, model.banned, rule))
+        found.found_special(prompt.place, rule.count(prompt.text), rule.means)
+    found.tell_special()
     for prompt, tokens in zip(prompts, encoded, strict=True):
         _check_room(model, prompt, len(tokens), options)
     seen: Counter[tuple[int, ...]] = Counter()

@@ -4,7 +4,6 @@ authors.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from quietstar.model.adapters import assemble, is_adapter_checkpoint
 from quietstar.model.authors_checkpoint import VECTORS, is_authors_checkpoint, load_authors_checkpoint
 from quietstar.model.loading import ending_tokens, load_causal_lm, load_configuration
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.runs.checkpoints import checkpoint_directory
+from quietstar.runs.checkpoints import checkpoint_directory, read_json
 from quietstar.runs.machine import resolve_device
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -94,10 +93,10 @@ def _authors_snapshot(name: str) -> str:
         return name
     try:
         index = Path(hf_hub_download(name, WEIGHTS_INDEX))
-        tensors = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if set(VECTORS) <= set(tensors):
+        tensors = read_json(index).get("weight_map")
+        if isinstance(tensors, dict) and set(VECTORS) <= set(tensors):
             return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"])
-    except (OSError, ValueError, KeyError, HfHubHTTPError):
+    except (OSError, ValueError, HfHubHTTPError):
         pass  # loading it as a plain model reports what is wrong
     return name
 
@@ -106,6 +105,8 @@ def _load_tokenizer(directory: str, tokenizer: str | os.PathLike[str] | None) ->
     try:
         return load_tokenizer(directory if tokenizer is None else tokenizer)
     except ConfigError as error:
+        if not str(error).startswith("model.path: "):  # it names a file
+            raise
         advice = "; or name a tokenizer's directory with the argument tokenizer" if tokenizer is None else ""
         raise ConfigError(f"tokenizer: {str(error).removeprefix('model.path: ')}{advice}") from error
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quietstar.config.options import Count, NonNegative, Seed, ShareAbove0, Text, check
-from quietstar.data.kinds import kind_of
-from quietstar.data.rows import BYTE_ORDER_MARK, BadRow, decode
-from quietstar.data.shards import local_file, read_objects
-from quietstar.data.tokenizer import encode_prompt
+from quietstar.config.options import Count, Seed, ShareAbove0, SpecialTokensMean, TemperatureOr0, Text, check
+from quietstar.data.rows import BadRow, OptionNames, text_of, unrendered
+from quietstar.data.shards import MOST_ROW, local_file
+from quietstar.data.sources import STANDARD_INPUT, place_of, standard_input
+from quietstar.data.tokenizer import SpecialTokens, encode_prompt
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.think_rule import parse_think
 
@@ -21,7 +19,8 @@ if TYPE_CHECKING:
 
 
 FIELD = "prompt"
-"""Field of a JSONL line that holds the prompt."""
+"""Field of a row that holds the prompt, unless an option says another."""
+OPTIONS = OptionNames("prompts", "field", "special_tokens", "", "max_new_tokens", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,24 @@ class Prompt:
     text: str
     place: str
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, banned: Sequence[int] = ()) -> list[int]:
+    def encode(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        banned: Sequence[int] = (),
+        special: SpecialTokens | None = None,
+    ) -> list[int]:
         """Returns the token ids, with those that the tokenizer puts before a text; for an empty prompt, BOS alone.
 
         Args:
             tokenizer: Tokenizer of the model.
             banned: Token ids that no prompt may have, because they are reserved for thoughts.
+            special: Rule for the texts of special tokens; None makes them these tokens.
 
         Raises:
             DataError: The text can't be encoded, has a banned token, or is empty and the tokenizer has no BOS.
         """
         try:
-            tokens = encode_prompt(tokenizer, self.text)
+            tokens = encode_prompt(tokenizer, self.text, special)
         except DataError as error:
             raise DataError(f"{self.place}: {error}") from None
         if not tokens:
@@ -66,13 +71,14 @@ class Prompt:
         return tokens
 
 
-def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
+def read_prompts(texts: Sequence[str], file: str | None, field: str = FIELD) -> list[Prompt]:
     """Returns the prompts that the argument `prompt` or `prompts` gives.
 
     Args:
         texts: Values of the argument `prompt`.
-        file: Value of the argument `prompts`: a text file with one prompt per line, or a file of another kind with one
-            in the field `prompt` of each row.
+        file: Value of the argument `prompts`: a text with one prompt per line, or a file of another kind with one in
+            each row; `-` is standard input.
+        field: Field of a row that holds the prompt, or a chat.
 
     Raises:
         ConfigError: Both arguments are missing, both are given, or the file cannot be read.
@@ -84,29 +90,24 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
     if texts:
         name = "prompt" if len(texts) == 1 else "prompt {}"
         return [Prompt(text, name.format(number)) for number, text in enumerate(texts, start=1)]
-    prompts = list(_prompts_of(Path(str(file))))
+    prompts = list(_prompts_of(str(file), field))
     if not prompts:
         raise DataError(f"{file}: is empty, needs at least one prompt")
     return prompts
 
 
-def _prompts_of(path: Path) -> Iterator[Prompt]:
-    file = local_file(path, "prompts")
-    if kind_of(file.name)[0] not in ("text", None):
-        for place, record in read_objects(path, f"whose field {FIELD!r} is a string", option="prompts"):
-            if not isinstance(record.get(FIELD), str):
-                raise DataError(f"{place}: got {sorted(record)}, needs an object whose field {FIELD!r} is a string")
-            yield Prompt(record[FIELD], place)
-        return
-    for row in file.rows(0, None, sys.maxsize):
-        if row.content is None:
-            raise DataError(f"{row.place}: {row.problem}")
+def _prompts_of(path: str, field: str) -> Iterator[Prompt]:
+    file = standard_input() if path == STANDARD_INPUT else local_file(path, OPTIONS.path)
+    for row in file.rows(0, field, MOST_ROW, OPTIONS.field):
         try:
-            text = decode(row.content.removeprefix(BYTE_ORDER_MARK))
+            text = text_of(row, field, unrendered, OPTIONS, may_be_empty=True)
         except BadRow as error:
-            raise DataError(f"{path}:{error.line + 1}: {error}") from None
+            raise DataError(f"{place_of(row, error)}: {error}") from None
+        if row.is_json or row.unit:
+            yield from () if text is None else [Prompt(text, row.place)]
+            continue
         for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
-            yield Prompt(line, f"{path}:{number}")
+            yield Prompt(line, f"{row.source}:{number}")
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,22 @@ class CompletionOptions:
         samples: Number of completions per prompt.
         batch_size: Prompts completed at once.
         stop: Texts that end a completion, with the token in which the text ends; may be given several times.
+        special_tokens: Meaning of a special token's text in a prompt, such as `<|endoftext|>`: `parse`, this token; or
+            `text`, its characters.
     """
 
     max_new_tokens: Count = 64
     think: str = "always"
     thoughts_per_token: Count = 1
-    thought_temperature: NonNegative | None = None
-    temperature: NonNegative = 0.0
+    thought_temperature: TemperatureOr0 | None = None
+    temperature: TemperatureOr0 = 0.0
     top_k: Count | None = None
     top_p: ShareAbove0 | None = None
     seed: Seed = 0
     samples: Count = 1
     batch_size: Count = 8
     stop: tuple[Text, ...] = ()
+    special_tokens: SpecialTokensMean = "parse"
 
     def __post_init__(self) -> None:
         parse_think(self.think)

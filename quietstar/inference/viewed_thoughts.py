@@ -88,7 +88,7 @@ def thoughts_of(
     errors.
     """
     config = model.config
-    ids, cut = encode(text, tokenizer, options.tokens, options.text_name)
+    ids, cut = encode(text, tokenizer, options.tokens, options.text_name, options.special_tokens)
     _check_ids(ids, model.head.weight.shape[0], options.text_name)
     context = getattr(model.base.config, "max_position_embeddings", None)
     size = window_size(options.window, options.training_length, context, config.stream_length, config.lookahead)

@@ -16,24 +16,36 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is documented there
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from typing_extensions import TypeIs
 
+from quietstar.config.options import Count, Positive, Text, path_kind
+from quietstar.config.parsing import shown
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.imports import without_bitsandbytes_warnings
 from quietstar.model.backbone import probe_once
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.layers import decoder_layers
-from quietstar.model.loading import LOADING_ERRORS, load_causal_lm, load_configuration
+from quietstar.model.loading import (
+    load_causal_lm,
+    load_configuration,
+    load_generation_config,
+    not_finite,
+    read_header,
+)
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import Conv1D
+from quietstar.runs.directory import ADAPTERS, check_fields
 
 ModelT = TypeVar("ModelT", bound=ThinkingModel)
 ALL_LINEAR = "all-linear"
@@ -43,8 +55,20 @@ THOUGHT_PARTS = ("thought_embedding.", "mixing_head.", "thinking_gate.")
 """Beginnings of the names of the parameters that a thinking model adds to its base."""
 
 THOUGHTS = "thoughts.safetensors"
-OPTIONS = "adapter/adapter_config.json"
+OPTIONS = ADAPTERS
 WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What is read of the options of adapters, in peft's names."""
+
+    r: Count
+    lora_alpha: Positive
+    target_modules: list[Text]
+    base_model_name_or_path: str | None
+    peft_type: Literal["LORA"] = "LORA"
+
 
 _OURS, _PEFTS = "base.", "base_model.model."  # beginnings of the names of the base's parameters
 _FINGERPRINT = "base_fingerprint"
@@ -228,7 +252,7 @@ def base_fingerprint(model: ThinkingModel) -> str:
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of a directory; a hub name as it is."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else str(path)
+    return str(Path(path).resolve()) if path_kind(path, "base") == "directory" else str(path)
 
 
 def _base_path(model: ThinkingModel) -> str | None:
@@ -239,7 +263,7 @@ def _base_path(model: ThinkingModel) -> str | None:
 
 def is_adapter_checkpoint(directory: str | os.PathLike[str]) -> bool:
     """Return whether `save_finetuned` wrote this directory."""
-    return (Path(directory) / OPTIONS).is_file() and (Path(directory) / "config.json").is_file()
+    return all(path_kind(Path(directory) / name, "checkpoint") == "file" for name in (OPTIONS, "config.json"))
 
 
 def save_finetuned(
@@ -315,7 +339,13 @@ def assemble(
         raise CheckpointError(str(error)) from error
     if not isinstance(config, QuietStarConfig):
         raise CheckpointError(f"{directory}: its config.json is of a {config.model_type}, not of a thinking model")
-    path = options["base_model_name_or_path"]
+    path = options.base_model_name_or_path
+    for name, tensor in read_header(directory / WEIGHTS).items():
+        if name.endswith("lora_A.weight") and tensor.shape[:1] != (options.r,):
+            raise CheckpointError(
+                f"{directory / OPTIONS}: r: got {options.r}, but {tensor.file}: {name} has the shape "
+                f"{list(tensor.shape)}"
+            )
     loaded = base if isinstance(base, PreTrainedModel) else _load_base(directory, base or path, config, base is None)
     plain = loaded.base if isinstance(loaded, ThinkingModel) else loaded
     config.text_config = plain.config
@@ -324,16 +354,24 @@ def assemble(
         part.to(device=plain.device, dtype=_dtype(config))
     probe_once(model)  # before the adapters: the probe checks the family, and adapters would only add rounding
     path = path if base is None or isinstance(base, PreTrainedModel) else absolute(base)
-    inject(model, options["r"], options["lora_alpha"], options["target_modules"], base_path=path)
+    if not options.target_modules:
+        raise CheckpointError(f"{directory / OPTIONS}: target_modules: got an empty list, needs names of layers")
+    for name in options.target_modules:
+        if not any(f".{layer}".endswith(f".{name}") for layer in linear_layers(model)):
+            raise CheckpointError(
+                f"{directory / OPTIONS}: target_modules: got {shown(name)}, no linear layer of the base"
+            )
+    inject(model, options.r, options.lora_alpha, options.target_modules, base_path=path)
     try:
         load_trained_state(model, read_adapters(directory))
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from None
     check_base(model, directory)
-    if (directory / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(directory)
+    model.generation_config = load_generation_config(directory) or model.generation_config
     if merge:
         merge_adapters(model)
+    if (bad := not_finite(model)) is not None:
+        raise CheckpointError(f"{directory}: {bad} has values that are NaN or infinite; a file of it is damaged")
     model.train(False)
     return model
 
@@ -344,6 +382,12 @@ def _load_base(
     if path is None:
         raise CheckpointError(
             f"{directory}: does not name the base of its adapters; load_finetuned(..., base=...) does"
+        )
+    if local:
+        _check_base_path(directory / OPTIONS, os.fspath(path))
+    if is_adapter_checkpoint(path):
+        raise CheckpointError(
+            f"{directory}: the base of its adapters, {path}, has adapters itself; needs a whole model"
         )
     try:
         # what a directory names is not asked of the hub: only a user names what is loaded from there
@@ -365,19 +409,33 @@ def _plain_options(model: ThinkingModel) -> dict[str, Any]:
     return {**options, "inference_mode": True}  # as peft writes it: a model that peft loads is not to be trained
 
 
-def _read_options(directory: Path) -> dict[str, Any]:
+def _check_base_path(file: Path, path: str) -> None:
+    """Refuse what `save_finetuned` never writes: neither the absolute path of a directory nor a hub name."""
+    if os.path.isabs(path) and path_kind(path, f"{file}: base_model_name_or_path") == "directory":
+        return
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        raise CheckpointError(
+            f"{file}: base_model_name_or_path: the base of its adapters can't be loaded: got {shown(path)}, needs the "
+            "absolute path of a directory, or a hub name; load_finetuned(..., base=...) takes it from elsewhere"
+        ) from None
+
+
+def _read_options(directory: Path) -> _Options:
     file = directory / OPTIONS
     try:
-        options = json.loads(file.read_bytes())
-        found = {
-            "r": int(options["r"]),
-            "lora_alpha": float(options["lora_alpha"]),
-            "target_modules": [str(name) for name in options["target_modules"]],
-            "base_model_name_or_path": options["base_model_name_or_path"],
-        }
-    except LOADING_ERRORS as error:
-        raise CheckpointError(f"{file}: cannot be read as options of adapters ({error!r})") from None
-    return found
+        content = check_fields(file, _Options)
+    except ConfigError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise CheckpointError(f"{file}: cannot be read as options of adapters: {reason}") from None
+    options = _Options(**{field.name: content[field.name] for field in fields(_Options) if field.name in content})
+    for name in ("use_dora", "use_rslora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save"):
+        if content.get(name):
+            raise CheckpointError(
+                f"{file}: {name}: got {shown(content[name])}, needs no such field: adapters here are plain LoRA"
+            )
+    return options
 
 
 def _pefts_name(name: str) -> str:
@@ -394,6 +452,7 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(file: Path) -> dict[str, Tensor]:
+    read_header(file)
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:

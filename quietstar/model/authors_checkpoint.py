@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from quietstar.config.options import path_kind
+from quietstar.config.parsing import shown
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.configuration import QuietStarConfig
-from quietstar.model.loading import load_configuration
+from quietstar.model.loading import compare_with_weights, load_configuration, not_finite, read_headers
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.thinking_model import END, START
 from quietstar.model.upstream import tied_weights
@@ -28,7 +30,7 @@ HEAD_PREFIX = "talk_head.0."
 
 def is_authors_checkpoint(directory: str | os.PathLike[str]) -> bool:
     """Return whether the files of a directory hold the learned START and END of the authors' code."""
-    files = sorted(Path(directory).glob("*.safetensors")) if Path(directory).is_dir() else []
+    files = sorted(Path(directory).glob("*.safetensors")) if path_kind(directory, "checkpoint") == "directory" else []
     names: set[str] = set()
     for file in files:
         try:
@@ -67,14 +69,23 @@ def load_authors_checkpoint(
         if config is None:
             raise CheckpointError("config: missing; a state dict needs the base's configuration beside it")
     else:
-        state = _read_directory(Path(source))
+        if not any(Path(source).glob("*.safetensors")):
+            raise CheckpointError(f"{source}: no *.safetensors in it")
         try:
             config = config or load_configuration(source)
         except ConfigError as error:
             raise CheckpointError(str(error)) from error
+        saved = read_headers(sorted(Path(source).glob("*.safetensors")))
+        own = {name: one for name, one in saved.items() if name not in VECTORS and not name.startswith(HEAD_PREFIX)}
+        if own:
+            compare_with_weights(source, config, own)
+        state = _read_directory(Path(source))
     for theirs, option, surplus in (("n_ahead", "thought_length", 3), ("n_ahead_talk", "lookahead", 0)):
-        if getattr(config, theirs, None) and option not in options:
-            options[option] = getattr(config, theirs) - surplus
+        value = getattr(config, theirs, None)
+        if value and option not in options:
+            if type(value) is not int or value <= surplus:
+                raise CheckpointError(f"config.json: {theirs}: got {shown(value)}, needs at least {surplus + 1}")
+            options[option] = value - surplus
     settings: dict[str, Any] = {
         "initial_mixing_weight": None,
         "mixing_activation": "identity",
@@ -116,6 +127,8 @@ def load_authors_checkpoint(
         module.to(dtype)
     model.config.dtype = dtype
     model.load_state_dict(ours, strict=False)
+    if (bad := not_finite(model)) is not None:
+        raise CheckpointError(f"{bad} has values that are NaN or infinite; a file of the checkpoint is damaged")
     return model
 
 
@@ -125,11 +138,8 @@ def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def _read_directory(directory: Path) -> dict[str, Tensor]:
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{directory}: no *.safetensors in it")
     state: dict[str, Tensor] = {}
-    for file in files:
+    for file in sorted(directory.glob("*.safetensors")):
         try:
             state.update(load_file(file))
         except SafetensorError as error:

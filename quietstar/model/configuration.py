@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
+from quietstar.config.options import type_hints
+from quietstar.config.parsing import check_type, shown
 from quietstar.config.training import ThinkingOptions, check_thinking
+from quietstar.errors import ConfigError, DataError
 
 
 class QuietStarConfig(PreTrainedConfig, ThinkingOptions):
@@ -44,14 +48,27 @@ class QuietStarConfig(PreTrainedConfig, ThinkingOptions):
 
         if isinstance(self.text_config, dict):
             fields = dict(self.text_config)
-            self.text_config = CONFIG_MAPPING[fields.pop("model_type")](**fields)
+            family = fields.pop("model_type", None)
+            if not isinstance(family, str) or family not in CONFIG_MAPPING:
+                raise ConfigError(f"text_config.model_type: got {shown(family)}, needs a family that transformers has")
+            self.text_config = CONFIG_MAPPING[family](**fields)
         if isinstance(self.text_config, PreTrainedConfig):
             # generate() and tied-weight discovery read these from the outer configuration.
             for name in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"):
                 if kwargs.get(name) is None and hasattr(self.text_config, name):
                     kwargs[name] = getattr(self.text_config, name)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        if isinstance(self.banned_token_ids, tuple | set | range):
+            self.banned_token_ids = list(self.banned_token_ids)
+        own = {"banned_token_ids": list[int] | None, "thinking_gate": bool, "thinking_threshold": float}
+        try:
+            for name, hint in {**type_hints(ThinkingOptions), **own}.items():
+                check_type(getattr(self, name), hint, name)
+        except DataError as error:
+            raise ConfigError(str(error)) from None
         check_thinking(self)
+        if math.isnan(self.thinking_threshold):
+            raise ConfigError("thinking_threshold: got nan, needs a number of nats")
 
     @property
     def stream_length(self) -> int:

@@ -9,14 +9,15 @@ import difflib
 import inspect
 import operator
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
+from quietstar.config.options import GENERATION, SAMPLING, Count, TemperatureOr0, check_number
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.cache import Thinking, ThinkingCache, ThinkingRecord
 from quietstar.model.draw import draw
@@ -43,8 +44,6 @@ ARGUMENTS = {"input_ids", "attention_mask", *inspect.signature(GenerationMixin.g
     "kwargs",
 }
 """Arguments of transformers' `generate`, to which the fields of its generation configuration are added."""
-LEAST_TEMPERATURE = 1e-30
-"""Smallest sampling temperature: logits that are divided by a smaller one may overflow float32."""
 
 
 class ThinkingGeneration(GenerationMixin):
@@ -193,43 +192,11 @@ class ThinkingGeneration(GenerationMixin):
         return criteria if cache is None else type(stopping_criteria)(criteria, cache)
 
 
-def check_whole(name: str, value: object, least: int | None = None) -> None:
-    """Refuse what is no whole number, or one below `least`.
-
-    Raises:
-        ConfigError: The value is something else.
-    """
-    try:
-        whole = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # or TypeError
-    except TypeError:
-        whole = None
-    if whole is None or (least is not None and whole < least):
-        least_text = "" if least is None else f" of at least {least}"
-        raise ConfigError(f"{name}: got {value!r}, needs a whole number{least_text}")
-
-
-def check_temperature(name: str, value: object, greedy: str) -> None:
-    """Refuse a sampling temperature that logits cannot be divided by.
-
-    Args:
-        name: Name of the argument, for error messages.
-        value: Value of the argument.
-        greedy: Advice for the most probable token each time.
-
-    Raises:
-        ConfigError: The value is no finite number of at least `LEAST_TEMPERATURE`.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not LEAST_TEMPERATURE <= value < float("inf"):  # type: ignore[operator]  # a number here
-        needs = f"a finite number of at least {LEAST_TEMPERATURE:g}, above 0"
-        raise ConfigError(f"{name}: got {value!r}, needs {needs}; {greedy}")
-
-
-def check_options(options: Mapping[str, Any], settled: GenerationConfig) -> None:
+def check_options(options: dict[str, Any], settled: GenerationConfig) -> None:
     """Refuse arguments that `generate` does not know, and numbers that are out of range.
 
     Args:
-        options: Keyword arguments of the call.
+        options: Keyword arguments of the call; 2 becomes 2.0 where transformers takes nothing but floats.
         settled: Generation configuration, whose value holds where the call gives none.
 
     Raises:
@@ -242,18 +209,12 @@ def check_options(options: Mapping[str, Any], settled: GenerationConfig) -> None
             advice = f" (did you mean {close[0]}?)" if close else ""
             raise ConfigError(f"{name}: not an argument of generate{advice}; leave it out")
     values = {**settled.to_dict(), **options}
-    for name in ("max_new_tokens", "max_length", "num_return_sequences"):
+    for name, hint in {**GENERATION, **(SAMPLING if values.get("do_sample") else {})}.items():
         if values.get(name) is not None:
-            check_whole(name, values[name], 1)
-    if not values.get("do_sample"):
-        return
-    if values.get("temperature") is not None:
-        check_temperature("temperature", values["temperature"], "do_sample=False takes the most probable token")
-    if values.get("top_k") is not None:
-        check_whole("top_k", values["top_k"], 0)
-    share = values.get("top_p")
-    if share is not None and not (isinstance(share, (int, float)) and 0 < share <= 1):
-        raise ConfigError(f"top_p: got {share!r}, needs a share above 0 and at most 1")
+            advice = "; do_sample=False takes the most probable token" if name == "temperature" else ""
+            check_number(name, values[name], hint, advice)
+            if name in options and isinstance(values[name], int) and get_args(hint)[0] is float:
+                options[name] = float(values[name])
 
 
 def one_cache(past_key_values: Any, cache: Any) -> Any:
@@ -308,12 +269,11 @@ def plan_thinking(
     when = parse_think(think, model.config.thinking_threshold)
     if when.rule == "learned" and model.thinking_gate is None:
         raise ConfigError(NO_GATE.format(think=think))
-    check_whole("thoughts_per_token", thoughts_per_token, 1)
+    check_number("thoughts_per_token", thoughts_per_token, Count)
     temperature = thought_temperature
     if temperature is None:
         temperature = 0.0 if thoughts_per_token == 1 else model.config.temperature
-    if temperature != 0:
-        check_temperature("thought_temperature", temperature, "or 0 (greedy)")
+    check_number("thought_temperature", temperature, TemperatureOr0)
     if thoughts_per_token > 1 and (temperature == 0 or model.config.thinking == "pause"):
         name = "thinking: pauses" if temperature else "thought_temperature: got 0"
         raise ConfigError(

@@ -16,21 +16,21 @@ from transformers import (
     PreTrainedModel,
 )
 
+from quietstar.config.options import Count, Natural, Temperature, Whole, check_number
 from quietstar.config.training import ThinkingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.adapters import assemble, has_adapters, is_adapter_checkpoint, save_finetuned
 from quietstar.model.backbone import probe_once
 from quietstar.model.configuration import QuietStarConfig
-from quietstar.model.generation import ThinkingGeneration, check_temperature, check_whole, one_cache, thinking_cache
-from quietstar.model.loading import load_causal_lm, load_configuration, text_token_ids
+from quietstar.model.generation import ThinkingGeneration, one_cache, thinking_cache
+from quietstar.model.loading import check_weights, load_causal_lm, load_configuration, text_token_ids
 from quietstar.model.padding import Padding, check_ids, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
 from quietstar.model.prediction import predict_next
 from quietstar.model.thinking_model import END, START, ThinkingModel, check_configuration, disable_dropout
 from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entropy, expand_anchors
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast
-from quietstar.runs.checkpoints import check_model_directory
 from quietstar.runs.files import saving
 from quietstar_kernels import linear_cross_entropy, sample_tokens
 
@@ -124,7 +124,8 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         Raises:
             CheckpointError: A part of a model with adapters is missing or damaged, or its base cannot be found.
         """
-        check_model_directory(pretrained_model_name_or_path)
+        if os.path.isdir(pretrained_model_name_or_path) and not options.get("subfolder"):
+            check_weights(pretrained_model_name_or_path, load_configuration(pretrained_model_name_or_path))
         if not is_adapter_checkpoint(pretrained_model_name_or_path):
             options |= {"use_safetensors": True, "trust_remote_code": False}
             return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
@@ -257,10 +258,10 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         self._prepare()
         config, head = self.config, self.head
         count = config.thoughts_per_position if thoughts_per_position is None else thoughts_per_position
-        check_whole("thoughts_per_position", count, 1)
-        check_whole("seed", seed)
+        check_number("thoughts_per_position", count, Count)
+        check_number("seed", seed, Whole)
         temperature = config.temperature if temperature is None else temperature
-        check_temperature("temperature", temperature, "greedy=True takes the most probable")
+        check_number("temperature", temperature, Temperature, "; greedy=True takes the most probable token")
         cached = CachedPass(self, input_ids, padding, record)
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
@@ -474,7 +475,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             return CausalLMOutputWithPast(**output)
         padding = read_padding(input_ids, attention_mask, self.embedding)
         length = input_ids.shape[1]
-        check_whole("logits_to_keep", logits_to_keep, 0)
+        check_number("logits_to_keep", logits_to_keep, Natural)
         kept = min(logits_to_keep, length) if logits_to_keep else length
         if labels is not None and kept < length:
             raise ConfigError(

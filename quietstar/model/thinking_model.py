@@ -322,6 +322,14 @@ def _check_options(config: QuietStarConfig, text_config: PreTrainedConfig) -> No
     for token in config.banned_token_ids or ():
         if not 0 <= token < text_config.vocab_size:
             raise ConfigError(f"banned_token_ids: got {token}, the base has {text_config.vocab_size} tokens")
+    if len(set(config.banned_token_ids or ())) == text_config.vocab_size:
+        raise ConfigError("banned_token_ids: got every token of the base, needs to leave one")
+    longest = getattr(text_config, "max_position_embeddings", None)
+    if longest is not None and config.stream_length > longest:
+        raise ConfigError(
+            f"thought_length: got {config.thought_length}, with lookahead {config.lookahead} that is longer than the "
+            f"{longest} positions of the base"
+        )
 
 
 def _use_thought_attention(base: PreTrainedModel) -> None:

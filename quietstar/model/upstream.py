@@ -97,6 +97,7 @@ __all__ = [
     "attention_implementation",
     "cache_argument",
     "checkpointing",
+    "ignored_weights",
     "initialization",
     "register_attention",
     "sdpa_attention_forward",
@@ -137,6 +138,11 @@ def supports_sdpa(model: Any) -> bool:
 def tied_weights(model: PreTrainedModel) -> set[str]:
     """Return the names of the weights that are tied to others, and so need not be in a checkpoint."""
     return set(model.all_tied_weights_keys)
+
+
+def ignored_weights(model: PreTrainedModel) -> list[str]:
+    """Return patterns of the names in a checkpoint that the model's family leaves out, such as layers for drafts."""
+    return list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
 
 
 # -- caches ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quietstar.config.loops import OuterLoopConfig, fine_tuning_steps
+from quietstar.config.options import check_weights_format
 from quietstar.data.tokenizer import check_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.tasks.registry import load_task
@@ -34,6 +35,7 @@ def load_problems(config: OuterLoopConfig, with_verifier: bool) -> Task:
         )
     if config.model.path is not None:
         check_tokenizer(config.model.path)
+        check_weights_format(config.model.path)
     return task
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.parsing import check_type, parse_json
+from quietstar.config.parsing import check_type, read_json_file
 from quietstar.errors import CheckpointError
 from quietstar.runs.files import EventLog, changed_options, write_json
 
@@ -61,8 +61,9 @@ class Phases:
         key = key_of({"phase": name, "iteration": iteration, **inputs})
         done = _read(file)
         if done is not None and done.get("key") == key:
-            self._outputs[iteration, name] = dict(done["outputs"])
-            return dict(done["outputs"])
+            found = _Outputs(file, done["outputs"])
+            self._outputs[iteration, name] = found
+            return found.copy()
         if done is not None and not self._redo:
             changed = changed_options(done.get("inputs", {}), inputs)
             raise CheckpointError(
@@ -91,18 +92,41 @@ def key_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
+class _Outputs(dict[str, Any]):
+    """Outputs of a phase that an earlier run did; one that is missing is told with its file."""
+
+    def __init__(self, file: Path, outputs: Mapping[str, Any]) -> None:
+        super().__init__(outputs)
+        self._file = file
+
+    def __missing__(self, name: str) -> Any:
+        raise CheckpointError(f"{self._file}: outputs.{name} is missing; delete the file, and its phase is done again")
+
+    def copy(self) -> _Outputs:
+        return _Outputs(self._file, self)
+
+
+@dataclass(frozen=True)
+class _Hashes:
+    """The outputs that later phases read; the others are only shown."""
+
+    key: str = ""
+    sha256: str = ""
+    model_sha256: str = ""
+
+
 @dataclass(frozen=True)
 class _Manifest:
     """What the manifest of a phase holds besides its name."""
 
-    outputs: dict[str, Any]
+    outputs: _Hashes
     key: str = ""
     inputs: dict[str, Any] = field(default_factory=dict)
 
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        content = parse_json(file.read_bytes())
+        content = read_json_file(file)
         check_type(content, _Manifest, "manifest")
         return dict(content)
     except FileNotFoundError:

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from quietstar.config.command_line import Command
-from quietstar.config.options import INPUT
-from quietstar.config.parsing import parse_json
+from quietstar.config.options import INPUT, path_kind
+from quietstar.config.parsing import check_type, read_json_file
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.loop_charts import PER_CENT, accuracy_curve, first_of, group_curves, group_names, progress_card
@@ -37,7 +37,7 @@ from quietstar.reporting.loop_files import (
 )
 from quietstar.reporting.loop_report import write_loop_report
 from quietstar.reporting.page import escaped, folded_table, header, page, panels, section, table, visible, warning_list
-from quietstar.reporting.run_facts import flatten, machines, shown
+from quietstar.reporting.run_facts import flatten, machines, option_html
 from quietstar.reporting.scales import number
 from quietstar.reporting.train_report import write_report
 from quietstar.runs.files import COMPARISON, REPORT, STORE, SUMMARY, write_json, write_whole
@@ -150,7 +150,7 @@ def _differing(runs: Mapping[str, LoopRun]) -> str:
     flat = {name: flatten(run.files.config) for name, run in runs.items()}
     keys = {key: None for options in flat.values() for key in options if key not in OWN}
     rows = [
-        [visible(key), *(shown(options[key]) if key in options else "" for options in flat.values())]
+        [visible(key), *(option_html(options[key]) if key in options else "" for options in flat.values())]
         for key in keys
         if len({repr(options.get(key)) for options in flat.values()}) > 1
     ]
@@ -310,12 +310,27 @@ def compared_before(out: Path) -> tuple[dict[str, Path], float | None]:
     """
     file = out / COMPARISON
     try:
-        content = parse_json(file.read_bytes())
-        equal = content["equal_budget"]
-        budget = equal["budget"] if equal is not None and equal["asked"] else None
-        return {str(name): out / place for name, place in content["directories"].items()}, budget
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: cannot be read ({error!r}); run the command of the comparison again") from None
+        content = read_json_file(file)
+        check_type(content, _Comparison, "comparison")
+    except (OSError, DataError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); run the command of the comparison again") from None
+    equal = content["equal_budget"]
+    budget = equal["budget"] if equal is not None and equal["asked"] else None
+    return {name: out / place for name, place in content["directories"].items()}, budget
+
+
+@dataclass(frozen=True)
+class _EqualBudget:
+    budget: float
+    asked: bool
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What is read of `comparison.json`."""
+
+    equal_budget: _EqualBudget | None
+    directories: dict[str, str]
 
 
 def _read(arms: Mapping[str, Path]) -> dict[str, LoopRun]:
@@ -345,6 +360,7 @@ def write_any_report(directory: Path) -> Path:
     Raises:
         DataError: It is not a run directory, or it belongs to a run of STaR or V-STaR that has no summary yet.
     """
+    path_kind(directory, "run_directory")  # which refuses what the system does not look at
     if (directory / COMPARISON).is_file():
         return write_comparison(directory, *compared_before(directory))
     if any((directory / name).is_file() for name in (SUMMARY, STORE)):

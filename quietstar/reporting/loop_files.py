@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import MAX_JSON_BYTES, check_type, open_file, parse_json, read_json_file, read_lines
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.scales import MINUS
@@ -98,15 +98,115 @@ class LoopRun:
         return found
 
 
+@dataclass(frozen=True)
+class _Mean:
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class _Samples:
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    truncated: float | None = None
+    problems: int | None = None
+    samples: int | None = None
+    solved: int | None = None
+    failures: int | None = None
+    by_group: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Built:
+    kept: int | None = None
+    hinted: int | None = None
+    right_inside_sample: float | None = None
+    right_inside_rationalize: float | None = None
+
+
+@dataclass(frozen=True)
+class _Trained:
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class _Iteration:
+    iteration: int
+    sampled: _Samples = _Samples()
+    rationalized: _Samples = _Samples()
+    held_out: _Samples = _Samples()
+    built: _Built = _Built()
+    trained: _Trained = _Trained()
+    distinct: _Mean | None = None
+    step_counts: dict[str, Any] | None = None
+    newly_solved: int | None = None
+    lost: int | None = None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    measure: str
+    k: int
+    value: _Mean
+    score: str | None = None
+    other: str | None = None
+
+
+@dataclass(frozen=True)
+class _Area:
+    within: float | None
+    pooled: float | None
+    problems: int
+
+
+@dataclass(frozen=True)
+class _Bin:
+    low: float
+    high: float
+    probability: float
+    accuracy: float
+    candidates: int
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    brier: float
+    expected_calibration_error: float
+    bins: list[_Bin]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    rows: list[_Choice]
+    problems: int
+    fewest: int
+    compared: str | None = None
+    differences: list[_Choice] = field(default_factory=list)
+    discrimination: dict[str, _Area] = field(default_factory=dict)
+    calibration: dict[str, _Calibration] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What a page reads of `summary.json`."""
+
+    iterations: list[_Iteration]
+    task: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    candidates: _Candidates | None = None
+
+
 def read_summary(directory: Path) -> dict[str, Any]:
     """Returns the content of a run's `summary.json`.
 
     Raises:
-        DataError: The file is missing, cannot be read, or is not a summary.
+        DataError: The file is missing, cannot be read, or is not a summary; the message names the field.
     """
     file = directory / SUMMARY
     try:
-        summary: dict[str, Any] = parse_json(file.read_bytes())
+        summary: dict[str, Any] = read_json_file(file)
     except FileNotFoundError:
         raise DataError(
             f"{directory}: has no {SUMMARY}, which a run writes when its iterations are done; run its command again"
@@ -118,6 +218,10 @@ def read_summary(directory: Path) -> dict[str, Any]:
     rows = summary.get("iterations") if isinstance(summary, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) and "iteration" in r for r in rows):
         raise DataError(f"{file}: has no list of iterations; needs the {SUMMARY} of a run of STaR or V-STaR")
+    try:
+        check_type(summary, _Summary, "")
+    except DataError as error:
+        raise DataError(f"{file}: {error}; run the command of this run again, which writes it") from None
     return summary
 
 
@@ -183,7 +287,7 @@ def _reading(kind: str, sample: Mapping[str, Any], prompt: str | None) -> Readin
 
 def _key_of(manifest: Path) -> str | None:
     try:
-        return str(parse_json(manifest.read_bytes())["outputs"]["key"])
+        return str(read_json_file(manifest)["outputs"]["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -192,9 +296,10 @@ def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]
     """Yields the lines of a file, or those of the phases in `keys`; a missing file or torn line is skipped."""
     marks = None if keys is None else [key.encode() for key in keys]
     try:
-        with file.open("rb") as lines:
-            for raw in lines:
-                if marks is not None and not any(mark in raw for mark in marks):  # far faster than parsing all lines
+        with open_file(file) as lines:
+            for raw in read_lines(lines, MAX_JSON_BYTES):
+                # a look at the bytes is far faster than parsing all lines
+                if raw is None or (marks is not None and not any(mark in raw for mark in marks)):
                     continue
                 try:
                     line = parse_json(raw, surrogates=True)
@@ -202,7 +307,7 @@ def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]
                     continue
                 if keys is None or line.get("key") in keys:
                     yield line
-    except OSError:
+    except (OSError, DataError):
         return
 
 

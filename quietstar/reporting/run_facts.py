@@ -20,8 +20,10 @@ def configuration(config: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
     flat = flatten(config)
     expected = flatten(usual) | {"preset": config.get("preset")}
     changed = [key for key, value in flat.items() if expected.get(key, _NOTHING) != value]
-    rows = [[visible(key), shown(flat[key]), shown(expected[key]) if key in expected else ""] for key in changed]
-    everything = table([[visible(key), shown(value)] for key, value in flat.items()])
+    rows = [
+        [visible(key), option_html(flat[key]), option_html(expected[key]) if key in expected else ""] for key in changed
+    ]
+    everything = table([[visible(key), option_html(value)] for key, value in flat.items()])
     return section(
         "Configuration",
         [
@@ -79,7 +81,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def shown(value: object) -> str:
+def option_html(value: object) -> str:
     """Returns the value of an option as HTML, written as in `config.yaml`."""
     words = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):

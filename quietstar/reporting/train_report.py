@@ -124,11 +124,23 @@ def _figures(run: RunDirectory) -> list[tuple[str, str, str]]:
             figures.append(("Smallest held-out loss", number(min(losses)[0]), f"at step {number(min(losses)[1], 9)}"))
     elif training and _is_number(training[-1].get("loss")):
         figures.append(("Training loss", number(training[-1]["loss"]), ""))
+    figures += _special_tokens(run.config, training)
     if training and _is_number(training[-1].get("tokens_per_second")):
         figures.append(("Tokens a second", number(training[-1]["tokens_per_second"], 3), ""))
     if run.lines and _is_number(run.lines[-1].get("seconds")):
         figures.append(("Time", duration(run.lines[-1]["seconds"]), ""))
     return figures
+
+
+def _special_tokens(config: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Returns the figure of special tokens' texts in the data, where there are any or they would be characters."""
+    found = training[-1].get("special_tokens") if training else None
+    count = float(found) if found is not None and _is_number(found) else 0.0
+    meaning = _group(config, "data").get("special_tokens")
+    if not count and meaning != "text":
+        return []
+    means = "read as characters" if meaning == "text" else "read as these tokens"
+    return [("Texts of special tokens", number(count, 9), f"{means} (data.special_tokens)")]
 
 
 def _events(events: Sequence[Mapping[str, Any]]) -> str:

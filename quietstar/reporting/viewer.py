@@ -41,7 +41,16 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, Any
 
-from quietstar.config.options import NOT_AN_OPTION, Count, Positions, Positive, at_least, check, within
+from quietstar.config.options import (
+    NOT_AN_OPTION,
+    Count,
+    Positions,
+    SpecialTokensMean,
+    Temperature,
+    at_least,
+    check,
+    within,
+)
 from quietstar.errors import ConfigError
 from quietstar.reporting.page import plain
 from quietstar.runs.files import write_whole
@@ -64,6 +73,8 @@ class ViewOptions:
             uncertain.
         window: Tokens that the model reads at once, half of them overlapping. Null: the length of its training texts,
             or what its context holds.
+        special_tokens: Meaning of a special token's text in the text, such as `<|endoftext|>`: `parse`, this token; or
+            `text`, its characters.
         training_length: Tokens of the model's training texts, where that is known.
         model_name: What the page calls the model.
         text_name: What the page calls the text.
@@ -75,11 +86,12 @@ class ViewOptions:
     tokens: Annotated[int, at_least(2)] = 2000
     thoughts: Count | None = None
     top_k: Annotated[int, within(1, 100)] = 8
-    temperature: Positive | None = None
+    temperature: Temperature | None = None
     greedy: bool = False
     seed: int = 0
     positions: Positions = "all"
     window: int | None = None
+    special_tokens: SpecialTokensMean = "parse"
     training_length: int | None = field(default=None, metadata=NOT_AN_OPTION)
     model_name: str = field(default="model", metadata=NOT_AN_OPTION)
     text_name: str = field(default="text", metadata=NOT_AN_OPTION)

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from quietstar.config.options import check_model_path
-from quietstar.config.parsing import check_type, parse_json, shown
+from quietstar.config.options import check_model_path, check_weights_format, path_kind
+from quietstar.config.parsing import check_type, read_json_file, shown
 from quietstar.config.training import TrainingOptions
 from quietstar.errors import CheckpointError, ConfigError, DataError
 from quietstar.runs.files import changed_options
@@ -87,13 +87,13 @@ def refuse_link(directory: Path) -> None:
     Raises:
         CheckpointError: `directory` is a link.
     """
-    if directory.is_symlink():
+    if os.path.islink(directory):
         raise CheckpointError(f"{directory}: is a link; needs a directory of the run's own (or no such name yet)")
 
 
 def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
     """Lists (step, path) of everything named like a checkpoint, oldest first, without reading it. Links are skipped."""
-    if not directory.is_dir():
+    if path_kind(directory, "checkpoint") != "directory":
         return []
     found = []
     for path in directory.iterdir():
@@ -217,6 +217,7 @@ def checkpoint_directory(path: str | os.PathLike[str]) -> str:
     """
     check_model_path(path, "checkpoint")
     directory = Path(path)
+    check_weights_format(path, "checkpoint")
     if not directory.is_dir() or (directory / "config.json").is_file():
         return os.fspath(path)
     if not (directory / "checkpoints").is_dir():
@@ -293,7 +294,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file cannot be read, or does not hold a JSON object.
     """
     try:
-        value = parse_json(path.read_bytes())
+        value = read_json_file(path)
     except (OSError, DataError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
@@ -336,84 +337,3 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _fixed(options: Mapping[str, Any]) -> dict[str, Any]:
     return {f"training.{name}": value for name, value in options.items() if name not in MAY_CHANGE}
-
-
-SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "max_position_embeddings", "n_embd", "n_layer", "n_head", "n_positions"),
-)
-"""Fields of a model's configuration that are whole numbers of at least 1."""
-MAY_BE_NULL = ("num_key_value_heads", "head_dim", "intermediate_size")
-INDEX = "model.safetensors.index.json"
-
-
-def check_model_directory(path: str | os.PathLike[str]) -> None:
-    """Checks `config.json`, the index of the weights and the links of a local model directory, before it is loaded.
-
-    Args:
-        path: Directory of a model, a verifier, adapters or a tokenizer; what is no directory passes.
-
-    Raises:
-        ConfigError: `config.json` or its sizes cannot be used; the message names the field.
-        CheckpointError: The index names a file that is none of the directory's own safetensors files, or a file is a
-            link out of it; links within the hub's cache are followed.
-    """
-    directory = Path(path)
-    if not directory.is_dir():
-        return
-    home = directory.resolve()
-    home = home.parent.parent if home.parent.name == "snapshots" else home
-    for file in sorted([*directory.iterdir(), *directory.glob("adapter/*")]):
-        if (file.is_symlink() or file.parent != directory) and not file.resolve().is_relative_to(home):
-            raise CheckpointError(f"{file}: is a link out of its directory, which is not followed; copy the file")
-    if (directory / "config.json").exists():
-        try:
-            config = read_json(directory / "config.json")
-        except CheckpointError as error:
-            raise ConfigError(str(error)) from None
-        _check_sizes(directory / "config.json", "", config)
-    if (directory / INDEX).exists():
-        names = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise CheckpointError(f"{directory / INDEX}: weight_map: needs an object of tensors and their files")
-        for tensor, name in names.items():
-            if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
-                raise CheckpointError(
-                    f"{directory / INDEX}: weight_map: {tensor}: got {name!r}, needs the name of a .safetensors file "
-                    "of this directory"
-                )
-            if not (directory / name).is_file():
-                raise CheckpointError(f"{directory / name}: missing, but {INDEX} names it")
-
-
-def _check_sizes(file: Path, prefix: str, config: dict[str, Any]) -> None:
-    for name in SIZES:
-        if name not in config or (config[name] is None and name in MAY_BE_NULL):
-            continue
-        value = config[name]
-        if name in ("intermediate_size", "num_key_value_heads", "head_dim") and isinstance(value, list):
-            continue  # one for each layer
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"{file}: {prefix}{name}: got {value!r}, needs a whole number of at least 1")
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or not kind:
-        raise ConfigError(f"{file}: {prefix}model_type: got {kind!r}, needs the name of a family of models")
-    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    if isinstance(width, int) and isinstance(heads, int) and not config.get("head_dim") and width % heads:
-        raise ConfigError(
-            f"{file}: {prefix}num_attention_heads: got {heads}, which does not divide hidden_size {width}"
-        )
-    groups = config.get("num_key_value_heads")
-    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
-        raise ConfigError(
-            f"{file}: {prefix}num_key_value_heads: got {groups}, which does not divide num_attention_heads {heads}"
-        )
-    inner = config.get("text_config")
-    if isinstance(inner, dict):
-        _check_sizes(file, f"{prefix}text_config.", inner)
-    elif inner is not None or (kind == "quietstar" and "text_config" in config and not _has_adapters(file)):
-        raise ConfigError(f"{file}: {prefix}text_config: got {inner!r}, needs the object of the base's configuration")
-
-
-def _has_adapters(file: Path) -> bool:
-    return (file.parent / "adapter").is_dir()

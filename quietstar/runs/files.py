@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from quietstar.config.options import check_name
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import read_json_file
 from quietstar.errors import ConfigError, naming
 
 CONFIG = "config.yaml"
@@ -118,7 +118,7 @@ def write_json(file: Path, value: Any) -> None:
 def append_json(file: Path, value: Any) -> None:
     """Appends a value to the list in a JSON file, which is whole or as before; without a list a new one begins."""
     try:
-        before = parse_json(file.read_bytes())
+        before = read_json_file(file)
     except (OSError, ValueError):
         before = []
     write_json(file, [*(before if isinstance(before, list) else []), value])

@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import SamplingOptions
 from quietstar.data.examples import end_of_sequence
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer
 from quietstar.errors import ConfigError
-from quietstar.model.loading import LOADING_ERRORS, ending_tokens, load_configuration
+from quietstar.model.loading import (
+    LOADING_ERRORS,
+    check_weights,
+    ending_tokens,
+    load_configuration,
+    load_generation_config,
+)
 from quietstar.sampling.requests import Completion, Request, batches_by_length, check_lengths
 
 ROUNDS = 64
@@ -55,8 +61,10 @@ class VllmSampler:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(path)
         self._stop = [text for text in stop if text]
         end_of_sequence(self.tokenizer)
-        config = load_configuration(path).get_text_config()
-        self._ending = sorted(ending_tokens(self.tokenizer, config.vocab_size, _generation_config(path), config))
+        whole = load_configuration(path)
+        check_weights(path, whole)
+        config = whole.get_text_config()
+        self._ending = sorted(ending_tokens(self.tokenizer, config.vocab_size, load_generation_config(path), config))
         self._context = getattr(config, "max_position_embeddings", None)
         self._vllm: Any = importlib.import_module("vllm")
         try:
@@ -69,6 +77,7 @@ class VllmSampler:
                 generation_config="vllm",  # no defaults of the model: only the options say how to sample
                 logprobs_mode="raw_logprobs",
                 trust_remote_code=False,
+                load_format="safetensors",  # by default it reads pickles too
             )
         except LOADING_ERRORS as error:
             raise ConfigError(f"{os.fspath(path)}: vllm can't load it: {' '.join(str(error).split())}") from error
@@ -131,11 +140,3 @@ def generation(output: Any) -> Completion:
     tokens = list(output.token_ids)
     logprob = sum(entry[token].logprob for token, entry in zip(tokens, output.logprobs, strict=True))
     return Completion(output.text, logprob, len(tokens), "length" if output.finish_reason == "length" else "stop")
-
-
-def _generation_config(path: str | os.PathLike[str]) -> GenerationConfig | None:
-    try:
-        config: GenerationConfig = GenerationConfig.from_pretrained(path)
-    except LOADING_ERRORS:  # many models have none
-        return None
-    return config

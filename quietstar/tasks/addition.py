@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from quietstar.config.loops import ProblemOptions
+from quietstar.config.options import check
 from quietstar.errors import ConfigError
 from quietstar.tasks.file_task import solved_examples
 from quietstar.tasks.task import Demonstration, Problem, Split, Task
@@ -48,6 +49,7 @@ class Addition(Task):
     isolated = False
 
     def __init__(self, options: ProblemOptions, *, direct: bool = False) -> None:
+        check(options, "problems.")
         self.name = "addition-direct" if direct else "addition"
         self.stop = ("\nInput:",) if options.scratchpad == "paper" else ()
         self.symbols = LOCAL_CHARACTERS if options.scratchpad == "local" else ""
@@ -64,9 +66,6 @@ class Addition(Task):
 
     def _sizes(self, digits: int) -> tuple[int, int, int]:
         shown = (TWO_DIGITS if digits == 2 else self.options.solved + self.options.hinted) + DIRECT
-        for key in ("per_group", "test_per_group"):
-            if getattr(self.options, key) < 1:
-                raise ConfigError(f"problems.{key}: got {getattr(self.options, key)}, needs 1 or more")
         return self.options.test_per_group, self.options.per_group, max(shown, SET_ASIDE)
 
     def problems(self, split: Split) -> Sequence[Problem]:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from quietstar.config.loops import ProblemOptions
+from quietstar.config.options import Count, check_value, type_hints
 from quietstar.errors import ConfigError
 from quietstar.runs.machine import end_session
 from quietstar.tasks.code_runner import told
@@ -49,10 +50,8 @@ class Checker:
     """
 
     def __init__(self, task: Task, timeout: float, workers: int = 1, memory: int = 4 * 2**30) -> None:
-        if timeout <= 0:
-            raise ConfigError(f"problems.timeout: got {timeout}, needs a number of seconds above 0")
-        if workers < 1:
-            raise ConfigError(f"workers: got {workers}, needs 1 or more")
+        check_value("problems.timeout", timeout, type_hints(ProblemOptions, True)["timeout"])
+        check_value("workers", workers, Count)
         self.task = task
         self._workers: list[_Worker] = []
         if task.isolated:

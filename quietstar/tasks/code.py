@@ -21,7 +21,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
+from quietstar.config.parsing import parse_json
 from quietstar.errors import DataError
 from quietstar.runs.machine import end_session
 from quietstar.tasks.file_task import FileTask, Record
@@ -124,7 +126,7 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
         }
         try:
             reply, _ = testing.communicate(json.dumps(request).encode() + b"\n", timeout)
-            outcome = json.loads(reply or "{}")
+            outcome = _outcome(reply)
             if outcome.get("ended"):
                 with suppress(subprocess.TimeoutExpired):  # it may take a moment to be gone
                     program.wait(1.0)
@@ -139,6 +141,15 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
     if status is not None and status < 0:
         how = f"was ended by {signal.Signals(-status).name}"
     return TestRun(False, f"{how} before its tests were over")
+
+
+def _outcome(reply: bytes) -> dict[str, Any]:
+    """Returns what the tests' process has said; nothing where it died, or said what cannot be read."""
+    try:
+        value = parse_json(reply or b"{}", surrogates=True)
+    except DataError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @contextmanager

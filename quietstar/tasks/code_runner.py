@@ -169,7 +169,10 @@ class Pipe:
         line = self._reads.readline(MOST_BYTES)
         if not line.endswith(b"\n"):
             raise Ended
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):  # the other process may write anything
+            raise Ended from None
         if not isinstance(message, dict):
             raise Ended
         return message

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quietstar.config.loops import ProblemOptions
+from quietstar.config.options import check_input, path_kind
 from quietstar.data.kinds import kind_of
 from quietstar.data.rows import json_type
 from quietstar.data.shards import find_shards, read_objects
@@ -155,11 +156,12 @@ def find_files(options: ProblemOptions, split: Split, names: Sequence[str]) -> l
     if given is None:
         return []
     place = Path(given)
-    if place.is_file():
+    kind = path_kind(place, key)
+    if kind == "file":
         if split == "train" or key == "problems.test_path":
             return [place]
         place = place.parent
-    if not place.is_dir():
+    elif kind != "directory":
         raise DataError(f"{key}: {given}: no such file or directory")
     for name in names:
         if found := _matching(place, name, key):
@@ -274,6 +276,7 @@ def solved_examples(options: ProblemOptions, hint: bool, published: str | None =
 
 @cache
 def _read(path: str, key: str) -> str:
+    check_input(path, key)
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
@@ -12,7 +13,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from quietstar.config.loops import ProblemOptions
-from quietstar.config.options import check_input, path_kind
+from quietstar.config.options import check_input, path_kind, path_text
 from quietstar.errors import ConfigError, QuietStarError
 from quietstar.tasks.addition import Addition
 from quietstar.tasks.code import CodeProblems
@@ -93,10 +94,10 @@ def _entry_point(name: str, options: ProblemOptions) -> Task:
 def _import(module_name: str, name: str) -> ModuleType:
     if not module_name.endswith(".py"):
         return _guarded(lambda: importlib.import_module(module_name), f"task: importing {module_name!r} raised")
-    file = Path(module_name).expanduser().resolve()
+    file = _file(module_name)
     check_input(file, "task")
     if path_kind(file, "task") != "file":
-        raise ConfigError(f"task: {name}: there is no file {file}")
+        raise ConfigError(f"task: {name}: there is no file {path_text(file)}")
     specification = spec_from_file_location(f"quietstar_task_{file.stem}", file)
     assert specification is not None and specification.loader is not None  # a file that ends in .py has both
     module, loader = module_from_spec(specification), specification.loader
@@ -117,4 +118,9 @@ def _guarded(call: Callable[[], _Result], prefix: str) -> _Result:
 def _absolute(name: str) -> str:
     """Returns an entry point that means the same in another working directory."""
     module_name, _, function_name = name.rpartition(":")
-    return f"{Path(module_name).expanduser().resolve()}:{function_name}" if module_name.endswith(".py") else name
+    return f"{_file(module_name)}:{function_name}" if module_name.endswith(".py") else name
+
+
+def _file(name: str) -> Path:
+    """Returns the absolute path of a file; pathlib's own functions raise for a circle of links and an unknown home."""
+    return Path(os.path.abspath(os.path.expanduser(name)))

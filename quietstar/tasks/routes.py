@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 from quietstar.config.loops import ProblemOptions
+from quietstar.config.options import check
 from quietstar.errors import ConfigError
 from quietstar.tasks.task import Demonstration, Problem, Split, Task, Verdict
 
@@ -49,6 +50,7 @@ class Routes(Task):
     symbols = "0123456789+-*=>:"
 
     def __init__(self, options: ProblemOptions) -> None:
+        check(options, "problems.")
         self._seed = options.seed
         routes = {key: found for key, found in _all_routes().items() if len(found) >= FEWEST_ROUTES}
         keys = list(routes)

@@ -460,7 +460,10 @@ class Trainer(Generic[ModelT]):
         if before and before.get("micro_batch_size") == self._configured_micro_batch_size:
             self._stepper.use_micro_batches_of(state.get("micro_batch_size"))
         if self._extra_state is not None and state.get("extra") is not None:
-            self._extra_state.load_state_dict(state["extra"])
+            try:
+                self._extra_state.load_state_dict(state["extra"])
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise CheckpointError(f"{path / STATE}: extra: can't be restored ({error!r})") from error
         step = int(state["step"])
         if message := schedule_change(before.get("steps"), self.options, step):
             warnings.warn(message, stacklevel=2)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from quietstar.config.command_line import Command
 from quietstar.config.loops import ProblemOptions
-from quietstar.config.options import INPUT_ONCE, Device, Dtype, check_model_path, path_kind
+from quietstar.config.options import INPUT_ONCE, Device, Dtype, check_model_path, check_weights_format, path_kind
 from quietstar.config.parsing import parse_json
 from quietstar.data.shards import read_objects
 from quietstar.errors import ConfigError, DataError, naming
@@ -278,6 +278,7 @@ def rank_file(options: RankOptions) -> None:
     verifier = None
     if options.verifier is not None:
         check_model_path(options.verifier, "verifier")
+        check_weights_format(options.verifier, "verifier")
         from quietstar.verifiers.verifier import Verifier  # after everything that can be refused without torch
 
         verifier = Verifier(options.verifier, device=options.device, dtype=options.dtype, reference=options.reference)

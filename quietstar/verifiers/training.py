@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import GeneratorOptions, VerifierOptions
 from quietstar.config.options import check
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import check_type, read_json_file, shown
 from quietstar.config.training import FinetuningOptions, TrainingOptions, check_micro_batch
 from quietstar.data.batches import Batch, IndexedBatches
 from quietstar.data.examples import Example
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
-from quietstar.errors import CheckpointError, ConfigError
+from quietstar.errors import CheckpointError, ConfigError, DataError
 from quietstar.model.adapters import absolute, base_fingerprint, has_adapters, merge_adapters
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.runs.checkpoints import MAY_CHANGE, describe
@@ -313,10 +313,41 @@ def read_description(directory: Path) -> dict[str, Any]:
     """
     file = directory / VERIFIER
     try:
-        description = parse_json(file.read_bytes())
-        found = description["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file}: cannot be read as the description of a verifier ({error!r})") from None
-    if found != FORMAT:
-        raise CheckpointError(f"{file}: format {found}, this version reads format {FORMAT}")
+        description = read_json_file(file)
+        check_type(description, _Description, "description")
+    except (OSError, DataError) as error:
+        raise CheckpointError(f"{file}: cannot be read as the description of a verifier ({error})") from None
+    if description["format"] != FORMAT:
+        raise CheckpointError(f"{file}: format {description['format']}, this version reads format {FORMAT}")
+    for name in description.get("files") or {}:
+        if name != Path(name).name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{file}: files: got {shown(name)}, needs names of safetensors files beside it")
     return dict(description)
+
+
+@dataclass(frozen=True)
+class _File:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Reference:
+    path: str
+    fingerprint: str
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What is read of `verifier.json`."""
+
+    format: int
+    kind: str = ""
+    score: str = ""
+    beta: float = 1.0
+    orm_loss: str = ""
+    files: dict[str, _File] | None = None
+    tokenizer: dict[str, Any] | None = None
+    reference: _Reference | None = None
+    identity: dict[str, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from quietstar.config.options import path_kind
 from quietstar.data.examples import Example, encode_example
 from quietstar.data.tokenizer import tokenizer_fingerprint
 from quietstar.errors import CheckpointError, ConfigError
@@ -65,7 +66,7 @@ class Verifier:
         batch_tokens: int = 8192,
     ) -> None:
         self.directory = os.fspath(directory)
-        described = (Path(directory) / VERIFIER).is_file()
+        described = path_kind(Path(directory) / VERIFIER, "verifier") == "file"
         self._description: dict[str, Any] = read_description(Path(directory)) if described else {}
         self.kind: str = self._description.get("kind", PLAIN)
         if self.kind not in KINDS:
@@ -262,6 +263,11 @@ class Verifier:
         if self._loaded_reference is None:
             recorded = self._description.get("reference") or {}
             path = os.fspath(self._reference_path or recorded["path"])
+            if self._reference_path is None and not Path(path).is_dir():  # a file's own words are not asked of the hub
+                raise CheckpointError(
+                    f"{self.directory}: the reference of its log-ratio can't be loaded ({path} is no directory); score "
+                    "by sum or mean, or say where it is now: Verifier(..., reference=PATH), --reference PATH"
+                )
             try:
                 model, _ = load_policy(path, recorded.get("dtype"), device=self._device)
             except ConfigError as error:

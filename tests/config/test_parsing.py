@@ -41,7 +41,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]
         ("a: !!int ''", "f:1: .*'' is no int"),
         ('a: "\\0"', "f:1: .*NUL"),
         ("a: b".encode("utf-16"), "f: not UTF-8 text"),
-        (" " * (1 << 19), "f: has 524,288 bytes, needs at most"),
+        (" " * (1 << 19), "f: has more than 262,144 bytes, needs at most"),
     ],
 )
 def test_yaml_that_is_refused(text: str | bytes, message: str) -> None:

@@ -15,7 +15,7 @@ from quietstar.data.loading import load_batches, load_texts
 from quietstar.data.packing import Encoder
 from quietstar.data.rows import BadRow, Row, text_of
 from quietstar.data.tokenizer import ChatTemplate
-from quietstar.errors import ConfigError, DataError
+from quietstar.errors import ConfigError
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"]
 TEMPLATE = (
@@ -217,11 +217,3 @@ def test_a_stream_with_the_option_is_another_stream_and_without_it_that_of_older
     assert "special_tokens" not in prints[0]
     assert prints[1] == prints[0] | {"special_tokens": "text"}
     assert "data.special_tokens" not in run_options(TrainConfig())
-
-
-def test_chats_are_not_read_without_a_tokenizer(tmp_path: Path) -> None:
-    from quietstar.data.sources import read_text
-
-    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": CHAT}))
-    with pytest.raises(DataError, match=r"a\.jsonl:1: field 'messages' holds a chat, which is not read here"):
-        read_text(tmp_path / "a.jsonl", "messages")

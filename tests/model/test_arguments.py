@@ -123,6 +123,13 @@ def test_arguments_of_generate_that_thoughts_cannot_have(model: QuietStarForCaus
         "num_return_sequences": (0, 1.5),
         "top_k": (-1, 2.5, "3", float("nan")),
         "top_p": (0, -0.1, 1.1, float("nan"), "1"),
+        "min_p": (-0.1, 1.5, float("nan"), "0", True),
+        "top_h": (0, 1.01, float("inf")),
+        "typical_p": (0, -1, 2, "0.5"),
+        "epsilon_cutoff": (-0.1, 1, 5.0),
+        "eta_cutoff": (-1e-9, 1.0, float("nan")),
+        "repetition_penalty": (0, -2.0, float("inf"), float("nan"), "1.2"),
+        "no_repeat_ngram_size": (-1, 1.5, "2"),
         "thoughts_per_token": (0, 1.5, True, "2"),
     }.items(),
 )
@@ -130,6 +137,16 @@ def test_numbers_of_generate_out_of_range(model: QuietStarForCausalLM, name: str
     for value in values:
         with pytest.raises(ConfigError, match=f"^{name}: "):
             model.generate(IDS, **{"do_sample": True, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"), [("temperature", 2), ("repetition_penalty", 2), ("min_p", 0), ("typical_p", 1), ("top_p", 1)]
+)
+def test_a_whole_number_is_a_number(model: QuietStarForCausalLM, name: str, whole: int) -> None:
+    """transformers refused a temperature of 2: its own checks take nothing but floats."""
+    options = {"max_new_tokens": 4, "do_sample": True, "seed": 3}
+    found, wanted = (model.generate(IDS, **options, **{name: value}) for value in (whole, float(whole)))
+    assert torch.equal(found, wanted)
 
 
 def test_other_arguments_of_forward_and_think(model: QuietStarForCausalLM) -> None:

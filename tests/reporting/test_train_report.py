@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from quietstar.errors import DataError
+from quietstar.report import main as report_main
 from quietstar.reporting.train_report import write_report
 from quietstar.runs.files import write_whole
 from tests.reporting.run_files import HOSTILE, lines, measurements, samples, write_full_run, write_lines, write_run
@@ -172,6 +173,70 @@ def test_skipped_steps_are_drawn_where_there_are_any(tmp_path: Path) -> None:
         metrics = [{"step": 1, "split": "train", "loss": 2.0, "skipped_steps": skipped}]
         page = page_of(write_run(tmp_path / "run", metrics))
         assert ("Skipped steps" in headings(page, "h3")) == (skipped > 0)
+
+
+@pytest.mark.parametrize(
+    ("meaning", "found", "shown"),
+    [
+        ("parse", None, None),
+        ("parse", 0.0, None),
+        ("parse", 3.0, ("3", "read as these tokens")),
+        ("text", None, ("0", "read as characters")),
+        ("text", 1234.0, ("1234", "read as characters")),
+        (None, 2.0, ("2", "read as these tokens")),
+        ("parse", "many", None),
+    ],
+)
+def test_special_tokens_are_a_figure_where_there_is_something_to_say(
+    meaning: Any, found: Any, shown: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    metrics: list[dict[str, Any]] = [{"step": 1, "split": "train", "loss": 2.0}]
+    metrics[0] |= {} if found is None else {"special_tokens": found}
+    page = page_of(
+        write_run(tmp_path / "run", metrics, **({} if meaning is None else {"data.special_tokens": meaning}))
+    )
+    figure = page.partition("Texts of special tokens")[2][:300].replace("\N{THIN SPACE}", "").replace(",", "")
+    assert bool(figure) == (shown is not None)
+    if shown is not None:
+        assert shown[0] in figure and f"{shown[1]} (data.special_tokens)" in figure
+
+
+CONFIGS: dict[str, str | bytes] = {
+    "alias bomb": "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+    "merge bomb": "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40)),
+    "deep": "[" * 5000 + "]" * 5000,
+    "deep mapping": "".join(f"{' ' * level}a:\n" for level in range(300)) + " " * 300 + "b: 1\n",
+    "inside itself": "data: &d {path: *d}\n",
+    "a list": "- preset: plain\n- data\n",
+    "a text": "just a text",
+    "nothing": "",
+    "a tag": "!!python/object/apply:os.system ['touch hacked']\n",
+    "not UTF-8": b"preset: \xff\xfe",
+    "NUL": b"preset: a\x00b",
+    "long": "preset: " + "x" * 400_000,
+    "groups are texts": "preset: 3\noutput_dir: [1]\nmodel: x\ndata: [1, 2]\ntraining: null\ntextbook: 1.5\n",
+    "values of wrong types": (
+        "preset: {a: b}\ndata: {path: {a: [1]}, special_tokens: [text], length: x}\n"
+        "model: {path: [a]}\ntraining: {steps: many, method: [x], eval_every: {a: 1}}\n"
+    ),
+    "keys of wrong types": "1: 2\nnull: 3\ntrue: {2: 3}\n",
+    "large numbers": f"training: {{steps: {'9' * 90}, method: 1.0e+400}}\n",
+    "markup": f"preset: {json.dumps(HOSTILE[:30])}\nmodel: {{path: '<script>hacked=1</script>'}}\n",
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_hostile_configuration(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An alias bomb in the config.yaml of a run that somebody sent took all memory where its report was made."""
+    directory = write_run(tmp_path / "run", lines(3))
+    content = CONFIGS[kind]
+    (directory / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    began = time.monotonic()
+    assert report_main([str(directory)]) == 0, capsys.readouterr().err
+    assert time.monotonic() - began < 10
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert "Prediction" in headings(page, "h2") and "<script>hacked" not in page
+    assert len(page) < 3_000_000 and not (tmp_path / "hacked").exists() and not Path("hacked").exists()
 
 
 def test_null_leaves_a_gap_and_is_counted(tmp_path: Path) -> None:

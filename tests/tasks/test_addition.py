@@ -10,6 +10,7 @@ from quietstar.config.loops import ProblemOptions
 from quietstar.errors import ConfigError
 from quietstar.tasks import Problem, load_task
 from quietstar.tasks.addition import Addition
+from quietstar.tasks.routes import Routes
 
 SUM = Problem("298+376", "298 + 376", "674")
 PUBLISHED = """Input:
@@ -131,9 +132,20 @@ def test_the_seed_decides_and_more_training_problems_leave_the_held_out_ones() -
         ({"digits": "five"}, r"problems\.digits: got 'five'"),
         ({"digits": "5-1"}, r"problems\.digits: got '5-1'"),
         ({"per_group": 5000}, r"problems\.per_group: 5800 sums of 2 digits are too many .* needs 4050 or fewer"),
-        ({"test_per_group": 0}, r"problems\.test_per_group: got 0, needs 1 or more"),
+        ({"test_per_group": 0}, r"problems\.test_per_group: got 0, needs at least 1"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, str | int], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         load_task("addition", ProblemOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("per_group", 0), ("test_per_group", -1), ("solved", -2), ("hinted", -1), ("copied", 1.5), ("seed", -1)],
+)
+def test_options_are_held_to_their_bounds_here_too(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^problems\.{name}: got {value}, needs "):
+        Addition(ProblemOptions(**{name: value}))
+    with pytest.raises(ConfigError, match=rf"^problems\.{name}: got {value}, needs "):
+        Routes(ProblemOptions(**{name: value}))

@@ -251,3 +251,34 @@ def test_extra_state_is_restored(tmp_path: Path) -> None:
     assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
     with pytest.raises(CheckpointError, match="one has extra state and the other has not"):
         trainer(tmp_path / "cut", options_=given).run()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "steps", "told"),
+    [
+        ("cosine", 2, 9, True),
+        ("linear", 2, 9, True),
+        ("cosine", 0, 7, True),
+        ("cosine", 2, 6, False),
+        ("constant", 2, 9, False),
+        ("constant", 0, 12, False),
+        ("cosine", 6, 9, False),
+    ],
+)
+def test_a_run_that_goes_on_longer_says_what_its_schedule_would_have_been(
+    schedule: str, warmup: int, steps: int, told: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Continued from 6 to 9 steps under a cosine, a run was silently another one than a run of 9."""
+    given = options(steps=6, save_every=3, schedule=schedule, warmup_steps=warmup)
+    trainer(tmp_path / "cut", tiny_llama(), options_=given).run()
+    assert not [one for one in recwarn if "training.steps" in str(one.message)]
+    longer = replace(given, steps=steps)
+    resumed = tiny_llama()
+    trainer(tmp_path / "cut", resumed, options_=longer).run()
+    messages = [str(one.message) for one in recwarn if "training.steps" in str(one.message)]
+    assert len(messages) == told
+    assert all(f"training.steps was 6 and is {steps}" in message for message in messages)
+    whole = tiny_llama()
+    trainer(tmp_path / "whole", whole, options_=replace(longer, warmup_steps=warmup)).run()
+    same = all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert same is not told
