@@ -389,41 +389,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = build_model(shape, dtype, device)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     input_ids = torch.randint(shape.vocabulary, (shape.batch, shape.length), device=device)
-    families = {}
-    for backend in backends:
-        families[backend] = measure_backend(session, model, shape, backend, input_ids)
-
+    families: dict[str, dict[str, float]] = {}
     nominal = next((rate for name, rate in NOMINAL_BF16.items() if name in card(device)), None)
-    flops = ", ".join(f"{name} {count / 1e12:.4g}" for name, count in shape.flops().items())
-    parts = [
-        f"Mistral: hidden {shape.hidden}, {shape.layers} layers, {shape.heads}:{shape.kv_heads} heads, intermediate "
-        f"{shape.intermediate}, V {shape.vocabulary}, {dtype_name(dtype)}, random weights; B {shape.batch}, L "
-        f"{shape.length}, K {shape.thoughts}, T {shape.thought_length}, lookahead {shape.lookahead}, S "
-        f"{shape.stream_length}: {shape.text_tokens} text tokens and {shape.tokens - shape.text_tokens} stream tokens "
-        f"in a step. Useful operations in 10^12: {flops}. What is counted is said at the top of "
-        "`benchmarks/engine_throughput.py`.",
-        steps_table(session, shape, nominal, weights),
-    ]
-    timed = {backend: found for backend, found in families.items() if found}
-    if timed:
-        time_of = "Device time" if on_gpu else "CPU time of operators"
-        parts += [
-            f"## One step by family of kernel\n\n{time_of}. The torch backend's attention, losses and sampling are "
-            "matrix products and elementwise kernels like those of the layers.",
-            families_table(timed),
-        ]
-    if checked:
-        head = ["backend", "relative error of losses", "of all gradients", "of the worst", "which is"]
-        parts += ["## Same thoughts, same step\n\nTwo layers, against the reference:", markdown_table(head, checked)]
     if nominal is not None:
         benchmark.facts["nominal bf16"] = f"{nominal:.4g} TFLOP/s, dense, data sheet"
-    benchmark.finish(
-        session,
-        options,
-        title="Training steps by kernel backend",
-        body="\n\n".join(parts),
-        rows=csv_rows(session, shape, nominal, weights, families),
-    )
+
+    def body() -> str:
+        flops = ", ".join(f"{name} {count / 1e12:.4g}" for name, count in shape.flops().items())
+        parts = [
+            f"Mistral: hidden {shape.hidden}, {shape.layers} layers, {shape.heads}:{shape.kv_heads} heads, "
+            f"intermediate {shape.intermediate}, V {shape.vocabulary}, {dtype_name(dtype)}, random weights; B "
+            f"{shape.batch}, L {shape.length}, K {shape.thoughts}, T {shape.thought_length}, lookahead "
+            f"{shape.lookahead}, S {shape.stream_length}: {shape.text_tokens} text tokens and "
+            f"{shape.tokens - shape.text_tokens} stream tokens in a step. Useful operations in 10^12: {flops}. What is "
+            "counted is said at the top of `benchmarks/engine_throughput.py`.",
+            steps_table(session, shape, nominal, weights),
+        ]
+        timed = {backend: found for backend, found in families.items() if found}
+        if timed:
+            time_of = "Device time" if on_gpu else "CPU time of operators"
+            parts += [
+                f"## One step by family of kernel\n\n{time_of}. The torch backend's attention, losses and sampling are "
+                "matrix products and elementwise kernels like those of the layers.",
+                families_table(timed),
+            ]
+        if checked:
+            head = ["backend", "relative error of losses", "of all gradients", "of the worst", "which is"]
+            parts += [
+                "## Same thoughts, same step\n\nTwo layers, against the reference:",
+                markdown_table(head, checked),
+            ]
+        return "\n\n".join(parts)
+
+    def rows() -> list[dict[str, object]]:
+        return csv_rows(session, shape, nominal, weights, families)
+
+    with benchmark.results(session, options, "Training steps by kernel backend", body, rows):
+        for backend in backends:
+            families[backend] = measure_backend(session, model, shape, backend, input_ids)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import importlib.metadata
+import io
 import os
 import platform
 import re
@@ -110,17 +111,23 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_c
 
 def write_csv(path: Path, facts: Mapping[str, str], rows: Sequence[Mapping[str, object]]) -> None:
     """One row per measurement, after a head of `# name: value` lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        for name, value in facts.items():
-            file.write(f"# {name}: {value}\n")
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO("".join(f"# {name}: {value}\n" for name, value in facts.items()))
+    text.seek(0, io.SEEK_END)
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())
 
 
 def write_markdown(path: Path, title: str, facts: Mapping[str, str], body: str) -> None:
     """The tables under a title, the facts below them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     listed = "\n".join(f"- {name}: `{value}`" for name, value in facts.items())
-    path.write_text(f"# {title}\n\n{body}\n\n## Measured with\n\n{listed}\n", encoding="utf-8")
+    replace_text(path, f"# {title}\n\n{body}\n\n## Measured with\n\n{listed}\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that whoever is stopped in the middle leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8", newline="")
+    new.replace(path)

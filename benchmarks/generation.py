@@ -42,7 +42,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, StoppingCriteria
 
 from benchmarks.environment import markdown_table
-from benchmarks.gpu_timing import Meter, card, resolve_device
+from benchmarks.gpu_timing import CUT, Meter, card, resolve_device
 from benchmarks.script import Benchmark
 from benchmarks.train_step import MEBIBYTE
 from quietstar.model.modeling import QuietStarForCausalLM
@@ -208,11 +208,10 @@ def sides_of(
             yield Side(EVERYWHERE, middle)
 
 
-def compare(name: str, options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """A row for each context, batch and side: medians of the repeats."""
+def compare(name: str, options: argparse.Namespace, device: torch.device) -> Iterator[list[dict[str, Any]]]:
+    """For each context and batch a row of each side: medians of the repeats."""
     shape = MODELS[name]
     model = shape.build(device)
-    rows: list[dict[str, Any]] = []
     for context in [options.context] if options.context else shape.contexts:
         main = context == (options.context or shape.contexts[0])
         for batch in options.batches if main else options.batches[:1]:
@@ -230,6 +229,7 @@ def compare(name: str, options: argparse.Namespace, device: torch.device) -> lis
                     tokens = {NO_CACHE: options.anew_tokens, EVERYWHERE: 1}.get(side.name, options.tokens)
                     take(side, model, ids, tokens, readings[side])
             base = readings[sides[0]].step
+            rows: list[dict[str, Any]] = []
             for side, reading in readings.items():
                 step = statistics.median(reading.step)
                 rows.append(
@@ -245,7 +245,7 @@ def compare(name: str, options: argparse.Namespace, device: torch.device) -> lis
                     }
                 )
                 print(rows[-1], file=sys.stderr, flush=True)
-    return rows
+            yield rows
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -308,20 +308,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.device = str(device)
     names = options.model or ["tiny", "small", *(["mistral-7b"] if device.type == "cuda" else [])]
     rows: list[dict[str, Any]] = []
-    shapes = []
-    for name in names:
-        rows += compare(name, options, device)
-        shape = {key: value for key, value in asdict(MODELS[name]).items() if key != "contexts"}
-        shapes.append(f"- {name}: {', '.join(f'{key} {value}' for key, value in shape.items())}")
+    shapes = [
+        f"- {name}: {', '.join(f'{key} {value}' for key, value in asdict(MODELS[name]).items() if key != 'contexts')}"
+        for name in names
+    ]
     unit = "time until the GPU is done" if device.type == "cuda" else f"CPU time, {options.threads} thread(s)"
-    body = (
+    introduction = (
         f"Greedy; {unit}; medians of alternating runs of {options.tokens} new tokens, "
         f"{options.anew_tokens} without a cache and one where every position thinks. A step makes a token for every "
         f"text of the batch. What is measured is said at the top of `benchmarks/generation.py`. Models with random "
-        f"weights:\n\n" + "\n".join(shapes) + "\n\n" + "\n".join(f"- {claim}" for claim in claims(rows))
+        f"weights:\n\n" + "\n".join(shapes)
     )
-    body += f"\n\n{table(rows)}"
-    parser.write(options.output_dir / f"generation_{card(device)}", "Generating with thoughts", body, rows)
+
+    def body() -> str:
+        return "\n\n".join([introduction, "\n".join(f"- {claim}" for claim in claims(rows)), table(rows)])
+
+    out, title = options.output_dir / f"generation_{card(device)}", "Generating with thoughts"
+    for name in names:
+        for found in compare(name, options, device):
+            rows += found
+            parser.save(out, title, f"{CUT}\n\n{body()}", rows)
+    parser.write(out, title, body(), rows)
 
 
 if __name__ == "__main__":

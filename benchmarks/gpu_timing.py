@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,10 +32,13 @@ from benchmarks.train_step import MEBIBYTE, OUT_OF_MEMORY, PeakResidentSet
 NOT_INSTALLED = "not installed"
 NOT_TRIED = "not tried"
 WRONG = "wrong result"
+CUT = "**Stopped before the end: only what was reached.**"
 FAILED = "failed"
 FLUSHED_BYTES = 2**30
-"""Written before each repetition. Many times any L2 cache, and long enough (a quarter of a millisecond at 4 TB/s) that
-the host has queued the next repetition before the device is done: what is timed is the device, not the launches."""
+"""Written before each repetition: many times any L2 cache."""
+CYCLES_PER_SECOND = 2e9
+LONGEST_WAIT = 0.01
+"""Seconds that a device waits before a repetition, at most."""
 Built = TypeVar("Built")
 LARGEST_ERROR = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4, torch.float64: 1e-10}
 """Relative to the reference (norm of the difference over norm): a few times the rounding of the dtype's operands, far
@@ -90,18 +93,22 @@ class Meter:
         self.synchronize()
         begin = time.perf_counter()
         call()
+        host = time.perf_counter() - begin
         self.synchronize()
         estimate = time.perf_counter() - begin
         fitting = int(self.seconds / max(estimate, 1e-9))
         count = 1 if fitting == 0 else min(self.most, max(self.least, fitting))
-        seconds = sorted(self._on_gpu(call, count) if self.on_gpu else self._on_cpu(call, count))
+        seconds = sorted(self._on_gpu(call, count, host) if self.on_gpu else self._on_cpu(call, count))
         return Timing(statistics.median(seconds), quantile(seconds, 0.2), quantile(seconds, 0.8), count)
 
-    def _on_gpu(self, call: Callable[[], object], count: int) -> list[float]:
+    def _on_gpu(self, call: Callable[[], object], count: int, host: float) -> list[float]:
+        """The device waits until the host has queued a repetition: the device is timed, not the launches."""
+        wait = int(CYCLES_PER_SECOND * min(LONGEST_WAIT, 2 * host))
         flush = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=self.device)
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
         for begin, end in events:
             flush.zero_()
+            torch.cuda._sleep(wait)
             begin.record()
             call()
             end.record()
@@ -263,12 +270,14 @@ class Session:
         meter: of the device.
         ceilings: of the device.
         ours: sides whose failure is an error of the whole run.
+        save: writes the rows so far; called after each.
     """
 
     meter: Meter
     ceilings: Ceilings
     ours: tuple[str, ...]
     rows: list[Measurement] = field(default_factory=list)
+    save: Callable[[], None] = lambda: None
 
     def measure(
         self,
@@ -299,6 +308,7 @@ class Session:
                 row.timing = self.meter.time(self.meter.graph(call) if graph else call)
         self.release()
         print(self.progress_line(row), flush=True)
+        self.save()
         return row
 
     def release(self) -> None:
@@ -530,17 +540,31 @@ class KernelBenchmark(Benchmark):
         print("; ".join(f"{name}: {value}" for name, value in session.ceilings.facts().items()), flush=True)
         return session
 
-    def finish(
+    @contextmanager
+    def results(
         self,
         session: Session,
         options: argparse.Namespace,
         title: str,
-        body: str,
-        rows: Sequence[Mapping[str, object]],
-    ) -> None:
-        """Writes both files, named after the script and the card; exits with 1 if a side of ours has failed."""
-        name = f"{Path(self.path).stem}_{card(session.meter.device)}"
-        self.write(options.output_dir / name, title, body, rows)
+        body: Callable[[], str],
+        rows: Callable[[], Sequence[Mapping[str, object]]],
+    ) -> Iterator[None]:
+        """Writes both files, named after the script and the card, after each row that is measured within, and at last.
+
+        Args:
+            session: In which it is measured.
+            options: Of the command line.
+            title: Of the Markdown file.
+            body: Returns its text from what the session has.
+            rows: Returns the rows of the CSV file.
+
+        Raises:
+            SystemExit: A side of ours has failed.
+        """
+        path = options.output_dir / f"{Path(self.path).stem}_{card(session.meter.device)}"
+        session.save = lambda: self.save(path, title, f"{CUT}\n\n{body()}", rows())
+        yield
+        self.write(path, title, body(), rows())
         failed = session.failures_of_ours()
         if failed:
             raise SystemExit(
@@ -548,13 +572,22 @@ class KernelBenchmark(Benchmark):
                 + "; ".join(f"{row.side}, {row.work}, {row.point}: {row.failure} {row.note}" for row in failed)
             )
 
-    def finish_kernel(
-        self, session: Session, options: argparse.Namespace, title: str, introduction: str, targets: Sequence[Target]
-    ) -> None:
-        """`finish` with the table of all rows, below what the reader must know of it, and that of the targets."""
+    def kernel_results(
+        self,
+        session: Session,
+        options: argparse.Namespace,
+        title: str,
+        introduction: str,
+        targets: Callable[[Session], Sequence[Target]],
+    ) -> AbstractContextManager[None]:
+        """`results` with the table of all rows, below what the reader must know of it, and that of the targets."""
         ours = "triton" if "triton" in options.sides else "torch"
-        parts = [introduction, session.table(ours), "## Targets", targets_table(targets, card(session.meter.device))]
-        self.finish(session, options, title, "\n\n".join(parts), session.csv_rows(ours))
+
+        def body() -> str:
+            reached = targets_table(targets(session), card(session.meter.device))
+            return "\n\n".join([introduction, session.table(ours), "## Targets", reached])
+
+        return self.results(session, options, title, body, lambda: session.csv_rows(ours))
 
 
 def resolve_device(name: str) -> torch.device:

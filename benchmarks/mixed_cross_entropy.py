@@ -326,21 +326,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     heads = ", ".join(
         f"{name}: V {s.vocabulary}, E {s.hidden}" for name, s in {shape.model: shape for shape in chosen}.items()
     )
-    with importable_from(options.comparators):
+    introduction = (
+        f"{dtype_name(dtype)}; {heads}. `both` is forward and backward. What the sides and the columns are is said at "
+        "the top of `benchmarks/mixed_cross_entropy.py`."
+    )
+    with (
+        importable_from(options.comparators),
+        benchmark.kernel_results(session, options, "Loss after the mixing head", introduction, targets),
+    ):
+        benchmark.facts |= {package: version(package) for package in ("liger-kernel", "cut-cross-entropy")}
         for shape in chosen:
             problem = Problem(shape, dtype, session.meter.device)
             measure_shape(session, problem, options)
             del problem
             session.release()
-        benchmark.facts |= {package: version(package) for package in ("liger-kernel", "cut-cross-entropy")}
-        benchmark.finish_kernel(
-            session,
-            options,
-            title="Loss after the mixing head",
-            introduction=f"{dtype_name(dtype)}; {heads}. `both` is forward and backward. What the sides and the "
-            "columns are is said at the top of `benchmarks/mixed_cross_entropy.py`.",
-            targets=targets(session),
-        )
 
 
 if __name__ == "__main__":

@@ -99,9 +99,12 @@ class Benchmark(argparse.ArgumentParser):
             rows: One for each measurement; without any there is no CSV file.
             after: What the Markdown file has below the tables, such as a figure.
         """
+        self.save(out, title, body + after, rows)
+        print(f"\n{body}\n\nwritten: {out.with_suffix('.md')}")
+
+    def save(self, out: Path, title: str, body: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """`write` without a word."""
         facts = self.facts | gpu_name(self.device)
-        print(f"\n{body}\n")
-        write_markdown(out.with_suffix(".md"), title, facts, body + after)
+        write_markdown(out.with_suffix(".md"), title, facts, body)
         if rows:
             write_csv(out.with_suffix(".csv"), facts, rows)
-        print(f"written: {out.with_suffix('.md')}")

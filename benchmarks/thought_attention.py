@@ -803,23 +803,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.sides = options.sides or (list(SIDES) if on_gpu else ["torch", "reference", "sdpa", "parts"])
     session = benchmark.start(options, OURS)
     chosen = list(shapes(options, on_gpu))
-    for shape, sweep in chosen:
-        problem = Problem(shape, dtype, session.meter.device)
-        measure_shape(session, problem, options, sweep)
-        del problem
-        session.release()
     batches = ", ".join(
         f"{name}: {s.heads}:{s.kv_heads} heads of {s.head_size}, B {s.batch}"
         for name, s in {shape.model: shape for shape, _ in chosen}.items()
     )
-    benchmark.finish_kernel(
-        session,
-        options,
-        title="Thought attention",
-        introduction=f"{dtype_name(dtype)}; {batches}. Every text position is an anchor. What the sides and "
-        "the columns are is said at the top of `benchmarks/thought_attention.py`.",
-        targets=targets(session),
+    introduction = (
+        f"{dtype_name(dtype)}; {batches}. Every text position is an anchor. What the sides and "
+        "the columns are is said at the top of `benchmarks/thought_attention.py`."
     )
+    with benchmark.kernel_results(session, options, "Thought attention", introduction, targets):
+        for shape, sweep in chosen:
+            problem = Problem(shape, dtype, session.meter.device)
+            measure_shape(session, problem, options, sweep)
+            del problem
+            session.release()
 
 
 if __name__ == "__main__":

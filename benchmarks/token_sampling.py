@@ -207,20 +207,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.sides = options.sides or [side for side in SIDES if on_gpu or side != "triton"]
     session = benchmark.start(options, OURS)
     chosen = list(shapes(options, on_gpu))
-    for shape in chosen:
-        measure_shape(session, Problem(shape, dtype, session.meter.device), options)
-        session.release()
     heads = ", ".join(
         f"{name}: V {s.vocabulary}, E {s.hidden}" for name, s in {shape.model: shape for shape in chosen}.items()
     )
-    benchmark.finish_kernel(
-        session,
-        options,
-        title="Sampling tokens from hidden states",
-        introduction=f"{dtype_name(dtype)}; {heads}. What the sides and the columns are is said at the top of "
-        "`benchmarks/token_sampling.py`.",
-        targets=targets(session),
+    introduction = (
+        f"{dtype_name(dtype)}; {heads}. What the sides and the columns are is said at the top of "
+        "`benchmarks/token_sampling.py`."
     )
+    with benchmark.kernel_results(session, options, "Sampling tokens from hidden states", introduction, targets):
+        for shape in chosen:
+            measure_shape(session, Problem(shape, dtype, session.meter.device), options)
+            session.release()
 
 
 if __name__ == "__main__":

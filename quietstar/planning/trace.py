@@ -227,7 +227,7 @@ class _Watch:
     def optimizer(self, optimizer: MasterAdamW) -> MasterAdamW:
         """Returns the optimizer, with its methods' memory and work labelled."""
         for name, kind, part in (
-            ("collect_gradients", GRADIENTS, BACKWARD),
+            ("collect_gradient", GRADIENTS, BACKWARD),
             ("gradient_norms", OTHER, STEP),
             ("clip", OTHER, STEP),
             ("step", OPTIMIZER, STEP),

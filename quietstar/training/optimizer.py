@@ -13,7 +13,9 @@ import importlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -143,7 +145,7 @@ def movable_share(groups: Sequence[ParameterGroup], learning_rate: float) -> flo
 class MasterAdamW:
     """`torch.optim.AdamW` on float32 masters of bfloat16 and float16 parameters, and directly on wider ones.
 
-    One step: `backward()` and `collect_gradients()` once per micro-batch, then `gradient_norms()`, `clip(norms)`,
+    One step: `backward(loss)` once per micro-batch, then `gradient_norms()`, `clip(norms)`,
     `step(learning_rate)`, `zero_grad()`. Gradients of micro-batches are summed in float32 too: a bfloat16 sum would
     lose the small ones.
 
@@ -187,18 +189,31 @@ class MasterAdamW:
         ]
         self._adam = self._build_adam(options, betas, epsilon)
 
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a loss to those of the parameters and the masters.
+
+        The gradient of a low-precision parameter goes to its master as soon as it is there, so that a backward pass
+        never holds the low-precision gradients of all parameters beside their float32 sums.
+
+        Args:
+            loss: Differentiable scalar.
+        """
+        with ExitStack() as hooks:
+            for name in self._masters:
+                hook = partial(self.collect_gradient, name)
+                hooks.callback(self._parameters[name].register_post_accumulate_grad_hook(hook).remove)
+            loss.backward()
+
     @torch.no_grad()
-    def collect_gradients(self) -> None:
-        """Adds the gradients of low-precision parameters to those of their masters, and frees them."""
-        for name, master in self._masters.items():
-            parameter = self._parameters[name]
-            if parameter.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = parameter.grad.float()
-            else:
-                master.grad.add_(parameter.grad)
-            parameter.grad = None
+    def collect_gradient(self, name: str, parameter: Tensor) -> None:
+        """Adds the gradient of a low-precision parameter to that of its master, and frees it."""
+        assert parameter.grad is not None
+        master = self._masters[name]
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad.add_(parameter.grad)
+        parameter.grad = None
 
     @torch.no_grad()
     def scale_gradients(self, factor: float) -> None:

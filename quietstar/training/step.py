@@ -158,8 +158,7 @@ class OptimizerStep(Generic[ModelT]):
             refuse_reserved(result.metrics, RESERVED)
             if result.means is not None:
                 measured = result.means if measured is None else measured + result.means
-            (result.loss * (weight / len(batch))).backward()
-            self.optimizer.collect_gradients()
+            self.optimizer.backward(result.loss * (weight / len(batch)))
             values = as_floats({"loss": result.loss, **result.metrics})
             found = values if result.means is None else values | result.means.floats()
             for name, value in found.items():

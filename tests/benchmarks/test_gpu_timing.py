@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,9 +92,12 @@ def test_the_cache_is_flushed_outside_of_what_is_timed(monkeypatch: pytest.Monke
     order = []
     zero = torch.Tensor.zero_
     monkeypatch.setattr(torch.Tensor, "zero_", lambda x: order.append("flush") or zero(x))
+    waits: list[int] = []
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: waits.append(cycles) or order.append("wait"))
     monkeypatch.setattr(_Event, "record", lambda self, record=_Event.record: order.append("event") or record(self))
-    timing = _PretendedGPU(CPU, 1.0, 3, 3).time(lambda: order.append("call"))
-    assert order == ["call", *["flush", "event", "call", "event"] * 3]
+    timing = _PretendedGPU(CPU, 1.0, 3, 3).time(lambda: time.sleep(0.002) or order.append("call"))
+    assert order == ["call", *["flush", "wait", "event", "call", "event"] * 3]
+    assert all(0.004 * 1e9 < cycles <= 0.01 * 2e9 for cycles in waits)  # at 1 to 2 GHz longer than the host's 2 ms
     assert timing.median == 1e-3  # events are a millisecond apart
 
 
@@ -214,10 +218,28 @@ def test_files_are_written_before_a_failure_of_ours_ends_the_run(tmp_path: Path)
     measured.rows[1].failure = "wrong result"
     benchmark = KernelBenchmark("attention.py", None, ["torch"])
     options = benchmark.begin(["--quick", "--device", "cpu", "--sides", "torch", "--output-dir", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"torch, backward.*wrong result"):
-        benchmark.finish_kernel(measured, options, "Attention", "Text.", targets=[])
+    results = benchmark.kernel_results(measured, options, "Attention", "Text.", lambda session: [])
+    with pytest.raises(SystemExit, match=r"torch, backward.*wrong result"), results:
+        pass
     lines = (tmp_path / "attention_cpu.csv").read_text().splitlines()
     assert lines[0].startswith("# command: python benchmarks/attention.py --quick --device cpu")
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     assert [found["failure"] for found in rows] == ["", "wrong result"]
     assert "# Attention\n\nText.\n\n| N " in (tmp_path / "attention_cpu.md").read_text()
+
+
+def test_what_was_measured_before_a_cut_is_written(tmp_path: Path) -> None:
+    """A machine that is lent for minutes may go at any second: each row is on the disk before the next begins."""
+    measured = session()
+    benchmark = KernelBenchmark("attention.py", None, ["torch"])
+    options = benchmark.begin(["--quick", "--device", "cpu", "--sides", "torch", "--output-dir", str(tmp_path)])
+    results = benchmark.kernel_results(measured, options, "Attention", "Text.", lambda session: [])
+    with pytest.raises(KeyboardInterrupt), results:
+        measured.measure(row("torch"), lambda: lambda: None)
+        raise KeyboardInterrupt
+    text = (tmp_path / "attention_cpu.md").read_text()
+    assert "Stopped before the end" in text and "Text.\n\n| N " in text
+    lines = (tmp_path / "attention_cpu.csv").read_text().splitlines()
+    (found,) = csv.DictReader(line for line in lines if not line.startswith("#"))
+    assert (found["N"], found["side"]) == ("1", "torch")
+    assert {path.name for path in tmp_path.iterdir()} == {"attention_cpu.md", "attention_cpu.csv"}

@@ -119,6 +119,20 @@ def test_an_attention_that_does_something_else(monkeypatch: pytest.MonkeyPatch, 
         QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_deep_model_in_low_precision(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """32 layers in bfloat16 round by 6 % of their states; random models of a 7B's depth were refused for that."""
+    base = make_base("llama", seed=seed, num_hidden_layers=32, dtype=torch.bfloat16)
+    QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
+
+    def scaled(*args: Any, scaling: float, **kwargs: Any) -> Any:
+        return quietstar_attention(*args, scaling=scaling / 2, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "quietstar", scaled)
+    with pytest.raises(UnsupportedBackboneError, match="llama: text states differ from the plain model's"):
+        QuietStarForCausalLM.from_base(base, start_text=[5], end_text=[6])
+
+
 def test_logits_that_the_head_does_not_explain() -> None:
     model = make_model("cohere")
     model.base.config.logit_scale = 0.5  # the probe's view; the module keeps its 0.3

@@ -97,8 +97,7 @@ def test_adapters_and_patterns_exclude_each_other() -> None:
 
 def take_steps(model: QuietStarForCausalLM, optimizer: MasterAdamW, steps: range) -> None:
     for step in steps:
-        learn(model, IDS, seed=step).loss.backward()
-        optimizer.collect_gradients()
+        optimizer.backward(learn(model, IDS, seed=step).loss)
         optimizer.clip(optimizer.gradient_norms())
         optimizer.step(1e-2)
         optimizer.zero_grad()

@@ -31,7 +31,14 @@ def _give_gradients(model: nn.Module, scale: float = 1.0) -> None:
 
 
 def _one_step(optimizer: MasterAdamW, learning_rate: float) -> None:
-    optimizer.collect_gradients()
+    """A step with the gradients that the parameters have, as a backward pass gives them."""
+    terms = []
+    for group in optimizer.groups:
+        for _, parameter in group.parameters:
+            if parameter.grad is not None:
+                terms.append((parameter * parameter.grad).sum().float())
+                parameter.grad = None
+    optimizer.backward(torch.stack(terms).sum())
     optimizer.clip(optimizer.gradient_norms())
     optimizer.step(learning_rate)
     optimizer.zero_grad()
@@ -102,8 +109,7 @@ def test_gradients_of_micro_batches_are_summed_in_float32() -> None:
     parameter = nn.Parameter(torch.zeros(2, 2, dtype=torch.bfloat16))
     optimizer = MasterAdamW([_group(parameter)])
     for value in [1.0] + [2.0**-9] * 256:
-        parameter.grad = torch.full_like(parameter, value)
-        optimizer.collect_gradients()
+        optimizer.backward((parameter * value).sum())
         assert parameter.grad is None
     assert float(optimizer.gradient_norms()["gradient_norm"]) == pytest.approx(2 * 1.5)
 
@@ -353,3 +359,27 @@ def test_parameters_that_are_not_numbers_are_refused() -> None:
     parameter = nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
     with pytest.raises(TypeError, match=r"weight is torch\.int64"):
         MasterAdamW([_group(parameter)])
+
+
+def test_a_backward_pass_never_holds_all_low_precision_gradients() -> None:
+    """At 7B they are 13.6 GiB beside their float32 sums."""
+    layers = nn.Sequential(*(nn.Linear(4, 4, bias=False, dtype=torch.bfloat16) for _ in range(6)))
+    optimizer = MasterAdamW([ParameterGroup("all", tuple(layers.named_parameters()))])
+    alive: list[int] = []
+
+    def count(module: nn.Module, *gradients: object) -> None:
+        alive.append(sum(parameter.grad is not None for parameter in layers.parameters()))
+
+    for layer in layers:
+        layer.register_full_backward_hook(count)
+    x = torch.randn(2, 4, dtype=torch.bfloat16, requires_grad=True)
+    optimizer.backward(layers(x).sum().float())
+    assert len(alive) == 6 and max(alive) <= 1
+    assert not [hook for p in layers.parameters() for hook in (p._post_accumulate_grad_hooks or {})]
+    reference = [p.detach().clone().requires_grad_() for p in layers.parameters()]
+    y = x
+    for weight in reference:
+        y = y @ weight.T
+    y.sum().float().backward()
+    theirs = torch.stack([p.grad.float() for p in reference if p.grad is not None]).norm()
+    torch.testing.assert_close(optimizer.gradient_norms()["gradient_norm"], theirs)

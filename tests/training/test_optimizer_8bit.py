@@ -39,9 +39,9 @@ def optimizer_of(members: dict[str, nn.Parameter], kind: type[MasterAdamW], **ar
 
 def step(members: dict[str, nn.Parameter], optimizer: MasterAdamW, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for parameter in members.values():
-        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-    optimizer.collect_gradients()
+    gradients = [torch.randn(p.shape, generator=generator).to(p.dtype) for p in members.values()]
+    terms = [(p * gradient).sum().float() for p, gradient in zip(members.values(), gradients, strict=True)]
+    optimizer.backward(torch.stack(terms).sum())
     optimizer.clip(optimizer.gradient_norms())
     optimizer.step(1e-3)
     optimizer.zero_grad()
