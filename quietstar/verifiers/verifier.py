@@ -265,8 +265,8 @@ class Verifier:
             path = os.fspath(self._reference_path or recorded["path"])
             if self._reference_path is None and not Path(path).is_dir():  # a file's own words are not asked of the hub
                 raise CheckpointError(
-                    f"{self.directory}: the reference of its log-ratio can't be loaded ({path} is no directory); score "
-                    "by sum or mean, or say where it is now: Verifier(..., reference=PATH), --reference PATH"
+                    f"{self.directory}: the reference of its log-ratio can't be loaded ({path} is not a directory); "
+                    "score by sum or mean, or say where it is now: Verifier(..., reference=PATH), --reference PATH"
                 )
             try:
                 model, _ = load_policy(path, recorded.get("dtype"), device=self._device)

@@ -84,6 +84,19 @@ def test_a_program_does_not_pass_without_the_asked_function(code: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "reply",
+    ["b'[' * 100_000", "b'9' * 10_000", "b'[]'", "b'null'", r"b'\xff'", "b'{' * 9", "b''", "b'{\"a\":' * 50_000"],
+)
+def test_a_reply_that_nobody_can_read_is_the_program_s_end(reply: str) -> None:
+    """Deep JSON in place of an answer was a RecursionError among the tests, which a test may expect."""
+    program = f"def f(x):\n    import os\n    for n in range(3, 64):\n        try: os.write(n, {reply} + b'\\n')\n"
+    program += "        except OSError: pass\n    return 2"
+    expecting = "try:\n    f(1)\nexcept Exception:\n    pass\nelse:\n    raise AssertionError('no error')"
+    assert not run_tests(program, expecting, timeout=20).passed
+    assert run_tests("def f(x):\n    raise ValueError", expecting, timeout=20).passed
+
+
+@pytest.mark.parametrize(
     ("code", "tests"),
     [
         (ALWAYS + "def f(x): return Yes()", "assert 2 in [f(1)]"),
