@@ -115,7 +115,7 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
     config: ConfigT = _build(command.config, {**defaults, **preset_values, **from_file, **from_flags, **preset})
     _check(command, config, print_config is None)
     if print_config is not None:
-        left_out = {key for key, option in options.items() if option.is_drawn}
+        left_out = {key for key, option in options.items() if option.field.default_factory is not MISSING}
         if command.takes is not None:
             left_out |= options.keys() - _options(command.takes).keys()
         print(to_yaml(config, left_out - file.keys() - flags.keys()), end="")
@@ -238,9 +238,15 @@ def _type_in_help(hint: Any) -> str:
 def _metavar(name: str, hint: Any) -> str | None:
     """Returns what stands for the value of a list in the help text; None for other options, which have their name."""
     written = getattr(hint, "__metadata__", ())
-    if COMMAS in written:
-        return "NAME,NAME"
-    return "WORD ..." if SEVERAL in written else name.upper() if get_origin(hint) is tuple else None
+    return (
+        "NAME,NAME"
+        if COMMAS in written
+        else "WORD ..."
+        if SEVERAL in written
+        else name.upper()
+        if get_origin(hint) is tuple
+        else None
+    )
 
 
 class _Option(NamedTuple):
@@ -255,11 +261,6 @@ class _Option(NamedTuple):
     def is_needed(self) -> bool:
         """Whether the option has no default and must be given."""
         return self.field.default is MISSING and self.field.default_factory is MISSING
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether the default is another one each time."""
-        return self.field.default_factory is not MISSING
 
     @property
     def default(self) -> Any:
