@@ -459,7 +459,9 @@ def _typed(parser: ArgumentParser, option: _Option, key: str, value: object, sou
         value = _names(value) if COMMAS in getattr(option.hint, "__metadata__", ()) else [value]
     if type(value) is hint or (from_yaml and isinstance(value, str) and hint == str | None):
         return value  # nothing to convert; "null" in quotes in YAML is text, not null
-    if isinstance(value, str) and hint in (Path, Path | None) and value not in ("", "null"):
+    if isinstance(value, str) and hint in (Path, Path | None) and value != "null":
+        if not value:  # to pathlib it is the working directory
+            raise ConfigError(f"{source}{key}: got an empty text, needs a path")
         return Path(value)  # jsonargparse takes no path that is not UTF-8
     if isinstance(value, str) and not _is_scalar(value):
         if str in get_args(hint):

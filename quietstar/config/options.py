@@ -280,6 +280,7 @@ class _Input(Bound):
     once: bool = False
 
     def hold(self, name: str, value: Any) -> None:
+        super().hold(name, value)
         check_input(value, name, self.once)
 
 

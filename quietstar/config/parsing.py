@@ -34,6 +34,7 @@ MAX_DIGITS = 100
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LONG_NUMBER = re.compile(r"(?<!\d)\d{309}")  # looks once at each number
+_OCTAL = re.compile(r"[-+]?0[0-7_]*[0-7][0-7_]*")
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _PLAIN = {None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map"))}
@@ -77,7 +78,8 @@ def read_lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
 def parse_yaml(content: bytes | str, place: str) -> Any:
     """Reads one YAML document.
 
-    Dates are texts here. Numbers in base 60, such as `1:30`, are refused: YAML 1.2 takes them for texts.
+    Dates are texts here. Numbers in base 60 (`1:30`) and octal ones (`010`) are refused: to YAML 1.2 they are a text
+    and ten.
 
     Args:
         content: YAML text, in UTF-8.
@@ -222,6 +224,8 @@ class _PlainLoader(_Loader):  # type: ignore[misc]  # the faster one of two clas
                 raise _problem(f"a number of {len(node.value):,} characters, needs at most {MAX_DIGITS}", node)
             if ":" in node.value:
                 raise _problem(f"{node.value} is a number in base 60; put a text into quotes", node)
+            if _OCTAL.fullmatch(node.value):
+                raise _problem(f"{node.value} is octal in YAML 1.1 alone; needs no zero in front, or quotes", node)
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:

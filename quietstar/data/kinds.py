@@ -67,6 +67,8 @@ FOREIGN = {
     b"ARROW1": "an Arrow file",
     b"\x89HDF": "an HDF5 file",
     b"PAR1": "a parquet file",
+    b"\xff\xfe\0\0": "text in UTF-32",
+    b"\0\0\xfe\xff": "text in UTF-32",
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
     **{mark: f"compressed ({ending})" for ending, mark in PACKED.items()},
@@ -139,14 +141,47 @@ def _parsed(content: BinaryIO, head: bytes, path: str, kind: Kind, start: int, l
         yield from read_table_rows(content, path, start, limit, tabs)
     elif (kind == "json" and _ARRAY.match(head)) or _ARRAY_OF_OBJECTS.match(head):
         yield from read_json_elements(content, path, start, limit)
-    elif kind == "json" and b"\n" in head.strip() and not any(map(_is_object, head.split(b"\n"))):
-        whole = content.read(limit + 1)
-        problem = too_long(limit) if len(whole) > limit else ""
-        if start == 0 and (whole.strip() or problem):
-            whole = whole.removeprefix(BYTE_ORDER_MARK)
-            yield Row(path, 0, None if problem else whole, problem, unit="")
+    elif kind == "json":
+        first = _first_line(content, limit)
+        one = _goes_on(first, _head(content))
+        content = cast(BinaryIO, io.BufferedReader(_Rejoined(first, content)))
+        if not one:
+            yield from read_json_rows(content, path, start, limit)
+        elif start == 0:
+            whole = content.read(limit + 1)
+            problem = too_long(limit) if len(whole) > limit else ""
+            yield Row(path, 0, None if problem else whole.removeprefix(BYTE_ORDER_MARK), problem, unit="")
     else:
         yield from read_json_rows(content, path, start, limit)
+
+
+def _first_line(file: BinaryIO, limit: int) -> bytes:
+    """Reads up to the end of the first line that is not blank, at most a little more than `limit` bytes."""
+    begin = b""
+    while not begin.strip() and len(begin) <= limit and (line := file.readline(limit + 2)):
+        begin += line
+    return begin
+
+
+def _goes_on(first: bytes, rest: bytes) -> bool:
+    """Returns whether a JSON value goes on after the first line of its file; otherwise each line is a value."""
+    if not rest.strip() or _is_object(first):
+        return False
+    torn = rest.lstrip().startswith(b"{") and not first.rstrip().endswith((b"{", b"[", b",", b":"))
+    return not torn
+
+
+class _Rejoined(io.RawIOBase):
+    """A file whose beginning has been read already."""
+
+    def __init__(self, begin: bytes, rest: BinaryIO) -> None:
+        self._parts: list[Any] = [io.BytesIO(begin), rest]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return next((size for part in self._parts if (size := part.readinto(buffer))), 0)
 
 
 _ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[")
@@ -184,8 +219,9 @@ def _head(file: Any) -> bytes:
     """Returns bytes at the beginning of a file, at most `HEAD`; they are read again later."""
     if hasattr(file, "peek"):
         return bytes(file.peek(HEAD)[:HEAD])
+    place = file.tell()
     head = bytes(file.read(HEAD))
-    file.seek(0)
+    file.seek(place)
     return head
 
 
@@ -262,7 +298,7 @@ def read_table_rows(file: BinaryIO, source: str, start: int, limit: int, tabs: b
     try:
         for cells in rows:
             begins, line = rows.line_num + 1, rows.line_num
-            if not cells or cells == [""]:
+            if len(cells) < 2 and not "".join(cells).strip():
                 continue
             if names is None:
                 names = _header(cells, source)

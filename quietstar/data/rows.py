@@ -133,7 +133,7 @@ def read_json_elements(file: BinaryIO, source: str, start: int, limit: int) -> I
 def _read_elements(file: BinaryIO, source: str, limit: int) -> Iterator[bytes | None]:
     """Finds where elements end by brackets and strings alone, so that a broken element does not hide the next one."""
     element = bytearray()
-    depth, size, in_string, escaped, first = 0, 0, False, False, True
+    depth, size, in_string, escaped, first, after_comma = 0, 0, False, False, True, False
     while chunk := file.read(CHUNK):
         begin, place = 0, 1 if escaped else 0
         escaped = False
@@ -156,9 +156,9 @@ def _read_elements(file: BinaryIO, source: str, limit: int) -> Iterator[bytes | 
                     part = chunk[begin : place - 1]
                     size += len(part)
                     element += part if size <= limit else b""
-                    if element.strip() or mark == b",":  # nothing before the end: an empty array
+                    if element.strip() or mark == b"," or after_comma:  # otherwise an empty array
                         yield bytes(element.strip()) if size <= limit else None
-                    element, size, begin = bytearray(), 0, place
+                    element, size, begin, after_comma = bytearray(), 0, place, mark == b","
         size += len(chunk) - begin
         if depth == 0:
             if chunk[begin:].strip(b" \t\r\n" + BYTE_ORDER_MARK):
@@ -267,11 +267,12 @@ def object_of(row: Row, needed: str, number: Callable[[str], Any] | None = None)
         raise BadRow(f"is a text, needs a JSON object {needed}")
     if not row.content.strip():
         if row.unit == ": element ":
-            raise BadRow("not valid JSON: nothing between two commas")
+            raise BadRow("not valid JSON: a comma without an element beside it")
         return None
     line = decode(row.content.rstrip())
     try:
-        record = parse_json(line, surrogates=True, parse_float=number, parse_int=number)
+        # the reader of the file has bounded the row
+        record = parse_json(line, limit=len(line), surrogates=True, parse_float=number, parse_int=number)
     except DataError as error:
         raise BadRow(f"{error}; needs one object per line, or an array of them") from None
     if not isinstance(record, dict):

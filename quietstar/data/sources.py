@@ -25,7 +25,6 @@ from quietstar.data.rows import (
     Render,
     Row,
     Unit,
-    no_text,
     text_of,
     unrendered,
 )
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
 MAX_ROW_BYTES = 10_000_000
 
 STANDARD_INPUT = "-"
+
+NO_ROWS = "has no rows, needs at least one"
 
 BETWEEN = "\n\n"
 """What stands between the documents of a text."""
@@ -124,7 +125,7 @@ def _documents(
             blank = False
             yield Document(text, row.source, row.number if row.unit else None, row.unit or ":")
     if blank:
-        bad_rows.report(shard.path, no_text(shard.size))
+        bad_rows.report(shard.path, NO_ROWS)
 
 
 def place_of(row: Row, error: BadRow) -> str:

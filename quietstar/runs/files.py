@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import stat
 import tempfile
 import time
 import warnings
@@ -95,19 +96,32 @@ def make_output_dir(directory: Path, option: str = "output_dir") -> None:
 def saving(directory: Path) -> Iterator[None]:
     """Context in which a model, or other tensors, are written to a directory that is there in the end.
 
-    Their files then have the mode that every new file has there: safetensors makes them private.
+    The files that were written then have the mode that every new file has there: safetensors makes them private. The
+    other files of the directory keep theirs.
 
     Raises:
         OSError: The system has refused something, such as room on the disk.
     """
     with naming(directory):
+        before = _tensor_files(directory)
         yield
         status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
         mask = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)  # os.umask would change it for other threads
         mode = 0o666 & ~int(mask[1], 8) if mask else 0o644
-        for file in directory.rglob("*.safetensors"):
-            if not file.is_symlink():
+        for file, written in _tensor_files(directory).items():
+            if before.get(file) != written:
                 file.chmod(mode)
+
+
+def _tensor_files(directory: Path) -> dict[Path, tuple[int, int]]:
+    """Returns inode and time of change of the user's files where a model has its tensors; adapters are one below."""
+    found = {}
+    for file in (*directory.glob("*.safetensors"), *directory.glob("adapter/*.safetensors")):
+        with suppress(OSError):  # another process has removed it
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                found[file] = status.st_ino, status.st_mtime_ns
+    return found
 
 
 def write_json(file: Path, value: Any) -> None:

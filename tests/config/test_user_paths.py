@@ -25,8 +25,8 @@ from quietstar.model.authors_checkpoint import is_authors_checkpoint
 from quietstar.model.loading import load_configuration
 from quietstar.reporting.comparison_report import write_any_report
 from quietstar.reporting.train_report import write_report
-from quietstar.runs.checkpoints import check_model_directory, checkpoint_directory, latest_checkpoint
-from quietstar.runs.directory import model_name, read_run, training_length
+from quietstar.runs.checkpoints import checkpoint_directory, latest_checkpoint
+from quietstar.runs.directory import check_model_directory, model_name, read_run, training_length
 from quietstar.tasks.file_task import find_files, solved_examples
 from quietstar.tasks.registry import load_task
 from quietstar.verifiers.verifier import Verifier

@@ -55,12 +55,29 @@ def test_a_byte_order_mark_before_json_goes(tmp_path: Path) -> None:
     assert [document.text for document in read(file)] == ["x", "y"]
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 @pytest.mark.parametrize("content", ["", " \n\t\r\n "])
-def test_a_file_without_text(tmp_path: Path, name: str, content: str) -> None:
-    file = write(tmp_path / name, content)
-    with pytest.raises(DataError, match=rf"{name}: no text in it \({len(content)} bytes, all white space\)"):
+def test_a_file_without_text(tmp_path: Path, content: str) -> None:
+    file = write(tmp_path / "a.txt", content)
+    with pytest.raises(DataError, match=rf"a.txt: no text in it \({len(content)} bytes, all white space\)"):
         read(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, content) for name in ("a.jsonl", "a.json", "a.csv") for content in ("", " \n \r\n ")),
+        ("a.tsv", ""),
+        ("a.json", "[]"),
+        ("a.json", " [\n]\n"),
+        ("a.csv", "id,text\n"),
+        ("a.csv", "text"),
+        ("a.tsv", "id\ttext\r\n\r\n"),
+    ],
+)
+def test_a_file_without_rows(tmp_path: Path, name: str, content: str) -> None:
+    """`[]` was said to be 2 bytes of white space, and so was a header."""
+    with pytest.raises(DataError, match=rf"{name}: has no rows, needs at least one$"):
+        read(write(tmp_path / name, content))
 
 
 def test_an_empty_file_among_others_is_named(tmp_path: Path) -> None:
