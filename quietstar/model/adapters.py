@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +32,10 @@ from quietstar.imports import without_bitsandbytes_warnings
 from quietstar.model.backbone import probe_once
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.layers import decoder_layers
-from quietstar.model.loading import LOADING_ERRORS, load_causal_lm, load_configuration
+from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import Conv1D
+from quietstar.runs.checkpoints import check_content, read_json
 
 ModelT = TypeVar("ModelT", bound=ThinkingModel)
 ALL_LINEAR = "all-linear"
@@ -50,6 +52,16 @@ _OURS, _PEFTS = "base.", "base_model.model."  # beginnings of the names of the b
 _FINGERPRINT = "base_fingerprint"
 _FINGERPRINT_VALUES = 256  # of each tensor: enough to tell two models apart, and quickly read
 _SEED = 0
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What this module reads of `adapter_config.json`."""
+
+    r: int
+    lora_alpha: float
+    target_modules: list[str]
+    base_model_name_or_path: str | None
 
 
 def has_adapters(model: nn.Module) -> TypeIs[ThinkingModel]:
@@ -308,7 +320,7 @@ def assemble(
     The other arguments and the errors are those of `quietstar.inference.loading.load_finetuned`.
     """
     directory = Path(directory)
-    options = _read_options(directory)
+    options = read_adapter_options(directory)
     try:
         config = load_configuration(directory)
     except ConfigError as error:
@@ -365,19 +377,16 @@ def _plain_options(model: ThinkingModel) -> dict[str, Any]:
     return {**options, "inference_mode": True}  # as peft writes it: a model that peft loads is not to be trained
 
 
-def _read_options(directory: Path) -> dict[str, Any]:
+def read_adapter_options(directory: Path) -> dict[str, Any]:
+    """Read the rank, scale, layers and base of the adapters in a directory that `save_finetuned` wrote.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or lacks one of these.
+    """
     file = directory / OPTIONS
-    try:
-        options = json.loads(file.read_bytes())
-        found = {
-            "r": int(options["r"]),
-            "lora_alpha": float(options["lora_alpha"]),
-            "target_modules": [str(name) for name in options["target_modules"]],
-            "base_model_name_or_path": options["base_model_name_or_path"],
-        }
-    except LOADING_ERRORS as error:
-        raise CheckpointError(f"{file}: cannot be read as options of adapters ({error!r})") from None
-    return found
+    options = read_json(file)
+    check_content(options, _Options, file)
+    return options
 
 
 def _pefts_name(name: str) -> str:

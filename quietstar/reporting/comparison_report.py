@@ -19,7 +19,7 @@ import numpy as np
 
 from quietstar.config.command_line import Command
 from quietstar.config.options import INPUT
-from quietstar.config.parsing import parse_json
+from quietstar.config.parsing import check_type, parse_json
 from quietstar.errors import DataError
 from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.loop_charts import PER_CENT, accuracy_curve, first_of, group_curves, group_names, progress_card
@@ -46,6 +46,20 @@ OWN = frozenset({"output_dir", "preset"})
 """Options that are expected to differ between runs."""
 BUDGET = "completions per problem"
 Table = tuple[list[str], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class _Budget:
+    budget: float
+    asked: bool
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What is read again of `comparison.json`."""
+
+    directories: dict[str, str]
+    equal_budget: _Budget | None
 
 
 def comparison_page(
@@ -311,11 +325,12 @@ def compared_before(out: Path) -> tuple[dict[str, Path], float | None]:
     file = out / COMPARISON
     try:
         content = parse_json(file.read_bytes())
-        equal = content["equal_budget"]
-        budget = equal["budget"] if equal is not None and equal["asked"] else None
-        return {str(name): out / place for name, place in content["directories"].items()}, budget
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: cannot be read ({error!r}); run the command of the comparison again") from None
+        check_type(content, _Comparison, "comparison")
+    except (OSError, DataError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); run the command of the comparison again") from None
+    equal = content["equal_budget"]
+    budget = equal["budget"] if equal is not None and equal["asked"] else None
+    return {name: out / place for name, place in content["directories"].items()}, budget
 
 
 def _read(arms: Mapping[str, Path]) -> dict[str, LoopRun]:

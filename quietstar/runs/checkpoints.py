@@ -186,7 +186,7 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     manifest = read_json(file)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{file}: not a manifest of format {FORMAT}")
-    _check_type(manifest, _Manifest, file)
+    check_content(manifest, _Manifest, file)
     files: dict[str, dict[str, Any]] = manifest["files"]
     for name, description in files.items():
         place = PurePosixPath(name)
@@ -201,7 +201,12 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _check_type(value: object, hint: Any, file: Path) -> None:
+def check_content(value: object, hint: Any, file: Path) -> None:
+    """Checks what a file holds against a type hint, as `check_type` does.
+
+    Raises:
+        CheckpointError: A field is missing or has another type; the message names the file and the field.
+    """
     try:
         check_type(value, hint, file.stem)
     except DataError as error:
@@ -242,7 +247,7 @@ def load_state(path: Path, *, allow_missing: bool = False) -> dict[str, Any]:
         raise CheckpointError(
             f"{path / STATE}: format {shown(state.get('format'))}, this version reads format {FORMAT}"
         )
-    _check_type(state, _State, path / STATE)
+    check_content(state, _State, path / STATE)
     if state["step"] != int(path.name.removeprefix("step-")):
         raise CheckpointError(f"{path / STATE}: is of step {state['step']}, the directory has another name")
     return state
@@ -373,17 +378,27 @@ def check_model_directory(path: str | os.PathLike[str]) -> None:
             raise ConfigError(str(error)) from None
         _check_sizes(directory / "config.json", "", config)
     if (directory / INDEX).exists():
-        names = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise CheckpointError(f"{directory / INDEX}: weight_map: needs an object of tensors and their files")
-        for tensor, name in names.items():
-            if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
-                raise CheckpointError(
-                    f"{directory / INDEX}: weight_map: {tensor}: got {name!r}, needs the name of a .safetensors file "
-                    "of this directory"
-                )
-            if not (directory / name).is_file():
-                raise CheckpointError(f"{directory / name}: missing, but {INDEX} names it")
+        read_index(directory)
+
+
+def read_index(directory: Path) -> list[str]:
+    """Returns the names of the files that hold a model's weights, from their index.
+
+    Raises:
+        CheckpointError: The index cannot be read, or names what is no safetensors file of the directory.
+    """
+    names = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{directory / INDEX}: weight_map: needs an object of tensors and their files")
+    for tensor, name in names.items():
+        if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{directory / INDEX}: weight_map: {shown(tensor)}: got {shown(name)}, needs the name of a "
+                ".safetensors file of this directory"
+            )
+        if not os.path.isfile(directory / name):  # Path.is_file raises where a name is too long
+            raise CheckpointError(f"{directory / name}: missing, but {INDEX} names it")
+    return sorted(set(names.values()))
 
 
 def _check_sizes(file: Path, prefix: str, config: dict[str, Any]) -> None:

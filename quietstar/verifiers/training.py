@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import GeneratorOptions, VerifierOptions
-from quietstar.config.options import check
-from quietstar.config.parsing import parse_json
+from quietstar.config.options import Dtype, check
+from quietstar.config.parsing import shown
 from quietstar.config.training import FinetuningOptions, TrainingOptions, check_micro_batch
 from quietstar.data.batches import Batch, IndexedBatches
 from quietstar.data.examples import Example
@@ -24,7 +24,7 @@ from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.model.adapters import absolute, base_fingerprint, has_adapters, merge_adapters
 from quietstar.model.modeling import QuietStarForCausalLM
-from quietstar.runs.checkpoints import MAY_CHANGE, describe
+from quietstar.runs.checkpoints import MAY_CHANGE, check_content, describe, read_json
 from quietstar.runs.files import changed_options, saving, write_json
 from quietstar.runs.machine import resolve_device
 from quietstar.training.step import ModelT, StepResult
@@ -35,6 +35,34 @@ VERIFIER = "verifier.json"
 MODEL, RUN = "model", "run"
 """Names of the directories of the verifier and of the run that made it."""
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _File:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Reference:
+    path: str
+    fingerprint: str
+    dtype: Dtype | None = None
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What `verifier.json` holds, as far as a verifier uses it."""
+
+    format: int
+    kind: str = "plain"
+    score: str | None = None
+    beta: float = 1.0
+    orm_loss: Literal["bce", "mse"] = "bce"
+    files: dict[str, _File] = field(default_factory=dict)
+    tokenizer: dict[str, Any] | None = None
+    reference: _Reference | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def load_policy(
@@ -294,7 +322,7 @@ def check_files(directory: Path, description: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: A file is missing, or is not as it was written.
     """
-    for name, written in dict(description.get("files") or {}).items():
+    for name, written in description.get("files", {}).items():
         file = directory / Path(name).name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing; {VERIFIER} names it, so put it back or train the verifier again")
@@ -312,11 +340,8 @@ def read_description(directory: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, damaged or of another format.
     """
     file = directory / VERIFIER
-    try:
-        description = parse_json(file.read_bytes())
-        found = description["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file}: cannot be read as the description of a verifier ({error!r})") from None
-    if found != FORMAT:
-        raise CheckpointError(f"{file}: format {found}, this version reads format {FORMAT}")
-    return dict(description)
+    description = read_json(file)
+    if description.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: format {shown(description.get('format'))}, this version reads format {FORMAT}")
+    check_content(description, _Description, file)
+    return description

@@ -75,7 +75,7 @@ def test_an_index_cannot_name_a_file_outside(runs: Runs, tmp_path: Path, outside
     manifest["files"][index.name] = _describe(index)
     (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
     text = runs.run(run, expect=2)
-    assert f"{index}: names {name}, which is not a file of the checkpoint" in text
+    assert f"{index}: weight_map: 'base.lm_head.weight': got {name!r}, needs the name of a .safetensors file" in text
 
 
 def test_a_manifest_cannot_name_a_file_outside(runs: Runs, tmp_path: Path) -> None:
