@@ -312,11 +312,12 @@ def numbers_in(text: str) -> Iterator[tuple[str | None, str]]:
     for match in _NUMERAL.finditer(text):
         rest = text[match.end() :]
         said = match[0].rpartition("=")[2] if re.search(r"=\s*\S*\d", match[0]) else match[0]
-        said = re.sub(r"^[^\W\d_]+:", "", said).strip(" ()[]{}\"'\u201c\u201d\u2018\u2019*_`")
+        braces = "" if "\\" in said else "{}"  # those of `\boxed{72}` are not around it
+        said = re.sub(r"^[^\W\d_]+:", "", said).strip(f" ()[]{braces}\"'\u201c\u201d\u2018\u2019*_`")
         if said[:1].isalpha() and not re.match(_CURRENCY, said):
             continue  # `COVID-19`
         unread = said.endswith(("..", "\u2026")) or _CHANGED.match(rest)
-        yield None if unread else canonical_number(said.rstrip(".,;:!?)]}\"'*_`\u201d\u2019")), rest
+        yield None if unread else canonical_number(said.rstrip(f".,;:!?)]{braces}\"'*_`\u201d\u2019")), rest
 
 
 _NUMERIC = r"[\d\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218b]"
