@@ -332,7 +332,7 @@ def assemble(
     The other arguments and the errors are those of `quietstar.inference.loading.load_finetuned`.
     """
     directory = Path(directory)
-    options = _read_options(directory)
+    options = read_adapter_options(directory)
     try:
         config = load_configuration(directory)
     except ConfigError as error:
@@ -422,7 +422,12 @@ def _check_base_path(file: Path, path: str) -> None:
         ) from None
 
 
-def _read_options(directory: Path) -> _Options:
+def read_adapter_options(directory: Path) -> _Options:
+    """Read the rank, scale, layers and base of the adapters in a directory that `save_finetuned` wrote.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or asks for what plain LoRA does not have.
+    """
     file = directory / OPTIONS
     try:
         content = check_fields(file, _Options)

@@ -11,7 +11,8 @@ from quietstar.tasks.file_task import FileTask, PublicHome, Record, speaks_of_hi
 from quietstar.tasks.task import Problem
 
 _LETTERS = "abcde"
-_CHOICE = re.compile(r"[(\[]\W*([a-e])\W*[)\]]", re.IGNORECASE)
+_BRACKETS = r"[(\[]\W{0,9}[a-e]\W{0,9}[)\]]"  # without a bound, many brackets would take quadratic time
+_CHOICE = re.compile(_BRACKETS.replace("[a-e]", "([a-e])"), re.IGNORECASE)
 _ARTICLE = r"A (?!(?:as|because|is|since|and|or|but|not)\b)[a-z]"
 LETTER_ALONE = re.compile(rf"(?<![\w'\u2019.-])(?!{_ARTICLE})([A-E])(?![\w'\u2019-]|\.\w)")
 """A capital letter of a choice that stands alone and is no article."""
@@ -19,10 +20,10 @@ _LAST_LETTER = re.compile(r"(?<![\w'\u2019.-])([a-e])\W*$")
 _ANSWER_IS, _ANSWER = re.compile(r"\banswer\s+is\b", re.IGNORECASE), re.compile(r"\banswer\b", re.IGNORECASE)
 _DENIED = re.compile(
     r"\b(?:not|nor|neither|never|unlike|except|without|than|instead\s+of|\w+n['\u2019]t)\s+(?:[\w'\u2019-]+\s+){0,6}?"
-    r"(?:[(\[]\W*[a-e]\W*[)\]]|[A-E](?![\w'\u2019-]))|[(\[]\W*[a-e]\W*[)\]]\s+(?:is|are|was)(?:n['\u2019]t|\s+(?:not|wrong|incorrect|false))\b",
+    rf"(?:{_BRACKETS}|[A-E](?![\w'\u2019-]))|{_BRACKETS}\s+(?:is|are|was)(?:n['\u2019]t|\s+(?:not|wrong|incorrect|false))\b",
     re.IGNORECASE,
 )
-_PLAINLY_DENIED = re.compile(r"(?:\bis\s+not|n['\u2019]t|^\s*not)\s+[(\[]\W*[a-e]\W*[)\]]", re.IGNORECASE)
+_PLAINLY_DENIED = re.compile(rf"(?:\bis\s+not|n['\u2019]t|^\s*not)\s+{_BRACKETS}", re.IGNORECASE)
 _ALTERNATIVES = re.compile(r"\s*(?:[,/&]|,?\s*\b(?:or|and)\b)\s*", re.IGNORECASE)
 
 

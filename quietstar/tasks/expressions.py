@@ -54,6 +54,9 @@ def same_expression(gold: str, answer: str) -> bool:
         gold: Text of the right answer.
         answer: Text of the answer that is judged.
     """
+    numbers = [canonical_number(text, units=False) for text in (gold, answer)]
+    if None not in numbers:
+        return numbers[0] == numbers[1]
     try:
         return _equal(_read(gold), _read(answer))
     except (_Unreadable, RecursionError, OverflowError, MemoryError):
@@ -84,12 +87,10 @@ def _read(text: str) -> Any:
         _Unreadable: A part of the text is not understood.
     """
     number = canonical_number(text, units=False)
-    if number is not None:
-        return import_module("sympy").Rational(number)
-    text = plain_expression(text)
-    if len(text) > _LONGEST:
+    expression = plain_expression(text) if number is None else number
+    if len(expression) > _LONGEST:
         raise _Unreadable
-    return _Reader(text).whole()
+    return _Reader(expression).whole() if number is None else import_module("sympy").Rational(number)
 
 
 class _Reader:
@@ -296,7 +297,7 @@ class _Reader:
         if token in _FUNCTIONS:
             return self._function(token)
         if self._is_number(token):
-            if len(token) > 1 and token[0] == "0" and token[1] != ".":
+            if token == "." or (len(token) > 1 and token[0] == "0" and token[1] != "."):  # `\frac0.5` takes the point
                 raise _Unreadable
             return self.sympy.Rational(token)
         if token.removeprefix("\\").isalpha() and (len(token) == 1 or _GREEK.fullmatch(token)):

@@ -48,8 +48,8 @@ _SYMBOL = re.compile(r"[A-Za-z\u0391-\u03c9]|\\[A-Za-z]+")
 # How a number looks.
 _CURRENCY = r"(?:(?:US|A|C|CA|AU|NZ|HK|S)?\$|[\u00a2\u00a3\u00a5\u0e3f\u20a0-\u20c0])"
 _DIGITS = (
-    rf"(?:\d{{1,3}}(?:,\d{{3}})+(?![\d,])|\d{{1,3}}(?:{_THIN}\d{{3}})+(?!\d)|\d{{1,3}}(?:['\u2019]\d{{3}})+(?!\d)"
-    r"|\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])|\d+)"
+    rf"(?:[1-9]\d{{0,2}}(?:(?:,\d{{3}})+(?![\d,])|(?:{_THIN}\d{{3}})+(?!\d)|(?:['\u2019]\d{{3}})+(?!\d))"
+    r"|[1-9]\d?(?:,\d{2})+,\d{3}(?![\d,])|\d+)"  # `0,123` has a decimal comma
 )
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b"
@@ -89,12 +89,14 @@ _ORDINALS = (
     "third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|teenth|tieth|hundredth|thousandth|illionth"
 )
 _SCALING = re.compile(
-    rf"""\w*illions? | \w*illiards? | hundreds? | thousands? | lakhs? | lacs? | crores? | myriads? | googols? |
-    dozens? | gross | scores? | grand | k | (?-i:MM) | mln | mn | mio | mrd | bn | tn | trn | mil | mille | mila
-    | tausend | mill[o\u00f3]n(?:es)? | dutzend | docenas? | douzaines? | basis | ppm | ppb | permille | kilo | mega |
-    giga | hal[fv](?:e?s|ed)? | quarters? | \w*(?:{_ORDINALS})s? | halb\w* | drittel | viertel | medi[oa]s? |
-    mitad | tercios? | demi\w* | \w*fold | pi | tau | phi | infinit\w* | inf | nan | squared | cubed | factorial
-    | powers? | roots?""",
+    rf"""\w*illi(?:on|ard)\w* | [mbt]r?il(?:h[\u00e3\u00f5o]|[ijy][oa])\w* | bil | trill? | hundreds? | hundert\w* |
+    thousands? | lakhs? | lacs? | crores? | myriads? | googols? | dozens? | doz | dz | gross | scores? | grand |
+    thou | k | [kg]['\u2019]s | (?-i:MM) | mill | mln | mn | mio | mrd | bn | tn | trn | mil | mille | mila |
+    tausend | mill[o\u00f3]n(?:es)? | dutzend | docenas? | douzaines? | basis | bps | ppm | ppb | ppt | permill?e?
+    | kilo | mega | giga | tera | peta | hecto | deca | deci | centi | milli | micro | nano | pico | cien(?:to)?s?
+    | tsd | ribu | juta | (?-i:[kKMBT]|bn|mn)(?:USD|EUR|GBP|CHF|JPY|CNY|INR|CAD|AUD) | tens | hal[fv](?:e?s|ed)? |
+    quarters? | \w*(?:{_ORDINALS})s? | halb\w* | drittel | viertel | medi[oa]s? | mitad | tercios? | demi\w* |
+    \w*fold | pi | tau | phi | infinit\w* | inf | nan | squared | cubed | factorial | powers? | roots?""",
     re.VERBOSE | re.IGNORECASE,
 )
 _COMBINING = re.compile(
@@ -102,12 +104,12 @@ _COMBINING = re.compile(
     product | difference | quotient | ratio | mod | modulo | modulus | log | ln | lg | exp | sqrt | cbrt | sin |
     cos | tan | choose | div | gcd | lcm | abs | floor | ceil\w* | twice | thrice | doubled? | tripled? |
     quadrupled? | base | binary | hex\w* | octal | negative | and | or | und | oder | et | ou | to | through |
-    thru | till | until | between | versus | vs | not | no | nor | never | neither | \w+n['\u2019]t | wrong |
-    incorrect | false | without | except\w* | excluding | but | remainder | than | least | most | more | less |
-    fewer | greater | minim\w+ | maxim\w+ | under | above | below | beyond | exceed\w* | approx\w* | about |
-    around | roughly | almost | nearly | circa | zero | two | three | four | five | six | seven | eight | nine |
-    ten | eleven | twelve | (?:thir|four|fif|six|seven|eigh|nine)teen |
-    (?:twen|thir|for|fif|six|seven|eigh|nine)ty""",
+    thru | till | until | between | versus | vs | not | no | nor | never | neither | \w+n['\u2019]t | wrong\w* |
+    mistak\w+ | incorrect\w* | false | without | except\w* | excluding | but | remainder | than | least | most |
+    more | less | fewer | greater | minim\w+ | maxim\w+ | under | above | below | beyond | exceed\w* | approx\w* |
+    about | around | roughly | almost | nearly | barely | hardly | circa | ish | something | unless | zero |
+    (?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen)(?:e?s)? |
+    (?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ies)""",
     re.VERBOSE | re.IGNORECASE,
 )
 
@@ -148,7 +150,12 @@ def canonical_number(text: str, *, units: bool = True) -> str | None:
             return None
         units = units and not re.search(r"[\\{}]", text) and not words
     match = _NUMBER.fullmatch(text)
-    if match is None or (match["outer"] and match["inner"]) or not _harmless(match["rest"], units):
+    if (
+        match is None
+        or text.endswith("..")
+        or (match["outer"] and match["inner"])
+        or not _harmless(match["rest"], units)
+    ):
         return None
     negative = "-" in (match["outer"], match["inner"])
     if match["decimal"] is not None:
@@ -227,7 +234,7 @@ def _harmless(rest: str, units: bool) -> bool:
     rest = re.sub(r"(?<![.\u2026])\.$", "", rest.rstrip())
     if not rest:
         return True
-    if not units or rest.endswith(".."):
+    if not units:
         return False
     if re.match(r"x\s", rest):  # `5x as many`
         rest = rest[1:]
@@ -305,11 +312,12 @@ def numbers_in(text: str) -> Iterator[tuple[str | None, str]]:
     for match in _NUMERAL.finditer(text):
         rest = text[match.end() :]
         said = match[0].rpartition("=")[2] if re.search(r"=\s*\S*\d", match[0]) else match[0]
-        said = re.sub(r"^[^\W\d_]+:", "", said).strip(" ()[]{}\"'\u201c\u201d\u2018\u2019*_`")
+        braces = "" if "\\" in said else "{}"  # those of `\boxed{72}` are not around it
+        said = re.sub(r"^[^\W\d_]+:", "", said).strip(f" ()[]{braces}\"'\u201c\u201d\u2018\u2019*_`")
         if said[:1].isalpha() and not re.match(_CURRENCY, said):
             continue  # `COVID-19`
         unread = said.endswith(("..", "\u2026")) or _CHANGED.match(rest)
-        yield None if unread else canonical_number(said.rstrip(".,;:!?)]}\"'*_`\u201d\u2019")), rest
+        yield None if unread else canonical_number(said.rstrip(f".,;:!?)]{braces}\"'*_`\u201d\u2019")), rest
 
 
 _NUMERIC = r"[\d\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218b]"

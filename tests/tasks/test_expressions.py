@@ -83,6 +83,30 @@ def test_what_has_no_end_is_not_computed(text: str) -> None:
     assert not same_expression("5", text)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"\frac0.5", "0"),
+        (r"\frac12.5", "2"),
+        (r"\frac3.", "1"),
+        (r"\sqrt.5", "2"),
+        (r"\binom4.2", "6"),
+        ("9" * 5000, "x"),
+        ("-" + "7" * 4400, r"\sqrt2"),
+        ("0." + "3" * 5000, r"\pi"),
+        ("9" * 5000, "9" * 4999),
+    ],
+)
+def test_what_sympy_cannot_take_is_unequal(one: str, other: str) -> None:
+    """A point without digits, which LaTeX takes for the argument of a command, and long numbers raised TypeError."""
+    assert not same_expression(one, other) and not same_expression(other, one)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "-0." + "3" * 4500, "1" + "0" * 4400])
+def test_long_numbers_equal_themselves(number: str) -> None:
+    assert same_expression(number, f"+{number}" if number[0] != "-" else f" {number} ")
+
+
 def joined(part: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.tuples(part, st.sampled_from("+-*"), part).map(lambda parts: f"({''.join(parts)})")
 

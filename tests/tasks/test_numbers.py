@@ -325,6 +325,57 @@ def test_more_digits_than_python_converts() -> None:
     assert canonical_number(f"1/{digits}") is None
 
 
+SCALES = """tens twenties ninety nineties fives sixes thou mill bil trill Millionen Milliarden milliarde miljoen
+miljard milhões bilhões miliardi milioni milyon milyar cientos hundert Hunderte Tsd. ribu juta doz. G's K's
+bps permil ppt milli micro nano hecto deci kUSD MEUR bnUSD TEUR"""
+
+
+@pytest.mark.parametrize("word", SCALES.split())
+def test_words_of_other_writers_and_languages_that_scale_a_number_are_no_unit(word: str) -> None:
+    """`5 Millionen`, `5 tens` and `5 bps` were read as 5, and so passed for the right answer 5."""
+    assert canonical_number(f"5 {word}") is None and canonical_number(f"5{word}") is None
+
+
+@pytest.mark.parametrize(
+    "written", ["0,123", "0,5", "-0,250", "0,000", "0\u2009123", "0'123", "00,000", "0,12,345", "€0,125", "0{,}375"]
+)
+def test_a_group_of_thousands_does_not_begin_with_zero(written: str) -> None:
+    """`0,123` is 0.123 with a decimal comma; it was read as 123."""
+    assert canonical_number(written) is None
+
+
+@pytest.mark.parametrize("written", ["5..", "$5..", "1/2..", "5 dollars..", "0.3..", "-5..", "1.5e3.."])
+def test_a_number_that_breaks_off_is_not_read(written: str) -> None:
+    assert canonical_number(written) is None and canonical_number(written[:-1]) is not None
+
+
+@pytest.mark.parametrize("word", ["ish", "something", "barely", "hardly", "unless", "wrongly", "mistakenly"])
+def test_words_that_doubt_a_number_are_no_unit(word: str) -> None:
+    assert canonical_number(f"5 {word}") is None
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "billets",
+        "trillers",
+        "milkshakes",
+        "militia",
+        "fish",
+        "pairs",
+        "couples",
+        "decades",
+        "tents",
+        "nickels",
+        "centimeters",
+        "minutes",
+        "USD",
+    ],
+)
+def test_units_that_look_like_scales_are_units(unit: str) -> None:
+    assert canonical_number(f"5 {unit}") == "5"
+
+
 @settings(max_examples=30)
 @given(st.text(alphabet="0123456789.,-+$%/ x()\u2212"))
 def test_canonical_is_final(written: str) -> None:
