@@ -47,7 +47,8 @@ from quietstar.outer_loop.training_set import Kept, read_kept
 from quietstar.reporting.comparison_report import compared_before, write_comparison
 from quietstar.reporting.loop_report import write_loop_report
 from quietstar.reporting.train_report import write_report
-from quietstar.runs.checkpoints import MANIFEST, STATE, check_model_directory, load_state, verify_checkpoint
+from quietstar.runs.checkpoints import MANIFEST, STATE, load_state, verify_checkpoint
+from quietstar.runs.directory import check_model_directory
 from quietstar.runs.files import EventLog, append_json
 from quietstar.tasks.expressions import same_expression
 from quietstar.tasks.numbers import canonical_latex, canonical_number, numbers_in, plain_text
