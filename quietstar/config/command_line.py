@@ -27,6 +27,7 @@ from quietstar.config.options import (
     bounds,
     check,
     check_input,
+    metavar,
     option_fields,
     type_hints,
     type_in_help,
@@ -234,20 +235,6 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         return text
 
 
-def _metavar(name: str, hint: Any) -> str | None:
-    """Returns what stands for the value of a list in the help text; None for other options, which have their name."""
-    written = getattr(hint, "__metadata__", ())
-    return (
-        "NAME,NAME"
-        if COMMAS in written
-        else "WORD ..."
-        if SEVERAL in written
-        else name.upper()
-        if get_origin(hint) is tuple
-        else None
-    )
-
-
 class _Option(NamedTuple):
     """One option: the dataclass that declares it, the field, the type without bounds, and the type with bounds."""
 
@@ -331,7 +318,7 @@ def _parser(command: Command[Any]) -> ArgumentParser:
         text = _option_help(option.cls)[name] + "".join(f" Needs {bound.needs}." for bound in bounds(option.hint))
         default = SUPPRESS if option.field.default is MISSING else option.field.default
         groups[option.cls].add_argument(
-            f"--{key}", type=option.type, default=default, help=text, metavar=_metavar(name, option.hint)
+            f"--{key}", type=option.type, default=default, help=text, metavar=metavar(name, option.hint)
         )
     return parser
 
