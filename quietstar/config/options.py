@@ -130,6 +130,31 @@ def type_hints(cls: type, extras: bool = False) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=extras)
 
 
+def type_in_help(hint: Any) -> str:
+    """Returns what the help text calls the type of an option."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return "list of texts"
+    if get_args(hint):
+        return " | ".join(map(type_in_help, get_args(hint)))
+    return "path" if hint is Path else "null" if hint is type(None) else str(hint.__name__)
+
+
+def metavar(name: str, hint: Any) -> str | None:
+    """Returns what stands for the value of a list in the help text; None for other options, which have their name."""
+    written = getattr(hint, "__metadata__", ())
+    return (
+        "NAME,NAME"
+        if COMMAS in written
+        else "WORD ..."
+        if SEVERAL in written
+        else name.upper()
+        if get_origin(hint) is tuple
+        else None
+    )
+
+
 def bounds(hint: Any) -> Iterator[Bound]:
     """Yields the bounds in a type that `type_hints` returned with extras."""
     yield from (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bound))

@@ -15,7 +15,7 @@ from quietstar.config.options import check_input, check_model_path, path_kind
 from quietstar.data.shards import find_shards, is_local, local_file, read_objects
 from quietstar.data.sources import read_documents, read_text
 from quietstar.data.tokenizer import load_tokenizer
-from quietstar.errors import QuietStarError
+from quietstar.errors import CheckpointError, QuietStarError
 from quietstar.evaluation.answers import load_format
 from quietstar.evaluation.settings import Settings, check_settings, read_task
 from quietstar.inference.loading import load_thinking
@@ -110,3 +110,12 @@ def test_a_path_that_is_only_looked_at(look: str, kind: str) -> None:
         LOOKS[look](BAD[kind])
     except QuietStarError as error:
         assert re.search("cannot look at|is a link", str(error)) and "\0" not in str(error)
+
+
+@pytest.mark.parametrize("target", ["elsewhere", ".", "nowhere", "/tmp"])
+def test_checkpoints_that_are_a_link_are_refused(target: str) -> None:
+    Path("elsewhere").mkdir()
+    Path("run").mkdir()
+    os.symlink(target if target.startswith("/") else f"../{target}", "run/checkpoints")
+    with pytest.raises(CheckpointError, match=r"checkpoints: is a link; needs a directory of the run's own"):
+        latest_checkpoint(Path("run/checkpoints"))

@@ -39,6 +39,16 @@ def test_an_index_names_files_of_its_directory(plain: Path, name: Any) -> None:
         load_causal_lm(plain)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "model.pkl", "model.bin", "config.json"])
+def test_an_index_names_no_file_that_is_not_safetensors(plain: Path, name: str) -> None:
+    names = load_file(plain / "model.safetensors")
+    if name != "config.json":
+        shutil.move(plain / "model.safetensors", plain / name)
+    (plain / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, name)}))
+    with pytest.raises(CheckpointError, match=r"weight_map: .*needs the name of a \.safetensors file"):
+        load_causal_lm(plain)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "generation_config.json"])
 def test_links_are_followed_in_the_cache_of_the_hub_alone(plain: Path, name: str) -> None:
     shutil.move(plain / name, plain.parent / "elsewhere")
