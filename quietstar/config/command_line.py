@@ -21,7 +21,17 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_ori
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from quietstar.config.options import COMMAS, SEVERAL, bounds, check, check_input, option_fields, type_hints
+from quietstar.config.options import (
+    COMMAS,
+    SEVERAL,
+    bounds,
+    check,
+    check_input,
+    metavar,
+    option_fields,
+    type_hints,
+    type_in_help,
+)
 from quietstar.config.parsing import MAX_YAML_BYTES, parse_yaml, shown
 from quietstar.errors import ConfigError, DataError
 
@@ -216,37 +226,13 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
     def _get_type_str(self, action: Action) -> str | None:
         hint = getattr(action, "_typehint", None) or action.type
-        return None if hint is None else _type_in_help(hint)
+        return None if hint is None else type_in_help(hint)
 
     def _get_help_string(self, action: Action) -> str:
         text = str(super()._get_help_string(action))
         if isinstance(action.default, list | tuple):
             text = text.replace("%(default)s", ",".join(action.default).replace("%", "%%") or "none")
         return text
-
-
-def _type_in_help(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(get_args(hint))
-    if get_origin(hint) is tuple:
-        return "list of texts"
-    if get_args(hint):
-        return " | ".join(map(_type_in_help, get_args(hint)))
-    return "path" if hint is Path else "null" if hint is type(None) else str(hint.__name__)
-
-
-def _metavar(name: str, hint: Any) -> str | None:
-    """Returns what stands for the value of a list in the help text; None for other options, which have their name."""
-    written = getattr(hint, "__metadata__", ())
-    return (
-        "NAME,NAME"
-        if COMMAS in written
-        else "WORD ..."
-        if SEVERAL in written
-        else name.upper()
-        if get_origin(hint) is tuple
-        else None
-    )
 
 
 class _Option(NamedTuple):
@@ -332,7 +318,7 @@ def _parser(command: Command[Any]) -> ArgumentParser:
         text = _option_help(option.cls)[name] + "".join(f" Needs {bound.needs}." for bound in bounds(option.hint))
         default = SUPPRESS if option.field.default is MISSING else option.field.default
         groups[option.cls].add_argument(
-            f"--{key}", type=option.type, default=default, help=text, metavar=_metavar(name, option.hint)
+            f"--{key}", type=option.type, default=default, help=text, metavar=metavar(name, option.hint)
         )
     return parser
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -64,6 +65,8 @@ _SIZED = Bound("a whole number of at most 64 bits", lambda value: -(2**63) <= va
 
 Count = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
+ThoughtsPerToken = Annotated[int, within(1, 1024)]
+"""All thoughts of a token are in memory together."""
 Whole = Annotated[int, Bound("any size", lambda value: True)]
 Finite = Annotated[float, Bound("a finite number", math.isfinite)]
 Positive = Annotated[float, Bound("a finite number above 0", lambda value: 0 < value < math.inf)]
@@ -130,6 +133,31 @@ def type_hints(cls: type, extras: bool = False) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=extras)
 
 
+def type_in_help(hint: Any) -> str:
+    """Returns what the help text calls the type of an option."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return "list of texts"
+    if get_args(hint):
+        return " | ".join(map(type_in_help, get_args(hint)))
+    return "path" if hint is Path else "null" if hint is type(None) else str(hint.__name__)
+
+
+def metavar(name: str, hint: Any) -> str | None:
+    """Returns what stands for the value of a list in the help text; None for other options, which have their name."""
+    written = getattr(hint, "__metadata__", ())
+    return (
+        "NAME,NAME"
+        if COMMAS in written
+        else "WORD ..."
+        if SEVERAL in written
+        else name.upper()
+        if get_origin(hint) is tuple
+        else None
+    )
+
+
 def bounds(hint: Any) -> Iterator[Bound]:
     """Yields the bounds in a type that `type_hints` returned with extras."""
     yield from (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bound))
@@ -192,8 +220,8 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         _SIZED.hold(name, value)
 
 
-def check_number(name: str, value: object, hint: Any, advice: str = "") -> None:
-    """Checks an argument that may be of any type.
+def check_number(name: str, value: object, hint: Any, advice: str = "") -> Any:
+    """Checks an argument that may be of any type, and returns it as a number of Python.
 
     Args:
         name: Name of the argument in messages.
@@ -201,21 +229,25 @@ def check_number(name: str, value: object, hint: Any, advice: str = "") -> None:
         hint: Type with bounds, such as `Count`.
         advice: Text that ends the message.
 
+    Returns:
+        An int or a float, as the type says; the value may be a number of NumPy, for example.
+
     Raises:
         ConfigError: It is not a number of this type, or a bound does not allow it.
     """
     whole = get_args(hint)[0] is int
-    number = value
-    if whole and not isinstance(value, bool):
-        try:
-            number = operator.index(value)  # type: ignore[arg-type]  # or TypeError
-        except TypeError:
-            number = None
-    is_number = isinstance(number, int if whole else int | float) and not isinstance(value, bool)
+    number: int | float | None = None
+    if not isinstance(value, bool):
+        with suppress(TypeError, OverflowError):
+            if whole:
+                number = operator.index(value)  # type: ignore[arg-type]  # or TypeError
+            elif isinstance(value, Real):
+                number = float(value)
     for bound in bounds(hint):
-        if not is_number or not bound.allows(number):
-            kind = "a whole number of " if whole else "" if is_number else "a number: "
+        if number is None or not bound.allows(number):
+            kind = "a whole number of " if whole else "a number: " if number is None else ""
             raise ConfigError(f"{name}: got {shown(value)}, needs {kind}{bound.needs}{advice}")
+    return number
 
 
 def path_text(path: str | os.PathLike[str]) -> str:

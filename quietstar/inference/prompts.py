@@ -6,7 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quietstar.config.options import Count, Seed, ShareAbove0, SpecialTokensMean, TemperatureOr0, Text, check
+from quietstar.config.options import (
+    Count,
+    Seed,
+    ShareAbove0,
+    SpecialTokensMean,
+    TemperatureOr0,
+    Text,
+    ThoughtsPerToken,
+    check,
+)
 from quietstar.data.rows import BadRow, OptionNames, text_of, unrendered
 from quietstar.data.shards import MOST_ROW, local_file
 from quietstar.data.sources import STANDARD_INPUT, place_of, standard_input
@@ -134,7 +143,7 @@ class CompletionOptions:
 
     max_new_tokens: Count = 64
     think: str = "always"
-    thoughts_per_token: Count = 1
+    thoughts_per_token: ThoughtsPerToken = 1
     thought_temperature: TemperatureOr0 | None = None
     temperature: TemperatureOr0 = 0.0
     top_k: Count | None = None

@@ -11,13 +11,13 @@ import operator
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
-from quietstar.config.options import GENERATION, SAMPLING, Count, TemperatureOr0, check_number
+from quietstar.config.options import GENERATION, SAMPLING, TemperatureOr0, ThoughtsPerToken, check_number
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.cache import Thinking, ThinkingCache, ThinkingRecord
 from quietstar.model.draw import draw
@@ -196,7 +196,8 @@ def check_options(options: dict[str, Any], settled: GenerationConfig) -> None:
     """Refuse arguments that `generate` does not know, and numbers that are out of range.
 
     Args:
-        options: Keyword arguments of the call; 2 becomes 2.0 where transformers takes nothing but floats.
+        options: Keyword arguments of the call; numbers become those of Python, and 2 becomes 2.0 where transformers
+            takes nothing but floats.
         settled: Generation configuration, whose value holds where the call gives none.
 
     Raises:
@@ -212,9 +213,9 @@ def check_options(options: dict[str, Any], settled: GenerationConfig) -> None:
     for name, hint in {**GENERATION, **(SAMPLING if values.get("do_sample") else {})}.items():
         if values.get(name) is not None:
             advice = "; do_sample=False takes the most probable token" if name == "temperature" else ""
-            check_number(name, values[name], hint, advice)
-            if name in options and isinstance(values[name], int) and get_args(hint)[0] is float:
-                options[name] = float(values[name])
+            number = check_number(name, values[name], hint, advice)
+            if name in options:
+                options[name] = number
 
 
 def one_cache(past_key_values: Any, cache: Any) -> Any:
@@ -269,11 +270,11 @@ def plan_thinking(
     when = parse_think(think, model.config.thinking_threshold)
     if when.rule == "learned" and model.thinking_gate is None:
         raise ConfigError(NO_GATE.format(think=think))
-    check_number("thoughts_per_token", thoughts_per_token, Count)
+    thoughts_per_token = check_number("thoughts_per_token", thoughts_per_token, ThoughtsPerToken)
     temperature = thought_temperature
     if temperature is None:
         temperature = 0.0 if thoughts_per_token == 1 else model.config.temperature
-    check_number("thought_temperature", temperature, TemperatureOr0)
+    temperature = check_number("thought_temperature", temperature, TemperatureOr0)
     if thoughts_per_token > 1 and (temperature == 0 or model.config.thinking == "pause"):
         name = "thinking: pauses" if temperature else "thought_temperature: got 0"
         raise ConfigError(
@@ -293,7 +294,7 @@ def plan_thinking(
     return Thinking(
         when,
         thoughts_per_token,
-        float(temperature),
+        temperature,
         seeds,
         draw_text=seed is not None,
         keep_thoughts=output_thoughts,

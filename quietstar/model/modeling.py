@@ -258,10 +258,10 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         self._prepare()
         config, head = self.config, self.head
         count = config.thoughts_per_position if thoughts_per_position is None else thoughts_per_position
-        check_number("thoughts_per_position", count, Count)
-        check_number("seed", seed, Whole)
+        count, seed = check_number("thoughts_per_position", count, Count), check_number("seed", seed, Whole)
         temperature = config.temperature if temperature is None else temperature
-        check_number("temperature", temperature, Temperature, "; greedy=True takes the most probable token")
+        advice = "; greedy=True takes the most probable token"
+        temperature = check_number("temperature", temperature, Temperature, advice)
         cached = CachedPass(self, input_ids, padding, record)
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
@@ -475,7 +475,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             return CausalLMOutputWithPast(**output)
         padding = read_padding(input_ids, attention_mask, self.embedding)
         length = input_ids.shape[1]
-        check_number("logits_to_keep", logits_to_keep, Natural)
+        logits_to_keep = check_number("logits_to_keep", logits_to_keep, Natural)
         kept = min(logits_to_keep, length) if logits_to_keep else length
         if labels is not None and kept < length:
             raise ConfigError(

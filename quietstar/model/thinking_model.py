@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from quietstar.config.options import Count, check_number
 from quietstar.errors import ConfigError, DataError, UnsupportedBackboneError
 from quietstar.model.attention import IMPLEMENTATION, AttentionPass
 from quietstar.model.configuration import QuietStarConfig
@@ -253,9 +254,10 @@ class ThinkingModel(PreTrainedModel):
                 "resize_token_embeddings: the base has adapters, whose checkpoint holds no embeddings; "
                 "merge_adapters(model) first, or resize before add_adapters"
             )
-        for name, value in (("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"{name}: got {value!r}, needs a whole number of at least 1")
+        if new_num_tokens is not None:
+            new_num_tokens = check_number("new_num_tokens", new_num_tokens, Count)
+        if pad_to_multiple_of is not None:
+            pad_to_multiple_of = check_number("pad_to_multiple_of", pad_to_multiple_of, Count)
         if new_num_tokens is not None and max(self.banned, default=-1) >= new_num_tokens:
             raise ConfigError(f"new_num_tokens: got {new_num_tokens}, but banned_token_ids has {max(self.banned)}")
         embeddings: nn.Embedding = self.base.resize_token_embeddings(

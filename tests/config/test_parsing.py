@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
 
 from quietstar.config.commands import parse_train_config
-from quietstar.config.parsing import MAX_DEPTH, check_type, parse_json, parse_yaml
+from quietstar.config.parsing import MAX_DEPTH, check_type, parse_json, parse_yaml, read_json_file
 from quietstar.config.training import TrainingOptions
 from quietstar.errors import ConfigError, DataError
 from quietstar.training.optimizer import schedule_change
@@ -35,6 +42,12 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]
         ("a: !!timestamp 2026-13-45", "f:1: .*could not determine a constructor"),
         ("a: !!set {b}", "f:1: .*could not determine a constructor"),
         ("\na: 12:30:45", "f:2: .*base 60"),
+        *(
+            (f"\na: {number}", "f:2: .*octal in YAML 1.1 alone")
+            for number in ("010", "-07", "+0777", "00", "0_1", "01_0")
+        ),
+        ("[1, 012]", "f:1: .*012 is octal"),
+        ("012: a", "f:1: .*012 is octal"),
         (f"a: {'7' * 4999}", "f:1: .*a number of 4,999 characters"),
         (f"a: 0x{'f' * 9999}", "f:1: .*a number of 10,001 characters"),
         ("a: !!bool maybe", "f:1: .*'maybe' is no bool"),
@@ -58,6 +71,7 @@ def test_yaml_that_is_refused(text: str | bytes, message: str) -> None:
         "d: &d {a: 1, b: 2}\ne:\n  <<: *d\n  b: 3\nf: [*d, *d]",
         "a: 1_000\nb: 0x1f\nc: .5\nd: 'it''s'\ne: |\n  two\n  lines\n",
         "a: null\nb: ~\nc: yes\nd: 1.5e+3\ne: '1:30'\n",
+        "a: 0\nb: -0\nc: 0x10\nd: 0.10\ne: '010'\nf: 08\ng: 100\nh: 0b11\n",
         "- " * MAX_DEPTH + "[]" if MAX_DEPTH < 1 else "- " * 60 + "x",
         "",
         "# nothing",
@@ -94,6 +108,85 @@ def test_json_that_is_refused(text: str | bytes, message: str) -> None:
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True]}, "\N{GRINNING FACE}", [[]] * 500, 10**300, {}])
 def test_json_that_is_read(value: object) -> None:
     assert parse_json(json.dumps(value)) == value == parse_json("\ufeff" + json.dumps(value, ensure_ascii=False))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" + ", ".join(f'"{index}": 0' for index in range(100_000)) + ', "99999": 1}',
+        '{"a": {' + ", ".join(f'"{index % 50_000}": 0' for index in range(100_000)) + "}}",
+        "[" + ", ".join("7" * 300 for _ in range(60_000)) + ", " + "7" * 309 + "]",
+        "".join(f"{index}: 0\n" for index in range(20_000)) + "19999: 1",
+        "{" + ", ".join(f"k{index}: 0" for index in range(18_000)) + ", k17999: 1}",
+    ],
+    ids=["twice at the end", "twice the half", "long numbers", "YAML lines", "YAML flow"],
+)
+def test_the_time_is_in_proportion_to_the_text(text: str) -> None:
+    """Each name was counted among all: 20,000 names took 5 s, and a file may have some millions."""
+    start = time.process_time()
+    with pytest.raises(DataError, match=r"twice|more than 307 digits"):
+        parse_json(text) if text.startswith(('{"', "[")) else parse_yaml(text, "f")
+    assert time.process_time() - start < 4
+
+
+SPARSE = """
+import re, sys
+from pathlib import Path
+from quietstar.errors import QuietStarError
+from quietstar.{module} import {name}
+try:
+    {name}(Path(sys.argv[1]))
+except QuietStarError as error:
+    print(error)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "file"),
+    [
+        ("runs.checkpoints", "read_json", "state.json"),
+        ("runs.directory", "check_model_directory", "config.json"),
+        ("runs.directory", "check_model_directory", "generation_config.json"),
+        ("runs.directory", "check_model_directory", "model.safetensors.index.json"),
+        ("runs.directory", "read_run", "environment.json"),
+        ("runs.directory", "read_run", "events.jsonl"),
+        ("runs.directory", "read_run", "config.yaml"),
+        ("reporting.loop_files", "read_summary", "summary.json"),
+        ("reporting.comparison_report", "compared_before", "comparison.json"),
+    ],
+)
+def test_a_large_file_is_not_in_memory(tmp_path: Path, module: str, name: str, file: str) -> None:
+    """The size was looked at when the whole file was in memory: a sparse file of 4 GiB took 4 GiB."""
+    (tmp_path / "metrics.jsonl").touch()
+    with (tmp_path / file).open("wb") as large:
+        large.truncate(600 << 20)
+    path = tmp_path / file if name == "read_json" else tmp_path
+    program = SPARSE.format(module=module, name=name)
+    said = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True).stdout
+    *message, peak = said.splitlines()
+    assert int(peak) < 300
+    assert name == "read_run" or "has more than 33,554,432 bytes" in message[0]
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listening(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the path of a socket may have 107 bytes
+    with closing(socket.socket(socket.AF_UNIX)) as one:
+        one.bind(path.name)
+    os.chdir(here)
+
+
+@pytest.mark.parametrize("make", [pipe, listening, lambda path: path.symlink_to("/dev/zero")])
+def test_what_may_never_end_is_not_read(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A reader of a named pipe waited for a writer for ever."""
+    make(tmp_path / "a.json")
+    with pytest.raises((DataError, OSError), match=r"is a pipe, a socket or a device|No such device"):
+        read_json_file(tmp_path / "a.json")
 
 
 @dataclass

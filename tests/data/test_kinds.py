@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from quietstar.config.parsing import MAX_JSON_BYTES
 from quietstar.data.rows import BadRows, read_json_elements
 from quietstar.data.sources import read_documents, read_text
 from quietstar.errors import ConfigError, DataError
@@ -100,6 +102,9 @@ def test_a_packed_text_and_one_packed_without_saying_so(tmp_path: Path) -> None:
         ("a.csv", b"PK\x03\x04...", "it is a zip archive"),
         ("a.jsonl", b"SQLite format 3\0...", "it is an SQLite database"),
         ("a.json", '[{"text": "x"}]'.encode("utf-16"), "it is text in UTF-16"),
+        ("a.json", '[{"text": "x"}]'.encode("utf-32"), "it is text in UTF-32"),
+        ("a.jsonl", '\ufeff{"text": "x"}'.encode("utf-32-be"), "it is text in UTF-32"),
+        ("a.csv", "text\nx".encode("utf-32"), "it is text in UTF-32"),
         ("a.jsonl", b"PAR1....PAR1", "it is a parquet file"),
         ("a.txt.gz", gzip.compress(gzip.compress(b"x")), r"it is compressed \(.gz\)"),
         ("a.jsonl.gz", b'{"text": "x"}', "is not compressed as its ending .gz says"),
@@ -113,6 +118,16 @@ def test_a_packed_text_and_one_packed_without_saying_so(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "x"}, {"text" "y"}]', "a.json: element 2: not valid JSON: Expecting ':'"),
         ("a.json", b'[{"text": "x"}, 7]', "a.json: element 2: holds a JSON number"),
         ("a.json", b'[{"text": "x"},,{"text": "y"}]', "a.json: element 2: "),
+        *(
+            ("a.json", content, f"a.json: element {number}: not valid JSON: a comma without an element beside it")
+            for number, content in (
+                (2, b'[{"text": "x"},]'),
+                (2, b'[{"text": "x"},\n ]\n'),
+                (3, b'[{"text": "x"}, {"text": "[,]"},]'),
+                (1, b'[,{"text": "x"}]'),
+                (1, b"[,]"),
+            )
+        ),
         ("a.json", b'{"data": [{"text": "x"}]}', r"a.json:1: has no field 'text' \(its fields: 'data'\)"),
         ("a.json", b"[]", "has no rows"),
         ("a.json", b"", "has no rows"),
@@ -262,3 +277,65 @@ def test_prompts_of_every_kind(tmp_path: Path) -> None:
 def test_a_name_without_an_ending_says_nothing_against_rows(tmp_path: Path) -> None:
     (tmp_path / "corpus").write_text('{"text": "x"}\n{"text": "y"}\n')
     assert [document.text for document in read_documents(str(tmp_path / "corpus"), "text")] == ["x", "y"]
+
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"messages": [\n{"role": "user", "content": "a"},\n{"role": "assistant", "content": "b"}\n]}',
+        '{"messages":\n[{"role": "user", "content": "a"},\n {"role": "assistant", "content": "b"}]}\n',
+        '\n\n{\n"id":\n{"a": 1}\n,\n"messages": [\n{"role": "user", "content": "a"}\n,\n'
+        '{"role": "assistant", "content": "b"}\n]\n}',
+        '\ufeff{"id": "' + "x" * 100_000 + '",\n"messages": [\n{"role": "user", "content": "a"},\n'
+        '{"role": "assistant", "content": "b"}\n]}',
+        json.dumps({"id": "x" * 20_000, "messages": CHAT}, indent=1),
+        json.dumps({"messages": CHAT, "id": 1}, indent=0),
+        json.dumps({"messages": CHAT, "id": 1}),
+        json.dumps({"id": "x" * 100_000, "messages": CHAT}),
+        json.dumps([{"messages": CHAT}], indent=1),
+    ],
+)
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_one_value_may_have_any_line_breaks(tmp_path: Path, content: str, ending: str) -> None:
+    """An object in which a message had a line of its own was taken for JSON lines, and refused."""
+    pack = gzip.compress if ending else bytes
+    (tmp_path / f"a.json{ending}").write_bytes(pack(content.encode()))
+    assert json.loads(content.lstrip("\ufeff"))  # another reader takes it for one value
+    documents = list(read_documents(tmp_path / f"a.json{ending}", "messages", render=repr))
+    assert [document.text for document in documents] == [repr(CHAT)]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{"text": "a"}', '{"text": "b"}'],
+        ["", '{"text": "a"}', " ", '{"text": "b"}', ""],
+        ['{"text": "a"', '{"text": "a"}', '{"text": "b"}'],
+        ['{"text": "a"}', "{", '{"text": "b"}'],
+        ['{"text": "a", "more": "' + "x" * 100_000 + '"}', '{"text": "b"}'],
+        ['\ufeff{"text": "a", "more": [{"text": "c"}]}', '{"text": "b"}', "torn"],
+    ],
+)
+def test_lines_are_told_by_the_first_one(tmp_path: Path, lines: list[str]) -> None:
+    (tmp_path / "a.json").write_text("\n".join(lines))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        documents = list(read_documents(tmp_path / "a.json", bad_rows=BadRows("skip")))
+    places = [f"{tmp_path / 'a.json'}:{1 + index}" for index, line in enumerate(lines) if line.endswith("}")]
+    assert [(document.text, document.place) for document in documents] == list(zip("ab", places, strict=True))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "array.json", "a.csv", "a.jsonl.gz"])
+def test_a_row_may_be_as_long_as_its_option_says(tmp_path: Path, name: str) -> None:
+    """JSON had a limit of its own: data.max_row_bytes of more than 32 MiB changed nothing."""
+    text = "a" * (MAX_JSON_BYTES + 1000)
+    row = json.dumps({"text": text})
+    content = {"array.json": f"[{row}]", "a.csv": f"text\n{text}\n"}.get(name, row + "\n").encode()
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
+    documents = read_documents(tmp_path / name, max_row_bytes=len(content))
+    assert [len(document.text) for document in documents] == [len(text)]
+    with pytest.raises(DataError, match=f"longer than {len(text) - 1} bytes"):
+        list(read_documents(tmp_path / name, max_row_bytes=len(text) - 1))
