@@ -321,7 +321,7 @@ def numbers_in(text: str) -> Iterator[tuple[str | None, str]]:
 
 
 _NUMERIC = r"[\d\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218b]"
-_ATTACHED = rf"(?:[-+]?{_CURRENCY}[ \t]+)?[^ \t\r\n]*{_NUMERIC}[^ \t\r\n]*"
+_ATTACHED = rf"(?:[-+]?{_CURRENCY}[ \t]+)?(?<![^ \t\r\n])[^ \t\r\n]*{_NUMERIC}[^ \t\r\n]*"  # each word is tried once
 _NUMERAL = re.compile(
     rf"(?:(?:^|(?<=[=:(]))\s*[-+][ \t]+)?{_ATTACHED}"
     rf"(?:(?<![.,;:!?])[ \t]+(?:(?:[-+*/x\u00d7\u00f7\u00b7=^][ \t]+)+{_ATTACHED}|\d+/\d+(?!\S*\d)\S*))*"

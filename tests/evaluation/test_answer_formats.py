@@ -54,6 +54,13 @@ def test_final_answers(task: str, completion: str, answer: str | None, data: Pat
     ("task", "text", "answer"),
     [
         ("gsm8k", " 1,080 dollars, not 7", "1080"),
+        ("gsm8k", " \\boxed{72}, since 5 is too few", "72"),
+        ("gsm8k", " \\boxed{72}.", "72"),
+        ("gsm8k", " \\textbf{1,080} dollars", "1080"),
+        ("gsm8k", " \\frac{1}{2}.", "0.5"),
+        ("gsm8k", " \\boxed{5}\\boxed{6}", None),
+        ("gsm8k", " \\sqrt{4}.", None),
+        ("gsm8k", " {72}.", "72"),
         ("gsm8k", ": -3.50.", "-3.5"),
         ("gsm8k", " $72", "72"),
         ("gsm8k", " none\nQ: 4?", None),
