@@ -312,9 +312,9 @@ def check_type(value: object, hint: Any, name: str) -> None:
 
     Args:
         value: Value that `parse_json` or `parse_yaml` returned.
-        hint: One of `Any`, `None`, `bool`, `int`, `float` (which takes whole numbers too), `str`, lists, dicts with
-            texts as keys, unions, and dataclasses: an object with at least their fields, as far as these have no
-            default.
+        hint: One of `Any`, `None`, `bool`, `int`, `float` (which takes whole numbers too), `str`, lists, tuples of any
+            length (a list too), dicts with texts as keys, unions, and dataclasses: an object with at least their
+            fields, as far as these have no default.
         name: Name of the value for messages; empty for the object of a whole file, whose fields stand for themselves.
 
     Raises:
@@ -332,7 +332,7 @@ def check_type(value: object, hint: Any, name: str) -> None:
     elif get_origin(hint) is Literal:
         if value not in arguments:
             raise DataError(f"{name}: got {shown(value)}, needs one of {', '.join(map(str, arguments))}")
-    elif get_origin(hint) is list and isinstance(value, list):
+    elif get_origin(hint) in (list, tuple) and isinstance(value, list):
         for number, one in enumerate(value):
             check_type(one, arguments[0], f"{name}[{number}]")
     elif get_origin(hint) is dict and isinstance(value, dict):
@@ -359,6 +359,7 @@ def _has_kind(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     kind = dict if dataclasses.is_dataclass(hint) else get_origin(hint) or hint
+    kind = list if kind is tuple else kind
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)
@@ -368,4 +369,4 @@ def _in_words(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
-    return names.get(hint, "a list" if get_origin(hint) is list else "an object")
+    return names.get(hint, "a list" if get_origin(hint) in (list, tuple) else "an object")

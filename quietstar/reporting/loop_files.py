@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from quietstar.config.parsing import MAX_JSON_BYTES, check_type, open_file, parse_json, read_json_file, read_lines
 from quietstar.errors import DataError
@@ -20,6 +20,9 @@ from quietstar.reporting.charts import MOST_LINES
 from quietstar.reporting.scales import MINUS
 from quietstar.runs.directory import RunDirectory, read_run
 from quietstar.runs.files import KEPT, STORE, SUMMARY
+from quietstar.statistics.candidate_table import CandidateTable
+from quietstar.statistics.iterations import Distinct
+from quietstar.statistics.ranking import Calibration, StepCounts
 
 OF_A_KIND = 3
 RIGHT, RIGHT_BUT, WRONG, HINTED, HINTED_BUT = (
@@ -29,12 +32,106 @@ RIGHT, RIGHT_BUT, WRONG, HINTED, HINTED_BUT = (
     "rationalised: right with the answer as a hint",
     "rationalised: right answer, but a wrong step inside",
 )
-_SECONDS = re.compile(r"([0-9.]+) s")
+_SECONDS = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,12})?) s")
 Row = Mapping[str, Any]
 Way = tuple[str, str | None]
 """Way to choose one of several candidates: a measure, and the score that it uses (None without one)."""
 MAJORITY: Way = ("maj", None)
 PASS: Way = ("pass", None)
+
+
+_ABSENT: Any = None
+"""Default of what a summary may lack: where it is there it has the type of its field."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    accuracy: float
+    problems: int
+    samples: int
+    solved: int
+    by_group: dict[str, float]
+    truncated: float = 0.0
+    unanswered: float = 0.0
+    tokens: float = 0.0
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class _Built:
+    kept: int
+    hinted: int
+    right_inside_sample: float | None = None
+    right_inside_rationalize: float | None = None
+
+
+@dataclass(frozen=True)
+class _Trained:
+    steps: int
+
+
+@dataclass(frozen=True)
+class _Iteration:
+    iteration: int
+    sampled: _Judged = _ABSENT
+    rationalized: _Judged = _ABSENT
+    held_out: _Judged = _ABSENT
+    built: _Built = _ABSENT
+    trained: _Trained = _ABSENT
+    distinct: Distinct | None = None
+    step_counts: StepCounts | None = None
+    newly_solved: int = 0
+    lost: int = 0
+    ever: int = 0
+
+
+@dataclass(frozen=True)
+class _Candidates(CandidateTable):
+    compared: str | None
+    calibration: dict[str, Calibration] = _ABSENT
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What the pages use of `summary.json`."""
+
+    iterations: list[_Iteration]
+    task: str | None = None
+    candidates: _Candidates | None = None
+    warnings: list[str] = _ABSENT
+
+
+@dataclass(frozen=True)
+class _SampleLine:  # of the store, as far as a page uses it
+    kind: Literal["sample"]
+    purpose: str
+    problem: str
+    index: int
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class _VerdictLine:
+    kind: Literal["verdict"]
+    purpose: str
+    problem: str
+    index: int
+    answer: str | None
+    correct: bool
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class _KeptLine:
+    iteration: int
+    source: str
+    problem: str
+    index: int
+    prompt: str
+    right_inside: bool | None
 
 
 @dataclass(frozen=True)
@@ -98,106 +195,6 @@ class LoopRun:
         return found
 
 
-@dataclass(frozen=True)
-class _Mean:
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class _Samples:
-    accuracy: float | None = None
-    low: float | None = None
-    high: float | None = None
-    truncated: float | None = None
-    problems: int | None = None
-    samples: int | None = None
-    solved: int | None = None
-    failures: int | None = None
-    by_group: dict[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class _Built:
-    kept: int | None = None
-    hinted: int | None = None
-    right_inside_sample: float | None = None
-    right_inside_rationalize: float | None = None
-
-
-@dataclass(frozen=True)
-class _Trained:
-    steps: int | None = None
-
-
-@dataclass(frozen=True)
-class _Iteration:
-    iteration: int
-    sampled: _Samples = _Samples()
-    rationalized: _Samples = _Samples()
-    held_out: _Samples = _Samples()
-    built: _Built = _Built()
-    trained: _Trained = _Trained()
-    distinct: _Mean | None = None
-    step_counts: dict[str, Any] | None = None
-    newly_solved: int | None = None
-    lost: int | None = None
-
-
-@dataclass(frozen=True)
-class _Choice:
-    measure: str
-    k: int
-    value: _Mean
-    score: str | None = None
-    other: str | None = None
-
-
-@dataclass(frozen=True)
-class _Area:
-    within: float | None
-    pooled: float | None
-    problems: int
-
-
-@dataclass(frozen=True)
-class _Bin:
-    low: float
-    high: float
-    probability: float
-    accuracy: float
-    candidates: int
-
-
-@dataclass(frozen=True)
-class _Calibration:
-    brier: float
-    expected_calibration_error: float
-    bins: list[_Bin]
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    rows: list[_Choice]
-    problems: int
-    fewest: int
-    compared: str | None = None
-    differences: list[_Choice] = field(default_factory=list)
-    discrimination: dict[str, _Area] = field(default_factory=dict)
-    calibration: dict[str, _Calibration] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Summary:
-    """What a page reads of `summary.json`."""
-
-    iterations: list[_Iteration]
-    task: str | None = None
-    warnings: list[str] = field(default_factory=list)
-    candidates: _Candidates | None = None
-
-
 def read_summary(directory: Path) -> dict[str, Any]:
     """Returns the content of a run's `summary.json`.
 
@@ -207,6 +204,9 @@ def read_summary(directory: Path) -> dict[str, Any]:
     file = directory / SUMMARY
     try:
         summary: dict[str, Any] = read_json_file(file)
+        if not isinstance(summary, dict) or not summary.get("iterations"):
+            raise DataError(f"it has no list of iterations; needs the {SUMMARY} of a run of STaR or V-STaR")
+        check_type(summary, _Summary, "")
     except FileNotFoundError:
         raise DataError(
             f"{directory}: has no {SUMMARY}, which a run writes when its iterations are done; run its command again"
@@ -215,13 +215,6 @@ def read_summary(directory: Path) -> dict[str, Any]:
         raise DataError(
             f"{file}: cannot be read ({error}); run the command of this run again, which writes it"
         ) from None
-    rows = summary.get("iterations") if isinstance(summary, dict) else None
-    if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) and "iteration" in r for r in rows):
-        raise DataError(f"{file}: has no list of iterations; needs the {SUMMARY} of a run of STaR or V-STaR")
-    try:
-        check_type(summary, _Summary, "")
-    except DataError as error:
-        raise DataError(f"{file}: {error}; run the command of this run again, which writes it") from None
     return summary
 
 
@@ -241,15 +234,15 @@ def _readings(directory: Path, iteration: int) -> list[Reading]:
     place = directory / f"iteration-{iteration:02d}"
     keys = {key for name in ("sample", "rationalize") if (key := _key_of(place / f"{name}.json"))}
     samples: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for line in _lines(directory / STORE, keys):
+    for line in _lines(directory / STORE, _SampleLine, _VerdictLine, keys=keys):
         name = (line["purpose"], line["problem"], line["index"])
         if line["kind"] == "sample":
             samples.setdefault(name, line)
-        elif line["kind"] == "verdict" and name in samples:
+        elif name in samples:
             samples[name] |= {key: line[key] for key in ("answer", "correct", "failure")}
     inside: dict[tuple[str, str, int], bool | None] = {}
     prompts: dict[str, str] = {}
-    for line in _lines(place / KEPT):
+    for line in _lines(place / KEPT, _KeptLine):
         if line["iteration"] == iteration:
             inside[line["source"], line["problem"], line["index"]] = line["right_inside"]
         prompts.setdefault(line["problem"], line["prompt"])
@@ -292,8 +285,8 @@ def _key_of(manifest: Path) -> str | None:
         return None
 
 
-def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a file, or those of the phases in `keys`; a missing file or torn line is skipped."""
+def _lines(file: Path, *kinds: type, keys: set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the lines of some kinds, of a file or of the phases in `keys`; a missing file or torn line is skipped."""
     marks = None if keys is None else [key.encode() for key in keys]
     try:
         with open_file(file) as lines:
@@ -305,10 +298,18 @@ def _lines(file: Path, keys: set[str] | None = None) -> Iterator[dict[str, Any]]
                     line = parse_json(raw, surrogates=True)
                 except ValueError:
                     continue
-                if keys is None or line.get("key") in keys:
+                if any(_fits(line, kind) for kind in kinds) and (keys is None or line.get("key") in keys):
                     yield line
     except (OSError, DataError):
         return
+
+
+def _fits(line: Any, kind: type) -> bool:
+    try:
+        check_type(line, kind, "line")
+    except DataError:
+        return False
+    return True
 
 
 def percent(share: float | None) -> str:

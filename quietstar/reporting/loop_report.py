@@ -146,9 +146,9 @@ def _figures(run: LoopRun) -> list[tuple[str, str, str]]:
 
 
 def _candidate_figures(candidates: Row | None) -> list[tuple[str, str, str]]:
-    if not candidates:
+    values = ways(candidates) if candidates else {}
+    if not candidates or not values:
         return []
-    values = ways(candidates)
     compared: Way = ("best-of", candidates.get("compared"))
     k = ks_of(values)[-1]
     figures = []

@@ -296,17 +296,28 @@ def check_model_directory(path: str | os.PathLike[str]) -> None:
             )
         _check_sizes(file, "", config)
     if (directory / INDEX).exists():
-        names = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise CheckpointError(f"{directory / INDEX}: weight_map: needs an object of tensors and their files")
-        for tensor, name in names.items():
-            if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
-                raise CheckpointError(
-                    f"{directory / INDEX}: weight_map: {shown(tensor)}: got {shown(name)}, needs the name of a "
-                    ".safetensors file of this directory"
-                )
-            if not (directory / name).is_file():
-                raise CheckpointError(f"{directory / name}: missing, but {INDEX} names it")
+        read_index(directory)
+
+
+def read_index(directory: Path) -> list[str]:
+    """Returns the names of the files that hold a model's weights, from their index.
+
+    Raises:
+        CheckpointError: The index cannot be read, or names what is no safetensors file of the directory.
+    """
+    index = directory / INDEX
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: weight_map: needs an object of tensors and their files")
+    for tensor, name in names.items():
+        if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index}: weight_map: {shown(tensor)}: got {shown(name)}, needs the name of a .safetensors file of "
+                "this directory"
+            )
+        if path_kind(directory / name, f"{index}: weight_map") != "file":
+            raise CheckpointError(f"{directory / name}: missing, but {INDEX} names it")
+    return sorted(set(names.values()))
 
 
 def _check_sizes(file: Path, prefix: str, config: dict[str, Any]) -> None:

@@ -35,14 +35,13 @@ from quietstar.runs.checkpoints import (
     STATE,
     describe,
     listing,
-    read_json,
     refuse_link,
     remove_old_checkpoints,
 )
+from quietstar.runs.directory import INDEX, read_index
 from quietstar.runs.files import saving
 
 WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
 class SavesPretrained(Protocol):
@@ -224,12 +223,9 @@ def _save_model(model: nn.Module, weights: Mapping[str, Tensor], directory: Path
 
 
 def _weight_files(path: Path) -> list[Path]:
-    if not (path / WEIGHTS_INDEX).is_file():
+    if not (path / INDEX).is_file():
         return [path / WEIGHTS]
-    shards = sorted(set(read_json(path / WEIGHTS_INDEX).get("weight_map", {}).values()))
-    if outside := [shard for shard in shards if shard not in listing(path)]:
-        raise CheckpointError(f"{path / WEIGHTS_INDEX}: names {outside[0]}, which is not a file of the checkpoint")
-    return [path / shard for shard in shards]
+    return [path / shard for shard in read_index(path)]
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:

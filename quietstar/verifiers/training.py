@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.loops import GeneratorOptions, VerifierOptions
-from quietstar.config.options import check
+from quietstar.config.options import Dtype, check
 from quietstar.config.parsing import check_type, read_json_file, shown
 from quietstar.config.training import FinetuningOptions, TrainingOptions, check_micro_batch
 from quietstar.data.batches import Batch, IndexedBatches
@@ -335,7 +335,7 @@ class _File:
 class _Reference:
     path: str
     fingerprint: str
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
+    dtype: Dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -344,9 +344,9 @@ class _Description:
 
     format: int
     kind: str = ""
-    score: str = ""
+    score: str | None = None
     beta: float = 1.0
-    orm_loss: str = ""
+    orm_loss: Literal["bce", "mse"] = "bce"
     files: dict[str, _File] | None = None
     tokenizer: dict[str, Any] | None = None
     reference: _Reference | None = None

@@ -14,11 +14,11 @@ from quietstar.model.adapters import OPTIONS, read_adapter_options
 from quietstar.reporting.comparison_report import compared_before
 from quietstar.reporting.loop_files import read_summary
 from quietstar.reporting.loop_report import write_loop_report
-from quietstar.runs.checkpoints import INDEX, read_index
+from quietstar.runs.directory import INDEX, read_index
 from quietstar.verifiers.training import VERIFIER, read_description
 from tests.outer_loop.loop_files import candidates, iteration, write_loop_run
 
-DESCRIPTION = {"format": 1, "kind": "dpo", "score": "sum", "beta": 0.1, "files": {"a": {"size": 1, "sha256": "0"}}}
+DESCRIPTION = {"format": 1, "kind": "dpo", "score": "sum", "beta": 0.1, "files": {"a.safetensors": {"size": 1, "sha256": "0"}}}
 ADAPTERS = {"r": 8, "lora_alpha": 16.0, "target_modules": ["q"], "base_model_name_or_path": "a/b"}
 COMPARISON = {"directories": {"one": "../one"}, "equal_budget": {"budget": 4.0, "asked": True}}
 SUMMARY = {"task": "addition", "iterations": [iteration(1, True, ("1 digit",))], "candidates": candidates(2, 4)}
@@ -50,7 +50,7 @@ def test_what_was_written_is_read(reader: str, tmp_path: Path) -> None:
         ("verifier", "kind", ["dpo"]),
         ("verifier", "beta", "0.1"),
         ("verifier", "files", ["a"]),
-        ("verifier", "files.a.size", None),
+        ("verifier", "files/a.safetensors/size", None),
         ("verifier", "tokenizer", "x"),
         ("verifier", "reference", {"path": 1}),
         ("verifier", "orm_loss", "l1"),
@@ -83,7 +83,7 @@ def test_what_was_written_is_read(reader: str, tmp_path: Path) -> None:
 def test_a_value_of_another_type_is_one_error(reader: str, path: str, value: Any, tmp_path: Path) -> None:
     """The fuzz run found `{"weight_map": null}`; the others raised KeyError, TypeError or AttributeError too."""
     content = json.loads(json.dumps(READERS[reader][1]))
-    *before, last = [int(part) if part.isdecimal() else part for part in path.split(".")]
+    *before, last = [int(part) if part.isdecimal() else part for part in path.split("/" if "/" in path else ".")]
     inner = content
     for part in before:
         inner = inner[part]

@@ -201,7 +201,7 @@ def test_one_score_of_each_model_is_shown_and_the_rest_folded(tmp_path: Path, ch
     models = ("verifier", "right completions alone", "outcome reward model", "SFT generator", "final generator")
     hows = {"outcome reward model": ("last token", "mean"), "verifier": ("mean", "sum", "log-ratio")}
     scores = [f"{model} ({how})" for model in models for how in hows.get(model, ("mean", "sum"))]
-    value = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    value = {"mean": 0.5, "low": 0.4, "high": 0.6, "problems": 9}
     ways = [("pass", None), ("maj", None), *((way, score) for score in scores for way in ("best-of", "weighted-vote"))]
     rows = [{"measure": way, "score": score, "k": k, "value": value} for way, score in ways for k in (1, 2)]
     gaps = [
