@@ -4,7 +4,13 @@ Importing this package registers the model with transformers' Auto classes. It i
 until a name of it is used.
 """
 
+import signal
+import sys
 from typing import TYPE_CHECKING
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # this is `python -m quietstar...`: until `run_command` answers it, Ctrl-C ends the process, and no traceback comes
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from quietstar.errors import (
     CheckpointError,

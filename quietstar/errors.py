@@ -186,9 +186,9 @@ class _Interruption:
     def __enter__(self) -> Self:
         self._unraisable = sys.unraisablehook
         # not where a shell's background job ignores it, nor outside the main thread, where Python allows no handler
-        self._mine = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        self._mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) in (
+            signal.default_int_handler,
+            signal.SIG_DFL,
         )
         if self._mine:
             signal.signal(signal.SIGINT, self._stop)

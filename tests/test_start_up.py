@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -331,3 +333,31 @@ def test_a_process_that_is_spawned_knows_the_model(thinking: Path, tmp_path: Pat
 
 def test_the_version_is_the_packages() -> None:
     assert python(RUN, json.dumps([["--version"]])).find(f"quietstar {quietstar.__version__}") > 0
+
+
+INTERRUPTS = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPTED"]:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["quietstar.errors", "quietstar.imports", "quietstar.rank", "quietstar.config.command_line", "quietstar.verifiers"],
+)
+def test_ctrl_c_while_the_package_is_imported(tmp_path: Path, module: str) -> None:
+    """It ended in a traceback until `run_command` began; only Python's own start is before the package."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"INTERRUPTED": module, "PYTHONPATH": paths}
+    words = [sys.executable, "-m", "quietstar.rank", "--help"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert done.stderr in ("", "interrupted; what is finished is kept\n") and not done.stdout

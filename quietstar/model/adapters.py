@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is documented there
 from safetensors import SafetensorError, safe_open
@@ -384,14 +385,13 @@ def _load_base(
             f"{directory}: does not name the base of its adapters; load_finetuned(..., base=...) does"
         )
     if local:
-        _check_base_path(directory / OPTIONS, os.fspath(path))
+        path = _local_base(directory / OPTIONS, os.fspath(path))
     if is_adapter_checkpoint(path):
         raise CheckpointError(
             f"{directory}: the base of its adapters, {path}, has adapters itself; needs a whole model"
         )
     try:
-        # what a directory names is not asked of the hub: only a user names what is loaded from there
-        return load_causal_lm(path, _dtype(config), local=local)
+        return load_causal_lm(path, _dtype(config))
     except ConfigError as error:
         raise CheckpointError(
             f"{directory}: the base of its adapters can't be loaded ({error}); "
@@ -409,12 +409,22 @@ def _plain_options(model: ThinkingModel) -> dict[str, Any]:
     return {**options, "inference_mode": True}  # as peft writes it: a model that peft loads is not to be trained
 
 
-def _check_base_path(file: Path, path: str) -> None:
-    """Refuse what `save_finetuned` never writes: neither the absolute path of a directory nor a hub name."""
+def _local_base(file: Path, path: str) -> str:
+    """Return the directory of a base that a file of adapters names, for a hub name the one in the hub's cache.
+
+    The network is not used, which every library would do that gets the hub name: only a user names what is asked for.
+    """
     if os.path.isabs(path) and path_kind(path, f"{file}: base_model_name_or_path") == "directory":
-        return
+        return path
     try:
         validate_repo_id(path)
+        found = try_to_load_from_cache(path, "config.json")
+        if not isinstance(found, str):
+            raise CheckpointError(
+                f"{file}: base_model_name_or_path: the base of its adapters can't be loaded: {path} is not in the "
+                f"cache of the hub; load_finetuned(..., base={path!r}) asks the hub for it"
+            )
+        return os.path.dirname(found)
     except HFValidationError:
         raise CheckpointError(
             f"{file}: base_model_name_or_path: the base of its adapters can't be loaded: got {shown(path)}, needs the "

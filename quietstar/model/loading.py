@@ -63,12 +63,11 @@ class SavedTensor:
     shape: tuple[int, ...]
 
 
-def load_configuration(path: str | os.PathLike[str], *, local: bool = False) -> PreTrainedConfig:
+def load_configuration(path: str | os.PathLike[str]) -> PreTrainedConfig:
     """Load the configuration of a model.
 
     Args:
         path: Directory or hub name of the model.
-        local: Whether a hub name is looked up in the local cache alone, without the network.
 
     Raises:
         ConfigError: There is no configuration, or it cannot be read; the message names the field, where one is wrong.
@@ -78,7 +77,7 @@ def load_configuration(path: str | os.PathLike[str], *, local: bool = False) -> 
         check_weights_format(path, "model")
         raise ConfigError(f"{path}: not a model directory, it has no config.json")
     try:
-        config = _read_configuration(path, local)
+        config = _read_configuration(path)
     except Exception as error:  # strict dataclasses and the families' own code raise many kinds
         raise _refusal(path, error, _read_configuration) from error
     dtype = config.dtype
@@ -88,8 +87,8 @@ def load_configuration(path: str | os.PathLike[str], *, local: bool = False) -> 
     return config
 
 
-def _read_configuration(path: str | os.PathLike[str], local: bool = True) -> PreTrainedConfig:
-    config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
+def _read_configuration(path: str | os.PathLike[str]) -> PreTrainedConfig:
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     return config
 
 
@@ -127,9 +126,7 @@ def load_generation_config(path: str | os.PathLike[str]) -> GenerationConfig | N
     return config
 
 
-def load_causal_lm(
-    path: str | os.PathLike[str], dtype: torch.dtype | None = None, *, local: bool = False
-) -> PreTrainedModel:
+def load_causal_lm(path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a causal language model, thinking or not, with all of its weights.
 
     Weights are read only from safetensors, and code of the directory or hub repository is never run.
@@ -137,17 +134,15 @@ def load_causal_lm(
     Args:
         path: Directory or hub name of the model.
         dtype: Dtype of the weights; None takes that of the checkpoint.
-        local: Whether a hub name is looked up in the local cache alone, without the network.
 
     Raises:
         ConfigError: It can't be loaded as a causal language model.
         CheckpointError: Weights are missing, of other shapes than the configuration makes them, or not finite.
     """
-    check_weights(path, load_configuration(path, local=local))
+    check_weights(path, load_configuration(path))
     if Path(path).is_dir():
         load_generation_config(path)
     options: dict[str, Any] = {"dtype": dtype or "auto", "use_safetensors": True, "trust_remote_code": False}
-    options["local_files_only"] = local
     try:
         # attention is replaced after loading; naming one keeps a config.json from asking for a kernel of the hub
         loaded: Any = AutoModelForCausalLM.from_pretrained(

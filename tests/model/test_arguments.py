@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,60 @@ def test_resizing_that_would_lose_something_is_refused() -> None:
     merge_adapters(model)
     model.resize_token_embeddings(44)
     assert model.generate(IDS + 3, max_new_tokens=1).shape == (2, 8)
+
+
+NUMBERS: list[dict[str, Any]] = [
+    {"max_new_tokens": np.int64(2)},
+    {"max_length": np.int32(9)},
+    {"max_new_tokens": 2, "do_sample": True, "temperature": np.float32(0.5)},
+    {"max_new_tokens": 2, "do_sample": True, "top_p": np.float32(0.5), "top_k": np.uint8(3)},
+    {"max_new_tokens": 2, "do_sample": True, "min_p": np.float16(0.25), "typical_p": np.float64(0.5)},
+    {"max_new_tokens": 2, "repetition_penalty": np.float32(1.5)},
+    {"max_new_tokens": 2, "thoughts_per_token": np.int64(2), "thought_temperature": np.float32(1)},
+    {"max_new_tokens": 2, "do_sample": True, "temperature": Fraction(1, 2), "seed": np.int64(3)},
+]
+
+
+@pytest.mark.parametrize("arguments", NUMBERS, ids=str)
+def test_a_number_of_another_library_is_a_number(model: QuietStarForCausalLM, arguments: dict[str, Any]) -> None:
+    """Those of NumPy were refused, or came to transformers, which refused them."""
+
+    def plain(value: Any) -> Any:
+        return float(value) if isinstance(value, Fraction | np.floating) else int(value)
+
+    torch.manual_seed(0)
+    found = model.generate(IDS, **arguments)
+    torch.manual_seed(0)
+    assert torch.equal(found, model.generate(IDS, **{name: plain(value) for name, value in arguments.items()}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", np.float64(2)),
+        ("max_new_tokens", np.bool_(True)),
+        ("max_new_tokens", np.int64(0)),
+        ("thoughts_per_token", 100_000_000),
+        ("thoughts_per_token", np.int64(1025)),
+        ("thoughts_per_token", 2.0),
+        ("repetition_penalty", np.float32(-1)),
+        ("repetition_penalty", np.float64("nan")),
+        ("repetition_penalty", "1.5"),
+        ("thought_temperature", 10**400),
+        ("thought_temperature", 1j),
+    ],
+)
+def test_a_number_that_cannot_be_is_named(model: QuietStarForCausalLM, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name}: got .*, needs "):
+        model.generate(IDS, **({"max_new_tokens": 2} | {name: value}))
+
+
+@pytest.mark.parametrize("size", [np.int64(VOCABULARY + 3), np.uint16(VOCABULARY + 3), np.float64(40), True, 0, "40"])
+@pytest.mark.parametrize("argument", ["new_num_tokens", "pad_to_multiple_of"])
+def test_the_size_of_embeddings_may_be_a_number_of_numpy(size: Any, argument: str) -> None:
+    model = make_model()
+    if isinstance(size, np.integer):
+        assert model.resize_token_embeddings(**{argument: size}).num_embeddings == int(size)
+    else:
+        with pytest.raises(ConfigError, match=f"^{argument}: got .*, needs a whole number of at least 1$"):
+            model.resize_token_embeddings(**{argument: size})
