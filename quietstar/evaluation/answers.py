@@ -18,7 +18,6 @@ from quietstar.tasks.task import Problem, Task
 
 STEP_BY_STEP = " Let's think step by step."
 NEXT_QUESTION = "\nQ:"
-WORDS_AFTER = 3  # `1 and a half` is one number
 _IN_PARENTHESES = re.compile(r"\(([A-Ea-e])\)")
 _ANSWER_LINE = re.compile(r"([A-E])\.?|\(([A-Ea-e])\)[^()]*")
 
@@ -133,8 +132,7 @@ class NumberFormat(AnswerFormat):
 
     def is_concluded(self, text: str) -> bool:
         """Returns whether no further text can change the first number, as `million` would."""
-        _, after = next(numbers_in(text), (None, ""))
-        return NEXT_QUESTION in text or "\n" in after or len(after.split(" ")) > WORDS_AFTER + 1
+        return NEXT_QUESTION in text or next(numbers_in(text), (None, False))[1]
 
     def _direct(self, line: str) -> str | None:
         return canonical_number(line)

@@ -6,9 +6,9 @@ import re
 
 from quietstar.errors import DataError
 from quietstar.tasks.expressions import same_expression
-from quietstar.tasks.file_task import FileTask, Record, begins_with_hint, speaks_of_hint
+from quietstar.tasks.file_task import FileTask, Record, begins_with_hint, first_after_marker, speaks_of_hint
 from quietstar.tasks.gsm8k import MARKER, equations, through_marker
-from quietstar.tasks.numbers import canonical_number, first_after_marker, plain_text
+from quietstar.tasks.numbers import canonical_number, plain_text
 from quietstar.tasks.task import Problem, Verdict
 
 _ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
