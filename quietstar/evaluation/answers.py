@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from quietstar.config.loops import ProblemOptions
-from quietstar.tasks.commonsenseqa import LETTER_ALONE
+from quietstar.tasks.commonsenseqa import first_letter
 from quietstar.tasks.numbers import canonical_number, numbers_in
 from quietstar.tasks.registry import load_task
 from quietstar.tasks.task import Problem, Task
@@ -192,10 +192,10 @@ class LetterFormat(AnswerFormat):
 
         A lower-case letter counts in parentheses only: it would be found in `a river`.
         """
-        return next((letter for line in text.split("\n") if (letter := _letter(line)) is not None), None)
+        return next((letter for line in text.split("\n") if (letter := first_letter(line)) is not None), None)
 
     def _anywhere(self, problem: Problem, text: str) -> str | None:
-        letter = _letter(text)
+        letter = first_letter(text)
         if letter is not None:
             return letter
         choices = {line[4:].lower(): line[1] for line in problem.question.split("\n")[-5:]}
@@ -205,11 +205,6 @@ class LetterFormat(AnswerFormat):
 
     def _marked(self, answer: str) -> str:
         return f"({answer.lower()})"
-
-
-def _letter(text: str) -> str | None:
-    found = _IN_PARENTHESES.search(text) or LETTER_ALONE.search(text)
-    return None if found is None else found[1]
 
 
 FORMATS: dict[str, type[AnswerFormat]] = {"gsm8k": NumberFormat, "commonsenseqa": LetterFormat}

@@ -62,16 +62,20 @@ class QuestionsAndAnswers(FileTask):
         return None if found is None else self.canonical(found)
 
     def canonical(self, answer: str) -> str:
-        return canonical_number(answer) or plain_text(answer)
+        return canonical_number(answer, symbols=False) or plain_text(answer, symbols=False)
 
     def check(self, problem: Problem, completion: str) -> Verdict:
         answer, gold = self.extract(completion), problem.answer
         if answer is None or answer == gold:
             return Verdict(answer, answer == gold)
-        numbers = canonical_number(answer) is not None and canonical_number(gold) is not None
-        if numbers or not (_EXPRESSION.search(answer) and _EXPRESSION.search(gold)):
+        if not (_EXPRESSION.search(answer) and _EXPRESSION.search(gold)):
             return Verdict(answer, False)
-        same = same_expression(gold, answer)
+        numbers = [canonical_number(text, symbols=False) for text in (gold, answer)]
+        if numbers == [None, None]:
+            same = same_expression(gold, answer)
+        else:  # a symbol before one of two numbers, as in `x = 5 apples`, does not count
+            number = canonical_number(gold)
+            same = (number is not None and number == canonical_number(answer)) or same_expression(gold, answer)
         return Verdict(gold if same else answer, same)
 
     def accepted(self, completion: str) -> str:

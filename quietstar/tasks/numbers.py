@@ -489,11 +489,11 @@ def canonical_latex(text: str) -> str:
     return re.sub(r"\s+", "", plain_expression(text)) if number is None else number
 
 
-def plain_text(text: str) -> str:
-    """Returns a text without markup, a dot at the end, and differences of white space and case."""
-    return " ".join(_bare(text).split()).strip(".").casefold()
+def plain_text(text: str, *, symbols: bool = True) -> str:
+    """Returns a text without markup, a dot at the end, differences of white space and case, and perhaps its symbol."""
+    return " ".join(_bare(text, symbols).split()).strip(".").casefold()
 
 
-def plain_expression(text: str) -> str:
-    """Returns a text without markup and without the LaTeX that does not change its meaning."""
-    return _plain_latex(_bare(text))
+def plain_expression(text: str, *, symbols: bool = True) -> str:
+    """Returns a text without markup, the LaTeX that does not change its meaning, and perhaps its symbol and `=`."""
+    return _plain_latex(_bare(text, symbols))
