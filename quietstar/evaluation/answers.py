@@ -122,7 +122,7 @@ class NumberFormat(AnswerFormat):
     symbols = re.compile(r"[0-9]+")
     any_symbol = re.compile(r"[0-9]")
     conclusion = "\nTherefore, the answer (arabic numerals) is"
-    finished = re.compile(r"####[^\n]*\S[^\n]*\n")
+    finished = re.compile(r"^(?>[^\n]*?####)[^\S\n]*+\S[^\n]*+\n", re.MULTILINE)
     strictly = "a first line that is one number and nothing else but its unit, or the number after the first ####"
     leniently = "the last number, if it can be read whole"
     concluding = "the first number after the sentence that asks for it, if it can be read whole"
@@ -152,7 +152,7 @@ class LetterFormat(AnswerFormat):
 
     symbols = any_symbol = re.compile(r"[A-E]")
     conclusion = "\nTherefore, among A through E, the answer is"
-    finished = re.compile(r"answer is[^\n]*\([a-e]\)[^\n]*\n", re.IGNORECASE)
+    finished = re.compile(r"^(?=[^\n]*+\n)(?>[^\n]*?answer is)[^\n]*\([a-e]\)", re.IGNORECASE | re.MULTILINE)
     strictly = (
         "a first line that is A to E alone or begins with a letter in parentheses and has no other parentheses, or the "
         "last letter in parentheses of the line that concludes: the first that says 'answer is', or 'answer', with "
