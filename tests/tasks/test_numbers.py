@@ -234,13 +234,12 @@ def spellings(value: Fraction) -> list[str]:
 
 
 @settings(max_examples=60)
-@given(NUMBERS, st.integers(1, 9))
-def test_every_spelling_equals_its_number_and_no_neighbour(value: Fraction, step: int) -> None:
+@given(NUMBERS)
+def test_every_spelling_equals_its_number(value: Fraction) -> None:
     for text in spellings(value):
         read = canonical_number(text)
         assert read is not None, text
         assert Fraction(read) == value, text
-        assert Fraction(read) not in (value + Fraction(step, 10**6), value - step, -value or 1)
 
 
 CHANGING = [
