@@ -1,7 +1,7 @@
 """The answers of mathematical problems: finding them in a text, writing them in one canonical way, and comparing them.
 
-A number is read whole or not at all: what stands after its digits has to be a known unit or plain words. Expressions
-are compared exactly, by sympy.
+A number is read whole or not at all: words beside it have to be a known unit, a plural or plain words. Expressions are
+compared exactly, by sympy.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Words beside a number: only a known unit or a plain noun leaves it as it is.
 
 The words that change a number are not the reader's own: number words that a speller wrote in some twenty languages,
-their short forms, and English words by what they do. `5 hundert`, `5 doz` and `5 deficit` were read as 5 while there was a
-list of exceptions.
+their short forms, and English words by what they do. `5 hundert`, `5 doz` and `5 deficit` were read as 5 while there
+was a list of exceptions.
 """
 
 from __future__ import annotations
