@@ -12,14 +12,13 @@ from typing import ClassVar
 
 from quietstar.config.loops import ProblemOptions
 from quietstar.config.options import path_kind
-from quietstar.tasks.commonsenseqa import LETTER_ALONE
+from quietstar.tasks.commonsenseqa import first_letter
 from quietstar.tasks.numbers import canonical_number, numbers_in
 from quietstar.tasks.registry import load_task
 from quietstar.tasks.task import Problem, Task
 
 STEP_BY_STEP = " Let's think step by step."
 NEXT_QUESTION = "\nQ:"
-WORDS_AFTER = 3  # `1 and a half` is one number
 _IN_PARENTHESES = re.compile(r"\(([A-Ea-e])\)")
 _ANSWER_LINE = re.compile(r"([A-E])\.?|\(([A-Ea-e])\)[^()]*")
 
@@ -124,7 +123,7 @@ class NumberFormat(AnswerFormat):
     symbols = re.compile(r"[0-9]+")
     any_symbol = re.compile(r"[0-9]")
     conclusion = "\nTherefore, the answer (arabic numerals) is"
-    finished = re.compile(r"####[^\n]*\S[^\n]*\n")
+    finished = re.compile(r"^(?>[^\n]*?####)[^\S\n]*+\S[^\n]*+\n", re.MULTILINE)
     strictly = "a first line that is one number and nothing else but its unit, or the number after the first ####"
     leniently = "the last number, if it can be read whole"
     concluding = "the first number after the sentence that asks for it, if it can be read whole"
@@ -134,8 +133,7 @@ class NumberFormat(AnswerFormat):
 
     def is_concluded(self, text: str) -> bool:
         """Returns whether no further text can change the first number, as `million` would."""
-        _, after = next(numbers_in(text), (None, ""))
-        return NEXT_QUESTION in text or "\n" in after or len(after.split(" ")) > WORDS_AFTER + 1
+        return NEXT_QUESTION in text or next(numbers_in(text), (None, False))[1]
 
     def _direct(self, line: str) -> str | None:
         return canonical_number(line)
@@ -155,7 +153,7 @@ class LetterFormat(AnswerFormat):
 
     symbols = any_symbol = re.compile(r"[A-E]")
     conclusion = "\nTherefore, among A through E, the answer is"
-    finished = re.compile(r"answer is[^\n]*\([a-e]\)[^\n]*\n", re.IGNORECASE)
+    finished = re.compile(r"^(?=[^\n]*+\n)(?>[^\n]*?answer is)[^\n]*\([a-e]\)", re.IGNORECASE | re.MULTILINE)
     strictly = (
         "a first line that is A to E alone or begins with a letter in parentheses and has no other parentheses, or the "
         "last letter in parentheses of the line that concludes: the first that says 'answer is', or 'answer', with "
@@ -195,10 +193,10 @@ class LetterFormat(AnswerFormat):
 
         A lower-case letter counts in parentheses only: it would be found in `a river`.
         """
-        return next((letter for line in text.split("\n") if (letter := _letter(line)) is not None), None)
+        return next((letter for line in text.split("\n") if (letter := first_letter(line)) is not None), None)
 
     def _anywhere(self, problem: Problem, text: str) -> str | None:
-        letter = _letter(text)
+        letter = first_letter(text)
         if letter is not None:
             return letter
         choices = {line[4:].lower(): line[1] for line in problem.question.split("\n")[-5:]}
@@ -208,11 +206,6 @@ class LetterFormat(AnswerFormat):
 
     def _marked(self, answer: str) -> str:
         return f"({answer.lower()})"
-
-
-def _letter(text: str) -> str | None:
-    found = _IN_PARENTHESES.search(text) or LETTER_ALONE.search(text)
-    return None if found is None else found[1]
 
 
 FORMATS: dict[str, type[AnswerFormat]] = {"gsm8k": NumberFormat, "commonsenseqa": LetterFormat}

@@ -7,24 +7,44 @@ from itertools import pairwise, zip_longest
 from typing import Any
 
 from quietstar.errors import DataError
-from quietstar.tasks.file_task import FileTask, PublicHome, Record, speaks_of_hint
+from quietstar.tasks.file_task import FileTask, PublicHome, Record, clean, speaks_of_hint
 from quietstar.tasks.task import Problem
 
 _LETTERS = "abcde"
-_BRACKETS = r"[(\[]\W{0,9}[a-e]\W{0,9}[)\]]"  # without a bound, many brackets would take quadratic time
-_CHOICE = re.compile(_BRACKETS.replace("[a-e]", "([a-e])"), re.IGNORECASE)
-_ARTICLE = r"A (?!(?:as|because|is|since|and|or|but|not)\b)[a-z]"
-LETTER_ALONE = re.compile(rf"(?<![\w'\u2019.-])(?!{_ARTICLE})([A-E])(?![\w'\u2019-]|\.\w)")
-"""A capital letter of a choice that stands alone and is no article."""
+_CHOICE = re.compile(r"[(\[{]\W{0,9}([a-e])\W{0,9}[)\]}]", re.IGNORECASE)
+_QUOTED = re.compile(r"(?<!\w)['\"\u2018\u201c`*_]{1,3}([A-E])['\"\u2019\u201d`*_]{1,3}(?!\w)|\\text[a-z]*\{([A-E])\}")
+_ARTICLE = r"A (?!(?:as|because|is|since|and|or|but|not|to|through)\b)[a-z]"
+_LETTER_ALONE = re.compile(rf"(?<![\w'\u2019.-])(?!{_ARTICLE})([A-E])(?![\w'\u2019-]|\.\w)")
 _LAST_LETTER = re.compile(r"(?<![\w'\u2019.-])([a-e])\W*$")
-_ANSWER_IS, _ANSWER = re.compile(r"\banswer\s+is\b", re.IGNORECASE), re.compile(r"\banswer\b", re.IGNORECASE)
-_DENIED = re.compile(
-    r"\b(?:not|nor|neither|never|unlike|except|without|than|instead\s+of|\w+n['\u2019]t)\s+(?:[\w'\u2019-]+\s+){0,6}?"
-    rf"(?:{_BRACKETS}|[A-E](?![\w'\u2019-]))|{_BRACKETS}\s+(?:is|are|was)(?:n['\u2019]t|\s+(?:not|wrong|incorrect|false))\b",
+_ANSWER = re.compile(r"(?<!wrong )(?<!incorrect )(?<!false )\banswer\b", re.IGNORECASE)
+_ANSWER_IS = re.compile(rf"{_ANSWER.pattern}\s+is\b", re.IGNORECASE)
+_OPTION = r"(?:the|an?|both|either|options?|choices?|letters?|answers?|be|been|is|it|one|that)"
+_NOT = (
+    r"(?:(?:(?<!should )(?<!would )(?<!could )(?<!must )not|not(?=\s+be\b))(?!\s+(?:only|just|merely)\b)"
+    r"|nor|neither|never|cannot|\w+n['\u2019]t)"
+)
+_WRONG = r"(?:wrong|incorrect|false)"
+_REMOVED = r"(?:eliminat|exclud|reject|discard|dismiss)(?:e|ed|ing)"
+_BUT = (
+    r"(?:(?:all|any|anything|every|everything|none|nothing|each)\s+but|except(?:\s+for)?|excluding|unlike|without|besides"
+    r"|(?:other|rather)\s+than|instead\s+of|(?:apart|aside)\s+from|(?:rul|eliminat|exclud|reject)\w*\s+out)"
+)
+_DENIED = re.compile(rf"\b(?:{_NOT}|{_BUT}|{_WRONG}|{_REMOVED})[\s:]+(?:[\w'\u2019-]+\s+){{0,6}}$", re.IGNORECASE)
+_PLAINLY_DENIED = re.compile(
+    rf"\b(?:{_NOT}|{_BUT}|{_WRONG}\s+(?:option|choice|letter|answer)s?)[\s:]+(?:{_OPTION}\s+)*$", re.IGNORECASE
+)
+_REJECTED = re.compile(
+    r"\s(?:\w+n['\u2019]t\b|cannot\b|fails\b|(?:is|are|was|were|would|could|can|must|should|seems?|looks?|sounds?|does)\s"
+    r"(?:(?:be|the|an?|one|clearly|definitely|obviously|simply|also|to|all)\s)*"
+    rf"(?:{_NOT}|{_WRONG}|bad|ruled\s+out|excluded|eliminated|rejected|impossible|unlikely|out)\b)|\W{{0,3}}\?",
     re.IGNORECASE,
 )
-_PLAINLY_DENIED = re.compile(rf"(?:\bis\s+not|n['\u2019]t|^\s*not)\s+{_BRACKETS}", re.IGNORECASE)
-_ALTERNATIVES = re.compile(r"\s*(?:[,/&]|,?\s*\b(?:or|and)\b)\s*", re.IGNORECASE)
+_ALTERNATIVES = re.compile(
+    r"[\s,;/&|+\u2013\u2014:.-]*(?:\b(?:or|and|to|through|thru|till|until|vs|versus|plus|as\s+well\s+as|but\s+also)\b[\s,/]*)*"
+    rf"(?:{_OPTION}\s+)*",
+    re.I,
+)
+_WORDS_BEFORE = 80
 
 
 class CommonsenseQA(FileTask):
@@ -77,8 +97,9 @@ class CommonsenseQA(FileTask):
 
         Where no line does, the conclusion is the first line with the word `answer` and a choice, or else the last line
         with a choice before the first blank one, so that ` (e).` is an answer too. The first choice after `answer is`
-        counts, and the last one of another line. Denied choices (`not (b)`) never do; alternatives (`(a) or (b)`) are
-        no answer. Text after the conclusion is ignored.
+        counts, and the last one of another line. Denied choices (`not (b)`, `all but (b)`, `(b) is wrong`) never do;
+        alternatives, ranges and sequences (`(a) or (b)`, `(a) to (e)`, `(a) (b)`) are no answer. Text after
+        the conclusion is ignored.
         """
         found = _conclusion(completion)
         return None if found is None else found[1]
@@ -147,34 +168,48 @@ def _choice_lines(problem: Problem) -> dict[str, int]:
 def _conclusion(completion: str) -> tuple[str, str | None] | None:
     """Returns the line that concludes, with the letter of its choice; None where no line names a choice."""
     before = completion.partition("\nQ:")[0]
-    lines = before.split("\n")
+    lines = [(line, _plain(line)) for line in before.split("\n")]
     for saying, denied in ((_ANSWER_IS, _DENIED), (_ANSWER_IS, _PLAINLY_DENIED), (_ANSWER, _PLAINLY_DENIED)):
-        for line in lines:
-            said = saying.search(line)
-            if said and (found := _letters(line[said.end() :], denied, alone=True)):
+        for line, plain in lines:
+            said = saying.search(plain)
+            if said and (found := _letters(plain[said.end() :], denied, alone=True)):
                 return line, _one(found, 0)
-            if said and saying is _ANSWER and (found := _letters(line, denied)):
+            if said and saying is _ANSWER and (found := _letters(plain, denied)):
                 return line, _one(found, -1)
     paragraph = before.lstrip().partition("\n\n")[0]
     for line in reversed(paragraph.split("\n")):
-        if found := _letters(line, _PLAINLY_DENIED):
+        if found := _letters(_plain(line), _PLAINLY_DENIED):
             return line, _one(found, -1)
     return None
 
 
-def _letters(text: str, denied: re.Pattern[str], alone: bool = False) -> list[re.Match[str]]:
+def _letters(text: str, denied: re.Pattern[str], alone: bool = False, last: bool = True) -> list[re.Match[str]]:
     """Returns the choices that a text names and does not deny.
 
     Args:
         text: Text of a line, or of its end.
-        denied: Regular expression of a denied choice. Some choices of the data begin with `not`.
-        alone: Whether a letter counts without parentheses where none has them.
+        denied: Regular expression of what denies the choice behind it. Some choices of the data begin with `not`.
+        alone: Whether a capital letter counts without parentheses where none has them.
+        last: Whether a small one at the end of the text does then.
     """
-    text = denied.sub(lambda match: " " * len(match[0]), text)
     found = list(_CHOICE.finditer(text))
     if not found and alone:
-        found = list(LETTER_ALONE.finditer(text)) or list(_LAST_LETTER.finditer(text))
-    return found
+        found = list(_LETTER_ALONE.finditer(text)) or (list(_LAST_LETTER.finditer(text)) if last else [])
+    ends = [0, *(choice.end() for choice in found)]
+    return [
+        choice
+        for choice, after in zip(found, ends, strict=False)
+        if not denied.search(text[max(after, choice.start() - _WORDS_BEFORE) : choice.start()])
+        and not _REJECTED.match(text, choice.end())
+    ]
+
+
+def first_letter(text: str) -> str | None:
+    """Returns the first choice in parentheses that a text names and does not deny, or else the first capital letter
+    that stands alone and is no article; None where there is none, or another one beside it as an alternative.
+    """
+    found = _letters(_plain(text), _PLAINLY_DENIED, alone=True, last=False)
+    return _one(found, 0) if found else None
 
 
 def _one(found: list[re.Match[str]], place: int) -> str | None:
@@ -185,3 +220,8 @@ def _one(found: list[re.Match[str]], place: int) -> str | None:
         if chosen in (one, other) and one[1].lower() != other[1].lower() and _ALTERNATIVES.fullmatch(between):
             return None
     return chosen[1].lower()
+
+
+def _plain(line: str) -> str:
+    """Returns a line as `clean` writes it, with single spaces and with parentheses for quotes around a letter."""
+    return _QUOTED.sub(lambda match: f"({match[1] or match[2]})", " ".join(clean(line).split()))

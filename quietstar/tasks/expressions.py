@@ -46,7 +46,8 @@ def same_expression(gold: str, answer: str) -> bool:
     r"""Returns whether an answer equals the gold answer, both in LaTeX or as plain expressions.
 
     Both have to be read whole: `36\text{ million}`, `101_2` and `x=2\lor x=3` equal nothing but the same text. Values
-    are compared exactly and not by their decimals.
+    are compared exactly and not by their decimals. `x = 3` equals `3` and `3 = x`, but not `y = 3`: a name counts,
+    unless the other answer is one expression without any.
 
     Sympy has no time limit. Call it in a process that can be ended.
 
@@ -54,13 +55,29 @@ def same_expression(gold: str, answer: str) -> bool:
         gold: Text of the right answer.
         answer: Text of the answer that is judged.
     """
-    numbers = [canonical_number(text, units=False) for text in (gold, answer)]
+    numbers = [canonical_number(text, units=False, symbols=False) for text in (gold, answer)]
     if None not in numbers:
         return numbers[0] == numbers[1]
     try:
-        return _equal(_read(gold), _read(answer))
+        one, other = _read(gold), _read(answer)
+        if _is_equation(one) != _is_equation(other):
+            one, other = _unnamed(one), _unnamed(other)
+        return _equal(one, other)
     except (_Unreadable, RecursionError, OverflowError, MemoryError):
         return False
+
+
+def _is_equation(value: Any) -> bool:
+    return isinstance(value, tuple) and value[0] == "="
+
+
+def _unnamed(value: Any) -> Any:
+    """Returns the other side of an equation with a symbol as one of its sides, and anything else as it is."""
+    if _is_equation(value):
+        for name, other in (value[1:], value[:0:-1]):
+            if name.is_Symbol and not other.has(name):
+                return other
+    return value
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -68,9 +85,9 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, tuple) or isinstance(other, tuple):
         if not (isinstance(one, tuple) and isinstance(other, tuple) and one[0] == other[0] and len(one) == len(other)):
             return False
-        if one[0] not in ("", "{}"):
+        if one[0] not in ("", "{}", "="):
             return all(map(_equal, one[1:], other[1:]))
-        left = list(other[1:])  # the order of several answers and of a set's elements has no meaning
+        left = list(other[1:])  # the order of several answers, a set's elements and an equation's sides has no meaning
         for item in one[1:]:
             place = next((place for place, candidate in enumerate(left) if _equal(item, candidate)), None)
             if place is None:
@@ -81,13 +98,13 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _read(text: str) -> Any:
-    """Returns an expression of sympy, or a tuple of its brackets and the expressions between them.
+    """Returns an expression of sympy, or a tuple of its brackets, or `=`, and the expressions between them.
 
     Raises:
         _Unreadable: A part of the text is not understood.
     """
-    number = canonical_number(text, units=False)
-    expression = plain_expression(text) if number is None else number
+    number = canonical_number(text, units=False, symbols=False)
+    expression = plain_expression(text, symbols=False) if number is None else number
     if len(expression) > _LONGEST:
         raise _Unreadable
     return _Reader(expression).whole() if number is None else import_module("sympy").Rational(number)
@@ -162,16 +179,10 @@ class _Reader:
         if self.peek() == "=":
             self.place += 1
             sides.append(self.sum())
-        value = sides[0] if len(sides) == 1 else self._equation(*sides)
-        if value.has(self.sympy.nan, self.sympy.zoo) or (len(value.args) and value.has(self.sympy.oo)):
-            raise _Unreadable
-        return value
-
-    def _equation(self, left: Any, right: Any) -> Any:
-        """Returns the right side of `x = 3`, and for any other equation the pair of its sides in a fixed order."""
-        if left.is_Symbol and not right.has(left):
-            return right
-        return self.sympy.Function("equation")(*sorted((left.expand(), right.expand()), key=str))
+        for value in sides:
+            if value.has(self.sympy.nan, self.sympy.zoo) or (len(value.args) and value.has(self.sympy.oo)):
+                raise _Unreadable
+        return sides[0] if len(sides) == 1 else ("=", *sides)
 
     def peek(self) -> str:
         return self.tokens[self.place] if self.place < len(self.tokens) else ""

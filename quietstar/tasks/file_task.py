@@ -2,12 +2,14 @@
 
 `FileTask` is the base class; it reads either files (`find_files`, `read_records`) or, where none are given, the dataset
 of the Hugging Face hub that publishes the problems (`PublicHome`). `solved_examples` are the examples before each
-prompt. `speaks_of_hint` and `begins_with_hint` find rationales that mention their hint.
+prompt. `speaks_of_hint` and `begins_with_hint` find rationales that mention their hint; `clean`,
+`first_after_marker`, `last_box` and `through_box` are for whoever looks for the answer of a completion.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -309,3 +311,115 @@ def begins_with_hint(completion: str, answer: str) -> bool:
     """Returns whether a rationale repeats `(answer)`, as the question shows it, on its first line."""
     first = completion.strip().partition("\n")[0]
     return f"({answer})" in first
+
+
+def first_after_marker(text: str, marker: str = "####") -> str | None:
+    """Returns the text after the first `marker`, up to the end of its line.
+
+    Returns:
+        The text without white space around it; None where there is no marker, or nothing after it on its line.
+    """
+    _, found, after = text.partition(marker)
+    line = after.partition("\n")[0].strip()
+    return line if found and line else None
+
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*+(?=\{|[\d.+-])|\s++)")
+_BRACE = re.compile(r"\\.|[{}]")
+_UNBRACED = re.compile(r"[^\s$]*[^\s$.]")
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
+_CLOSERS = re.compile(r"[^\n]*(?:\n[ \t]*(?:\\\]|\$\$|\\end\{[^{}\n]*\})[^\n]*)*")
+
+
+def last_box(text: str) -> str | None:
+    r"""Returns the content of the last `\boxed{...}`, with braces nested to any depth, or of `\boxed 5` without braces.
+
+    Returns:
+        The content; None where there is no box, or it is not closed.
+    """
+    place = next(iter(reversed(_boxes(text))), None)
+    return None if place is None else text[slice(*place)].strip()
+
+
+def through_box(text: str) -> str:
+    r"""Returns a text up to the line of the last complete box in the first paragraph that has one; all of it without a
+    box.
+
+    That box is the answer, whatever other problems the text solves afterwards. A line that closes the formula around
+    the box, such as `\]`, is kept.
+    """
+    places = [place for place in _boxes(text) if place is not None]
+    if not places:
+        return text
+    blank = _BLANK_LINE.search(text, places[0][1])
+    end = max(stop for start, stop in places if blank is None or start < blank.start())
+    closers = _CLOSERS.match(text, end)
+    return text if closers is None else text[: closers.end()]
+
+
+def _boxes(text: str) -> list[tuple[int, int] | None]:
+    """Returns where the content of each box begins and ends; None for one that has none, or is not closed."""
+    closed: dict[int, int] = {}
+    open_braces: list[int] = []
+    boxes = list(_BOX.finditer(text))
+    for brace in _BRACE.finditer(text) if boxes else ():
+        if brace[0] == "{":
+            open_braces.append(brace.start())
+        elif brace[0] == "}" and open_braces:
+            closed[open_braces.pop()] = brace.start()
+    places: list[tuple[int, int] | None] = []
+    for box in boxes:
+        start = box.end()
+        if text.startswith("{", start):
+            places.append((start + 1, closed[start]) if start in closed else None)
+        else:
+            content = _UNBRACED.match(text, start)
+            places.append(content.span() if content else None)
+    return places
+
+
+THIN = "\u202f"
+"""Narrow space, which every fixed space becomes: it may stand between thousands."""
+_SAME = {
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full width
+    **dict.fromkeys(map(ord, "\u2212\u2013\u2010\u2011\ufe63\uff0d"), "-"),
+    **dict.fromkeys(map(ord, "\u2044\u2215"), "/"),
+    **dict.fromkeys(map(ord, "\u066a\ufe6a"), "%"),
+    **dict.fromkeys(map(ord, "\ufe0e\ufe0f"), ""),
+    ord("\u066b"): ".",
+    ord("\u066c"): ",",
+    ord("\u3000"): " ",
+}
+_INVISIBLE_OPERATORS = "\u2061\u2062\u2063\u2064"  # they stand for products and sums
+_END_OF_TEXT = re.compile(
+    r"</?s>|<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:eos|bos|pad|(?:start|end)_of_(?:turn|text))>|\[(?:/?INST|EOS)\]",
+    re.IGNORECASE,
+)
+_VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e\u2189](?!\d)")
+
+
+def clean(text: str) -> str:
+    """Returns a text up to its end-of-text token, with one character for each of its kind and without invisible ones.
+
+    Digits of all scripts, letters of full width, minus signs, slashes and spaces become those of ASCII, or `THIN`.
+    """
+    ends = (match.start() for match in _END_OF_TEXT.finditer(text) if text[: match.start()].strip())
+    text = _END_OF_TEXT.sub("", text[: next(ends, len(text))])
+    if not text.isascii():
+        text = "".join(map(_same, text))
+        text = _VULGAR.sub(lambda match: f" {unicodedata.normalize('NFKC', match[0])}".replace("\u2044", "/"), text)
+    return text
+
+
+def _same(character: str) -> str:
+    if character.isascii():
+        return character
+    code = ord(character)
+    if code in _SAME:
+        return _SAME[code]
+    kind = unicodedata.category(character)
+    if kind == "Nd":
+        return str(unicodedata.decimal(character))
+    if kind == "Zs":
+        return THIN
+    return "" if kind == "Cf" and character not in _INVISIBLE_OPERATORS else character

@@ -6,8 +6,15 @@ import re
 from collections.abc import Iterator
 
 from quietstar.errors import DataError
-from quietstar.tasks.file_task import FileTask, PublicHome, Record, begins_with_hint, speaks_of_hint
-from quietstar.tasks.numbers import canonical_number, first_after_marker
+from quietstar.tasks.file_task import (
+    FileTask,
+    PublicHome,
+    Record,
+    begins_with_hint,
+    first_after_marker,
+    speaks_of_hint,
+)
+from quietstar.tasks.numbers import canonical_number
 from quietstar.tasks.task import Problem
 
 MARKER = "####"

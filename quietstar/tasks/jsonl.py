@@ -6,9 +6,9 @@ import re
 
 from quietstar.errors import DataError
 from quietstar.tasks.expressions import same_expression
-from quietstar.tasks.file_task import FileTask, Record, begins_with_hint, speaks_of_hint
+from quietstar.tasks.file_task import FileTask, Record, begins_with_hint, first_after_marker, speaks_of_hint
 from quietstar.tasks.gsm8k import MARKER, equations, through_marker
-from quietstar.tasks.numbers import canonical_number, first_after_marker, plain_text
+from quietstar.tasks.numbers import canonical_number, plain_text
 from quietstar.tasks.task import Problem, Verdict
 
 _ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
@@ -62,16 +62,20 @@ class QuestionsAndAnswers(FileTask):
         return None if found is None else self.canonical(found)
 
     def canonical(self, answer: str) -> str:
-        return canonical_number(answer) or plain_text(answer)
+        return canonical_number(answer, symbols=False) or plain_text(answer, symbols=False)
 
     def check(self, problem: Problem, completion: str) -> Verdict:
         answer, gold = self.extract(completion), problem.answer
         if answer is None or answer == gold:
             return Verdict(answer, answer == gold)
-        numbers = canonical_number(answer) is not None and canonical_number(gold) is not None
-        if numbers or not (_EXPRESSION.search(answer) and _EXPRESSION.search(gold)):
+        if not (_EXPRESSION.search(answer) and _EXPRESSION.search(gold)):
             return Verdict(answer, False)
-        same = same_expression(gold, answer)
+        numbers = [canonical_number(text, symbols=False) for text in (gold, answer)]
+        if numbers == [None, None]:
+            same = same_expression(gold, answer)
+        else:  # a symbol before one of two numbers, as in `x = 5 apples`, does not count
+            number = canonical_number(gold)
+            same = (number is not None and number == canonical_number(answer)) or same_expression(gold, answer)
         return Verdict(gold if same else answer, same)
 
     def accepted(self, completion: str) -> str:

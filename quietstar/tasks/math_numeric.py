@@ -7,15 +7,18 @@ from collections.abc import Iterable
 
 from quietstar.errors import DataError
 from quietstar.tasks.expressions import same_expression
-from quietstar.tasks.file_task import FileTask, PublicHome, Record, begins_with_hint, speaks_of_hint
-from quietstar.tasks.gsm8k import MARKER, equations, through_marker
-from quietstar.tasks.numbers import (
-    canonical_latex,
+from quietstar.tasks.file_task import (
+    FileTask,
+    PublicHome,
+    Record,
+    begins_with_hint,
     first_after_marker,
     last_box,
-    latex_number,
+    speaks_of_hint,
     through_box,
 )
+from quietstar.tasks.gsm8k import MARKER, equations, through_marker
+from quietstar.tasks.numbers import canonical_latex, latex_number
 from quietstar.tasks.task import Problem, Verdict
 
 _QUESTIONS = ("problem", "question", "input")

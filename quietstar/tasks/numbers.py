@@ -1,40 +1,30 @@
 """The answers of mathematical problems: finding them in a text, writing them in one canonical way, and comparing them.
 
-A number is read whole or not at all: what stands after its digits has to be a known unit or plain words. Expressions
-are compared exactly, by sympy.
+A number is read whole or not at all: words beside it have to be a known unit, a plural or plain words. Expressions are
+compared exactly, by sympy.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
 
+from quietstar.tasks.file_task import THIN, clean
+from quietstar.tasks.file_task import first_after_marker as first_after_marker
+from quietstar.tasks.file_task import last_box as last_box
+from quietstar.tasks.file_task import through_box as through_box
+
+_DEEPEST = 12
 _LONGEST = 4000  # Python refuses to convert longer integers; decimals of any length need no conversion
 
-# How a text looks: one character for each of its kind, and no markup.
-_THIN = "\u202f"
-_SAME = {
-    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full width
-    **dict.fromkeys(map(ord, "\u2212\u2013\u2010\u2011\ufe63\uff0d"), "-"),
-    **dict.fromkeys(map(ord, "\u2044\u2215"), "/"),
-    **dict.fromkeys(map(ord, "\u066a\ufe6a"), "%"),
-    **dict.fromkeys(map(ord, "\ufe0e\ufe0f"), ""),
-    ord("\u066b"): ".",
-    ord("\u066c"): ",",
-    ord("\u3000"): " ",
-}
-_INVISIBLE_OPERATORS = "\u2061\u2062\u2063\u2064"  # they stand for products and sums
-_END_OF_TEXT = re.compile(
-    r"</?s>|<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:eos|bos|pad|(?:start|end)_of_(?:turn|text))>|\[(?:/?INST|EOS)\]",
-    re.IGNORECASE,
-)
-_VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e\u2189](?!\d)")
+# How a text is marked up.
 _TAGS = re.compile(r"</?(?:b|strong|i|em|u|code|mark|answer|span|p)>", re.IGNORECASE)
 _EMPHASIS = re.compile(r"(?<![\w*`)])(\*{1,3}|_{1,3}|`{1,3})(?![\s*_`])([^*_`]*[^\s*_`])\1(?![\w*`(])")
 _DOLLARS = re.compile(r"(?<![\d.\\$])(\$\$?)([^$]*[^$\s\\])\1(?![\d$])")
-_WRAPPER = re.compile(r"\\(?:boxed|fbox|mathbf|mathrm|textbf|textit|emph)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_WRAPPER = re.compile(
+    r"\\(?:boxed|fbox|mathbf|mathrm|textbf|textit|emph)\s*\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}"
+)
 _BRACKETS = (
     *(("(", ")", ","), ("[", "]", ","), ("{", "}", ",")),  # with a comma it may be a pair
     *(('"', '"', ""), ("'", "'", ""), ("\u201c", "\u201d", ""), ("\u2018", "\u2019", "")),
@@ -42,20 +32,28 @@ _BRACKETS = (
 _SAYS = re.compile(
     r"(?:so|thus|hence|therefore)?,?\s*(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:|=)\s*", re.I
 )
-_NAME = re.compile(r"=\s*|(?P<name>[^\W\d_]+(?:\s+[^\W\d_]+)*|\\[A-Za-z]+)\s*=\s*")
+_NAME = re.compile(r"=\s*|(?P<name>[^\W\d_]++(?:\s++[^\W\d_]++)*+|\\[A-Za-z]+)\s*=\s*")
 _SYMBOL = re.compile(r"[A-Za-z\u0391-\u03c9]|\\[A-Za-z]+")
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # How a number looks.
-_CURRENCY = r"(?:(?:US|A|C|CA|AU|NZ|HK|S)?\$|[\u00a2\u00a3\u00a5\u0e3f\u20a0-\u20c0])"
+_CURRENCY = (
+    r"(?:(?:US|A|C|CA|AU|NZ|HK|S|R|MX|NT)?\$|[\u00a2\u00a3\u00a5\u0e3f\u20a0-\u20c0]"
+    r"|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|CAD|AUD|NZD|CHF|SEK|NOK|DKK|PLN|MXN|BRL|ZAR|KRW|SGD|HKD|Rs\.?|kr)(?![^\W\d_]))"
+)
 _DIGITS = (
-    rf"(?:[1-9]\d{{0,2}}(?:(?:,\d{{3}})+(?![\d,])|(?:{_THIN}\d{{3}})+(?!\d)|(?:['\u2019]\d{{3}})+(?!\d))"
+    rf"(?:[1-9]\d{{0,2}}(?:(?:,\d{{3}})+(?![\d,])|(?:{THIN}\d{{3}})+(?!\d)|(?:['\u2019]\d{{3}})+(?!\d))"
     r"|[1-9]\d?(?:,\d{2})+,\d{3}(?![\d,])|\d+)"  # `0,123` has a decimal comma
 )
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b"
 _LOWERED = str.maketrans(_RAISED, "0123456789+-")
 _NUMBER = re.compile(
-    rf"""(?P<outer>[-+]?)\s*{_CURRENCY}?\s*(?P<inner>[-+]?)\s*
+    rf"""(?P<outer>[-+]?)\s*(?P<currency>{_CURRENCY})?\s*(?P<inner>[-+]?)\s*
     (?:(?P<whole>{_DIGITS})\s+(?P<part>\d+/\d+)
      | (?P<above>{_DECIMAL})\s*/\s*(?P<below>{_DECIMAL})
      | (?P<decimal>{_DECIMAL})
@@ -67,65 +65,84 @@ _NUMBER = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-# What may follow a number: a unit or plain words, none of which scales it, combines it or compares it.
+# What may follow a number: a unit or a noun, and plain words around it. Every other word is refused.
 _LENGTH_POWER = re.compile(
     r"(?<![^\W\d_])((?:mm|cm|dm|m|km|in|ft|yd|mi|inch|inches|foot|feet|yards?|miles?|met(?:er|re)s?|units?|s|sec))"
     r"(?:\^?[23]|\^\{[23]\}|[\u00b2\u00b3])(?![\w.^])"
 )
 _SIGN_OF_UNIT = re.compile(rf"\s*(?:%|\u00b0|{_CURRENCY})")
-_LETTERS = r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]+"
-_KNOWN = "元圆円个個人名本枚年月日天원개명"
-_ROUBLES = r"\u0440\u0443\u0431(?:\u043b\u044c|\u043b\u044f|\u043b\u0435\u0439)?"
-_WORD = re.compile(rf"{_LETTERS}(?:['\u2019]{_LETTERS})*|{_ROUBLES}|[{_KNOWN}]")
-_PHRASE = re.compile(rf"(?:(?:\s*[/(,;:]\s*|\s+|-|(?<=[.)\"])\s*|^)(?:{_WORD.pattern})[.)\"]*)+", re.DOTALL)
-_SHORT = re.compile(
-    r"""mm | cm | dm | m | km | in | ft | yd | mi | g | gm | kg | mg | lb | oz | t | l | L | ml | dl | cl |
-    gal | pt | qt | h | hr | d | wk | yr | s | ms | ns | w | W | kw | V | A | N | J | C | F | hz | GB | MB |
-    KB | kB | TB | sq | cu | px | pm | am | c | p | rs | of | a | an | at | on | by | is | it | he | we | us
-    | my | st | nd | rd | th | as | so | if | ha | ac""",
-    re.VERBOSE,
+_WORD = r"[^\W\d_]++(?:['\u2019][^\W\d_]++)*+"
+_STEP = re.compile(rf"(\s*+[/(,;:]\s*+|\s++|-|(?<=[.)\"])|^)({_WORD})[.)\"]*+")
+_SYMBOLS = _words(
+    """m g s h l L V W J C F mm cm dm km in ft yd mi gm kg mg lb lbs oz fl ml mL dl cl gal pt pts qt hr hrs wk wks yr
+    yrs mo ms ns kw kW Wh kWh mAh Hz hz kHz MHz GHz kJ kPa GB MB KB kB TB Mbps mph kph km\u00b2 sq cu px pm am rs
+    min mins sec secs st nd rd th ha ac \u00b5m \u03bcm \u00b5g \u03bcg \u03a9 \u2126 \u00c5 cal kcal tsp tbsp rpm"""
 )
-_ORDINALS = (
-    "third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|teenth|tieth|hundredth|thousandth|illionth"
+_CURRENCIES = _words(
+    """dollar buck cent euro penny pence pound quid sterling yen yuan rmb rupee rupiah peso real reais ruble rouble
+    franc mark krone kronor kroner krona kr lira lire dinar dirham riyal rial shekel won baht dong ringgit rand
+    zloty forint koruna pula kuna naira cedi shilling taka leu lei lev usd eur gbp jpy cny inr cad aud nzd chf sek
+    nok dkk pln czk huf mxn brl zar krw sgd hkd zł kč \u0440\u0443\u0431 \u0440\u0443\u0431\u043b\u044c
+    \u0440\u0443\u0431\u043b\u044f \u0440\u0443\u0431\u043b\u0435\u0439 元 圆 円 원"""
 )
-_SCALING = re.compile(
-    rf"""\w*illi(?:on|ard)\w* | [mbt]r?il(?:h[\u00e3\u00f5o]|[ijy][oa])\w* | bil | trill? | hundreds? | hundert\w* |
-    thousands? | lakhs? | lacs? | crores? | myriads? | googols? | dozens? | doz | dz | gross | scores? | grand |
-    thou | k | [kg]['\u2019]s | (?-i:MM) | mill | mln | mn | mio | mrd | bn | tn | trn | mil | mille | mila |
-    tausend | mill[o\u00f3]n(?:es)? | dutzend | docenas? | douzaines? | basis | bps | ppm | ppb | ppt | permill?e?
-    | kilo | mega | giga | tera | peta | hecto | deca | deci | centi | milli | micro | nano | pico | cien(?:to)?s?
-    | tsd | ribu | juta | (?-i:[kKMBT]|bn|mn)(?:USD|EUR|GBP|CHF|JPY|CNY|INR|CAD|AUD) | tens | hal[fv](?:e?s|ed)? |
-    quarters? | \w*(?:{_ORDINALS})s? | halb\w* | drittel | viertel | medi[oa]s? | mitad | tercios? | demi\w* |
-    \w*fold | pi | tau | phi | infinit\w* | inf | nan | squared | cubed | factorial | powers? | roots?""",
+_UNITS = _CURRENCIES | _words(
+    """inch inches foot feet yard mile league meter metre millimeter millimetre centimeter centimetre kilometer
+    kilometre acre hectare gram gramme milligram kilogram ton tonne ounce stone liter litre milliliter millilitre
+    gallon pint quart cup teaspoon tablespoon bushel second minute hour day night week fortnight month year decade
+    century centuries degree millisecond radian celsius fahrenheit kelvin percent percentage pct knot watt kilowatt
+    volt amp ampere joule newton pascal hertz calorie byte kilobyte megabyte gigabyte terabyte bit pixel unit point
+    piece item pair couple person people child children man men woman women boy girl student kid adult friend tooth
+    teeth mouse mice goose geese oxen fish goldfish sheep deer cattle dice loaf leaf page book box bag bottle can
+    card coin ticket game apple egg cookie slice car tree dog cat bird step head clip ad ads way each apiece o'clock
+    个 個 人 名 本 枚 年 月 日 天 개 명"""
+)
+_PLAIN = _words(
+    """total altogether overall all left remaining old tall long wide deep high thick heavy away ago later earlier
+    today tomorrow yesterday daily weekly monthly yearly annually together square cubic us american canadian
+    australian british in on at for from during with he she they it his her their my your our its this that these
+    those them him me you per a an of the every red blue green yellow white black brown pink purple gray grey orange
+    big large small little medium full whole new distinct right possible different extra additional other fresh ripe
+    male female baby young adult human hot cold ice chocolate vanilla pizza cheese bread meat chicken beef pork rice
+    corn wheat flour sugar salt butter milk water juice coffee tea oil gas sand soil paper wood wooden metal plastic
+    glass gold silver cotton fabric wool ribbon candy fruit vegetable potato tomato lemon banana jelly pie cake
+    cupcake birthday toy tennis soccer video computer phone math school home work class team family food time money
+    space land grass flower rose pizza pencil pen notebook shoe shirt"""
+)
+_LEADING = _words("per a an of the every on at for from during with his her their my your our this that")
+_COUNTED = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
+_CHANGING = re.compile(
+    rf"""(?:zero|nought|one|{_COUNTED})(?:e?s)? | (?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ies)
+    | \w*(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|teenth|tieth|redth|sandth|lionth)s?
+    | first | hal[fv]\w* | quarters? | tercios? | medi[oa]s? | \w*fold | dozens? | scores? | baker['\u2019]?s
+    | \w*[^\Waeiou]il(?:l?i|l?j|l?y|h|ij)[oua]\w* | (?:m|b|tr)ill(?:on|ar)\w* | mil(?:le)?s | mill?iers? | mills?
+    | \w*hundr\w* | \w*hundert\w* | \w*honderd\w* | \w*duizend\w* | \w*tus[ei]nd?\w* | ciens | jutas | \w*cientos
+    | \w*[cz]entos | centaines | \w+aines | docenas | thousand\w* | \w*tausend\w* | lakhs? | lacs? | crores?
+    | myriads? | thous? | thsds? | [kg]['\u2019]s | basis | bps
+    | (?:eins|sechs|trois|vingts|dos|tres|seis|dois|seks|treds|firs|viens?|vienas|trys|simts|\w*belas) | point
+    | plus(?:es)? | minus(?:es)? | times | multipl(?:y|ied|ying) | divi[ds]\w+ | over | add(?:ed|s|ing|itions)?
+    | subtract\w* | sums? | product | differences? | quotients? | ratios? | mod(?:ulo|ulus|uli)? | logs? | logarithms?
+    | ln | lg | exp | exponent\w* | sqrt | cbrt | a?(?:rc)?(?:sin|cos|tan|cot)e?s? | choose | div | gcd | lcm | abs
+    | floor | ceil\w* | twice | thrice | (?:doubl|trebl|tripl|quadrupl|quintupl)\w* | base | binary | hex\w* | neg
+    | negat\w+ | inverses? | opposites? | reciprocals? | complements? | conjugates? | squared? | cubed? | factorials?
+    | powers? | roots? | raised | pi | infinit\w* | inf | nan | and | or | und | oder | et | ou | to | through | thru
+    | till | until | between | vs | versus | not | no | nor | never | neither | none | cannot | \w+n['\u2019]t
+    | wrong\w* | mistak\w+ | incorrect\w* | false\w* | invalid | without | except\w* | exclu\w+ | reject\w* | but
+    | remainders? | than | least | most | more | less | fewer | greater | larger | smaller | bigger | higher | lower
+    | longer | shorter | minim\w* | max\w* | under | above | below | beyond | exceed\w* | excess\w* | approx\w*
+    | about | around | roughly | almost | nearly | barely | hardly | several | many | few | unless | \w+wards | tops
+    | short\w* | off | up | deficits? | debts? | owe[ds]? | owing | loss(?:es)? | lost | overdr\w+ | arrears
+    | deduct\w* | reduc\w+ | decreas\w+ | increas\w+ | diminish\w* | debit\w* | besides | equals | gives | always
+    | perhaps | sometimes | afterwards""",
     re.VERBOSE | re.IGNORECASE,
 )
-_COMBINING = re.compile(
-    r"""point | plus | minus | times | multipl(?:y|ied|ying) | divid\w+ | over | add(?:ed|s)? | subtract\w* | sum |
-    product | difference | quotient | ratio | mod | modulo | modulus | log | ln | lg | exp | sqrt | cbrt | sin |
-    cos | tan | choose | div | gcd | lcm | abs | floor | ceil\w* | twice | thrice | doubled? | tripled? |
-    quadrupled? | base | binary | hex\w* | octal | negative | and | or | und | oder | et | ou | to | through |
-    thru | till | until | between | versus | vs | not | no | nor | never | neither | \w+n['\u2019]t | wrong\w* |
-    mistak\w+ | incorrect\w* | false | without | except\w* | excluding | but | remainder | than | least | most |
-    more | less | fewer | greater | minim\w+ | maxim\w+ | under | above | below | beyond | exceed\w* | approx\w* |
-    about | around | roughly | almost | nearly | barely | hardly | circa | ish | something | unless | zero |
-    (?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen)(?:e?s)? |
-    (?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ies)""",
-    re.VERBOSE | re.IGNORECASE,
+_NAMES = _words(
+    """answer result value total cost price number amount time distance speed age area volume perimeter length width
+    height weight mass profit revenue income salary change budget money quantity count average mean median mode rate
+    tax probability angle side radius diameter fee bill tip final required needed current combined"""
 )
 
 
-def first_after_marker(text: str, marker: str = "####") -> str | None:
-    """Returns the text after the first `marker`, up to the end of its line.
-
-    Returns:
-        The text without white space around it; None where there is no marker, or nothing after it on its line.
-    """
-    _, found, after = text.partition(marker)
-    line = after.partition("\n")[0].strip()
-    return line if found and line else None
-
-
-def canonical_number(text: str, *, units: bool = True) -> str | None:
+def canonical_number(text: str, *, units: bool = True, symbols: bool = True) -> str | None:
     r"""Returns the canonical form of a number, exact at any size: `$1,080.50` and `1080.5 dollars` become `1080.5`.
 
     Markup around the number (`**72**`, `$\boxed{72}$`, `x = 72`, an end-of-text token), commas and narrow spaces
@@ -138,14 +155,15 @@ def canonical_number(text: str, *, units: bool = True) -> str | None:
             `5 million`, `5 or more` and `0.33...` are not accepted as numbers: a wrong answer must not pass for a right
             one.
         units: Whether words may follow the number. Without, `5x` is not a number.
+        symbols: Whether a symbol and an equals sign may stand before it, as in `x = 5`.
 
     Returns:
         `-?[0-9]+`, with a decimal part that does not end in 0, or with a denominator; None for anything else.
     """
-    text = _bare(text)
+    text = _bare(text, symbols)
     latex = re.search(r"[\\{}]", text)
     if latex:
-        text, words = _split_words(_FRACTION.sub(_slashed, _plain_latex(text)).strip(" " + _THIN))
+        text, words = _split_words(_FRACTION.sub(_slashed, _plain_latex(text)).strip(" " + THIN))
         if words is None:
             return None
         units = units and not re.search(r"[\\{}]", text) and not words
@@ -154,7 +172,7 @@ def canonical_number(text: str, *, units: bool = True) -> str | None:
         match is None
         or text.endswith("..")
         or (match["outer"] and match["inner"])
-        or not _harmless(match["rest"], units)
+        or not _harmless(match["rest"], units, match["currency"] is not None)
     ):
         return None
     negative = "-" in (match["outer"], match["inner"])
@@ -170,82 +188,82 @@ def canonical_number(text: str, *, units: bool = True) -> str | None:
     return "-" + magnitude if negative else magnitude
 
 
-def _clean(text: str) -> str:
-    """Returns a text up to its end-of-text token, with ASCII digits and signs, and without invisible characters."""
-    ends = (match.start() for match in _END_OF_TEXT.finditer(text) if text[: match.start()].strip())
-    text = _END_OF_TEXT.sub("", text[: next(ends, len(text))])
-    if not text.isascii():
-        text = "".join(map(_same, text))
-        text = _VULGAR.sub(lambda match: f" {unicodedata.normalize('NFKC', match[0])}".replace("\u2044", "/"), text)
-    return text
+def _bare(text: str, symbols: bool = True) -> str:
+    """Returns a text without markup, brackets around all of it, and what says that it is the answer.
 
-
-def _same(character: str) -> str:
-    if character.isascii():
-        return character
-    code = ord(character)
-    if code in _SAME:
-        return _SAME[code]
-    kind = unicodedata.category(character)
-    if kind == "Nd":
-        return str(unicodedata.decimal(character))
-    if kind == "Zs":
-        return _THIN
-    return "" if kind == "Cf" and character not in _INVISIBLE_OPERATORS else character
-
-
-def _bare(text: str) -> str:
-    """Returns a text without markup, brackets around all of it, and what says that it is the answer."""
-    text = _TAGS.sub(" ", re.sub(r"[ \t\r\n]+", " ", _clean(text)))
-    text = re.sub(r"\\[()\[\]]", " ", text)
-    before = None
-    while text != before:
+    What is wrapped more than `_DEEPEST` times stays as it is.
+    """
+    text = _TAGS.sub(" ", re.sub(r"\s++", lambda gap: gap[0] if gap[0] == THIN else " ", clean(text)))
+    text = whole = re.sub(r"\\[()\[\]]", " ", text)
+    for _ in range(_DEEPEST):
         before = text
         text = _EMPHASIS.sub(r"\2", _DOLLARS.sub(r"\2", _WRAPPER.sub(r" \1 ", text)))
-        text = text.strip(" *_`" + _THIN).rstrip("\\ ")
+        text = text.strip(" *_`" + THIN).rstrip("\\ ")
         text = re.sub(r"(?<!\.)[.,;:]$", "", text) if not text[:-1].endswith("\u2026") else text
         said = _SAYS.match(text) or _NAME.match(text)
-        if said and _may_be_named(said):
+        if said and _may_be_named(said.groupdict().get("name"), symbols):
             text = text[said.end() :]
         for opening, closing, kept in _BRACKETS:
             inner = text[1:-1]
             if text.startswith(opening) and text.endswith(closing) and not set(inner) & set(opening + closing + kept):
                 text = inner
-    return text
+        if text == before:
+            return text
+    return whole
 
 
-def _may_be_named(said: re.Match[str]) -> bool:
-    name = said.groupdict().get("name")
-    return (
-        not name or _SYMBOL.fullmatch(name) is not None or all(len(word) > 1 and _plain(word) for word in name.split())
+def _may_be_named(name: str | None, symbols: bool) -> bool:
+    """Returns whether what stands before an equals sign is the name of the number behind it, and no part of it."""
+    if not name or _SYMBOL.fullmatch(name):
+        return symbols or not name
+    return all(
+        word.lower() in _NAMES or word.lower() in _PLAIN - {"square", "cubic"} or _is_noun(word)
+        for word in name.split()
     )
 
 
-def _plain(word: str) -> bool:
-    """Returns whether a word neither changes the number before it nor is an unknown symbol."""
-    if _SCALING.fullmatch(word) or _COMBINING.fullmatch(word):
-        return False
-    known = word in _KNOWN or _SHORT.fullmatch(word.lower() if len(word) == 2 else word) is not None
-    return len(word) > 2 or known
+def _changes(word: str) -> bool:
+    """Returns whether a word scales, combines, compares or denies the number beside it."""
+    return _CHANGING.fullmatch(word) is not None
 
 
-def _harmless(rest: str, units: bool) -> bool:
-    rest = _SIGN_OF_UNIT.sub("", rest, count=1) if _SIGN_OF_UNIT.match(rest) else rest
+def _is_noun(word: str) -> bool:
+    """Returns whether a word is a known unit, or a plural that does not change the number before it."""
+    word = re.sub(r"['\u2019]s$|(?<=s)['\u2019]$", "", word)
+    small = word.lower()
+    plural = len(word) > 3 and word.isascii() and word.endswith("s") and not word.endswith(("ss", "us", "is"))
+    known = word in _SYMBOLS or small in _UNITS or small.removesuffix("s") in _UNITS
+    return (known or plural) and not _changes(word)
+
+
+def _harmless(rest: str, units: bool, currency: bool = False) -> bool:
+    """Returns whether the text behind a number, perhaps after a currency, is nothing, or a unit with plain words."""
+    sign = _SIGN_OF_UNIT.match(rest)
+    if sign:
+        currency = currency or sign[0].strip() not in "%\u00b0"
+        rest = rest[sign.end() :]
     rest = re.sub(r"(?<![.\u2026])\.$", "", rest.rstrip())
-    if not rest:
-        return True
-    if not units:
-        return False
-    if re.match(r"x\s", rest):  # `5x as many`
-        rest = rest[1:]
-    rest = _LENGTH_POWER.sub(r"\1", rest).replace("left over", "left")
-    words = _WORD.findall(rest)
-    if not words:
-        return not rest.strip()
-    if not _PHRASE.fullmatch(rest) or any(unicodedata.numeric(sign, None) is not None for sign in rest):
-        return False
-    joined = rest[0] in "-/" and len(words[0]) == 1  # `5-m` is a difference, `5/h` a quotient
-    return all(map(_plain, words)) and not joined and words[-1] != "a" and not re.match(r"a\b", rest)
+    if not rest or not units:
+        return not rest
+    rest = _LENGTH_POWER.sub(r"\1", re.sub(r"^x as (?:many|much)\b", "", rest)).replace("left over", "left")
+    place, before = 0, ""
+    while place < len(rest):
+        step = _STEP.match(rest, place)
+        if step is None:
+            return False
+        place, gap, word = step.end(), step[1].strip(), step[2]
+        small, symbol = word.lower(), word in _SYMBOLS
+        per = gap == "/" or before in ("per", "a", "an")
+        if gap in ("-", "/") and len(word) == 1 and not (before and gap == "/"):  # `5-m`, `5/h` are calculations
+            return False
+        if symbol and currency and not per and small not in ("in", "rs"):  # `$5m` is five million
+            return False
+        if before in _SYMBOLS and (small.removesuffix("s") in _CURRENCIES or (len(before) == 1 and not gap)):
+            return False  # and so is `5m dollars`
+        if not (_is_noun(word) or small in _PLAIN) or (small == "a" and not step[1]):
+            return False
+        before = word if symbol else small
+    return before not in _LEADING
 
 
 def _plain_decimal(text: str) -> str:
@@ -299,85 +317,126 @@ def _shortest(value: Fraction) -> str | None:
     return _plain_decimal(f"{digits[:-places]}.{digits[-places:]}") if places else digits
 
 
-def numbers_in(text: str) -> Iterator[tuple[str | None, str]]:
-    """Yields the numbers of a running text, each with the text after it.
+def numbers_in(text: str) -> Iterator[tuple[str | None, bool]]:
+    """Yields the numbers of a running text, each with whether more text could not change it.
 
-    A calculation such as `3 * 4 = 12` is one number, the one after its last equals sign.
+    A calculation such as `3 * 4 = 12` is one number, the one after its last equals sign. The words beside a number
+    change it as they do for `canonical_number`; a sentence may go on behind it and its unit.
 
     Returns:
         Numbers as `canonical_number` writes them; None for one that cannot be read whole, such as the `5` of `5
-        million`, `5 or 6`, `5:30` and `5 * 6`.
+        million`, `minus 5`, `5 or 6`, `5:30`, `5 000` and `5 * 6`.
     """
-    text = _clean(text).replace("\u2014", " ")
-    for match in _NUMERAL.finditer(text):
-        rest = text[match.end() :]
-        said = match[0].rpartition("=")[2] if re.search(r"=\s*\S*\d", match[0]) else match[0]
-        braces = "" if "\\" in said else "{}"  # those of `\boxed{72}` are not around it
-        said = re.sub(r"^[^\W\d_]+:", "", said).strip(f" ()[]{braces}\"'\u201c\u201d\u2018\u2019*_`")
-        if said[:1].isalpha() and not re.match(_CURRENCY, said):
-            continue  # `COVID-19`
-        unread = said.endswith(("..", "\u2026")) or _CHANGED.match(rest)
-        yield None if unread else canonical_number(said.rstrip(f".,;:!?)]{braces}\"'*_`\u201d\u2019")), rest
+    text = clean(text).replace("\u2014", " ")
+    tokens = _TOKEN.findall(text)
+    place = 0
+    while place < len(tokens):
+        start, place = place, place + 1
+        if not _NUMERIC.search(tokens[start]):
+            continue
+        while (more := _operand(tokens, place)) is not None:
+            place = more
+        said = re.sub(r"^[^\W\d_]+:", "", " ".join(tokens[start:place]))
+        formula, _, value = said.rpartition("=")
+        for _ in range(2):
+            if start and re.fullmatch(rf"[-+]|[-+(]?{_CURRENCY}", tokens[start - 1]):
+                start -= 1
+                said = f"{tokens[start]} {said}"
+        number = _shown(value if formula else said)
+        if number == "":  # a name such as `COVID-19`
+            continue
+        if not (_is_formula(formula) if formula else _may_precede(tokens[max(0, start - 8) : start], tokens[start])):
+            number = None
+        behind = [] if tokens[place - 1][-1] in _ENDS else tokens[place : place + _WORDS_AFTER]
+        if not _may_go_on(behind, re.search(_CURRENCY, said) is not None):
+            number = None
+        after = tokens[place : place + _WORDS_AFTER + 1]
+        yield number, "\n" in after or len(after) + text[-1:].isspace() > _WORDS_AFTER
 
 
-_NUMERIC = r"[\d\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218b]"
-_ATTACHED = rf"(?:[-+]?{_CURRENCY}[ \t]+)?(?<![^ \t\r\n])[^ \t\r\n]*{_NUMERIC}[^ \t\r\n]*"  # each word is tried once
-_NUMERAL = re.compile(
-    rf"(?:(?:^|(?<=[=:(]))\s*[-+][ \t]+)?{_ATTACHED}"
-    rf"(?:(?<![.,;:!?])[ \t]+(?:(?:[-+*/x\u00d7\u00f7\u00b7=^][ \t]+)+{_ATTACHED}|\d+/\d+(?!\S*\d)\S*))*"
+def _operand(tokens: list[str], place: int) -> int | None:
+    """Returns the place behind the next part of the numeral that ends before `place`: `* 4`, `000` or `1/2`."""
+    if tokens[place - 1][-1] in ".,;:!?":
+        return None
+    for _ in range(2):
+        place += place < len(tokens) and _OPERATOR.fullmatch(tokens[place]) is not None
+    place += place < len(tokens) - 1 and re.fullmatch(rf"[-+]?{_CURRENCY}", tokens[place]) is not None
+    return place + 1 if place < len(tokens) and _NUMERIC.search(tokens[place]) else None
+
+
+def _shown(said: str) -> str | None:
+    """Returns a numeral of a running text as a number; empty for a name such as `COVID-19`."""
+    braces = "" if "\\" in said else "{}"  # those of `\boxed{72}` are not around it
+    said = said.strip(f" ()[]{braces}\"'\u201c\u201d\u2018\u2019*_`")
+    if said[:1].isalpha() and not re.match(_CURRENCY, said):
+        return ""
+    return (
+        None
+        if said.endswith(("..", "\u2026"))
+        else canonical_number(said.rstrip(f".,;:!?)]{braces}\"'*_`\u201d\u2019"))
+    )
+
+
+def _is_formula(text: str) -> bool:
+    """Returns whether what stands before an equals sign is a name or a calculation with numbers: `x`, but not `2x`."""
+    if not _NUMERIC.search(text):
+        return _may_be_named(text.strip(" ()[]{}\"'*_`$\\") or None, symbols=True)
+    return re.search(r"[a-wyz](?![a-z])|x(?!\s*\d)", re.sub(rf"{_CURRENCY}|[a-z]{{2,}}", "", text)) is None
+
+
+def _may_precede(tokens: list[str], first: str) -> bool:
+    """Returns whether the words before a number leave it as it is: `minus 5`, `at most 5` and `5 of 6` do not."""
+    clause = max((place for place, token in enumerate(tokens, start=1) if token[-1] in _ENDS), default=0)
+    words = [token.strip(_AROUND).lower() for token in tokens[clause:]]
+    if first in ("-", "+") and words and words[-1] not in ("=", *_VERBS):
+        return False
+    if words and words[-1] == "=":
+        sentence = max((place for place, word in enumerate(words, start=1) if word in _GOING_ON), default=0)
+        return _may_be_named(" ".join(words[sentence:-1]), symbols=True)
+    while words and words[-1] in ("the", "a", "an", "of", "by", "just", "only", "exactly", ""):
+        words = words[:-1]
+    if not words or words[-1] == "and":
+        return not any(map(_NUMERIC.search, words))
+    if words[-1] in _VERBS or _COMES_TO.search(" ".join(words)):
+        return True
+    return words[-1][-1].isalpha() and not _changes(words[-1])
+
+
+def _may_go_on(tokens: list[str], currency: bool) -> bool:
+    """Returns whether the words behind a number are a unit or the rest of its sentence."""
+    tokens = tokens[: tokens.index("\n")] if "\n" in tokens else tokens
+    for place, token in enumerate(tokens):
+        bare = token.strip("()[]\"'*_`.,;:!?")
+        word, after = bare.lower(), [other.strip(_AROUND).lower() for other in tokens[place + 1 :]]
+        unit = word not in _PLAIN and _harmless(bare if bare[:1] in "-/" else f" {bare}", True, currency)
+        if token[0] in "([" or not (unit or word in _PLAIN | _GOING_ON):
+            return token[0] in "(["
+        if not after or token[-1] in _ENDS + ")":
+            return True
+        if "and" in (word, after[0]):
+            return not any(_NUMERIC.search(other) or (_changes(other) and other != "and") for other in after)
+        calculated = _OPERATOR.fullmatch(after[0]) and _NUMERIC.search("".join(after[1:]))
+        if calculated or _changes(after[0]) or (word not in _GOING_ON and _NUMERIC.search(after[0])):
+            return False
+        if word not in _PLAIN:
+            return True
+    return True
+
+
+_ENDS = ".,;:!?\n"
+_AROUND = "()[]{}\"'\u201c\u201d\u2018\u2019*_`.,;:!?$\\"
+_WORDS_AFTER = 3  # `1 and a half` is one number
+_TOKEN = re.compile(rf"\n|(?:\S|{THIN})+")
+_NUMERIC = re.compile(r"[\d\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218b]")
+_OPERATOR = re.compile(r"[-+*/x\u00d7\u00f7\u00b7=^<>\u2264\u2265\u2260\u2248~\u00b1|:]")
+_VERBS = _words("is are was were be equals gives")
+_GOING_ON = _VERBS | _words(
+    """and because since so as which who where when if then while has have had will would can could should also too now
+    here there again we i but not get thus hence therefore let find"""
 )
-_CHANGED = re.compile(
-    rf"[ \t]*-?[ \t]*(?:(?:{_SCALING.pattern})\b|and\s+(?:(?:a|an|one|\d+/)\s*)?(?:hal|quarter|\w*(?:{_ORDINALS}))"
-    rf"|and\s+\d+/\d|(?:or|to|plus|minus|times|over|divided\s+by|multiplied\s+by)\s+{_CURRENCY}?\d)",
-    re.VERBOSE | re.IGNORECASE,
+_COMES_TO = re.compile(
+    r"\b(?:equals?|equivalent|comes?|out|amounts?|simplifies|reduces|evaluates|(?:add|sum|come)s? up) to$"
 )
-
-
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{|\s|[\d.+-])")
-_BLANK_LINE = re.compile(r"\n[ \t]*\n")
-_CLOSERS = re.compile(r"[^\n]*(?:\n[ \t]*(?:\\\]|\$\$|\\end\{[^{}\n]*\})[^\n]*)*")
-
-
-def last_box(text: str) -> str | None:
-    r"""Returns the content of the last `\boxed{...}`, with braces nested to any depth, or of `\boxed 5` without braces.
-
-    Returns:
-        The content; None where there is no box, or it is not closed.
-    """
-    found = list(_BOX.finditer(text))
-    place = _content(text, found[-1].end()) if found else None
-    return None if place is None else text[slice(*place)].strip()
-
-
-def through_box(text: str) -> str:
-    r"""Returns a text up to the line of the last complete box in the first paragraph that has one; all of it without a
-    box.
-
-    That box is the answer, whatever other problems the text solves afterwards. A line that closes the formula around
-    the box, such as `\]`, is kept.
-    """
-    places = [place for box in _BOX.finditer(text) if (place := _content(text, box.end())) is not None]
-    if not places:
-        return text
-    blank = _BLANK_LINE.search(text, places[0][1])
-    end = max(stop for start, stop in places if blank is None or start < blank.start())
-    closers = _CLOSERS.match(text, end)
-    return text if closers is None else text[: closers.end()]
-
-
-def _content(text: str, start: int) -> tuple[int, int] | None:
-    """Returns where the content of a box begins and ends; None where it has none, or is not closed."""
-    while text[start : start + 1].isspace():
-        start += 1
-    if not text.startswith("{", start):
-        content = re.split(r"[\s$]", text[start:], maxsplit=1)[0].rstrip(".")
-        return (start, start + len(content)) if content else None
-    depth = 0
-    for match in re.compile(r"\\.|[{}]").finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0:
-            return start + 1, match.start()
-    return None
 
 
 _SPACES = re.compile(r"\\[,;: ]|~")
@@ -401,8 +460,8 @@ def _plain_latex(text: str) -> str:
         r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\displaystyle(?![A-Za-z])|\\!|\{\}", "", text.replace("{,}", ",")
     )
     text = re.sub(r"\^\{?\\circ\}?|\\(?:circ|degree)(?![A-Za-z])", "\u00b0", text)
-    text = _SPACES.sub(_THIN, text)
-    return re.sub(r"\\([%$])", r"\1", text).strip(" " + _THIN)
+    text = _SPACES.sub(THIN, text)
+    return re.sub(r"\\([%$])", r"\1", text).strip(" " + THIN)
 
 
 def _slashed(match: re.Match[str]) -> str:
@@ -417,9 +476,9 @@ def _split_words(text: str) -> tuple[str, str | None]:
     if not text[: found.start()].strip() and found.end() == len(text):
         return found[1].strip(), ""
     words = found[1] + text[found.end() :]
-    if found[1].strip() and canonical_number(f"1 {words}") is None:
+    if found[1].strip() and not _harmless(f" {words}", units=True):
         return text, None
-    return text[: found.start()].strip(" " + _THIN), words
+    return text[: found.start()].strip(" " + THIN), words
 
 
 def canonical_latex(text: str) -> str:
@@ -430,11 +489,11 @@ def canonical_latex(text: str) -> str:
     return re.sub(r"\s+", "", plain_expression(text)) if number is None else number
 
 
-def plain_text(text: str) -> str:
-    """Returns a text without markup, a dot at the end, and differences of white space and case."""
-    return " ".join(_bare(text).split()).strip(".").casefold()
+def plain_text(text: str, *, symbols: bool = True) -> str:
+    """Returns a text without markup, a dot at the end, differences of white space and case, and perhaps its symbol."""
+    return " ".join(_bare(text, symbols).split()).strip(".").casefold()
 
 
-def plain_expression(text: str) -> str:
-    """Returns a text without markup and without the LaTeX that does not change its meaning."""
-    return _plain_latex(_bare(text))
+def plain_expression(text: str, *, symbols: bool = True) -> str:
+    """Returns a text without markup, the LaTeX that does not change its meaning, and perhaps its symbol and `=`."""
+    return _plain_latex(_bare(text, symbols))

@@ -81,6 +81,13 @@ def test_final_answers(task: str, completion: str, answer: str | None, data: Pat
         ("gsm8k", " 5:30", None),
         ("gsm8k", " 10\u2076", None),
         ("commonsenseqa", " (D) because A", "d"),
+        ("commonsenseqa", " not (D)", None),
+        ("commonsenseqa", " all but (D).", None),
+        ("commonsenseqa", " (D) is wrong, so (E)", "e"),
+        ("commonsenseqa", " (A) to (D)", None),
+        ("commonsenseqa", " 'D'.", "d"),
+        ("commonsenseqa", " \uff24", "d"),
+        ("commonsenseqa", " \\boxed{D}", "d"),
         ("commonsenseqa", " E.", "e"),
         ("commonsenseqa", " Bank", None),
         ("commonsenseqa", " the river (C).", "c"),  # not the e of `the`

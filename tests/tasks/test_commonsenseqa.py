@@ -79,6 +79,71 @@ def test_extraction(task: CommonsenseQA, completion: str, answer: str | None) ->
     assert task.extract(task.accepted(completion)) == answer
 
 
+@pytest.mark.parametrize(
+    "completion",
+    [
+        " The answer cannot be (e).",
+        " (e) is the wrong answer.",
+        " All but (e).",
+        " The answer is anything but (e).",
+        " The answer is all of (a) to (e).",
+        " The answer is (d) through (e).",
+        " The answer is (d)-(e).",
+        " The answer is (d) (e).",
+        " The answer is D E.",
+        " The answer is both (d) and (e).",
+        " The answer is not only (d) but also (e).",
+        " The answer is (d) as well as (e).",
+        " The answer can't be (e).",
+        " The answer should not be (e).",
+        " The incorrect answer is (e).",
+        " Every option except (e)",
+        " The answer is never (e).",
+        " The answer is anything other than (e).",
+        " We can rule out (e).",
+        " (e) can't be right.",
+        " (e) was ruled out.",
+        " The answer is (e)?",
+        " The answer is (d)/(e).",
+        " The answer is D to E.",
+    ],
+)
+def test_what_is_denied_excluded_or_one_of_several_is_no_answer(task: CommonsenseQA, completion: str) -> None:
+    """`All but (e)` was e, `(e) is the wrong answer` too, and `(d) (e)` was d."""
+    assert task.extract(completion) is None
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        " The answer is 'E'.",
+        " The answer is \u2018E\u2019.",
+        ' The answer is "E".',
+        " The answer is \uff25.",
+        " The answer is \uff08\uff45\uff09.",
+        " \\boxed{E}",
+        " $\\boxed{\\text{E}}$",
+        " The answer is \\boxed{E}.",
+        " The answer is \\textbf{E}.",
+        " The answer is (e\u200b).",
+        " The answer is `E`.",
+        " The answer is (e), not (d).",
+        " The answer is (e) rather than (d).",
+        " The answer cannot be (d), so the answer is (e).",
+        " (d) is wrong. The answer is (e).",
+        " The answer is (e), because (d) is the wrong answer.",
+        " The answer is (d)? No, (e).",
+        " The answer is everything must go (e).",
+        " The answer is should not (e).",
+        " The answer is incorrect (e).",
+        " The answer is rejected (e).",
+    ],
+)
+def test_an_answer_in_other_writing_or_beside_a_denial_is_read(task: CommonsenseQA, completion: str) -> None:
+    assert task.extract(completion) == "e"
+    assert task.extract(task.accepted(completion)) == "e"
+
+
 def test_what_runs_on_is_not_trained_on(task: CommonsenseQA) -> None:
     right = " It absorbs.\nTherefore, the answer is blotter (e)."
     assert task.accepted(f"{right}\nThe answer is also (a).\n\nQ: Another?") == right

@@ -63,6 +63,44 @@ DIFFERENT = [
 ]
 
 
+NAMED_ALIKE = [
+    ("x = 5, y = 6", "y=6,x=5"),
+    ("y = x^2+1", "x^2+1 = y"),
+    ("3 = t", "t = 3"),
+    (r"\theta = \frac{\pi}{2}", r"\frac{\pi}{2} = \theta"),
+    ("r = 4", "4"),
+    ("4 = r", "4.0"),
+    ("a^2 = 9", "9 = a*a"),
+    ("$n = 7$", r"\boxed{n = 7}"),
+    ("z = x + y", "y + x"),
+]
+NAMED_OTHERWISE = [
+    ("x = 5, y = 6", "x = 6, y = 5"),
+    ("x = 3", "y = 3"),
+    ("3 = x", "3 = y"),
+    ("a = 1, b = 2", "1, 2"),
+    ("x = 1", "x = 1, y = 2"),
+    ("f = 2g", "h = 2g"),
+    ("x^2 = 9", "9"),
+    ("x = x + 1", "x + 1"),
+    (r"\alpha = 30", r"\beta = 30"),
+    ("p = 2, q = p", "p = 2, q = q"),
+    ("5 = 5", "3 = 3"),
+    ("2x = 6", "6"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), NAMED_ALIKE)
+def test_the_sides_of_an_equation_may_change_places_and_one_name_may_be_missing(one: str, other: str) -> None:
+    assert same_expression(one, other) and same_expression(other, one)
+
+
+@pytest.mark.parametrize(("one", "other"), NAMED_OTHERWISE)
+def test_the_value_of_another_name_is_another_answer(one: str, other: str) -> None:
+    """Both names were dropped: `x = 5, y = 6` and `x = 6, y = 5` were equal, and so were `x = 3` and `y = 3`."""
+    assert not same_expression(one, other) and not same_expression(other, one)
+
+
 @pytest.mark.parametrize(("one", "other"), EQUAL)
 def test_equal_expressions_in_different_words(one: str, other: str) -> None:
     assert same_expression(one, other)

@@ -46,6 +46,13 @@ def test_fields_are_named_by_options_and_numbers_stay_as_they_were_written(tmp_p
         ("Long.\n#### 5", " It is\n#### 5", True),
         ("5", "", False),
         ("x=5", "#### 6", False),
+        ("x = 5", "#### 5", True),
+        ("5", "#### x = 5 apples", True),
+        ("x = 5", "#### y = 5", False),
+        ("y = x+1", "#### z = x+1", False),
+        ("y = x+1", "#### x + 1", True),
+        ("y = x+1", "#### 1+x = y", True),
+        ("x = 5, y = 6", "#### x = 6, y = 5", False),
     ],
 )
 def test_answers_are_compared_as_numbers_or_as_plain_texts(
