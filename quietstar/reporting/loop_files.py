@@ -38,8 +38,6 @@ Way = tuple[str, str | None]
 """Way to choose one of several candidates: a measure, and the score that it uses (None without one)."""
 MAJORITY: Way = ("maj", None)
 PASS: Way = ("pass", None)
-
-
 _ABSENT: Any = None
 """Default of what a summary may lack: where it is there it has the type of its field."""
 

@@ -190,13 +190,10 @@ class MasterAdamW:
         self._adam = self._build_adam(options, betas, epsilon)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of a loss to those of the parameters and the masters.
+        """Adds the gradients of a loss, a differentiable scalar, to those of the parameters and the masters.
 
         The gradient of a low-precision parameter goes to its master as soon as it is there, so that a backward pass
         never holds the low-precision gradients of all parameters beside their float32 sums.
-
-        Args:
-            loss: Differentiable scalar.
         """
         with ExitStack() as hooks:
             for name in self._masters:
@@ -208,11 +205,8 @@ class MasterAdamW:
     def collect_gradient(self, name: str, parameter: Tensor) -> None:
         """Adds the gradient of a low-precision parameter to that of its master, and frees it."""
         assert parameter.grad is not None
-        master = self._masters[name]
-        if master.grad is None:
-            master.grad = parameter.grad.float()
-        else:
-            master.grad.add_(parameter.grad)
+        master, gradient = self._masters[name], parameter.grad
+        master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
         parameter.grad = None
 
     @torch.no_grad()

@@ -18,7 +18,13 @@ from quietstar.runs.directory import INDEX, read_index
 from quietstar.verifiers.training import VERIFIER, read_description
 from tests.outer_loop.loop_files import candidates, iteration, write_loop_run
 
-DESCRIPTION = {"format": 1, "kind": "dpo", "score": "sum", "beta": 0.1, "files": {"a.safetensors": {"size": 1, "sha256": "0"}}}
+DESCRIPTION = {
+    "format": 1,
+    "kind": "dpo",
+    "score": "sum",
+    "beta": 0.1,
+    "files": {"a.safetensors": {"size": 1, "sha256": "0"}},
+}
 ADAPTERS = {"r": 8, "lora_alpha": 16.0, "target_modules": ["q"], "base_model_name_or_path": "a/b"}
 COMPARISON = {"directories": {"one": "../one"}, "equal_budget": {"budget": 4.0, "asked": True}}
 SUMMARY = {"task": "addition", "iterations": [iteration(1, True, ("1 digit",))], "candidates": candidates(2, 4)}
