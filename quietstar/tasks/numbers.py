@@ -103,10 +103,10 @@ _PLAIN = _words(
     those them him me you per a an of the every red blue green yellow white black brown pink purple gray grey orange
     big large small little medium full whole new distinct right possible different extra additional other fresh ripe
     male female baby young adult human hot cold ice chocolate vanilla pizza cheese bread meat chicken beef pork rice
-    corn wheat flour sugar salt butter milk water juice coffee tea oil gas sand soil paper wood wooden metal plastic
-    glass gold silver cotton fabric wool ribbon candy fruit vegetable potato tomato lemon banana jelly pie cake
-    cupcake birthday toy tennis soccer video computer phone math school home work class team family food time money
-    space land grass flower rose pizza pencil pen notebook shoe shirt"""
+    corn wheat flour sugar salt butter milk water juice coffee tea oil gas paper wood wooden metal plastic glass
+    gold silver ribbon candy fruit vegetable potato tomato lemon banana jelly pie cake cupcake birthday toy tennis
+    baseball basketball football trading gift playing cream soccer video computer phone math school home work class
+    team family food time money space land grass flower rose pizza pencil pen notebook shoe shirt"""
 )
 _LEADING = _words("per a an of the every on at for from during with his her their my your our this that")
 _COUNTED = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
@@ -410,7 +410,7 @@ def _may_go_on(tokens: list[str], currency: bool) -> bool:
         word, after = bare.lower(), [other.strip(_AROUND).lower() for other in tokens[place + 1 :]]
         unit = word not in _PLAIN and _harmless(bare if bare[:1] in "-/" else f" {bare}", True, currency)
         if token[0] in "([" or not (unit or word in _PLAIN | _GOING_ON):
-            return token[0] in "(["
+            return token[0] in "([" and word not in ("or", "not", "minus")
         if not after or token[-1] in _ENDS + ")":
             return True
         if "and" in (word, after[0]):

@@ -49,7 +49,8 @@ NAMES = words(
 PLAIN = words(
     """clips; dollars; apples; red apples; students; pages per day; slices of pizza; miles/hour; feet; people;
     children; years old; minutes; cents each; USD; CHF; kr; Ω; µm; kWh; square feet; chocolate bars; bills; weeks;
-    pills; hours a week; apples in total; pounds of flour; euros altogether; pct; kg; o'clock; marbles left;
+    pills; baseball cards; ice cream cones;
+    hours a week; apples in total; pounds of flour; euros altogether; pct; kg; o'clock; marbles left;
     Blinkets""",
     "; ",
 )
