@@ -15,6 +15,7 @@ import symtable
 import sys
 import tempfile
 import textwrap
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,6 +37,10 @@ _PYTHON = re.compile(r"i?python[\d.]*|py[\d.]*", re.IGNORECASE)
 _STARTS = re.compile(r"(?:def|class|import|from|async|@\w)\b")
 _DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 _FENCES_TRIED = 20
+MOST_FILES, MOST_WRITTEN = 200, 2**24
+"""How many files and bytes a program may have in its directory."""
+
+_WATCHED_EVERY = 0.05
 _NO_PROGRAM = (SyntaxError, ValueError, RecursionError, MemoryError)  # how the compiler refuses a source
 
 _ALLOWED = """
@@ -49,20 +54,25 @@ geteuid 107 175, getegid 108 177, getppid 110 173, getpgrp 111 -, getgroups 115 
 getresgid 120 150, getpgid 121 155, getsid 124 156, sigaltstack 131 132, statfs 137 43, fstatfs 138 44,
 arch_prctl 158 -, gettid 186 178, time 201 -, futex 202 98, sched_getaffinity 204 123, getdents64 217 61,
 set_tid_address 218 96, clock_gettime 228 113, clock_getres 229 114, clock_nanosleep 230 115, exit_group 231 94,
-epoll_wait 232 -, epoll_ctl 233 21, newfstatat 262 79, readlinkat 267 78, faccessat 269 48, pselect6 270 72,
+epoll_wait 232 -, epoll_ctl 233 21, epoll_pwait 281 22, sendto 44 206, recvfrom 45 207,
+newfstatat 262 79, readlinkat 267 78, faccessat 269 48, pselect6 270 72,
 ppoll 271 73, set_robust_list 273 99, eventfd2 290 19, epoll_create1 291 20, dup3 292 24, pipe2 293 59, getcpu 309 168,
 getrandom 318 278, membarrier 324 283, statx 332 291, rseq 334 293, faccessat2 439 439"""
 _ALLOWED_IN_ITS_DIRECTORY = ", openat 257 56, rename 82 -, rmdir 84 -, unlink 87 -, unlinkat 263 35, renameat 264 38, "
 _ALLOWED_IN_ITS_DIRECTORY += "renameat2 316 276"
 _ANY = 0xFFFFFFFF
-_ALLOWED_IF = {  # the argument with this index, under this mask, is one of these values
-    "ioctl 16 29": (1, _ANY, (0x5401, 0x5451, 0x5450)),  # TCGETS, FIOCLEX, FIONCLEX
-    "fcntl 72 25": (1, _ANY, (0, 1, 2, 3, 4, 1030, 1032)),  # all but locks, leases and signals to other processes
-    "clone 56 220": (0, 0x10000, (0x10000,)),  # CLONE_THREAD
-    "prlimit64 302 261": (0, _ANY, (0,)),  # its own limits, which it can't raise
+_ALLOWED_IF = {  # each argument with this index is, under its mask, one of these values
+    "ioctl 16 29": ((1, _ANY, (0x5401, 0x5451, 0x5450, 0x5421)),),  # TCGETS, FIOCLEX, FIONCLEX, FIONBIO
+    "fcntl 72 25": ((1, _ANY, (0, 1, 2, 3, 4, 1030, 1032)),),  # all but locks, leases and signals to other processes
+    "clone 56 220": ((0, 0x10000, (0x10000,)),),  # CLONE_THREAD
+    "prlimit64 302 261": ((0, _ANY, (0,)),),  # its own limits, which it can't raise
+    "socketpair 53 199": ((0, _ANY, (1,)), (1, 0xF, (1,))),  # AF_UNIX, SOCK_STREAM: it reaches nothing but its pair
 }
-_MAKES_DIRECTORIES = {"mkdir 83 -": (1, 0o700, (0o700,)), "mkdirat 258 34": (2, 0o700, (0o700,))}  # removable ones
-_READS = {"openat 257 56": (2, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (0,))}
+_MAKES_DIRECTORIES = {
+    "mkdir 83 -": ((1, 0o700, (0o700,)),),
+    "mkdirat 258 34": ((2, 0o700, (0o700,)),),
+}  # removable ones
+_READS = {"openat 257 56": ((2, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (0,)),)}
 _MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}  # AUDIT_ARCH_*, column of the tables
 
 
@@ -83,15 +93,25 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
     """Runs a program and its tests in two separate processes, and returns the outcome.
 
     The program's process gets its source and then calls, and answers with plain values; it has no part of the tests,
-    and what it answers is compared in the tests' process. Objects of the program's own classes stay with it: the tests
-    reach their attributes, methods and items, but an operator between one of them and a plain value is only defined if
-    its class is derived from a plain type.
+    and what it answers is compared in the tests' process. An object of the program's own classes stays with it: to the
+    tests it is an object of a class of the same name, whose attributes, methods and operators ask the program. So do
+    objects of the tests' classes for the program. Plain values are copied, but a function of the program can change the
+    lists, dicts and sets that it is called with.
 
-    Both begin in an empty directory, which is removed afterwards, without the environment variables, site packages or
-    open files of this process, and are limited in time, memory, the size of each file (one mebibyte) and open files
-    (32). The kernel keeps the program from more, where it can: Landlock from all files but Python's and those of its
-    directory, a filter of system calls from processes, signals, sockets and, without Landlock, from writing at all. A
-    program that hangs, exits early or kills itself has failed. SECURITY.md tells what this holds against.
+    An object of the program never decides whether it equals a plain value that was expected, so some right programs are
+    refused: `V(2, 3) == (2, 3)` is False unless `V` is derived from tuple; an operator on a plain value and an object
+    of the program has to make another such object, which has no length, size or truth for the tests; `in` asks the
+    object only if the tests name its class; the program's context managers cannot hide an error. Refused as well:
+    what needs one memory for both, such as captured output, replaced functions, a shared random state or lists that
+    are kept; files, which each of the two has alone; the values of standard types that are not copied (`uuid.UUID`).
+    Coroutines run one after another, in the program's process.
+
+    Both processes begin in an empty directory of their own, which is removed afterwards, without the environment
+    variables, site packages or open files of this process. Both are limited in time, memory, open files (32), the size
+    of each file (one mebibyte), and of all (200 files, 16 mebibytes). The kernel keeps both from more, where it can:
+    Landlock from all files but Python's and those of their directory, a filter of system calls from processes, signals,
+    sockets (but pairs within the process) and, without Landlock, from writing at all. A program that hangs, exits early
+    or kills itself has failed. SECURITY.md tells what this holds against.
 
     Args:
         code: Python source of the program.
@@ -99,13 +119,13 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
         timeout: Time limit in seconds for the program and its tests together.
         memory: Limit of the address space in bytes.
     """
-    with _directory() as directory, ExitStack() as ends:
+    with _directory() as directory, _directory() as other, ExitStack() as ends:
         calls, replies = os.pipe(), os.pipe()
         pipes = (*calls, *replies)
         try:
             program = ends.enter_context(_started(RUNNER, directory, calls[0], replies[1]))
             testing = ends.enter_context(
-                _started(TESTS, directory, subprocess.PIPE, subprocess.PIPE, (calls[1], replies[0]))
+                _started(TESTS, other, subprocess.PIPE, subprocess.PIPE, (calls[1], replies[0]))
             )
         finally:
             for number in pipes:
@@ -122,14 +142,23 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
             "memory": memory,
             "pipe": (calls[1], replies[0]),
         }
-        try:
-            reply, _ = testing.communicate(json.dumps(request).encode() + b"\n", timeout)
-            outcome = json.loads(reply or "{}")
-            if outcome.get("ended"):
-                with suppress(subprocess.TimeoutExpired):  # it may take a moment to be gone
-                    program.wait(1.0)
-        except subprocess.TimeoutExpired:
-            return TestRun(False, f"took more than {timeout:g} s")
+        ends_at = time.monotonic() + timeout
+        asked: bytes | None = json.dumps(request).encode() + b"\n"
+        while True:
+            left = ends_at - time.monotonic()
+            try:
+                reply, _ = testing.communicate(asked, min(_WATCHED_EVERY, max(0.0, left)))
+                break
+            except subprocess.TimeoutExpired:
+                asked = None
+            if left <= 0:
+                return TestRun(False, f"took more than {timeout:g} s")
+            if _holds_too_much(directory) or _holds_too_much(other):
+                return TestRun(False, f"wrote more than {MOST_FILES} files or {MOST_WRITTEN >> 20} MiB")
+        outcome = json.loads(reply or "{}")
+        if outcome.get("ended"):
+            with suppress(subprocess.TimeoutExpired):  # it may take a moment to be gone
+                program.wait(1.0)
         status = program.poll() if outcome.get("ended") else testing.returncode
     if outcome.get("passed") is True:
         return TestRun(True)
@@ -139,6 +168,24 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
     if status is not None and status < 0:
         how = f"was ended by {signal.Signals(-status).name}"
     return TestRun(False, f"{how} before its tests were over")
+
+
+def _holds_too_much(directory: str) -> bool:
+    waiting, files, written = [directory], 0, 0
+    while waiting and files <= MOST_FILES and written <= MOST_WRITTEN:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    files += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        written += entry.stat(follow_symlinks=False).st_blocks * 512
+        except FileNotFoundError:
+            continue  # it is gone
+        except OSError:
+            return True  # its name is too long
+    return bool(waiting) or files > MOST_FILES or written > MOST_WRITTEN
 
 
 @contextmanager
@@ -198,14 +245,16 @@ def system_call_filter(machine: str, writes: bool) -> bytes:
         number = call.split()[column]
         if number != "-":
             steps += [step(equal, int(number), 0, 1), step(end, allow)]
-    for call, (index, bits, values) in (_ALLOWED_IF | (_MAKES_DIRECTORIES if writes else _READS)).items():
+    for call, conditions in (_ALLOWED_IF | (_MAKES_DIRECTORIES if writes else _READS)).items():
         number = call.split()[column]
         if number == "-":
             continue
-        inner = [step(load, 16 + 8 * index), step(mask, bits)]
-        for value in values:
-            inner += [step(equal, value, 0, 1), step(end, allow)]
-        inner.append(step(end, deny))
+        inner = []
+        for index, bits, values in conditions:
+            inner += [step(load, 16 + 8 * index), step(mask, bits)]
+            inner += [step(equal, value, len(values) - tried) for tried, value in enumerate(values)]
+            inner.append(step(end, deny))
+        inner.append(step(end, allow))
         steps += [step(equal, int(number), 0, len(inner)), *inner]
     return b"".join([*steps, step(end, deny)])
 

@@ -1,0 +1,334 @@
+"""What the two processes of a check of `quietstar.tasks.code` share: their messages, and what they are kept from.
+
+The program is in one process (`code_runner.py`), its tests are in the other (`code_tests.py`), with a pipe for each
+direction. An object of one process is a number in the messages, and in the other process an object that asks for all
+that is done with it. Lines of JSON carry the messages, so that none can run code.
+"""
+
+from __future__ import annotations
+
+import array
+import builtins
+import collections
+import contextlib
+import ctypes
+import datetime
+import decimal
+import fractions
+import importlib
+import json
+import operator
+import os
+import pathlib
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+import types
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+MOST_BYTES = 2**26
+"""Longest message that a process reads."""
+
+MOST_THREADS = 64
+"""How many threads or processes may be started beyond the number that the machine has (by root: any number)."""
+
+_NEW_USERS, _NEW_NETWORK = 0x10000000, 0x40000000  # CLONE_NEWUSER, CLONE_NEWNET
+_FORBIDDEN = (
+    "socket.",
+    "subprocess.",
+    "os.system",
+    "os.fork",
+    "os.kill",
+    "os.exec",
+    "os.spawn",
+    "os.posix_spawn",
+    "pty.spawn",
+)
+
+
+# --- values as data
+
+
+class Ended(BaseException):
+    """The other process has ended."""
+
+
+_STANDARD: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {  # to a plain value, and back
+    complex: (lambda x: (x.real, x.imag), lambda x: complex(*x)),
+    bytes: (lambda x: x.hex(), bytes.fromhex),
+    range: (lambda x: (x.start, x.stop, x.step), lambda x: range(*x)),
+    slice: (lambda x: (x.start, x.stop, x.step), lambda x: slice(*x)),
+    type(...): (lambda x: None, lambda x: ...),
+    type(NotImplemented): (lambda x: None, lambda x: NotImplemented),
+    decimal.Decimal: (str, decimal.Decimal),
+    fractions.Fraction: (lambda x: (x.numerator, x.denominator), lambda x: fractions.Fraction(*x)),
+    datetime.date: (lambda x: x.isoformat(), datetime.date.fromisoformat),
+    datetime.time: (lambda x: x.isoformat(), datetime.time.fromisoformat),
+    datetime.datetime: (lambda x: x.isoformat(), datetime.datetime.fromisoformat),
+    datetime.timedelta: (lambda x: (x.days, x.seconds, x.microseconds), lambda x: datetime.timedelta(*x)),
+    datetime.timezone: (lambda x: (x.utcoffset(None), x.tzname(None)), lambda x: datetime.timezone(*x)),
+    time.struct_time: (tuple, time.struct_time),
+    pathlib.PurePosixPath: (str, pathlib.PurePosixPath),
+    pathlib.PosixPath: (str, pathlib.PosixPath),
+    pathlib.PureWindowsPath: (str, pathlib.PureWindowsPath),
+    array.array: (lambda x: (x.typecode, x.tolist()), lambda x: array.array(*x)),
+    memoryview: (bytes, memoryview),
+    types.MappingProxyType: (dict, types.MappingProxyType),
+    type({}.keys()): (list, lambda x: dict.fromkeys(x).keys()),
+    type({}.items()): (list, lambda x: dict(x).items()),
+    type({}.values()): (list, lambda x: dict(enumerate(x)).values()),
+}
+_BY_NAME = {kind.__name__: kind for kind in _STANDARD}
+_MADE_WITH: dict[type, Callable[[Any], Any]] = {  # the argument that an empty one is made with
+    collections.defaultdict: operator.attrgetter("default_factory"),
+    collections.deque: operator.attrgetter("maxlen"),
+}
+_MUTABLE = (list, dict, set, bytearray, collections.Counter, collections.OrderedDict, *_MADE_WITH)
+_CONTAINERS: dict[str, type] = {kind.__name__: kind for kind in (*_MUTABLE, tuple, frozenset)}
+PLAIN: dict[type, Callable[[Any], Any]] = {  # the plain value in an object of a derived class, whatever that says
+    int: int.__int__,
+    float: float.__float__,
+    complex: complex.__complex__,
+    str: str.__str__,
+    bytes: bytes.__bytes__,
+    tuple: lambda x: tuple.__getitem__(x, slice(None)),
+    frozenset: frozenset().union,
+    list: list.copy,
+    dict: dict.copy,
+    set: set().union,
+    bytearray: bytearray.copy,
+    collections.deque: collections.deque,
+}
+NATIVE = tuple(PLAIN)[:7]
+"""Immutable plain types: an object of a class that is derived from one is sent with its value."""
+
+TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
+TYPES |= {kind.__name__: kind for kind in (*_STANDARD, *_MUTABLE, type(None))}
+TYPES |= {"function": types.FunctionType, "generator": types.GeneratorType, "coroutine": types.CoroutineType}
+
+
+def plain_type(value: Any) -> type | None:
+    """Returns the plain type that the class of a value is or is derived from."""
+    return next((kind for kind in PLAIN if issubclass(type(value), kind)), None)
+
+
+class Codec:
+    """Turns values into JSON and back. Of an object that occurs twice in a message, the second is a reference.
+
+    Args:
+        other: Encodes what is no plain value.
+        made: Decodes what `other` of the other process encoded.
+        known: Mutable objects that both processes have, in the same order.
+    """
+
+    def __init__(
+        self, other: Callable[[Any, Codec], Any], made: Callable[[list[Any], Codec], Any], known: list[Any]
+    ) -> None:
+        self._other, self._made = other, made
+        self.known = known
+        self._places = {id(value): place for place, value in enumerate(known)}
+
+    def encode(self, value: Any) -> Any:
+        kind = type(value)
+        if value is None or kind is bool or kind is float or kind is str:
+            return value
+        if kind is int:
+            return value if -(2**63) < value < 2**63 else ["int", hex(value)]
+        if kind in _MUTABLE:
+            if id(value) in self._places:
+                return ["known", self._places[id(value)]]
+            self._places[id(value)] = len(self.known)
+            self.known.append(value)
+        if _CONTAINERS.get(kind.__name__) is kind:
+            content = self.content(value)
+            return [kind.__name__, content, *([self.encode(_MADE_WITH[kind](value))] if kind in _MADE_WITH else [])]
+        if kind in _STANDARD:
+            return [kind.__name__, self.encode(_STANDARD[kind][0](value))]
+        if isinstance(value, type) and TYPES.get(value.__name__) is value:
+            return ["type", value.__name__]
+        return self._other(value, self)
+
+    def content(self, value: Any) -> list[Any]:
+        items = value.items() if isinstance(value, dict) else value
+        return [self.encode(item) for item in items]
+
+    def decode(self, told: Any) -> Any:
+        if not isinstance(told, list):
+            return told
+        kind, content = told[0], told[1]
+        if kind == "int":
+            return int(content, 16)
+        if kind == "known":
+            return self.known[content]
+        if kind == "type":
+            return TYPES[content]
+        if kind in _BY_NAME:
+            return _STANDARD[_BY_NAME[kind]][1](self.decode(content))
+        if kind not in _CONTAINERS:
+            return self._made(told, self)
+        if kind in ("tuple", "frozenset"):
+            return _CONTAINERS[kind](map(self.decode, content))
+        value: Any
+        if _CONTAINERS[kind] is collections.deque:
+            value = collections.deque(maxlen=self.decode(told[2]))
+        elif _CONTAINERS[kind] is collections.defaultdict:
+            value = collections.defaultdict(None)
+        else:
+            value = _CONTAINERS[kind]()
+        self._places[id(value)] = len(self.known)
+        self.known.append(value)
+        self.fill(value, content)
+        if isinstance(value, collections.defaultdict):
+            value.default_factory = self.decode(told[2])
+        return value
+
+    def fill(self, value: Any, content: list[Any]) -> None:
+        """Gives a mutable object new content."""
+        items = [self.decode(item) for item in content]
+        value.clear()
+        if isinstance(value, dict):
+            dict.update(value, items)
+        else:
+            (value.update if isinstance(value, set) else value.extend)(items)
+
+
+class Pipe:
+    def __init__(self, reads: BinaryIO, writes: BinaryIO) -> None:
+        self._reads, self._writes = reads, writes
+
+    def send(self, message: dict[str, Any]) -> None:
+        try:
+            self._writes.write(json.dumps(message).encode() + b"\n")
+            self._writes.flush()
+        except BrokenPipeError:
+            raise Ended from None
+
+    def receive(self) -> dict[str, Any]:
+        line = self._reads.readline(MOST_BYTES)
+        if not line.endswith(b"\n"):
+            raise Ended
+        message = json.loads(line)
+        if not isinstance(message, dict):
+            raise Ended
+        return message
+
+
+def told(error: BaseException) -> str:
+    """Returns the class and the message of an error in one line."""
+    try:
+        says = " ".join(str(error).split())[:300]
+    except BaseException:  # an error of somebody's own class can raise even here
+        says = ""
+    return f"{type(error).__name__}: {says}" if says else type(error).__name__
+
+
+# --- objects of the other process
+
+_ONE = "len iter next bool str repr abs round int float complex reversed format hash bytes dir aiter anext"
+OPERATORS = {f"__{name}__": name for name in _ONE.split()}
+OPERATORS |= {"__call__": "call", "__contains__": "operator.contains", "__index__": "operator.index"}
+OPERATORS |= {f"__{name}__": f"operator.{name}" for name in ("getitem", "setitem", "delitem", "neg", "pos", "invert")}
+OPERATORS |= {f"__{name}__": f"math.{name}" for name in ("floor", "ceil", "trunc")}
+COMPARISONS = {f"__{name}__": f"operator.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+_TWO = "add sub mul truediv floordiv mod pow and_ or_ xor matmul lshift rshift"
+ARITHMETIC = {f"__{name.rstrip('_')}__": f"operator.{name}" for name in _TWO.split()}
+REFLECTED = {f"__r{name[2:]}": what for name, what in ARITHMETIC.items()}
+IN_PLACE = {f"__i{name[2:]}": f"operator.i{name.strip('_')}" for name in ARITHMETIC}
+ASKED = {*OPERATORS.values(), *COMPARISONS.values(), *ARITHMETIC.values(), *IN_PLACE.values()} - {"call"}
+"""What special methods do, as `perform` knows it: the name of a builtin function, or that of a module's."""
+
+
+def perform(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    if name == "call":
+        return arguments[0](*arguments[1:], **named)
+    module, _, function = name.rpartition(".")
+    return getattr(importlib.import_module(module or "builtins"), function)(*arguments, **named)
+
+
+# --- what both processes are kept from
+
+
+def seal(request: dict[str, Any]) -> None:
+    """Takes from this process, for good, what neither a program nor its tests need."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
+    _cut_network()
+    _limit(request)
+    _seal(os.getcwd(), request)
+    sys.addaudithook(_forbid)
+
+
+def _cut_network() -> None:
+    """Moves this process into a network without interfaces, where the kernel lets an ordinary user do so."""
+    library = ctypes.CDLL(None)
+    if library.unshare(_NEW_NETWORK) != 0:
+        library.unshare(_NEW_USERS | _NEW_NETWORK)
+
+
+def _limit(request: dict[str, Any]) -> None:
+    seconds = int(request["timeout"]) + 1
+    signal.setitimer(signal.ITIMER_REAL, request["timeout"] + 1)  # its default action ends the process
+    limits = {
+        resource.RLIMIT_AS: request["memory"],
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_FSIZE: 2**20,
+        resource.RLIMIT_NOFILE: 32,
+        resource.RLIMIT_CORE: 0,
+    }
+    with open("/proc/loadavg", "rb") as file:  # the last but one word ends in the machine's number of tasks
+        limits[resource.RLIMIT_NPROC] = int(file.read().split()[-2].partition(b"/")[2]) + MOST_THREADS
+    for kind, most in limits.items():
+        with contextlib.suppress(ValueError, OSError):  # a stricter limit is already in force
+            resource.setrlimit(kind, (most, most))
+
+
+def _forbid(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.__new__" and arguments[1] == socket.AF_UNIX:
+        return  # asyncio wakes itself through a pair of these; `connect`, `bind` and `sendto` are refused
+    if event.startswith(_FORBIDDEN):
+        raise PermissionError(f"{event} is not allowed here")
+
+
+def _seal(directory: str, request: dict[str, Any]) -> None:
+    """Takes from this process, for good, what a program does not need: rights of root, files, most system calls."""
+    library = ctypes.CDLL(None)
+    library.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    library.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    writes = _restrict_files(library, directory)
+    library.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
+    code = bytes.fromhex(request["filters"][writes])
+    buffer = ctypes.create_string_buffer(code, len(code))
+    head = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
+    if not code or library.prctl(22, 2, head, 0, 0) != 0:  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))  # neither processes nor threads, but for root
+
+
+def _restrict_files(library: ctypes.CDLL, directory: str) -> bool:
+    """Lets this process read Python's files and write in the directory, and returns whether Landlock does so fully."""
+    version = library.syscall(444, None, ctypes.c_size_t(0), 1)
+    if version < 1:
+        return False
+    rights = 0x1FFF | (0x2000 if version >= 2 else 0) | (0x4000 if version >= 3 else 0)
+    of_file, read = 0b0110 | (rights & 0x4000), 0b1100
+    ruleset = library.syscall(444, struct.pack("Q", rights), ctypes.c_size_t(8), 0)
+    if ruleset < 0:
+        return False
+    home = os.path.dirname(os.__file__)
+    readable = (home, f"{sys.base_prefix}/lib", "/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo")
+    granted = dict.fromkeys((*readable, "/etc/localtime", "/dev/urandom"), read)
+    granted |= {os.devnull: of_file, directory: rights & ~0b1010001000001}  # no programs, devices or sockets
+    for path, allowed in granted.items():
+        with contextlib.suppress(OSError):
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            allowed &= rights if os.path.isdir(path) else of_file
+            library.syscall(445, ruleset, 1, struct.pack("=Qi", allowed, place), 0)
+            os.close(place)
+    restricted = bool(library.syscall(446, ruleset, 0) == 0)
+    os.close(ruleset)
+    return restricted and int(version) >= 3  # before, a file could be emptied by opening it
