@@ -28,6 +28,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import cache
 from typing import Any, BinaryIO
 
 MOST_BYTES = 2**26
@@ -48,6 +49,39 @@ _FORBIDDEN = (
     "os.posix_spawn",
     "pty.spawn",
 )
+
+
+_ALLOWED = """
+read 0 63, write 1 64, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62, mmap 9 222, mprotect 10 226,
+munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, pread64 17 67,
+pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, pipe 22 -, select 23 -, sched_yield 24 124, mremap 25 216,
+madvise 28 233, dup 32 23, dup2 33 -, nanosleep 35 101, getitimer 36 102, alarm 37 -, setitimer 38 103, getpid 39 172,
+exit 60 93, uname 63 160, fsync 74 82, fdatasync 75 83, ftruncate 77 46, getcwd 79 17, chdir 80 49, readlink 89 -,
+gettimeofday 96 169, getrlimit 97 -, getrusage 98 165, sysinfo 99 179, times 100 153, getuid 102 174, getgid 104 176,
+geteuid 107 175, getegid 108 177, getppid 110 173, getpgrp 111 -, getgroups 115 158, getresuid 118 148,
+getresgid 120 150, getpgid 121 155, getsid 124 156, sigaltstack 131 132, statfs 137 43, fstatfs 138 44,
+arch_prctl 158 -, gettid 186 178, time 201 -, futex 202 98, sched_getaffinity 204 123, getdents64 217 61,
+set_tid_address 218 96, clock_gettime 228 113, clock_getres 229 114, clock_nanosleep 230 115, exit_group 231 94,
+epoll_wait 232 -, epoll_ctl 233 21, epoll_pwait 281 22, sendto 44 206, recvfrom 45 207,
+newfstatat 262 79, readlinkat 267 78, faccessat 269 48, pselect6 270 72,
+ppoll 271 73, set_robust_list 273 99, eventfd2 290 19, epoll_create1 291 20, dup3 292 24, pipe2 293 59, getcpu 309 168,
+getrandom 318 278, membarrier 324 283, statx 332 291, rseq 334 293, faccessat2 439 439"""
+_ALLOWED_IN_ITS_DIRECTORY = ", openat 257 56, rename 82 -, rmdir 84 -, unlink 87 -, unlinkat 263 35, renameat 264 38, "
+_ALLOWED_IN_ITS_DIRECTORY += "renameat2 316 276"
+_ANY = 0xFFFFFFFF
+_ALLOWED_IF = {  # each argument with this index is, under its mask, one of these values
+    "ioctl 16 29": ((1, _ANY, (0x5401, 0x5451, 0x5450, 0x5421)),),  # TCGETS, FIOCLEX, FIONCLEX, FIONBIO
+    "fcntl 72 25": ((1, _ANY, (0, 1, 2, 3, 4, 1030, 1032)),),  # all but locks, leases and signals to other processes
+    "clone 56 220": ((0, 0x10000, (0x10000,)),),  # CLONE_THREAD
+    "prlimit64 302 261": ((0, _ANY, (0,)),),  # its own limits, which it can't raise
+    "socketpair 53 199": ((0, _ANY, (1,)), (1, 0xF, (1,))),  # AF_UNIX, SOCK_STREAM: it reaches nothing but its pair
+}
+_MAKES_DIRECTORIES = {
+    "mkdir 83 -": ((1, 0o700, (0o700,)),),
+    "mkdirat 258 34": ((2, 0o700, (0o700,)),),
+}  # removable ones
+_READS = {"openat 257 56": ((2, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (0,)),)}
+_MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}  # AUDIT_ARCH_*, column of the tables
 
 
 # --- values as data
@@ -250,6 +284,44 @@ def perform(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any
 
 
 # --- what both processes are kept from
+
+
+@cache
+def system_call_filter(machine: str, writes: bool) -> bytes:
+    """Returns the program's filter of system calls (seccomp, in BPF): what it does not name fails with EPERM. It is
+    empty for a processor whose calls are not listed here.
+
+    Args:
+        machine: Name of the processor, as `platform.machine()` tells it.
+        writes: Whether files may be opened for writing, and removed; Landlock decides which.
+    """
+    if machine not in _MACHINES or sys.maxsize < 2**32:
+        return b""
+    audit, column = _MACHINES[machine]
+    allow, deny, missing = 0x7FFF0000, 0x00050001, 0x00050026  # EPERM, ENOSYS
+
+    def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+        return struct.pack("HBBI", code, yes, no, value)
+
+    load, equal, mask, end = 0x20, 0x15, 0x54, 0x06
+    steps = [step(load, 4), step(equal, audit, 1), step(end, deny), step(load, 0)]
+    steps += [step(equal, 435, 0, 1), step(end, missing)]  # clone3: the C library then takes clone
+    for call in (_ALLOWED + (_ALLOWED_IN_ITS_DIRECTORY if writes else "")).split(","):
+        number = call.split()[column]
+        if number != "-":
+            steps += [step(equal, int(number), 0, 1), step(end, allow)]
+    for call, conditions in (_ALLOWED_IF | (_MAKES_DIRECTORIES if writes else _READS)).items():
+        number = call.split()[column]
+        if number == "-":
+            continue
+        inner = []
+        for index, bits, values in conditions:
+            inner += [step(load, 16 + 8 * index), step(mask, bits)]
+            inner += [step(equal, value, len(values) - tried) for tried, value in enumerate(values)]
+            inner.append(step(end, deny))
+        inner.append(step(end, allow))
+        steps += [step(equal, int(number), 0, len(inner)), *inner]
+    return b"".join([*steps, step(end, deny)])
 
 
 def seal(request: dict[str, Any]) -> None:
