@@ -22,7 +22,7 @@ from quietstar.config.loops import ProblemOptions
 from quietstar.config.options import Count, check_value, type_hints
 from quietstar.errors import ConfigError
 from quietstar.runs.machine import end_session
-from quietstar.tasks.code_runner import told
+from quietstar.tasks.code_process import told
 from quietstar.tasks.registry import load_task, recipe_of
 from quietstar.tasks.task import Problem, Task, Verdict
 

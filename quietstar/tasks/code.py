@@ -9,63 +9,55 @@ import os
 import platform
 import re
 import signal
-import struct
 import subprocess
 import symtable
 import sys
 import tempfile
 import textwrap
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from quietstar.config.parsing import parse_json
 from quietstar.errors import DataError
 from quietstar.runs.machine import end_session
-from quietstar.tasks.file_task import FileTask, Record
+from quietstar.tasks.code_process import system_call_filter
+from quietstar.tasks.file_task import END_OF_TEXT, FileTask, Record
 from quietstar.tasks.task import Problem, Verdict
 
 RUNNER, TESTS = (Path(__file__).with_name(name) for name in ("code_runner.py", "code_tests.py"))
 _QUESTIONS = ("text", "prompt")
-_OPENS = re.compile(r"(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)")
-_CLOSES = re.compile(r"\s*\n[ \t]*(?:`{3,}|~{3,})[ \t]*(?=\n|\Z)")
-_LANGUAGE = re.compile(r"\s*\{?\s*\.?([^\s{}:;,=]*)")
-_PYTHON = re.compile(r"i?python[\d.]*|py[\d.]*", re.IGNORECASE)
-_STARTS = re.compile(r"(?:def|class|import|from|async|@\w)\b")
+_OPENS = re.compile(
+    r"(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(?:[^`~]*[\s:*])??(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)"
+)
+_CLOSES = re.compile(r"\s*\n[ \t]*(?:`{3,}|~{3,})")
+_LANGUAGE = re.compile(r"[\s{.\"'#]*([^\s{}:;,=\"']*)")
+_PYTHON = re.compile(
+    r"(?:text/x-|source[-.]|language-)?(?:[ic]|micro)?py(?:thon)?[\d.]*(?:i|[-_]?(?:con(?:sole)?|repl|code|script))?",
+    re.IGNORECASE,
+)
+_NO_LANGUAGE = ("", "code", "none", "plain", "plaintext", "text", "tool_code", "txt")
+_TAGS = {
+    "```python": re.compile(r"^[ \t]*(?:\[(?:PYTHON|BEGIN|CODE)\]|(?:<pre>)?<code[^>\n]*>)[ \t]*$", re.MULTILINE),
+    "```": re.compile(r"^[ \t]*(?:\[(?:/PYTHON|DONE|END|/CODE)\]|</code>(?:</pre>)?)[ \t]*$", re.MULTILINE),
+}
+_SPACES = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060"), "") | dict.fromkeys(
+    map(ord, "\xa0\u202f\u3000"), " "
+)
+_STARTS = re.compile(r"(?:def|class|import|from|async|@\w)\b|[A-Za-z_]\w*[ \t]*(?::[^=\n]+)?=(?!=)")
+_STARTS_TRIED = 6
 _DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 _FENCES_TRIED = 20
-_NO_PROGRAM = (SyntaxError, ValueError, RecursionError, MemoryError)  # how the compiler refuses a source
+MOST_FILES, MOST_WRITTEN = 200, 2**24
+"""How many files and bytes a program may have in its directory."""
 
-_ALLOWED = """
-read 0 63, write 1 64, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62, mmap 9 222, mprotect 10 226,
-munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, pread64 17 67,
-pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, pipe 22 -, select 23 -, sched_yield 24 124, mremap 25 216,
-madvise 28 233, dup 32 23, dup2 33 -, nanosleep 35 101, getitimer 36 102, alarm 37 -, setitimer 38 103, getpid 39 172,
-exit 60 93, uname 63 160, fsync 74 82, fdatasync 75 83, ftruncate 77 46, getcwd 79 17, chdir 80 49, readlink 89 -,
-gettimeofday 96 169, getrlimit 97 -, getrusage 98 165, sysinfo 99 179, times 100 153, getuid 102 174, getgid 104 176,
-geteuid 107 175, getegid 108 177, getppid 110 173, getpgrp 111 -, getgroups 115 158, getresuid 118 148,
-getresgid 120 150, getpgid 121 155, getsid 124 156, sigaltstack 131 132, statfs 137 43, fstatfs 138 44,
-arch_prctl 158 -, gettid 186 178, time 201 -, futex 202 98, sched_getaffinity 204 123, getdents64 217 61,
-set_tid_address 218 96, clock_gettime 228 113, clock_getres 229 114, clock_nanosleep 230 115, exit_group 231 94,
-epoll_wait 232 -, epoll_ctl 233 21, newfstatat 262 79, readlinkat 267 78, faccessat 269 48, pselect6 270 72,
-ppoll 271 73, set_robust_list 273 99, eventfd2 290 19, epoll_create1 291 20, dup3 292 24, pipe2 293 59, getcpu 309 168,
-getrandom 318 278, membarrier 324 283, statx 332 291, rseq 334 293, faccessat2 439 439"""
-_ALLOWED_IN_ITS_DIRECTORY = ", openat 257 56, rename 82 -, rmdir 84 -, unlink 87 -, unlinkat 263 35, renameat 264 38, "
-_ALLOWED_IN_ITS_DIRECTORY += "renameat2 316 276"
-_ANY = 0xFFFFFFFF
-_ALLOWED_IF = {  # the argument with this index, under this mask, is one of these values
-    "ioctl 16 29": (1, _ANY, (0x5401, 0x5451, 0x5450)),  # TCGETS, FIOCLEX, FIONCLEX
-    "fcntl 72 25": (1, _ANY, (0, 1, 2, 3, 4, 1030, 1032)),  # all but locks, leases and signals to other processes
-    "clone 56 220": (0, 0x10000, (0x10000,)),  # CLONE_THREAD
-    "prlimit64 302 261": (0, _ANY, (0,)),  # its own limits, which it can't raise
-}
-_MAKES_DIRECTORIES = {"mkdir 83 -": (1, 0o700, (0o700,)), "mkdirat 258 34": (2, 0o700, (0o700,))}  # removable ones
-_READS = {"openat 257 56": (2, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (0,))}
-_MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}  # AUDIT_ARCH_*, column of the tables
+_WATCHED_EVERY = 0.05
+_NO_PROGRAM = (SyntaxError, ValueError, RecursionError, MemoryError)  # how the compiler refuses a source
 
 
 @dataclass(frozen=True)
@@ -85,15 +77,25 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
     """Runs a program and its tests in two separate processes, and returns the outcome.
 
     The program's process gets its source and then calls, and answers with plain values; it has no part of the tests,
-    and what it answers is compared in the tests' process. Objects of the program's own classes stay with it: the tests
-    reach their attributes, methods and items, but an operator between one of them and a plain value is only defined if
-    its class is derived from a plain type.
+    and what it answers is compared in the tests' process. An object of the program's own classes stays with it: to the
+    tests it is an object of a class of the same name, whose attributes, methods and operators ask the program. So do
+    objects of the tests' classes for the program. Plain values are copied, but a function of the program can change the
+    lists, dicts and sets that it is called with.
 
-    Both begin in an empty directory, which is removed afterwards, without the environment variables, site packages or
-    open files of this process, and are limited in time, memory, the size of each file (one mebibyte) and open files
-    (32). The kernel keeps the program from more, where it can: Landlock from all files but Python's and those of its
-    directory, a filter of system calls from processes, signals, sockets and, without Landlock, from writing at all. A
-    program that hangs, exits early or kills itself has failed. SECURITY.md tells what this holds against.
+    An object of the program never decides whether it equals a plain value that was expected, so some right programs are
+    refused: `V(2, 3) == (2, 3)` is False unless `V` is derived from tuple; an operator on a plain value and an object
+    of the program has to make another such object, which has no length, size or truth for the tests; `in` asks the
+    object only if the tests name its class; the program's context managers cannot hide an error. Refused as well:
+    what needs one memory for both, such as captured output, replaced functions, a shared random state or lists that
+    are kept; files, which each of the two has alone; the values of standard types that are not copied (`uuid.UUID`).
+    Coroutines run one after another, in the program's process.
+
+    Both processes begin in an empty directory of their own, which is removed afterwards, without the environment
+    variables, site packages or open files of this process. Both are limited in time, memory, open files (32), the size
+    of each file (one mebibyte), and of all (200 files, 16 mebibytes). The kernel keeps both from more, where it can:
+    Landlock from all files but Python's and those of their directory, a filter of system calls from processes, signals,
+    sockets (but pairs within the process) and, without Landlock, from writing at all. A program that hangs, exits early
+    or kills itself has failed. SECURITY.md tells what this holds against.
 
     Args:
         code: Python source of the program.
@@ -101,13 +103,13 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
         timeout: Time limit in seconds for the program and its tests together.
         memory: Limit of the address space in bytes.
     """
-    with _directory() as directory, ExitStack() as ends:
+    with _directory() as directory, _directory() as other, ExitStack() as ends:
         calls, replies = os.pipe(), os.pipe()
         pipes = (*calls, *replies)
         try:
             program = ends.enter_context(_started(RUNNER, directory, calls[0], replies[1]))
             testing = ends.enter_context(
-                _started(TESTS, directory, subprocess.PIPE, subprocess.PIPE, (calls[1], replies[0]))
+                _started(TESTS, other, subprocess.PIPE, subprocess.PIPE, (calls[1], replies[0]))
             )
         finally:
             for number in pipes:
@@ -124,14 +126,23 @@ def run_tests(code: str, tests: str, timeout: float = 5.0, memory: int = 2**30) 
             "memory": memory,
             "pipe": (calls[1], replies[0]),
         }
-        try:
-            reply, _ = testing.communicate(json.dumps(request).encode() + b"\n", timeout)
-            outcome = _outcome(reply)
-            if outcome.get("ended"):
-                with suppress(subprocess.TimeoutExpired):  # it may take a moment to be gone
-                    program.wait(1.0)
-        except subprocess.TimeoutExpired:
-            return TestRun(False, f"took more than {timeout:g} s")
+        ends_at = time.monotonic() + timeout
+        asked: bytes | None = json.dumps(request).encode() + b"\n"
+        while True:
+            left = ends_at - time.monotonic()
+            try:
+                reply, _ = testing.communicate(asked, min(_WATCHED_EVERY, max(0.0, left)))
+                break
+            except subprocess.TimeoutExpired:
+                asked = None
+            if left <= 0:
+                return TestRun(False, f"took more than {timeout:g} s")
+            if _holds_too_much(directory) or _holds_too_much(other):
+                return TestRun(False, f"wrote more than {MOST_FILES} files or {MOST_WRITTEN >> 20} MiB")
+        outcome = _outcome(reply)
+        if outcome.get("ended"):
+            with suppress(subprocess.TimeoutExpired):  # it may take a moment to be gone
+                program.wait(1.0)
         status = program.poll() if outcome.get("ended") else testing.returncode
     if outcome.get("passed") is True:
         return TestRun(True)
@@ -150,6 +161,24 @@ def _outcome(reply: bytes) -> dict[str, Any]:
     except DataError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _holds_too_much(directory: str) -> bool:
+    waiting, files, written = [directory], 0, 0
+    while waiting and files <= MOST_FILES and written <= MOST_WRITTEN:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    files += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        written += entry.stat(follow_symlinks=False).st_blocks * 512
+        except FileNotFoundError:
+            continue  # it is gone
+        except OSError:
+            return True  # its name is too long
+    return bool(waiting) or files > MOST_FILES or written > MOST_WRITTEN
 
 
 @contextmanager
@@ -185,42 +214,6 @@ def _started(
         end_session(process)
 
 
-@cache
-def system_call_filter(machine: str, writes: bool) -> bytes:
-    """Returns the program's filter of system calls (seccomp, in BPF): what it does not name fails with EPERM. It is
-    empty for a processor whose calls are not listed here.
-
-    Args:
-        machine: Name of the processor, as `platform.machine()` tells it.
-        writes: Whether files may be opened for writing, and removed; Landlock decides which.
-    """
-    if machine not in _MACHINES or sys.maxsize < 2**32:
-        return b""
-    audit, column = _MACHINES[machine]
-    allow, deny, missing = 0x7FFF0000, 0x00050001, 0x00050026  # EPERM, ENOSYS
-
-    def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
-        return struct.pack("HBBI", code, yes, no, value)
-
-    load, equal, mask, end = 0x20, 0x15, 0x54, 0x06
-    steps = [step(load, 4), step(equal, audit, 1), step(end, deny), step(load, 0)]
-    steps += [step(equal, 435, 0, 1), step(end, missing)]  # clone3: the C library then takes clone
-    for call in (_ALLOWED + (_ALLOWED_IN_ITS_DIRECTORY if writes else "")).split(","):
-        number = call.split()[column]
-        if number != "-":
-            steps += [step(equal, int(number), 0, 1), step(end, allow)]
-    for call, (index, bits, values) in (_ALLOWED_IF | (_MAKES_DIRECTORIES if writes else _READS)).items():
-        number = call.split()[column]
-        if number == "-":
-            continue
-        inner = [step(load, 16 + 8 * index), step(mask, bits)]
-        for value in values:
-            inner += [step(equal, value, 0, 1), step(end, allow)]
-        inner.append(step(end, deny))
-        steps += [step(equal, int(number), 0, len(inner)), *inner]
-    return b"".join([*steps, step(end, deny)])
-
-
 @lru_cache(1024)
 def _wanted_names(source: str) -> tuple[list[str], list[str]]:
     """Returns the names that the tests need from the program, and the standard modules that they use but do not import.
@@ -249,8 +242,10 @@ class CodeProblems(FileTask):
     '''Programs that pass tests, as in MBPP (arXiv 2108.07732) and, in the same format, HumanEval.
 
     The prompt is the question and the first test between `"""`. The answer of a problem is its tests, so that the hint
-    shows all of them. The answer of a completion is its code: the first fenced block that is labelled as Python, else
-    the first without a label, else the text up to where it is no Python any more. Such a text can be a base model's
+    shows all of them. The answer of a completion is its code: the first block that defines
+    something of those in a fence that is labelled as Python, else of those without a label of a language, with the
+    blocks that it needs; else the text outside of blocks up to where it is no Python any more. What follows an
+    end-of-text token is no part of it. Such a text can be a base model's
     that goes on after its program, so calls of `print`, asserts and strings that stand alone behind its first
     definition are left out. Only `stop` ends a completion early, and no program needs what it stands for: a string
     alone behind two empty lines, which is how the next prompt would begin.
@@ -303,51 +298,110 @@ class CodeProblems(FileTask):
 
 def _program(text: str) -> str:
     """Returns the program in a completion; empty if it has only blocks of other languages."""
-    before, blocks = _blocks(text.split("\n"))
-    labels: dict[str, list[str]] = {"python": [], "": []}
-    for label, block in blocks:
-        labels.setdefault("python" if _PYTHON.fullmatch(label) else label.casefold(), []).append(block)
-    if labels["python"]:
-        return labels["python"][0]
+    whole, *others = [_without_odd_spaces(_written_in(reading)) for reading in _readings(text)]
+    programs = (
+        [whole, *others] if END_OF_TEXT.search(whole) else [*others, whole]
+    )  # a token in a string is the program's
+    return next(filter(_defines, programs), whole)
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Yields a text as it is, then as it may have been meant: up to an end-of-text token, without the marks of a quote,
+    and what was typed in an interactive session.
+    """
+    for fence, tag in _TAGS.items():
+        text = tag.sub(fence, text)
+    yield text
+    text = next((part for part in END_OF_TEXT.split(text) if part.strip()), text)
+    yield text
+    if text.lstrip().startswith(">") or "\n>" in text:
+        yield re.sub(r"^[ \t]*> ?", "", text, flags=re.MULTILINE)
+        typed = re.findall(r"^[> \t]*(?:>>>|\.\.\.)(?: (.*)|$)", text, flags=re.MULTILINE)
+        yield "\n".join(typed)
+
+
+def _written_in(text: str) -> str:
+    outside, before, blocks = _blocks(text.split("\n"))
     if not blocks:
         return _code_before_prose(before)
-    opened_in_the_prompt = _parse(before)
-    if opened_in_the_prompt is not None and any(not isinstance(node, ast.Expr) for node in opened_in_the_prompt.body):
-        return before
-    return labels[""][0] if labels[""] else ""
+    labelled = [block for label, block in blocks if _PYTHON.fullmatch(label)]
+    if not labelled and any(not isinstance(node, ast.Expr) for node in _statements(before)):
+        return before  # the fence was opened in the prompt
+    candidates = labelled or [block for label, block in blocks if label.casefold() in _NO_LANGUAGE]
+    chosen = next(filter(_defines, candidates), None)
+    if chosen is None:
+        written = _code_before_prose(outside)
+        return written if _defines(written) else next(iter(candidates), "")
+    own, needed = _bound(chosen), _needed(chosen)
+    return "\n\n".join(
+        block
+        for block in candidates
+        if block is chosen
+        or (
+            not own & (bound := _bound(block))
+            and (needed & bound or (own & _needed(block) and _defines(block, (ast.FunctionDef, ast.ClassDef))))
+        )
+    )
 
 
-def _blocks(lines: list[str]) -> tuple[str, list[tuple[str, str]]]:
-    """Returns the text before the first fenced block, and the label and content of each, by the rules of CommonMark.
+def _needed(source: str) -> set[str]:
+    return {name for names in _wanted_names(source) for name in names}
 
-    A fence in a string of a program does not close its block, if the program is whole only behind it.
+
+def _without_odd_spaces(source: str) -> str:
+    plain = source.translate(_SPACES)
+    return plain if _parse(source) is None and _parse(plain) is not None else source
+
+
+def _statements(source: str) -> list[ast.stmt]:
+    tree = _parse(source.translate(_SPACES))
+    return [] if tree is None else tree.body
+
+
+def _defines(source: str, kinds: tuple[type[ast.stmt], ...] = _DEFINES) -> bool:
+    return any(isinstance(node, kinds) for node in _statements(source))
+
+
+def _bound(source: str) -> set[str]:
+    if not _statements(source):
+        return set()
+    symbols = symtable.symtable(source.translate(_SPACES), "solution.py", "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+
+
+def _blocks(lines: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
+    """Returns the text outside of all fenced blocks, that before the first, and the label and content of each.
+
+    A line that begins with a block's fence closes it, whatever stands behind the fence; but not one in a string of a
+    program, if the program is whole only behind it.
     """
     blocks: list[tuple[str, str]] = []
+    outside: list[str] = []
     first, at = len(lines), 0
     while at < len(lines):
-        opening = _OPENS.fullmatch(lines[at])
+        opening = _OPENS.fullmatch(lines[at].translate(_SPACES))
         at += 1
         if opening is None:
+            outside.append(lines[at - 1])
             continue
         first = min(first, at - 1)
         margin = len(opening["indent"].expandtabs(4))
         label = _LANGUAGE.match(opening["info"])
-        fence = re.escape(opening["fence"][0])
-        closes = re.compile(rf"{fence}{{{len(opening['fence'])},}}[ \t]*")
+        closes = re.compile(rf"{re.escape(opening['fence'])}(?P<behind>.*)")
         ends = [
             end
             for end in range(at, len(lines))
-            if closes.fullmatch(lines[end].lstrip(" \t"))
+            if closes.match(lines[end].lstrip(" \t"))
             and len(lines[end].expandtabs(4)) - len(lines[end].expandtabs(4).lstrip()) <= margin + 3
         ] or [len(lines)]
         contents = (_dedented(lines[at:end], margin) for end in ends[:_FENCES_TRIED])
         end, content = next(
-            ((end, content) for end, content in zip(ends, contents, strict=False) if _parse(content) is not None),
+            ((end, content) for end, content in zip(ends, contents, strict=False) if _statements(content)),
             (ends[0], _dedented(lines[at : ends[0]], margin)),
         )
         blocks.append((label[1] if label else "", content))
         at = end + 1
-    return _dedented(lines[:first], 0), blocks
+    return _dedented(outside, 0), _dedented(lines[:first], 0), blocks
 
 
 def _dedented(lines: list[str], margin: int) -> str:
@@ -368,7 +422,7 @@ def _code_before_prose(text: str) -> str:
     the whole text if there are none.
     """
     lines = text.strip("\n").split("\n")
-    starts = [0, *(number for number, line in enumerate(lines) if _STARTS.match(line))][:2]
+    starts = [0, *(number for number, line in enumerate(lines) if _STARTS.match(line))][:_STARTS_TRIED]
     for start in starts:
         end = len(lines)
         while end > start:

@@ -1,209 +1,84 @@
-"""The process that runs a program for `quietstar.tasks.code`. It is started by its file name.
+"""The process that runs a program for `quietstar.tasks.code`, which starts this file.
 
-The program's tests are in another process (`code_tests.py`), with which this one shares two pipes. The
-tests' process sends the program's source, then calls; this one answers with plain values, which are all that the tests
-ever see: what is no plain value is a `_Remote` there. Lines of JSON carry them, so no message can run code.
+The process of its tests (`code_tests.py`) sends the program's source, then calls; this one answers. What they expect
+never comes here.
 """
 
 from __future__ import annotations
 
-import builtins
-import collections
-import contextlib
-import ctypes
-import datetime
-import decimal
-import fractions
 import importlib
-import json
-import operator
+import importlib.util
+import itertools
 import os
-import resource
-import signal
-import struct
 import sys
 import threading
 import types
 from collections.abc import Callable
-from typing import Any, BinaryIO, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-MOST_BYTES = 2**26
-"""Longest message that a process reads."""
-
-MOST_THREADS = 64
-"""How many threads or processes may be started beyond the number that the machine has (by root: any number)."""
-
-_NEW_USERS, _NEW_NETWORK = 0x10000000, 0x40000000  # CLONE_NEWUSER, CLONE_NEWNET
-_FORBIDDEN = (
-    "socket.",
-    "subprocess.",
-    "os.system",
-    "os.fork",
-    "os.kill",
-    "os.exec",
-    "os.spawn",
-    "os.posix_spawn",
-    "pty.spawn",
-)
+if TYPE_CHECKING:
+    from quietstar.tasks import code_process
+else:  # by its file, because this process does not see the package
+    _spec = importlib.util.spec_from_file_location("code_process", Path(__file__).with_name("code_process.py"))
+    code_process = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(code_process)
 
 
-# --- values as data
+class _Foreign:
+    """An object of the tests, as the program sees it."""
+
+    __slots__ = ("_foreign_ask", "_foreign_place")
+
+    def __init__(self, ask: Callable[..., Any], place: int) -> None:
+        object.__setattr__(self, "_foreign_ask", ask)
+        object.__setattr__(self, "_foreign_place", place)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._foreign_ask("getattr", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._foreign_ask("setattr", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._foreign_ask("delattr", self, name)
 
 
-class Ended(BaseException):
-    """The other process has ended."""
+def _foreign_method(what: str, reflected: bool) -> Callable[..., Any]:
+    def method(self: _Foreign, *arguments: Any, **named: Any) -> Any:
+        given = (*arguments, self) if reflected else (self, *arguments)
+        return self._foreign_ask(what, *given, **named)
+
+    return method
 
 
-_STANDARD: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {  # to a plain value, and back
-    complex: (lambda x: (x.real, x.imag), lambda x: complex(*x)),
-    bytes: (lambda x: x.hex(), bytes.fromhex),
-    range: (lambda x: (x.start, x.stop, x.step), lambda x: range(*x)),
-    slice: (lambda x: (x.start, x.stop, x.step), lambda x: slice(*x)),
-    type(...): (lambda x: None, lambda x: ...),
-    type(NotImplemented): (lambda x: None, lambda x: NotImplemented),
-    decimal.Decimal: (str, decimal.Decimal),
-    fractions.Fraction: (lambda x: (x.numerator, x.denominator), lambda x: fractions.Fraction(*x)),
-    datetime.date: (lambda x: x.isoformat(), datetime.date.fromisoformat),
-    datetime.time: (lambda x: x.isoformat(), datetime.time.fromisoformat),
-    datetime.datetime: (lambda x: x.isoformat(), datetime.datetime.fromisoformat),
-    datetime.timedelta: (lambda x: (x.days, x.seconds, x.microseconds), lambda x: datetime.timedelta(*x)),
-    type({}.keys()): (list, lambda x: dict.fromkeys(x).keys()),
-    type({}.items()): (list, lambda x: dict(x).items()),
-}
-_BY_NAME = {kind.__name__: kind for kind in _STANDARD}
-_MUTABLE = (list, dict, set, bytearray, collections.deque, collections.Counter, collections.OrderedDict)
-_CONTAINERS: dict[str, type] = {kind.__name__: kind for kind in (*_MUTABLE, tuple, frozenset)}
-PLAIN = (bool, int, float, str, complex, bytes, tuple, frozenset, *_MUTABLE[:4])
-TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
-TYPES |= {"NoneType": type(None), "function": types.FunctionType, "generator": types.GeneratorType}
-MODULES = {"bisect", "calendar", "cmath", "collections", "datetime", "decimal", "fractions", "functools", "heapq"}
-MODULES |= {"itertools", "json", "math", "operator", "random", "re", "statistics", "string"}
-"""Modules that the tests get as their own, because they do no more than compute."""
-
-
-class Codec:
-    """Turns values into JSON and back. Of an object that occurs twice in a message, the second is a reference.
-
-    Args:
-        other: Encodes what is no plain value.
-        made: Decodes what `other` of the other process encoded.
-        known: Mutable objects that both processes have, in the same order.
-    """
-
-    def __init__(
-        self, other: Callable[[Any, Codec], Any], made: Callable[[list[Any], Codec], Any], known: list[Any]
-    ) -> None:
-        self._other, self._made = other, made
-        self.known = known
-        self._places = {id(value): place for place, value in enumerate(known)}
-
-    def encode(self, value: Any) -> Any:
-        kind = type(value)
-        if value is None or kind is bool or kind is float or kind is str:
-            return value
-        if kind is int:
-            return value if -(2**63) < value < 2**63 else ["int", hex(value)]
-        if kind is collections.defaultdict:
-            value, kind = dict(value), dict
-        if kind in _MUTABLE:
-            if id(value) in self._places:
-                return ["known", self._places[id(value)]]
-            self._places[id(value)] = len(self.known)
-            self.known.append(value)
-        if _CONTAINERS.get(kind.__name__) is kind:
-            return [kind.__name__, self.content(value)]
-        if kind in _STANDARD:
-            return [kind.__name__, self.encode(_STANDARD[kind][0](value))]
-        if isinstance(value, type) and TYPES.get(value.__name__) is value:
-            return ["type", value.__name__]
-        return self._other(value, self)
-
-    def content(self, value: Any) -> list[Any]:
-        items = value.items() if isinstance(value, dict) else value
-        return [self.encode(item) for item in items]
-
-    def decode(self, told: Any) -> Any:
-        if not isinstance(told, list):
-            return told
-        kind, content = told[0], told[1]
-        if kind == "int":
-            return int(content, 16)
-        if kind == "known":
-            return self.known[content]
-        if kind == "type":
-            return TYPES[content]
-        if kind in _BY_NAME:
-            return _STANDARD[_BY_NAME[kind]][1](self.decode(content))
-        if kind not in _CONTAINERS:
-            return self._made(told, self)
-        if kind in ("tuple", "frozenset"):
-            return _CONTAINERS[kind](map(self.decode, content))
-        value = _CONTAINERS[kind]()
-        self._places[id(value)] = len(self.known)
-        self.known.append(value)
-        self.fill(value, content)
-        return value
-
-    def fill(self, value: Any, content: list[Any]) -> None:
-        """Gives a mutable object new content."""
-        items = [self.decode(item) for item in content]
-        value.clear()
-        if isinstance(value, dict):
-            dict.update(value, items)
-        else:
-            (value.update if isinstance(value, set) else value.extend)(items)
-
-
-class Pipe:
-    def __init__(self, reads: BinaryIO, writes: BinaryIO) -> None:
-        self._reads, self._writes = reads, writes
-
-    def send(self, message: dict[str, Any]) -> None:
-        try:
-            self._writes.write(json.dumps(message).encode() + b"\n")
-            self._writes.flush()
-        except BrokenPipeError:
-            raise Ended from None
-
-    def receive(self) -> dict[str, Any]:
-        line = self._reads.readline(MOST_BYTES)
-        if not line.endswith(b"\n"):
-            raise Ended
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):  # the other process may write anything
-            raise Ended from None
-        if not isinstance(message, dict):
-            raise Ended
-        return message
-
-
-def told(error: BaseException) -> str:
-    """Returns the class and the message of an error in one line."""
-    try:
-        says = " ".join(str(error).split())[:300]
-    except BaseException:  # an error of somebody's own class can raise even here
-        says = ""
-    return f"{type(error).__name__}: {says}" if says else type(error).__name__
+for _table in ("OPERATORS", "COMPARISONS", "ARITHMETIC", "REFLECTED", "IN_PLACE"):
+    for _name, _what in getattr(code_process, _table).items():
+        setattr(_Foreign, _name, _foreign_method(_what, _table == "REFLECTED"))
 
 
 # --- the process of the program
 
 
 class _Program:
-    """The program and its objects that the tests have got."""
+    """The program, its objects that the tests have got, and those of the tests that it has got."""
 
-    def __init__(self, pipe: Pipe) -> None:
+    def __init__(self, pipe: code_process.Pipe) -> None:
         self._pipe = pipe
         self._objects: list[Any] = []
         self._places: dict[int, int] = {}
+        self._described: set[int] = set()
+        self._foreign: dict[int, Any] = {}
         self._lock = threading.RLock()
-        self._space: dict[str, Any] = {"__name__": "solution", "__builtins__": builtins}
+        self._runner: Any = None
+        self._module = sys.modules["solution"] = types.ModuleType("solution")
 
     def load(self, code: str) -> dict[str, Any]:
-        exec(compile(code, "solution.py", "exec"), self._space)
+        space = vars(self._module)
+        given = {*space, "__builtins__", "__annotations__"}
+        exec(compile(code, "solution.py", "exec", dont_inherit=True), space)
         codec = self._codec([])
-        return {name: codec.encode(value) for name, value in self._space.items() if not name.startswith("__")}
+        return {name: codec.encode(value) for name, value in space.items() if name not in given}
 
     def answer(self, message: dict[str, Any]) -> None:
         known: list[Any] = []
@@ -226,79 +101,137 @@ class _Program:
                 if len(before[place]) != len(now[place])
                 or any(not _same(one, two) for one, two in zip(before[place], now[place], strict=True))
             ]
-        except BaseException as error:  # a value that cannot be told
-            reply = {"raised": self._raised(RuntimeError(told(error)), self._codec([])), "changed": []}
+        except BaseException as error:  # a value that cannot be code_process.told
+            self._described.clear()  # what this reply described is not sent
+            reply = {"raised": self._raised(RuntimeError(code_process.told(error)), self._codec([])), "changed": []}
         self._pipe.send(reply)
 
     def _do(self, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if name == "call":
-            return arguments[0](*arguments[1:], **named)
-        if name == "data":
-            return next(kind for kind in PLAIN if isinstance(arguments[0], kind))(arguments[0])
-        if name.startswith("operator."):
-            return getattr(operator, name.removeprefix("operator."))(*arguments)
-        return getattr(builtins, name)(*arguments)
+        if name == "plain":
+            kind = code_process.plain_type(arguments[0])
+            assert kind is not None
+            return code_process.PLAIN[kind](arguments[0])
+        if name == "of class":  # what `super` finds
+            kind, attribute, value = arguments
+            found = vars(kind)[attribute]
+            return found.__get__(value, type(value)) if hasattr(found, "__get__") else found
+        if name == "derive":
+            title, bases, space = arguments
+            made = types.new_class(title, bases, {}, lambda own: own.update(space))
+            self._described.add(self._place(made))
+            return self._place(made)
+        if name == "await":
+            asyncio = importlib.import_module("asyncio")
+            self._runner = self._runner or asyncio.Runner()
+            return self._runner.run(_awaiting(arguments[0]))
+        return code_process.perform(name, arguments, named)
 
-    def _codec(self, known: list[Any]) -> Codec:
-        return Codec(self._encode, self._decode, known)
+    def _codec(self, known: list[Any]) -> code_process.Codec:
+        return code_process.Codec(self._encode, self._decode, known)
 
-    def _encode(self, value: Any, codec: Codec) -> Any:
-        if isinstance(value, types.ModuleType) and value.__name__ in MODULES:
-            return ["module", value.__name__]
-        if isinstance(value, type) and issubclass(value, BaseException):
-            return self._error_class(value)
+    def _encode(self, value: Any, codec: code_process.Codec) -> Any:
+        if type(value) is _Foreign:
+            return ["foreign", value._foreign_place]
+        if type(value) is types.FunctionType and "_foreign_place" in vars(value):
+            return ["foreign", vars(value)["_foreign_place"]]
+        if isinstance(value, type):
+            return self._class(value)
         if isinstance(value, BaseException):
             return self._raised(value, codec)
-        data = next((kind.__name__ for kind in PLAIN if isinstance(value, kind)), None)
-        return ["object", self._place(value), data]
+        inspect = sys.modules.get("inspect")
+        if inspect is not None and type(value) is inspect.Signature:
+            return ["signature", codec.encode([_parameter(one) for one in value.parameters.values()])]
+        kind = next((kind for kind in code_process.NATIVE if issubclass(type(value), kind)), None)
+        data = None if kind is None else codec.encode(code_process.PLAIN[kind](value))
+        return ["object", self._place(value), self._class(type(value)), data]
 
-    def _decode(self, told: list[Any], codec: Codec) -> Any:
+    def _decode(self, told: list[Any], codec: code_process.Codec) -> Any:
         kind, content = told[0], told[1]
         if kind == "object":
             return self._objects[content]
         if kind == "iterator":
-            return iter(codec.decode(content))
+            return itertools.chain(codec.decode(content), *(codec.decode(one) for one in told[2:]))
         if kind == "named":
             return getattr(importlib.import_module(content), told[2])
-        if kind != "function":
+        if kind == "error":
+            error = code_process.TYPES[content](*codec.decode(told[2]))
+            error._foreign_place = told[3]
+            return error
+        if kind not in ("foreign", "function"):
             raise ValueError(kind)
+        if content not in self._foreign:
+            self._foreign[content] = self._function(content) if kind == "function" else _Foreign(self._ask, content)
+        return self._foreign[content]
+
+    def _function(self, place: int) -> Callable[..., Any]:
+        itself = _Foreign(self._ask, place)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            with self._lock:
-                inner = self._codec([])
-                told = {"arguments": inner.encode(arguments), "named": inner.encode(named)}
-                self._pipe.send({"callback": content, **told})
-                while True:
-                    reply = self._pipe.receive()
-                    if "do" not in reply:
-                        break
-                    self.answer(reply)
-                if "raised" in reply:
-                    raise TYPES.get(reply["raised"], RuntimeError)(reply["says"])
-                return self._codec([]).decode(reply["value"])
+            return self._ask("call", itself, *arguments, **named)
 
+        vars(call)["_foreign_place"] = place
         return call
 
-    def _raised(self, error: BaseException, codec: Codec) -> Any:
-        try:
-            arguments = codec.encode(tuple(error.args))
-        except BaseException:
-            arguments = ["tuple", [told(error)]]
-        return ["error", self._error_class(type(error)), arguments, self._place(error)]
+    def _ask(self, what: str, *arguments: Any, **named: Any) -> Any:
+        """Lets the tests do something with an object of theirs."""
+        with self._lock:
+            inner = self._codec([])
+            self._pipe.send({"callback": what, "arguments": inner.encode(arguments), "named": inner.encode(named)})
+            while True:
+                reply = self._pipe.receive()
+                if "do" not in reply:
+                    break
+                self.answer(reply)
+            value = self._codec([]).decode(reply["value"])
+        if reply["raised"]:
+            raise value
+        return value
 
-    def _error_class(self, kind: type) -> Any:
-        own: list[list[Any]] = []
-        for base in kind.__mro__:
-            if TYPES.get(base.__name__) is base:
-                return ["class", own, base.__name__]
-            own.append([self._place(base), base.__name__])
-        raise TypeError(kind)
+    def _raised(self, error: BaseException, codec: code_process.Codec) -> Any:
+        if "_foreign_place" in vars(error):
+            return ["foreign", vars(error)["_foreign_place"]]
+        kind = type(error)
+        try:
+            base: Any = next(base for base in kind.__mro__ if base.__module__ not in ("solution", "__main__"))
+            arguments = codec.encode(tuple(base.__reduce__(error)[1]))  # has what `args` lacks: the name of a file
+        except BaseException:
+            arguments = ["tuple", [code_process.told(error)]]
+        try:
+            state = {name: value for name, value in vars(error).items() if not name.startswith("_remote_")}
+            told_state = codec.encode(state | ({"__cause__": error.__cause__} if error.__cause__ else {}))
+        except BaseException:
+            told_state = ["dict", []]
+        return ["error", self._class(kind), arguments, self._place(error), told_state]
+
+    def _class(self, kind: type) -> Any:
+        """Describes a class of the program, and once for all that of a standard object."""
+        name = type.__dict__["__name__"].__get__(kind)
+        standard = code_process.TYPES.get(name) is kind
+        if standard and (kind in code_process.NATIVE or kind is object or issubclass(kind, BaseException)):
+            return ["type", name]
+        place = self._place(kind)
+        if place in self._described:
+            return ["class", place]
+        self._described.add(place)
+        space = type.__dict__["__dict__"].__get__(kind)
+        bases = [self._class(base) for base in type.__dict__["__bases__"].__get__(kind)]
+        names = [one for one in space if isinstance(one, str)]
+        return ["class", place, str(space.get("__module__", "builtins")), name, bases, names, standard]
 
     def _place(self, value: Any) -> int:
         if id(value) not in self._places:
             self._places[id(value)] = len(self._objects)
             self._objects.append(value)  # it is kept, so that its id stays its own
         return self._places[id(value)]
+
+
+async def _awaiting(value: Any) -> Any:
+    return await value
+
+
+def _parameter(one: Any) -> tuple[Any, ...]:
+    given = {"default": one.default, "annotation": one.annotation}
+    return one.name, int(one.kind), {name: value for name, value in given.items() if value is not one.empty}
 
 
 def _same(one: Any, two: Any) -> bool:
@@ -309,22 +242,14 @@ def _same(one: Any, two: Any) -> bool:
 
 def main() -> NoReturn:
     """Runs a program and answers the calls of its tests, until they end."""
-    reads, writes = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    pipe = Pipe(reads, writes)
+    pipe = code_process.Pipe(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
     request = pipe.receive()
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
-    _cut_network()
-    limit(request)
-    _seal(os.getcwd(), request)
-    sys.addaudithook(_forbid)
+    code_process.seal(request)
     program = _Program(pipe)
     try:
         names = program.load(request["code"])
     except BaseException as error:  # SystemExit is an ordinary way to fail
-        pipe.send({"failure": told(error)})
+        pipe.send({"failure": code_process.told(error)})
         os._exit(0)
     pipe.send({"names": names})
     while True:
@@ -332,74 +257,6 @@ def main() -> NoReturn:
             program.answer(pipe.receive())
         except BaseException:
             os._exit(0)  # does not wait for threads or exit handlers of the program
-
-
-def _cut_network() -> None:
-    """Moves this process into a network without interfaces, where the kernel lets an ordinary user do so."""
-    library = ctypes.CDLL(None)
-    if library.unshare(_NEW_NETWORK) != 0:
-        library.unshare(_NEW_USERS | _NEW_NETWORK)
-
-
-def limit(request: dict[str, Any]) -> None:
-    seconds = int(request["timeout"]) + 1
-    signal.setitimer(signal.ITIMER_REAL, request["timeout"] + 1)  # its default action ends the process
-    limits = {
-        resource.RLIMIT_AS: request["memory"],
-        resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_FSIZE: 2**20,
-        resource.RLIMIT_NOFILE: 32,
-        resource.RLIMIT_CORE: 0,
-    }
-    with open("/proc/loadavg", "rb") as file:  # the last but one word ends in the machine's number of tasks
-        limits[resource.RLIMIT_NPROC] = int(file.read().split()[-2].partition(b"/")[2]) + MOST_THREADS
-    for kind, most in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # a stricter limit is already in force
-            resource.setrlimit(kind, (most, most))
-
-
-def _forbid(event: str, arguments: tuple[Any, ...]) -> None:
-    if event.startswith(_FORBIDDEN):
-        raise PermissionError(f"{event} is not allowed here")
-
-
-def _seal(directory: str, request: dict[str, Any]) -> None:
-    """Takes from this process, for good, what a program does not need: rights of root, files, most system calls."""
-    library = ctypes.CDLL(None)
-    library.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    library.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    writes = _restrict_files(library, directory)
-    library.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
-    code = bytes.fromhex(request["filters"][writes])
-    buffer = ctypes.create_string_buffer(code, len(code))
-    head = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
-    if not code or library.prctl(22, 2, head, 0, 0) != 0:  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))  # neither processes nor threads, but for root
-
-
-def _restrict_files(library: ctypes.CDLL, directory: str) -> bool:
-    """Lets this process read Python's files and write in the directory, and returns whether Landlock does so fully."""
-    version = library.syscall(444, None, ctypes.c_size_t(0), 1)
-    if version < 1:
-        return False
-    rights = 0x1FFF | (0x2000 if version >= 2 else 0) | (0x4000 if version >= 3 else 0)
-    of_file, read = 0b1110 | (rights & 0x4000), 0b1100
-    ruleset = library.syscall(444, struct.pack("Q", rights), ctypes.c_size_t(8), 0)
-    if ruleset < 0:
-        return False
-    home = os.path.dirname(os.__file__)
-    readable = (home, f"{sys.base_prefix}/lib", "/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo")
-    granted = dict.fromkeys((*readable, "/etc/localtime", "/dev/urandom"), read)
-    granted |= {os.devnull: of_file, directory: rights & ~0b1010001000001}  # no programs, devices or sockets
-    for path, allowed in granted.items():
-        with contextlib.suppress(OSError):
-            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            allowed &= rights if os.path.isdir(path) else of_file
-            library.syscall(445, ruleset, 1, struct.pack("=Qi", allowed, place), 0)
-            os.close(place)
-    restricted = bool(library.syscall(446, ruleset, 0) == 0)
-    os.close(ruleset)
-    return restricted and int(version) >= 3  # before, a file could be emptied by opening it
 
 
 if __name__ == "__main__":

@@ -391,7 +391,7 @@ _SAME = {
     ord("\u3000"): " ",
 }
 _INVISIBLE_OPERATORS = "\u2061\u2062\u2063\u2064"  # they stand for products and sums
-_END_OF_TEXT = re.compile(
+END_OF_TEXT = re.compile(
     r"</?s>|<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:eos|bos|pad|(?:start|end)_of_(?:turn|text))>|\[(?:/?INST|EOS)\]",
     re.IGNORECASE,
 )
@@ -403,8 +403,8 @@ def clean(text: str) -> str:
 
     Digits of all scripts, letters of full width, minus signs, slashes and spaces become those of ASCII, or `THIN`.
     """
-    ends = (match.start() for match in _END_OF_TEXT.finditer(text) if text[: match.start()].strip())
-    text = _END_OF_TEXT.sub("", text[: next(ends, len(text))])
+    ends = (match.start() for match in END_OF_TEXT.finditer(text) if text[: match.start()].strip())
+    text = END_OF_TEXT.sub("", text[: next(ends, len(text))])
     if not text.isascii():
         text = "".join(map(_same, text))
         text = _VULGAR.sub(lambda match: f" {unicodedata.normalize('NFKC', match[0])}".replace("\u2044", "/"), text)

@@ -105,9 +105,9 @@ def test_tests_that_expect_an_error_do_not_take_the_end_of_the_program_for_one(l
 
 @pytest.mark.parametrize("module", ["antigravity", "ensurepip.__main__", "this", "os", "subprocess", "idlelib.idle"])
 def test_a_program_does_not_choose_what_the_tests_import(module: str) -> None:
-    """`antigravity` opened a browser from the process of the tests, which is not sealed, and `ensurepip` installed."""
+    """`antigravity` opened a browser from the process of the tests, which was not sealed, and `ensurepip` installed."""
     run = run_tests(forge(f'b\'["module", "{module}"]\''), "f", timeout=10)
-    assert run.failure == f"ImportError: {module}"
+    assert run.failure == "ValueError: not a value"
 
 
 @pytest.mark.parametrize(
