@@ -90,6 +90,8 @@ def check_thinking(options: ThinkingOptions, prefix: str = "") -> None:
         )
 
 
+Replay = Literal["layers", "down", "mlp", "linears"]
+"""What the backward pass takes from the sampling pass; see `replay` of `TrainingOptions`."""
 INPUTS = ("model.path", "data.path")
 LOGGERS = ("tensorboard", "wandb")
 """Names of the experiment trackers; their classes are in `TRACKERS` of `quietstar/training/loggers.py`."""
@@ -230,6 +232,11 @@ class TrainingOptions:
         mixing_head_lr_multiplier: Learning rate of the mixing head, in multiples of `learning_rate`.
         reuse_sampling_pass: Whether the pass that samples the thoughts is also the forward pass of gradient
             checkpointing: the same gradients with less work. Turned off, the step has two plain passes.
+        replay: What the backward pass does not compute again, with reuse_sampling_pass, because the sampling pass has
+            computed it. `layers`: nothing, each layer is recomputed from its input. `down`: products whose value no
+            gradient depends on, such as the last one of a layer, which takes no memory; refused for models with a norm
+            behind it, such as Gemma 2 and OLMo 2. `mlp`: also the other products outside of attention, whose results
+            are recorded. `linears`: also those of attention.
         eval_every: Steps between evaluations on the held-out text, with one more at the end; 0: no evaluation.
         eval_batches: Number of batches of held-out text per evaluation.
         save_every: Steps between checkpoints, with one more at the end; 0: only at the end.
@@ -279,6 +286,7 @@ class TrainingOptions:
     thought_embedding_max_grad_norm: Positive = 1.0
     mixing_head_lr_multiplier: NonNegative = 1.0
     reuse_sampling_pass: bool = True
+    replay: Replay = "layers"
     eval_every: Natural = 100
     eval_batches: Count = 8
     save_every: Natural = 500

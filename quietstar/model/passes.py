@@ -116,18 +116,20 @@ class CachedPass:
         model: Thinking model that runs the passes.
         input_ids: Token ids of the texts, int64 [B, L].
         padding: Padding of the same batch.
-        record: Whether to keep every layer's outputs in `self.record` for `talk_pass`.
+        record: Empty record to fill for `talk_pass`; None records nothing.
 
     Attributes:
         text_hidden: Hidden states of the text after the final norm, [B, L, E].
     """
 
-    def __init__(self, model: ThinkingModel, input_ids: Tensor, padding: Padding, record: bool) -> None:
+    def __init__(
+        self, model: ThinkingModel, input_ids: Tensor, padding: Padding, record: LayerRecord | None = None
+    ) -> None:
         self._model = model
         self._padding = padding
         self._cache = StreamCache(stream_capacity=model.config.stream_length)
         self._length = 0
-        self.record = LayerRecord() if record else None
+        self.record = record
         self._anchor = torch.zeros(input_ids.shape[0], 0, dtype=torch.int32, device=input_ids.device)
         self._stream_start: Tensor | None = None
         embeds = model.base.get_input_embeddings()(input_ids)

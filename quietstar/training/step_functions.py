@@ -170,6 +170,7 @@ def _learn(
         texts_in_step=batch.step_size,
         counts=None if counts is None else counts.of(model, batch),
         reuse_sampling_pass=reuse_sampling_pass,
+        replay=config.training.replay,
     )
 
 
