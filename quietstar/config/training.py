@@ -90,7 +90,7 @@ def check_thinking(options: ThinkingOptions, prefix: str = "") -> None:
         )
 
 
-Replay = Literal["layers", "down", "mlp", "linears"]
+Replay = Literal["layers", "down", "mlp", "linears", "all"]
 """What the backward pass takes from the sampling pass; see `replay` of `TrainingOptions`."""
 INPUTS = ("model.path", "data.path")
 LOGGERS = ("tensorboard", "wandb")
@@ -236,7 +236,7 @@ class TrainingOptions:
             computed it. `layers`: nothing, each layer is recomputed from its input. `down`: products whose value no
             gradient depends on, such as the last one of a layer, which takes no memory; refused for models with a norm
             behind it, such as Gemma 2 and OLMo 2. `mlp`: also the other products outside of attention, whose results
-            are recorded. `linears`: also those of attention.
+            are recorded. `linears`: also those of attention. `all`: also attention itself.
         eval_every: Steps between evaluations on the held-out text, with one more at the end; 0: no evaluation.
         eval_batches: Number of batches of held-out text per evaluation.
         save_every: Steps between checkpoints, with one more at the end; 0: only at the end.

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quietstar.config.training import Replay
 from quietstar.errors import UnsupportedBackboneError
+from quietstar.model.attention import AttentionResults
 from quietstar.model.upstream import Conv1D, GradientCheckpointingLayer, without_checkpointing
 
 aten = torch.ops.aten
@@ -277,15 +278,18 @@ class LayerRecord:
 
     Args:
         products: Linear modules of each layer that are recorded or left out; none: layers are recomputed as they are.
+        attention: Whether the results of attention are recorded, too.
 
     Attributes:
         outputs: Output of every layer, by index.
         values: Output of every recorded module, by index of the layer and name; each is gone once it has been used.
+        attention: Results of every layer's attention, by index, likewise; None where they are not recorded.
     """
 
-    def __init__(self, products: Sequence[LayerProducts] = ()) -> None:
+    def __init__(self, products: Sequence[LayerProducts] = (), attention: bool = False) -> None:
         self.outputs: dict[int, Tensor] = {}
         self.values: dict[tuple[int, str], Tensor] = {}
+        self.attention: dict[int, AttentionResults] | None = {} if attention else None
         self._products = products
         self.text_length = 0
         self.streams = 0

@@ -214,7 +214,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         """
         padding = read_padding(input_ids, attention_mask, self.embedding)
         self._prepare()
-        layers = LayerRecord(replayed_products(self, replay)) if record else None
+        layers = LayerRecord(replayed_products(self, replay), replay == "all") if record else None
         batch = input_ids.shape[0]
         texts_in_step = first_text + batch if texts_in_step is None else texts_in_step
         if first_text < 0 or texts_in_step < first_text + batch:

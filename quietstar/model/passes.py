@@ -102,7 +102,13 @@ def talk_pass(
         [padding.position_ids, stream_position_ids(padding, anchor, 0, stream_length).flatten(1)], dim=1
     )
     thought_pass = ThoughtPass(
-        length, stream_length, anchor, padding.start, model.config.backend, stream_start=padding.start_at(anchor)
+        length,
+        stream_length,
+        anchor,
+        padding.start,
+        model.config.backend,
+        stream_start=padding.start_at(anchor),
+        results=record.attention if record else None,
     )
     with intercept_layers(model.decoder, record.replay) if record else nullcontext():
         hidden = model.run_decoder(embeds, positions, thought_pass)
@@ -165,6 +171,7 @@ class CachedPass:
             stream_start=self._stream_start,
             stream_offset=self._length,
             cache=self._cache,
+            results=self.record.attention if self.record else None,
         )
         with torch.no_grad(), intercept_layers(self._model.decoder, write) if write else nullcontext():
             return self._model.run_decoder(embeds, positions, thought_pass)

@@ -130,7 +130,8 @@ def test_products_of_each_stage(family: str) -> None:
     """By reading each family's forward."""
     mlp, attention = RECORDED[family]
     model = make_model(family)
-    for stage, wanted in (("mlp", mlp), ("linears", mlp | attention)):
+    stages: tuple[tuple[Replay, set[str]], ...] = (("mlp", mlp), ("linears", mlp | attention), ("all", mlp | attention))
+    for stage, wanted in stages:
         assert [set(layer.recorded) for layer in replayed_products(model, stage)] == [wanted] * 2
 
 
@@ -158,14 +159,15 @@ def test_low_precision_is_as_exact_as_the_plain_step(autocast: bool, stage: Repl
 
 
 class Products(TorchDispatchMode):
-    """Counts the FLOPs of the linear layers' products, by PyTorch's formulas."""
+    """Counts the FLOPs of the linear layers' products, by PyTorch's formulas, and attention forwards over the text."""
 
-    flops = 0
+    flops = attentions = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
             self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=output)
+        self.attentions += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
         return output
 
 
@@ -180,6 +182,7 @@ def test_the_backward_pass_computes_no_product_again(family: str) -> None:
         with Products() as counted:
             loss.backward()
         again[stage] = counted.flops
+        assert counted.attentions == (0 if stage == "all" else 2)
     for stage in STAGES[1:]:
         layers = replayed_products(model, stage)
         modules = [module for layer in layers for module in (*layer.recorded.values(), *layer.unused.values())]
@@ -187,6 +190,23 @@ def test_the_backward_pass_computes_no_product_again(family: str) -> None:
     assert len(modules) == sum(
         isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" for m in model.decoder.modules()
     )
+
+
+@pytest.mark.usefixtures("keep_float64")
+@pytest.mark.parametrize("part", ["mlp.gate_proj", "self_attn.q_proj", "text", "out", "lse"])
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+def test_what_is_recorded_is_what_is_used(family: str, part: str) -> None:
+    """A record that is spoilt spoils the gradients: every part of it is taken, and nothing is computed beside it."""
+    model = make_model(family, dtype=torch.float64)
+    thoughts = model.think(IDS, seed=3, record=True, replay="all")
+    record = thoughts.recording.layers
+    attention = record.attention[1]
+    spoilt = {"text": lambda: attention.text[0][0], "out": lambda: attention.out, "lse": lambda: attention.lse}
+    spoilt.get(part, lambda: record.values[1, part])().mul_(1.01)
+    _, wanted = backward(model, None)
+    _, found = backward(model, "all", thoughts=thoughts)
+    with pytest.raises(AssertionError):
+        assert_same_gradients(found, wanted, 1e-4)
 
 
 # -- memory, and what may happen between the passes --------------------------------------------------------------------
@@ -199,14 +219,17 @@ def test_each_layer_frees_its_record(stage: Replay) -> None:
     thoughts = model.think(IDS, record=True, replay=stage)
     assert thoughts.recording is not None
     values, left = thoughts.recording.layers.values, []
+    attention = thoughts.recording.layers.attention or {}
     assert {index for index, _ in values} == {0, 1}
+    assert len(attention) == (2 if stage == "all" else 0)
     loss = learn(model, IDS, thoughts=thoughts, replay=stage).loss
     model.decoder.layers[0].input_layernorm.register_forward_pre_hook(
-        lambda *_: left.append({index for index, _ in values})
+        lambda *_: left.append({index for index, _ in [*values, *((index, "") for index in attention)]})
     )
     loss.backward()
     assert left == [{0}]
     assert not values
+    assert not attention
 
 
 @pytest.mark.usefixtures("keep_float64")
