@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from quietstar.config.objective import ObjectiveOptions, objective_of
 from quietstar.config.options import (
@@ -236,7 +236,8 @@ class TrainingOptions:
             computed it. `layers`: nothing, each layer is recomputed from its input. `down`: products whose value no
             gradient depends on, such as the last one of a layer, which takes no memory; refused for models with a norm
             behind it, such as Gemma 2 and OLMo 2. `mlp`: also the other products outside of attention, whose results
-            are recorded. `linears`: also those of attention. `all`: also attention itself.
+            are recorded. `linears`: also those of attention. `all`: also attention itself. `auto`: the
+            last of these that fits into the memory, by the plan of the run.
         eval_every: Steps between evaluations on the held-out text, with one more at the end; 0: no evaluation.
         eval_batches: Number of batches of held-out text per evaluation.
         save_every: Steps between checkpoints, with one more at the end; 0: only at the end.
@@ -286,7 +287,7 @@ class TrainingOptions:
     thought_embedding_max_grad_norm: Positive = 1.0
     mixing_head_lr_multiplier: NonNegative = 1.0
     reuse_sampling_pass: bool = True
-    replay: Replay = "layers"
+    replay: Literal[Replay, "auto"] = "layers"
     eval_every: Natural = 100
     eval_batches: Count = 8
     save_every: Natural = 500
@@ -393,7 +394,25 @@ def check_training(options: TrainingOptions) -> None:
         ConfigError: naming the dotted key, the value, and what is needed.
     """
     check_micro_batch("training", options)
+    if not options.reuse_sampling_pass and options.replay not in ("layers", "auto"):
+        raise ConfigError(
+            f"training.replay: got {options.replay}, but without training.reuse_sampling_pass nothing is recorded"
+        )
     logger_names(options.log_to)
+
+
+def replay_stage(options: TrainingOptions) -> Replay:
+    """Returns the stage of `training.replay`.
+
+    Raises:
+        ConfigError: It is `auto`, which a plan has to replace first.
+    """
+    if options.replay == "auto":
+        raise ConfigError(
+            "training.replay: got auto, which only `python -m quietstar.train` and `plan` choose a stage for; needs "
+            f"one of {', '.join(get_args(Replay))}"
+        )
+    return options.replay
 
 
 def check_micro_batch(group: str, options: Any) -> None:

@@ -79,6 +79,11 @@ class AttentionResults:
         end = offset + out.shape[2]
         self.out[:, :, offset:end], self.lse[:, :, offset:end] = out, lse
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that are kept."""
+        text = [tensor for results in self.text for tensor in results if isinstance(tensor, Tensor)]
+        return [*text, *(self.streams or ())]
+
     @property
     def streams(self) -> tuple[Tensor, Tensor] | None:
         """The results of the streams, where there are any."""

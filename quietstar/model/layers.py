@@ -183,10 +183,11 @@ def find_value_uses(layer: nn.Module, run: RunLayer, hidden: Tensor) -> tuple[di
     }
     with (
         _forwards({module: watched(name, module.forward) for name, module in modules.items()}),
-        saved_tensors_hooks(watch.keep, lambda tensor: tensor),
+        saved_tensors_hooks(watch.keep, lambda nothing: nothing),
         watch,
     ):
         output = run(hidden)
+    watch.alive.clear()  # autograd's graph holds the hooks, in a circle that no collector sees
     uses = {name: name in watch.kept for name in runs if name not in watch.unfit}
     recordable = {name for name, times in runs.items() if times == 1 and name not in elsewhere}
     return {name: used for name, used in uses.items() if not used or name in recordable}, output
@@ -197,6 +198,7 @@ class _ValueWatch(TorchDispatchMode):
 
     Attributes:
         kept: Names of the values that something kept for its backward pass was computed from.
+        alive: All tensors so far, so that no memory is used twice.
         unfit: Names of the values that were changed in place, so that another value can't stand for them.
     """
 
@@ -206,7 +208,7 @@ class _ValueWatch(TorchDispatchMode):
         self.unfit: set[str] = set()
         self._names: dict[int, set[str]] = {}
         self._outputs: dict[int, str] = {}
-        self._alive: list[Tensor] = []  # so that no memory is used twice
+        self.alive: list[Tensor] = []
 
     def follow(self, output: Tensor, name: str) -> None:
         """Follow the output of a module."""
@@ -214,10 +216,9 @@ class _ValueWatch(TorchDispatchMode):
         self._names[memory] = self._names.get(memory, set()) | {name}
         self._outputs[memory] = name
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """Note that an operation keeps a tensor for its backward pass."""
+    def keep(self, tensor: Tensor) -> None:
+        """Note that an operation keeps a tensor for its backward pass, which there will not be."""
         self.kept |= self._names.get(self._memory(tensor), set())
-        return tensor
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -234,7 +235,7 @@ class _ValueWatch(TorchDispatchMode):
         return output
 
     def _memory(self, tensor: Tensor) -> int:
-        self._alive.append(tensor)
+        self.alive.append(tensor)
         return int(tensor.untyped_storage()._cdata)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -230,6 +231,22 @@ def test_each_layer_frees_its_record(stage: Replay) -> None:
     assert left == [{0}]
     assert not values
     assert not attention
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("stage", RECORDING)
+def test_a_model_that_is_gone_leaves_no_tensor(stage: Replay, family: str) -> None:
+    """What looked for the values that are used was once held by the hooks of the graph that it had looked at."""
+
+    def tensors() -> dict[int, Tensor]:
+        gc.collect()
+        return {id(thing): thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)}
+
+    before = tensors()
+    model = make_model(family)
+    backward(model, stage)
+    del model
+    assert [tensor.shape for key, tensor in tensors().items() if key not in before] == []
 
 
 @pytest.mark.usefixtures("keep_float64")
