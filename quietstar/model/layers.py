@@ -327,15 +327,10 @@ class LayerRecord:
 
     def replay(self, index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
         """Return the recorded output: the interceptor of a pass whose layers run in the backward pass only."""
-
-        def run_again(states: Tensor) -> Tensor:
-            with self._reading(index):
-                return run(states)
-
+        if self._products:
+            run = _run_without_products(run, self._products[index], index, self.values)
         parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-        output: Tensor = _Replay.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-            run_again, self.outputs[index], hidden, *parameters
-        )
+        output: Tensor = _Replay.apply(run, self.outputs[index], hidden, *parameters)  # type: ignore[no-untyped-call]
         return output
 
     def _fill(self, recorded: Tensor, offset: int, piece: Tensor) -> None:
@@ -362,26 +357,34 @@ class LayerRecord:
         recorded = self._products[index].recorded
         return _forwards({module: written((index, name), module.forward) for name, module in recorded.items()})
 
-    def _reading(self, index: int) -> AbstractContextManager[None]:
-        """Take a layer's products from the record within the context; those that are gone are computed again."""
 
-        def read(key: tuple[int, str], forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            def call(states: Tensor) -> Tensor:
-                value = self.values.pop(key, None)
-                if value is None:
-                    return forward(states)
-                output: Tensor = _Value.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-                    _without_product(forward)(states), value
-                )
-                return output
+def _run_without_products(
+    run: RunLayer, products: LayerProducts, index: int, values: dict[tuple[int, str], Tensor]
+) -> RunLayer:
+    """Return a layer that takes its products from `values`, and computes those that are gone.
 
-            return call
+    It holds no more of the record than the values: it lives as long as the graph of the pass.
+    """
 
-        if not self._products:
-            return nullcontext()
-        products = self._products[index]
-        reading = {module: read((index, name), module.forward) for name, module in products.recorded.items()}
-        return _forwards(reading | {module: _without_product(module.forward) for module in products.unused.values()})
+    def read(key: tuple[int, str], forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(states: Tensor) -> Tensor:
+            value = values.pop(key, None)
+            if value is None:
+                return forward(states)
+            output: Tensor = _Value.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+                _without_product(forward)(states), value
+            )
+            return output
+
+        return call
+
+    def run_again(states: Tensor) -> Tensor:
+        recorded = {module: read((index, name), module.forward) for name, module in products.recorded.items()}
+        unused = {module: _without_product(module.forward) for module in products.unused.values()}
+        with _forwards(recorded | unused):
+            return run(states)
+
+    return run_again
 
 
 def _run_to_states(layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:

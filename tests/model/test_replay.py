@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -231,6 +232,18 @@ def test_each_layer_frees_its_record(stage: Replay) -> None:
     assert left == [{0}]
     assert not values
     assert not attention
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_graph_of_a_step_does_not_hold_the_record(stage: Replay) -> None:
+    """Each layer's output is free once its backward pass has used it, and not only when the loss is gone."""
+    model = make_model()
+    thoughts = model.think(IDS, record=True, replay=stage)
+    record = weakref.ref(thoughts.recording.layers)
+    loss = learn(model, IDS, thoughts=thoughts).loss
+    del thoughts
+    assert record() is None
+    loss.backward()
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_neox"])
