@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from benchmarks.environment import markdown_table
 from benchmarks.script import Benchmark
-from quietstar.config.training import DataOptions, FinetuningOptions, ModelOptions, TrainConfig, TrainingOptions
+from quietstar.config.training import DataOptions, FinetuningOptions, ModelOptions, Replay, TrainConfig, TrainingOptions
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.planning.trace import trace_model
 from quietstar.training.finetuning import apply_finetuning
@@ -131,11 +131,14 @@ def cases() -> list[Case]:
         Case("log_probs", mistral(), model={"interpolation": "log_probs"}),
         Case("two passes", mistral(), training=two_passes),
         Case("two passes, checkpointed", mistral(), training=two_passes, finetuning={"gradient_checkpointing": True}),
+        *(Case(f"replay {stage}", mistral(), training={"replay": stage}) for stage in get_args(Replay)[1:]),
+        Case("replay all, 10 layers", mistral(num_hidden_layers=10), training={"replay": "all"}),
         Case("4 micro-batches", mistral(), training={"batch_size": 4, "micro_batch_size": 1}),
         Case("bfloat16", mistral(), model=bf16),
         Case("bfloat16, 2 micro-batches", mistral(), model=bf16, training={"batch_size": 4, "micro_batch_size": 2}),
         Case("bfloat16, no masters", mistral(), model=bf16, training={"master_weights": False}),
         Case("LoRA", mistral(), finetuning={"lora_rank": 8}),
+        Case("LoRA, replay all", mistral(), training={"replay": "all"}, finetuning={"lora_rank": 8}),
         Case("frozen embeddings", mistral(), finetuning={"freeze": "base.model.embed_tokens.*"}),
         Case("LM", mistral(), training=language_modeling, length=128),
         Case("LM, checkpointed", mistral(), training=language_modeling, finetuning={"gradient_checkpointing": True}),
@@ -143,6 +146,7 @@ def cases() -> list[Case]:
         Case("Llama, tied", llama),
         Case("GPT-2", gpt2),
         Case("Gemma 2", gemma2),
+        Case("Gemma 2, replay all", gemma2, training={"replay": "all"}),
     ]
 
 

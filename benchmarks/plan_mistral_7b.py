@@ -27,6 +27,7 @@ from quietstar.planning.trace import (
     LAYER_INPUTS,
     OPTIMIZER,
     RECOMPUTE,
+    RECORDED,
     WEIGHTS,
     Trace,
     trace_model,
@@ -37,9 +38,18 @@ SETTINGS = {
     "the paper's": "",
     "micro-batch 1": "--training.micro_batch_size 1",
     "8-bit moments": "--training.micro_batch_size 1 --training.optimizer adamw_8bit",
+    "8-bit moments, replay down": (
+        "--training.micro_batch_size 1 --training.optimizer adamw_8bit --training.replay down"
+    ),
+    "8-bit moments, replay all": (
+        "--training.micro_batch_size 1 --training.optimizer adamw_8bit --training.replay all"
+    ),
     "a quarter of the positions": "--training.micro_batch_size 1 --model.positions entropy:0.25",
     "LoRA": "--finetuning.lora_rank 16",
     "LoRA, micro-batch 1": "--finetuning.lora_rank 16 --training.micro_batch_size 1",
+    "LoRA, micro-batch 4, replay mlp": (
+        "--finetuning.lora_rank 16 --training.micro_batch_size 4 --training.replay mlp"
+    ),
     "LoRA, a quarter of the positions": (
         "--finetuning.lora_rank 16 --training.micro_batch_size 1 --model.positions entropy:0.25"
     ),
@@ -52,6 +62,7 @@ SHOWN = {
     "gradients": (GRADIENTS,),
     "optimizer": (OPTIMIZER,),
     "layer inputs": (LAYER_INPUTS,),
+    "recorded": (RECORDED,),
     "thought K/V": (KEYS_VALUES,),
     "recompute": (RECOMPUTE,),
 }

@@ -3,11 +3,12 @@
     python benchmarks/train_step.py
 
 A step is the loss of one batch and its gradients: sampling the thoughts, the differentiable passes, `backward()`.
-Four sides, one model, built from one seed:
+The sides, one model, built from one seed:
 
 * `naive`: the released code's way (`naive_step.py`), full logits and a mixed prediction at every pass;
 * `naive_lean`: the same without the mixed predictions whose loss is thrown away;
 * `engine`: `learn(model, ...)`, whose sampling pass is its checkpointed forward;
+* `engine_down`, `engine_mlp`, `engine_linears`, `engine_all`: the same with that stage of `replay`;
 * `engine_two_pass`: `learn(model, ..., reuse_sampling_pass=False)`, which samples first and then runs a second forward.
 
 First a check in which every side gets the same thoughts: loss and all gradients must agree. Then each measurement runs
@@ -46,7 +47,9 @@ from benchmarks.script import RESULTS, Benchmark, WithDefaults
 # torch is imported where a measurement needs it and not here: the parent only waits, and should take no memory (or GPU)
 # from the child that it measures.
 
-SIDES = ("naive", "naive_lean", "engine", "engine_two_pass")
+STAGES = {"engine": "layers", **{f"engine_{stage}": stage for stage in ("down", "mlp", "linears", "all")}}
+"""Stage of `replay` of each side that reuses its sampling pass."""
+SIDES = ("naive", "naive_lean", *STAGES, "engine_two_pass")
 OUT_OF_MEMORY = "out of memory"
 MEBIBYTE = 2**20
 
@@ -186,18 +189,19 @@ class Step:
     def _engine_loss(self, input_ids: Any, thought_tokens: Any, objective: str) -> Any:
         from quietstar.objective.learning import learn
 
-        reuse = self.side == "engine"
+        replay: Any = STAGES.get(self.side)
+        options = {"reuse_sampling_pass": False} if replay is None else {"replay": replay}
         thoughts = None
         if thought_tokens is not None:
             streams = thought_tokens[:, :, :-1].transpose(1, 2).flatten(1, 2)  # nothing follows the last position
-            thoughts = self.model.think(input_ids, tokens=streams, record=reuse)
+            thoughts = self.model.think(input_ids, tokens=streams, record=replay is not None, replay=replay or "layers")
         self.result = learn(
             self.model,
             input_ids,
             thoughts=thoughts,
             objective=objective,
             seed=self.conditions.seed,
-            reuse_sampling_pass=reuse,
+            **options,
         )
         return self.result.loss
 
@@ -499,7 +503,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> Summary:
 def sweep_table(
     quantity: int, points: Sequence[tuple[int, int]], sides: Sequence[str], summary: Summary, unit: float, form: str
 ) -> str:
-    """One line per (L, S); a column per side, then engine sides over naive sides.
+    """One line per (L, S); a column per side, then engine sides over naive sides, and stages of replay over `engine`.
 
     Args:
         quantity: 0 for time, 1 for memory.
@@ -507,6 +511,7 @@ def sweep_table(
         form: Format of a value, e.g. ".2f".
     """
     pairs = [(a, b) for b in sides if b.startswith("naive") for a in sides if a.startswith("engine")]
+    pairs += [(a, "engine") for a in sides if "engine" in sides and a in STAGES and a != "engine"]
     rows = []
     for length, stream_length in points:
         values = {side: summary[length, stream_length, side] for side in sides}

@@ -26,6 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_weights_format(str(config.model.path))
             check_training_text(config.data)
         set_up(config.training.threads)
+        if config.training.replay == "auto":
+            from quietstar.planning.gpus import known_gpu_here
+            from quietstar.planning.plan import with_stage
+
+            config = with_stage(config, known_gpu_here(config.training.device, "training.replay auto"))
+            print(f"training.replay: auto is {config.training.replay} here", file=sys.stderr)
         if config.preset == "textbook":
             from quietstar.demos.textbook import run_textbook
 

@@ -15,6 +15,7 @@ from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main
 from quietstar.training.metrics import read_metrics
 from tests.marks import slow
+from tests.model.tiny import make_base
 
 
 @pytest.fixture
@@ -49,6 +50,8 @@ def arguments(base: Path, text: Path, out: Path, *more: str) -> list[str]:
         ("--training.method", "language_modeling"),
         ("--model.thinking", "pause"),
         ("--model.positions", "entropy:0.5", "--training.micro_batch_size", "2"),
+        ("--training.replay", "auto", "--training.micro_batch_size", "2"),
+        slow(("--training.replay", "mlp", "--finetuning.lora_rank", "2")),
         slow(("--model.dtype", "bfloat16", "--training.reuse_sampling_pass", "false")),
         slow(
             ("--objective.preset", "authors", "--model.initial_mixing_weight", "null", "--model.embedding_scale", "100")
@@ -73,6 +76,42 @@ def test_a_run_trains_evaluates_and_saves_a_loadable_model(
     assert changed
     assert AutoTokenizer.from_pretrained(checkpoint)("1+1")["input_ids"] == [1, 7, 1]
     assert (out / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--training.replay some", "training.replay: got 'some', needs one of layers, down, mlp, linears, all, auto"),
+        ("--training.replay", "training.replay: got no value"),
+        ("--training.replay all --training.reuse_sampling_pass false", "training.replay: got all, but without"),
+        ("--training.replay down --training.reuse_sampling_pass false", "training.replay: got down, but without"),
+        ("--training.replay down", "training.replay: got down, but gemma2 has no linear module whose value"),
+    ],
+)
+def test_stages_of_replay_that_cannot_be(
+    more: str, message: str, base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"vocab_size": character_model(0).config.vocab_size}
+    make_base("gemma2", **changes).save_pretrained(base)
+    assert main(arguments(base, text, tmp_path / "run", *more.split())) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith(f"error: {message}")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_every_stage_of_replay_trains_the_same_and_a_run_may_change_it(base: Path, text: Path, tmp_path: Path) -> None:
+    losses = {}
+    for stage in ("layers", "down", "auto"):
+        out = tmp_path / stage
+        assert main(arguments(base, text, out, "--training.replay", stage)) == 0
+        losses[stage] = [point["loss"] for point in read_metrics(out / "metrics.jsonl", split="train")]
+    assert losses["down"] == losses["layers"]
+    assert losses["auto"] == pytest.approx(losses["layers"], rel=1e-4)
+    assert "  replay: all\n" in (tmp_path / "auto" / "config.yaml").read_text()  # this machine has room for it
+    more = ("--training.replay", "mlp", "--training.steps", "4", "--training.schedule", "constant")
+    first = arguments(base, text, tmp_path / "run", *more, "--training.steps", "2", "--training.replay", "all")
+    assert main(first) == 0
+    assert main(arguments(base, text, tmp_path / "run", *more)) == 0
 
 
 def test_the_saved_configuration_repeats_the_run(base: Path, text: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from quietstar.config.objective import ObjectiveOptions, objective_of
 from quietstar.config.options import (
@@ -92,6 +92,8 @@ def check_thinking(options: ThinkingOptions, prefix: str = "") -> None:
         )
 
 
+Replay = Literal["layers", "down", "mlp", "linears", "all"]
+"""What the backward pass takes from the sampling pass; see `replay` of `TrainingOptions`."""
 INPUTS = ("model.path", "data.path")
 LOGGERS = ("tensorboard", "wandb")
 """Names of the experiment trackers; their classes are in `TRACKERS` of `quietstar/training/loggers.py`."""
@@ -232,6 +234,12 @@ class TrainingOptions:
         mixing_head_lr_multiplier: Learning rate of the mixing head, in multiples of `learning_rate`.
         reuse_sampling_pass: Whether the pass that samples the thoughts is also the forward pass of gradient
             checkpointing: the same gradients with less work. Turned off, the step has two plain passes.
+        replay: What the backward pass does not compute again, with reuse_sampling_pass, because the sampling pass has
+            computed it. `layers`: nothing, each layer is recomputed from its input. `down`: products whose value no
+            gradient depends on, such as the last one of a layer, which takes no memory; refused for models with a norm
+            behind it, such as Gemma 2 and OLMo 2. `mlp`: also the other products outside of attention, whose results
+            are recorded. `linears`: also those of attention. `all`: also attention itself. `auto`: the
+            last of these that fits into the memory, by the plan of the run.
         eval_every: Steps between evaluations on the held-out text, with one more at the end; 0: no evaluation.
         eval_batches: Number of batches of held-out text per evaluation.
         save_every: Steps between checkpoints, with one more at the end; 0: only at the end.
@@ -281,6 +289,7 @@ class TrainingOptions:
     thought_embedding_max_grad_norm: Positive = 1.0
     mixing_head_lr_multiplier: NonNegative = 1.0
     reuse_sampling_pass: bool = True
+    replay: Literal[Replay, "auto"] = "layers"
     eval_every: Natural = 100
     eval_batches: Count = 8
     save_every: Natural = 500
@@ -387,7 +396,25 @@ def check_training(options: TrainingOptions) -> None:
         ConfigError: naming the dotted key, the value, and what is needed.
     """
     check_micro_batch("training", options)
+    if not options.reuse_sampling_pass and options.replay not in ("layers", "auto"):
+        raise ConfigError(
+            f"training.replay: got {options.replay}, but without training.reuse_sampling_pass nothing is recorded"
+        )
     logger_names(options.log_to)
+
+
+def replay_stage(options: TrainingOptions) -> Replay:
+    """Returns the stage of `training.replay`.
+
+    Raises:
+        ConfigError: It is `auto`, which a plan has to replace first.
+    """
+    if options.replay == "auto":
+        raise ConfigError(
+            "training.replay: got auto, which only `python -m quietstar.train` and `plan` choose a stage for; needs "
+            f"one of {', '.join(get_args(Replay))}"
+        )
+    return options.replay
 
 
 def check_micro_batch(group: str, options: Any) -> None:

@@ -279,7 +279,7 @@ def read_states(
     """
     ids, padding = _on_device(model, input_ids, attention_mask)
     pieces = _pieces(model, ids, padding, positions)
-    hidden = CachedPass(model, ids, padding, False).text_hidden
+    hidden = CachedPass(model, ids, padding).text_hidden
     for anchors, counted in pieces:
         row, column = counted.nonzero(as_tuple=True)
         yield hidden[row, anchors.long()[row, column]]

@@ -243,7 +243,7 @@ def _anchors(
     entropies = []
     for row in rows_of(range(last)):
         text = tokens[None, row.start : row.end]
-        hidden = CachedPass(model, text, read_padding(text, None), False).text_hidden
+        hidden = CachedPass(model, text, read_padding(text, None)).text_hidden
         first = row.anchors[0] - row.start
         entropies.append(base_entropy(hidden[:, first : first + len(row.anchors)], model.head)[0])
     return torch.cat(entropies).topk(count).indices.sort().values.tolist()

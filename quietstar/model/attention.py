@@ -8,12 +8,14 @@ scaled-dot-product attention, so the base model stays usable as it is.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quietstar.errors import UnsupportedBackboneError
 from quietstar.model.upstream import register_attention, sdpa_attention_forward
@@ -56,6 +58,66 @@ class StreamCache:
     layers: dict[int, LayerKeysValues] = field(default_factory=dict)
 
 
+class AttentionResults:
+    """What the attention of one layer has computed while thoughts were sampled, for a pass that is differentiated.
+
+    Attributes:
+        text: Results of PyTorch's fused attention over the text; of others nothing is kept.
+        out: Attended values of the streams, [B, P, S, H, D].
+        lse: Log-sum-exp of their scores, [B, P, S, H].
+    """
+
+    def __init__(self) -> None:
+        self.text: list[Any] = []
+        self.out: Tensor | None = None
+        self.lse: Tensor | None = None
+
+    def write(self, out: Tensor, lse: Tensor, offset: int, capacity: int) -> None:
+        """Keep the results of the tokens offset, offset + 1, ... of every stream of `capacity` tokens."""
+        if self.out is None or self.lse is None:
+            self.out, self.lse = (x.new_empty(*x.shape[:2], capacity, *x.shape[3:]) for x in (out, lse))
+        end = offset + out.shape[2]
+        self.out[:, :, offset:end], self.lse[:, :, offset:end] = out, lse
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that are kept."""
+        text = [tensor for results in self.text for tensor in results if isinstance(tensor, Tensor)]
+        return [*text, *(self.streams or ())]
+
+    @property
+    def streams(self) -> tuple[Tensor, Tensor] | None:
+        """The results of the streams, where there are any."""
+        return None if self.out is None or self.lse is None else (self.out, self.lse)
+
+
+class _FusedAttention(TorchDispatchMode):
+    """Keeps the results of PyTorch's fused attention, or gives kept ones instead of computing."""
+
+    OPERATIONS = (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+    )
+    """Those that return a log-sum-exp without a gradient, too."""
+
+    def __init__(self, results: list[Any], given: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._results = results
+        self._given = given
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation."""
+        if func not in self.OPERATIONS:
+            return func(*args, **(kwargs or {}))
+        if self._given and self._results:
+            return self._results.pop()
+        output = func(*args, **(kwargs or {}))
+        if not self._given:
+            self._results.append(output)
+        return output
+
+
 class AttentionPass(Protocol):
     """What a forward pass tells the attention of its layers: which of its tokens see which."""
 
@@ -87,6 +149,8 @@ class ThoughtPass:
         stream_start: First text token that streams see, int32: [B], of each row; [B, P], of each stream; None: 0.
         cache: Cache of this pass's keys and values and those of earlier passes. None in the pass over text and whole
             streams, which needs no cache and must give the same result when a layer is recomputed.
+        results: What each layer's attention computes, by layer index: kept in a pass with a cache, taken in another.
+            None keeps nothing.
         seen: List that receives one entry (layer index, window) per attention call, for the probe; None keeps none.
     """
 
@@ -98,6 +162,7 @@ class ThoughtPass:
     stream_start: Tensor | None = None
     stream_offset: int = 0
     cache: StreamCache | None = None
+    results: dict[int, AttentionResults] | None = None
     seen: list[tuple[int, int | None]] | None = None
     _text_masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
@@ -137,15 +202,17 @@ class ThoughtPass:
         if self.seen is not None:
             self.seen.append((layer_index, window))
         length, outputs = self.text_length, []
+        kept = self._results_of(layer_index)
         if length:
             text_query, text_key, text_value = query[:, :, :length], key[:, :, :length], value[:, :, :length]
             mask = self.text_mask(window, query.device)
             if softcap is not None:
                 outputs.append(softcapped_attention(text_query, text_key, text_value, mask, scaling, softcap))
             else:
-                outputs.append(
-                    sdpa_attention_forward(module, text_query, text_key, text_value, mask, scaling=scaling)[0]
-                )
+                with nullcontext() if kept is None else _FusedAttention(kept.text, given=self.cache is None):
+                    outputs.append(
+                        sdpa_attention_forward(module, text_query, text_key, text_value, mask, scaling=scaling)[0]
+                    )
             text_key, text_value = text_key.transpose(1, 2), text_value.transpose(1, 2)
             if self.cache is not None:
                 # every sampling step reads them head by head: in this layout float32 is never copied again
@@ -160,7 +227,7 @@ class ThoughtPass:
                 stored = self.cache.layers[layer_index]
                 text_key, text_value = stored.text_key, stored.text_value
                 stream_key, stream_value = _append(self, stored, stream_key, stream_value)
-            attended = thought_attention(
+            attended, lse = thought_attention(
                 stream_query,
                 text_key,
                 text_value,
@@ -172,9 +239,21 @@ class ThoughtPass:
                 scale=scaling,
                 softcap=softcap,
                 backend=self.backend,
+                results=kept.streams if kept is not None and self.cache is None else None,
+                return_lse=True,
             )
+            if kept is not None and self.cache is not None:
+                kept.write(attended, lse, self.stream_offset, self.cache.stream_capacity)
             outputs.append(attended.flatten(1, 2))
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+    def _results_of(self, layer_index: int) -> AttentionResults | None:
+        """Return where this layer's results are kept; taken ones are gone, and computed again in another pass."""
+        if self.results is None:
+            return None
+        if self.cache is None:
+            return self.results.pop(layer_index, None)
+        return self.results.setdefault(layer_index, AttentionResults())
 
 
 def quietstar_attention(

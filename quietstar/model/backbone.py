@@ -8,15 +8,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from quietstar.errors import CheckpointError, UnsupportedBackboneError
+from quietstar.config.training import Replay
+from quietstar.errors import CheckpointError, ConfigError, UnsupportedBackboneError
 from quietstar.model.attention import ThoughtPass
-from quietstar.model.layers import LayerRecord, decoder_layers, intercept_layers
+from quietstar.model.layers import (
+    LayerProducts,
+    LayerRecord,
+    RunLayer,
+    decoder_layers,
+    find_value_uses,
+    intercept_layers,
+    layer_products,
+)
 from quietstar.model.loading import not_finite
 from quietstar.model.thinking_model import ThinkingModel, output_head
 from quietstar.model.upstream import attention_implementation, untested_versions, with_advice
@@ -195,6 +204,53 @@ def _probe_recording(model: ThinkingModel) -> None:
             f"{base.config.model_type}: the gradient of a recorded pass differs from the plain model's by "
             f"{difference:.1e} of its size"
         )
+
+
+def replayed_products(model: ThinkingModel, replay: Replay, prefix: str = "") -> list[LayerProducts]:
+    """Returns the linear modules of each layer that a stage of `training.replay` records or leaves out.
+
+    The few tokens of the probe find out which values the backward pass uses: once, and again when adapters come or
+    other weights are trained.
+
+    Args:
+        model: Thinking model with weights, or with meta tensors.
+        replay: Stage of `training.replay`.
+        prefix: Text before the option's name in messages, such as `training.`.
+
+    Raises:
+        ConfigError: The stage is unknown; or it is `down`, and there is no product whose value no gradient depends on.
+    """
+    if replay not in (stages := get_args(Replay)):
+        raise ConfigError(f"{prefix}replay: got {replay!r}, needs one of {', '.join(stages)}")
+    if replay == "layers":
+        return []
+    layers = decoder_layers(model.decoder)
+    trained = tuple((id(parameter), parameter.requires_grad) for parameter in model.decoder.parameters())
+    with PROBING:
+        if model.value_uses[0] != trained:
+            model.value_uses = trained, _find_value_uses(model)
+    uses = model.value_uses[1]
+    if replay == "down" and all(map(all, (layer.values() for layer in uses))):
+        raise ConfigError(
+            f"{prefix}replay: got down, but {model.base.config.model_type} has no linear module whose value the "
+            "backward pass can do without (a norm may follow a layer's last); needs layers, or a stage that records "
+            "values, such as mlp"
+        )
+    return [layer_products(layer, use, replay) for layer, use in zip(layers, uses, strict=True)]
+
+
+def _find_value_uses(model: ThinkingModel) -> list[dict[str, bool]]:
+    found: list[dict[str, bool]] = []
+
+    def watch(index: int, layer: nn.Module, run: RunLayer, hidden: Tensor) -> Tensor:
+        uses, output = find_value_uses(layer, run, hidden.detach().requires_grad_())
+        found.append(uses)
+        return output
+
+    with torch.inference_mode(False), torch.enable_grad(), intercept_layers(model.decoder, watch):
+        embeds, stream, positions, thought_pass = _probe_inputs(model)
+        model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
+    return found
 
 
 @contextmanager

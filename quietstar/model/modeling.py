@@ -17,13 +17,14 @@ from transformers import (
 )
 
 from quietstar.config.options import Count, Natural, Temperature, Whole, check_number
-from quietstar.config.training import ThinkingOptions
+from quietstar.config.training import Replay, ThinkingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.adapters import assemble, has_adapters, is_adapter_checkpoint, save_finetuned
-from quietstar.model.backbone import probe_once
+from quietstar.model.backbone import probe_once, replayed_products
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.generation import ThinkingGeneration, one_cache, thinking_cache
+from quietstar.model.layers import LayerRecord
 from quietstar.model.loading import check_weights, load_causal_lm, load_configuration, text_token_ids
 from quietstar.model.padding import Padding, check_ids, outside_inference, read_padding
 from quietstar.model.passes import PAUSE, CachedPass, TalkStates, embed_stream, lookahead_tokens, talk_pass
@@ -155,7 +156,10 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         """Return what a recording depends on besides its inputs; only a write through `.data` stays unseen."""
         config = self.config
         weights = tuple((id(parameter), parameter.data_ptr(), parameter._version) for parameter in self.parameters())
-        return (config.embedding_scale, config.thinking, config.thought_length, config.lookahead, *weights)
+        device = self.device.type
+        precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        settings = (config.embedding_scale, config.thinking, config.thought_length, config.lookahead)
+        return (*settings, *precision, *weights)
 
     @torch.no_grad()
     def choose_anchors(
@@ -166,7 +170,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         padding = read_padding(input_ids, attention_mask, self.embedding)
         entropy = None
         if isinstance(anchors, str) and anchors.startswith("entropy"):
-            entropy = base_entropy(CachedPass(self, input_ids, padding, False).text_hidden, self.head)
+            entropy = base_entropy(CachedPass(self, input_ids, padding).text_hidden, self.head)
         return expand_anchors(anchors, padding, entropy, 1)
 
     # -- thinking ------------------------------------------------------------------------------------------------------
@@ -185,6 +189,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         first_text: int = 0,
         texts_in_step: int | None = None,
         record: bool = False,
+        replay: Replay = "layers",
     ) -> Thoughts:
         """Sample thoughts, without gradient (step 1 of a training step; section 4.2 of the paper).
 
@@ -204,12 +209,15 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 with the random numbers that they would have in that batch.
             texts_in_step: Number of texts in the larger batch; None: the larger batch ends with these texts.
             record: Whether to keep the pass for `learn(reuse_sampling_pass=True)`.
+            replay: What a kept pass holds besides the layers' outputs, as in `learn`.
 
         Raises:
             DataError: A tensor has a wrong shape, or anchors lie outside the text.
             ConfigError: `anchors` is an unknown string, or an option is out of range.
         """
         padding = read_padding(input_ids, attention_mask, self.embedding)
+        self._prepare()
+        layers = LayerRecord(replayed_products(self, replay), replay == "all") if record else None
         batch = input_ids.shape[0]
         texts_in_step = first_text + batch if texts_in_step is None else texts_in_step
         if first_text < 0 or texts_in_step < first_text + batch:
@@ -226,18 +234,17 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             temperature,
             greedy,
             seed,
-            record,
+            layers,
             (first_text, texts_in_step),
         )
-        if record:
+        if layers is not None:
             following = lookahead_tokens(input_ids, padding, thoughts.anchor, self.config.lookahead)
             with torch.no_grad():
                 rest = embed_stream(self, thoughts.tokens, following)[:, :, self.config.thought_length :]
                 cached.extend(rest)
-            assert cached.record is not None
             mask = None if padding.attention_mask is None else padding.attention_mask.clone()
             inputs = (input_ids.clone(), mask, thoughts.tokens, thoughts.anchor)
-            thoughts = replace(thoughts, recording=Recording(cached.record, self._fingerprint(), inputs))
+            thoughts = replace(thoughts, recording=Recording(layers, self._fingerprint(), inputs))
         return thoughts
 
     @torch.no_grad()
@@ -251,7 +258,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         temperature: float | None,
         greedy: bool,
         seed: int,
-        record: bool,
+        record: LayerRecord | None,
         place: tuple[int, int] | None = None,
     ) -> tuple[Thoughts, CachedPass]:
         """Sample or score thoughts. The streams end before the last thought token; the caller runs it and the rest."""
@@ -321,6 +328,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         thoughts: Thoughts,
         *,
         reuse_sampling_pass: bool = True,
+        replay: Replay = "layers",
     ) -> TalkStates:
         """Compute differentiable hidden states of the text and of whole streams (step 2 of a training step).
 
@@ -331,6 +339,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             reuse_sampling_pass: Whether to take the layers' outputs from the pass that sampled the thoughts, and
                 recompute each layer in the backward pass. Thoughts without a recording, or with one of other weights or
                 another text, are run once without gradient first. The gradients are those of the plain pass.
+            replay: What such a pass records, as in `learn`.
 
         Raises:
             DataError: The thoughts do not fit the text or the configuration.
@@ -351,6 +360,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 thoughts_per_position=thoughts.thoughts_per_position,
                 tokens=thoughts.tokens,
                 record=True,
+                replay=replay,
             ).recording
             assert recording is not None
         return talk_pass(self, input_ids, padding, thoughts.tokens, thoughts.anchor, recording.layers)
@@ -409,7 +419,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         padding = read_padding(input_ids, attention_mask, self.embedding)
         if thoughts is None:
             thoughts, cached = self._think(
-                input_ids, padding, anchors, thoughts_per_position, None, None, greedy, seed, False
+                input_ids, padding, anchors, thoughts_per_position, None, None, greedy, seed, None
             )
         else:
             if anchors is not None:
@@ -417,7 +427,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             self._check_thoughts(input_ids, thoughts)
             count = thoughts.thoughts_per_position
             _, cached = self._think(
-                input_ids, padding, thoughts.anchor[:, ::count], count, thoughts.tokens, None, True, 0, False
+                input_ids, padding, thoughts.anchor[:, ::count], count, thoughts.tokens, None, True, 0, None
             )
         no_lookahead = input_ids.new_empty(*thoughts.anchor.shape, 0)
         ending = embed_stream(self, thoughts.tokens, no_lookahead)[:, :, self.config.thought_length :]

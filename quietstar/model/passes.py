@@ -102,7 +102,13 @@ def talk_pass(
         [padding.position_ids, stream_position_ids(padding, anchor, 0, stream_length).flatten(1)], dim=1
     )
     thought_pass = ThoughtPass(
-        length, stream_length, anchor, padding.start, model.config.backend, stream_start=padding.start_at(anchor)
+        length,
+        stream_length,
+        anchor,
+        padding.start,
+        model.config.backend,
+        stream_start=padding.start_at(anchor),
+        results=record.attention if record else None,
     )
     with intercept_layers(model.decoder, record.replay) if record else nullcontext():
         hidden = model.run_decoder(embeds, positions, thought_pass)
@@ -116,18 +122,20 @@ class CachedPass:
         model: Thinking model that runs the passes.
         input_ids: Token ids of the texts, int64 [B, L].
         padding: Padding of the same batch.
-        record: Whether to keep every layer's outputs in `self.record` for `talk_pass`.
+        record: Empty record to fill for `talk_pass`; None records nothing.
 
     Attributes:
         text_hidden: Hidden states of the text after the final norm, [B, L, E].
     """
 
-    def __init__(self, model: ThinkingModel, input_ids: Tensor, padding: Padding, record: bool) -> None:
+    def __init__(
+        self, model: ThinkingModel, input_ids: Tensor, padding: Padding, record: LayerRecord | None = None
+    ) -> None:
         self._model = model
         self._padding = padding
         self._cache = StreamCache(stream_capacity=model.config.stream_length)
         self._length = 0
-        self.record = LayerRecord() if record else None
+        self.record = record
         self._anchor = torch.zeros(input_ids.shape[0], 0, dtype=torch.int32, device=input_ids.device)
         self._stream_start: Tensor | None = None
         embeds = model.base.get_input_embeddings()(input_ids)
@@ -163,6 +171,7 @@ class CachedPass:
             stream_start=self._stream_start,
             stream_offset=self._length,
             cache=self._cache,
+            results=self.record.attention if self.record else None,
         )
         with torch.no_grad(), intercept_layers(self._model.decoder, write) if write else nullcontext():
             return self._model.run_decoder(embeds, positions, thought_pass)

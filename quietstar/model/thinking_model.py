@@ -181,6 +181,7 @@ class ThinkingModel(PreTrainedModel):
         self.mixing_head = MixingHead(config, hidden_size)
         self.thinking_gate = ThinkingGate(hidden_size) if config.thinking_gate else None
         self.probed = False
+        self.value_uses: tuple[object, list[dict[str, bool]]] = ((), [])  # of `replayed_products`
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         # not made from the configuration, where `temperature` is that of thoughts
         self.generation_config = copy.deepcopy(base.generation_config)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quietstar.config.objective import Objective, resolve_objective
+from quietstar.config.training import Replay
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import Padding, read_padding
@@ -98,6 +99,7 @@ def learn(
     texts_in_step: int | None = None,
     counts: Counts | None = None,
     reuse_sampling_pass: bool = True,
+    replay: Replay = "layers",
 ) -> LearnOutput:
     """Think, talk and learn on one batch (Quiet-STaR, section 4).
 
@@ -117,6 +119,8 @@ def learn(
         reuse_sampling_pass: Whether to take the forward of the differentiable pass from the sampling pass and recompute
             each layer once in the backward pass: exact gradients at the cost and memory of gradient checkpointing, with
             the sampling free. Otherwise the differentiable pass runs and keeps all of its activations.
+        replay: What the recomputation takes from a sampling pass too: "layers", nothing; or a later stage of
+            `training.replay`, for less time and more memory.
 
     Raises:
         ConfigError: The objective or `anchors` is unknown, `anchors` is given with `thoughts`, or there are fewer than
@@ -147,10 +151,11 @@ def learn(
             first_text=first_text,
             texts_in_step=texts_in_step,
             record=reuse_sampling_pass,
+            replay=replay,
         )
     elif anchors is not None:
         raise ConfigError("anchors: can't be given together with thoughts, which have their own")
-    states = model.talk(input_ids, padding, thoughts, reuse_sampling_pass=reuse_sampling_pass)
+    states = model.talk(input_ids, padding, thoughts, reuse_sampling_pass=reuse_sampling_pass, replay=replay)
     return _loss(model, states, input_ids, padding, thoughts, objective, reinforce, counts)
 
 

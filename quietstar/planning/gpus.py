@@ -87,5 +87,23 @@ def gpu_here(device: str) -> Gpu | None:
     )
 
 
+def known_gpu_here(device: str, purpose: str) -> Gpu | None:
+    """Returns the GPU that `training.device` means on this machine; None for a CPU.
+
+    Args:
+        device: Value of `training.device`.
+        purpose: Option that needs to know it, for the message.
+
+    Raises:
+        ConfigError: The GPU is unknown.
+    """
+    import torch
+
+    gpu = gpu_here(device)
+    if gpu is None and device != "cpu" and torch.cuda.is_available():
+        raise ConfigError(f"{purpose}: needs to know this GPU's memory; known are {', '.join(GPUS)}")
+    return gpu
+
+
 def _plain(name: str) -> str:
     return "".join(character for character in name.lower() if character.isalnum())

@@ -17,6 +17,7 @@ from quietstar_kernels.configurations import table
 from quietstar_kernels.dispatch import compute_dtype
 from quietstar_kernels.logits import empty_logits, rows_in_chunk
 from quietstar_kernels.mixed_cross_entropy.op import compute_head_loss, compute_head_loss_backward
+from quietstar_kernels.thought_attention import IMPLEMENTATIONS
 from quietstar_kernels.thought_attention import op as attention_op
 from quietstar_kernels.token_sampling.op import compute_tokens
 
@@ -53,13 +54,19 @@ def cuda_kernels(ledger: Ledger) -> dict[Any, Kernel]:
 
 
 def triton_attention(
-    q: Tensor, *keys_values: Tensor, text_start: Tensor | None, window: int | None, scale: float | None, **options: Any
-) -> Tensor:
+    q: Tensor,
+    *keys_values: Tensor,
+    text_start: Tensor | None,
+    window: int | None,
+    scale: float | None,
+    softcap: float | None,
+    results: tuple[Tensor, Tensor] | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
     """Runs `quietstar_kernels.thought_attention` as a GPU does; on meta tensors dispatch would take the CPU's code."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    arguments = (q, *keys_values, text_start, window, scale, options.get("softcap"))
-    out: Tensor = operators.thought_attention(*arguments)[0]
-    return out
+    given: dict[str, Any] = {} if results is None else {"results": results}
+    return IMPLEMENTATIONS["triton"](q, *keys_values, text_start, window, scale, softcap, **given)
 
 
 def _labelled(ledger: Ledger, part: str, kernel: Kernel) -> Kernel:

@@ -69,7 +69,8 @@ class MetaTensors(TorchDispatchMode):
             self._ledger.take(tensor)
         if func is aten.cumsum.default and kwargs.get("dtype") not in (None, inputs[0].dtype):
             self._ledger.borrow(_bytes(outputs[0]))  # PyTorch converts the whole input first
-        if not _is_view(func):
+        asks = not outputs and not func._schema.is_mutable  # for a tensor's device, for instance: that is no work
+        if not asks and not _is_view(func):
             self._ledger.compute(_work(func, args, kwargs, inputs, output, outputs))
         return output
 

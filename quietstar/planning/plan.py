@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedConfig
 
-from quietstar.config.training import TrainConfig, validate
+from quietstar.config.training import Replay, TrainConfig, validate
 from quietstar.errors import ConfigError
 from quietstar.planning.gpus import GPUS, RESERVED, Gpu
 from quietstar.planning.meta_tensors import Ledger, MetaTensors, Work
@@ -81,6 +81,7 @@ class Plan:
             "model": self.source,
             "device": "cpu" if self.gpu is None else self.gpu.name,
             "parameters": {**vars(parameters), "total": parameters.total},
+            "replay": self.config.training.replay,
             "tokens": {"text": trace.text_tokens, "streams": trace.stream_tokens},
             "micro_batches": trace.micro_batches,
             "flops": {part: trace.flops(part) for part in PARTS if part in trace.work},
@@ -110,14 +111,49 @@ def make_plan(config: TrainConfig, gpu: Gpu | None) -> Plan:
     Raises:
         ConfigError, UnsupportedBackboneError: The model is not known, or can't be made to think.
     """
+    config = with_stage(config, gpu)
     base, source = base_configuration(config)
     backend = "cpu" if gpu is None else "cuda"
-    memory = _memory_of_machine() if gpu is None else usable_memory(gpu)
+    memory = _memory_for(gpu)
     trace = trace_model(config, base, backend)
     suggestions = []
     if trace.peak.total() > memory:
         suggestions = suggest(config, memory, lambda changed: trace_model(changed, base, backend).peak.total())
     return Plan(config, source, gpu, memory, parameters_of(config, base), trace, suggestions)
+
+
+def with_stage(config: TrainConfig, gpu: Gpu | None) -> TrainConfig:
+    """Returns the configuration of a run with the stage that its `training.replay` stands for, where that is `auto`.
+
+    Args:
+        config: Validated configuration of the run.
+        gpu: GPU that the run is planned for; None for this machine's CPU.
+
+    Raises:
+        ConfigError, UnsupportedBackboneError: The model is not known, or can't be made to think.
+    """
+    if config.training.replay != "auto":
+        return config
+    base, _ = base_configuration(config)
+    backend = "cpu" if gpu is None else "cuda"
+    return choose_replay(config, _memory_for(gpu), lambda tried: trace_model(tried, base, backend).peak.total())
+
+
+def choose_replay(config: TrainConfig, limit: int, peak: Peak) -> TrainConfig:
+    """Returns the configuration with the last stage of `training.replay` with which the run fits.
+
+    Args:
+        config: Configuration of the run.
+        limit: Available memory in bytes.
+        peak: Function that returns the bytes at the peak of a run.
+    """
+    stages = get_args(Replay) if config.training.method == "quietstar" and config.training.reuse_sampling_pass else ()
+    for stage in reversed(stages[1:]):
+        changes = {"training.replay": stage}
+        total = _peak(config, changes, peak)  # None where the model has no such stage
+        if total is not None and total <= limit:
+            return with_changes(config, changes)
+    return with_changes(config, {"training.replay": "layers"})
 
 
 def usable_memory(gpu: Gpu) -> int:
@@ -140,8 +176,8 @@ def parameters_of(config: TrainConfig, base: PreTrainedConfig) -> Parameters:
         return count_parameters(meta_model(config, base))
 
 
-def _memory_of_machine() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _memory_for(gpu: Gpu | None) -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if gpu is None else usable_memory(gpu)
 
 
 def part_seconds(trace: Trace, gpu: Gpu) -> dict[str, float]:
@@ -225,6 +261,8 @@ def _single_changes(config: TrainConfig) -> Iterator[Changes]:
         yield {"model.dtype": "bfloat16"}
     if thinks and not training.reuse_sampling_pass:
         yield {"training.reuse_sampling_pass": True}
+    if thinks and training.replay not in ("layers", "down"):
+        yield {"training.replay": "layers"}
     if not thinks and not finetuning.gradient_checkpointing:
         yield {"finetuning.gradient_checkpointing": True}
     if training.optimizer == "adamw":
@@ -300,6 +338,7 @@ def _head(plan: Plan) -> str:
         "a step": f"{training.batch_size} texts of {config.data.length} tokens, unpadded, in "
         f"{count} micro-batch{'es' if count > 1 else ''} of {training.batch_size // count}",
         "thinking": thinking,
+        "replay": training.replay,
         "tokens": f"{trace.text_tokens:,} of text, {trace.stream_tokens:,} of thought streams",
     }
     return "\n".join(f"{name + ':':12}{value}" for name, value in facts.items())

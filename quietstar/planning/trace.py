@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from quietstar.config.training import TrainConfig
+from quietstar.config.training import TrainConfig, replay_stage
 from quietstar.data.batches import Batch
 from quietstar.model import attention
+from quietstar.model.backbone import replayed_products
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.layers import LayerRecord, RunLayer, decoder_layers
 from quietstar.model.modeling import QuietStarForCausalLM
@@ -38,6 +39,7 @@ KeyT = TypeVar("KeyT")
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 LAYER_INPUTS, KEYS_VALUES = "layer inputs", "keys and values of thoughts"
+RECORDED = "recorded operations"
 SAMPLING, ACTIVATIONS, RECOMPUTE = "sampling step", "layer activations", "recompute of one layer"
 GRADIENT_FLOW, OTHER = "gradients of activations", "other"
 KINDS = {
@@ -45,6 +47,7 @@ KINDS = {
     GRADIENTS: "summed over the micro-batches of a step",
     OPTIMIZER: "AdamW's moments, and float32 copies of low-precision weights",
     LAYER_INPUTS: "what the sampling pass records of each layer, to recompute it from",
+    RECORDED: "of the layers, by training.replay, so that they are not computed again",
     KEYS_VALUES: "of text and streams, while thoughts are sampled",
     SAMPLING: "one layer's activations while sampling",
     ACTIVATIONS: "what the layers keep for the backward pass",
@@ -152,6 +155,8 @@ def trace_step(config: TrainConfig, base: PreTrainedConfig, backend: str) -> Tra
             model = meta_model(config, base)
         with ledger.labelled(OPTIMIZER):
             optimizer = meta_optimizer(model, options)
+        if options.method == "quietstar":
+            replayed_products(model, replay_stage(options), "training.")  # found before the step that is traced
         watch = _Watch(ledger, model)
         stepper = OptimizerStep(
             model,
@@ -239,7 +244,7 @@ class _Watch:
     def replacements(self, backend: str) -> Iterator[AbstractContextManager[None]]:
         """Yields the replacements of functions that are active while a step is traced."""
         yield replaced(LayerRecord, "write_text", self._recording(LayerRecord.write_text))
-        yield replaced(LayerRecord, "open_streams", self._during(LayerRecord.open_streams, LAYER_INPUTS))
+        yield replaced(LayerRecord, "open_streams", self._recording(LayerRecord.open_streams, LAYER_INPUTS))
         yield replaced(LayerRecord, "replay", self._replaying(LayerRecord.replay))
         if backend == "cuda":
             yield replaced(attention, "thought_attention", kernels.triton_attention)
@@ -251,10 +256,13 @@ class _Watch:
 
         return run
 
-    def _recording(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _recording(self, function: Callable[..., Any], allocated: str | None = None) -> Callable[..., Any]:
         def run(record: LayerRecord, *arguments: Any) -> Any:
-            output = function(record, *arguments)
-            self._ledger.relabel(output, LAYER_INPUTS)
+            with self._ledger.labelled(allocated):
+                output = function(record, *arguments)
+            for kind, tensors in ((LAYER_INPUTS, record.outputs), (RECORDED, record.values)):
+                for tensor in tensors.values():
+                    self._ledger.relabel(tensor, kind)
             return output
 
         return run
@@ -309,6 +317,9 @@ class _Watch:
                 for tensor in (stored.text_key, stored.text_value, stored.stream_key, stored.stream_value):
                     if tensor is not None:
                         self._ledger.relabel(tensor, KEYS_VALUES)
+                results = (self._pass.results or {}).get(index)
+                for tensor in () if results is None else results.tensors():
+                    self._ledger.relabel(tensor, RECORDED)
 
         return leave
 

@@ -19,12 +19,13 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.command_line import to_yaml
 from quietstar.config.objective import OBJECTIVE_PRESETS
-from quietstar.config.training import ModelOptions, ThinkingOptions, TrainConfig, run_options
+from quietstar.config.training import ModelOptions, ThinkingOptions, TrainConfig, replay_stage, run_options
 from quietstar.data.batches import IndexedBatches
 from quietstar.data.loading import load_batches
 from quietstar.data.packing import PackedTexts
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint, tokenizer_text
 from quietstar.errors import ConfigError
+from quietstar.model.backbone import replayed_products
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.model.modeling import QuietStarForCausalLM
@@ -196,6 +197,8 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
     out = Path(config.output_dir)
     make_output_dir(out)  # before the model, which may take minutes to load
     model = apply_finetuning(load_model(config.model, tokenizer), config.finetuning, options.method)
+    if options.method == "quietstar":
+        replayed_products(model, replay_stage(options), "training.")  # refuses what the model can't do
     if evaluate is None and held_out is not None:
         evaluate = evaluate_on(held_out.tokens, config, held_out.attention_mask)
     identity = {f"tokenizer.{name}": value for name, value in tokenizer_fingerprint(tokenizer).items()}

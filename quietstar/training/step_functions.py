@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quietstar.config.objective import Objective, objective_of
-from quietstar.config.training import TrainConfig
+from quietstar.config.training import TrainConfig, replay_stage
 from quietstar.data.batches import Batch
 from quietstar.model.attention import ThoughtPass
 from quietstar.model.modeling import QuietStarForCausalLM
@@ -170,6 +170,7 @@ def _learn(
         texts_in_step=batch.step_size,
         counts=None if counts is None else counts.of(model, batch),
         reuse_sampling_pass=reuse_sampling_pass,
+        replay=replay_stage(config.training),
     )
 
 

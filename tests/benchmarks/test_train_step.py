@@ -90,17 +90,18 @@ def test_tables_show_least_time_ratios_growth_and_failures() -> None:
         row(512, "naive", None, None),
         row(512, "engine", 16.0, 200),
     ]
+    sides = ["naive", "engine", "engine_all"]
+    rows += [row(length, "engine_all", seconds, 100) for length, seconds in ((64, 1.0), (256, 6.0), (512, 12.0))]
     summary = summarise(rows)
-    sides = ["naive", "engine"]
     lines = sweep_table(0, [(64, 14), (256, 14), (512, 14)], sides, summary, 1, ".1f").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert cells[0] == ["L", "S", "naive", "engine", "engine / naive"]
+    assert cells[0] == ["L", "S", *sides, "engine / naive", "engine_all / naive", "engine_all / engine"]
     assert cells[2:] == [
-        ["64", "14", "4.0", "2.0", "0.50"],
-        ["256", "14", "64.0", "8.0", "0.12"],
-        ["512", "14", OUT_OF_MEMORY, "16.0", "-"],
+        ["64", "14", "4.0", "2.0", "1.0", "0.50", "0.25", "0.50"],
+        ["256", "14", "64.0", "8.0", "6.0", "0.12", "0.09", "0.75"],
+        ["512", "14", OUT_OF_MEMORY, "16.0", "12.0", "-", "-", "0.75"],
     ]
-    grown = growth_table("L", [(64, 14), (256, 14)], sides, summary).splitlines()[2:]
+    grown = growth_table("L", [(64, 14), (256, 14)], sides[:2], summary).splitlines()[2:]
     assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in grown] == [
         ["naive", "2.00", "2.00"],
         ["engine", "1.00", "1.00"],
@@ -129,7 +130,7 @@ def test_all_sides_compute_the_same_step_and_the_results_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command refuses to compare sides whose losses or gradients differ, so that it ends is itself the check."""
-    sides = ["naive", "engine", "engine_two_pass"]
+    sides = ["naive", "engine", "engine_down", "engine_mlp", "engine_linears", "engine_all", "engine_two_pass"]
     sweep = ["--lengths", "16", "--stream-lengths", "--check-length", "12", "--sides", *sides]
     main([*TINY, *sweep, "--output-dir", str(tmp_path)])
     printed = capsys.readouterr().out

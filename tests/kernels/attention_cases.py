@@ -39,7 +39,9 @@ class Case:
     softcap: float | None = None
     scale: float | None = None
 
-    def run(self, backend: str, tensors: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def run(
+        self, backend: str, tensors: list[Tensor] | None = None, given: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """out and lse."""
         return thought_attention(
             *(tensors or self.tensors),
@@ -49,6 +51,7 @@ class Case:
             softcap=self.softcap,
             scale=self.scale,
             backend=backend,
+            results=given,
             return_lse=True,
         )
 

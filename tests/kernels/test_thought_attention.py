@@ -296,6 +296,52 @@ def test_expanded_upstream_gradient(backend: str) -> None:
     assert_close(list(got), list(wanted), 1e-12)
 
 
+GIVEN: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "padding, window": {"start": "text", "window": 3},
+    "softcap": {"softcap": 2.0, "G": 1},
+    "documents": {"start": "stream", "anchor": "own"},
+    "more keys than queries": {"S": 2, "T": 5},
+    "one query": {"S": 1, "T": 4, "scale": 0.3},
+    "float32": {"dtype": torch.float32},
+}
+
+
+@pytest.mark.parametrize("options", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_given_results_have_the_gradients_of_computed_ones(backend: str, options: dict[str, Any]) -> None:
+    """They come as sampling makes them, one query of each stream at a time."""
+    case = random_case(11, **options)
+    q, k_text, v_text, k_thought, v_thought = (x.detach() for x in case.tensors)
+    before = k_thought.shape[2] - q.shape[2]
+    steps = [
+        case.run("reference", [q[:, :, s : s + 1], k_text, v_text, *(x[:, :, :end] for x in (k_thought, v_thought))])
+        for s, end in enumerate(range(before + 1, k_thought.shape[2] + 1))
+    ]
+    out, lse = case.run(backend, given=(torch.cat([x for x, _ in steps], 2), torch.cat([x for _, x in steps], 2)))
+    found = [out, lse, *torch.autograd.grad([out, lse], case.tensors, upstream(out, lse))]
+    assert_close(found, results(case, "reference"), 1e-5 if options.get("dtype") else 1e-11)
+
+
+@pytest.mark.parametrize("backend", ["torch", TRITON])
+def test_given_results_are_not_computed_again(backend: str) -> None:
+    case = random_case(12, P=3)
+    wanted = [torch.randn_like(x) for x in case.run("reference")]
+    found = case.run(backend, given=(wanted[0], wanted[1]))
+    assert all(map(torch.equal, found, wanted))
+    assert all(x.grad_fn is not None and x.data_ptr() == y.data_ptr() for x, y in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("index", "name"), [(0, r"results\[0\]"), (1, r"results\[1\]")])
+def test_given_results_of_another_shape_are_refused(backend: str, index: int, name: str) -> None:
+    case = random_case(12)
+    given = list(case.run("reference"))
+    given[index] = given[index][:, :, :-1]
+    with pytest.raises(ValueError, match=f"{name}: got"):
+        case.run(backend, given=(given[0], given[1]))
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_and_checkpointing_change_nothing(backend: str, use_reentrant: bool) -> None:

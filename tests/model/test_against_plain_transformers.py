@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
+from quietstar.config.training import Replay
 from quietstar.objective.learning import learn
 from tests.model.naive import NaiveThinker, layer_windows
-from tests.model.tiny import FAMILIES, assert_same_gradients, gradients, make_ids, make_model
+from tests.model.tiny import FAMILIES, NORM_BEHIND, assert_same_gradients, gradients, make_ids, make_model
 
 TOLERANCE = 1e-9
 
@@ -26,9 +29,10 @@ def test_parallel_step_equals_one_stream_at_a_time(family: str) -> None:
     torch.testing.assert_close(prediction.base_logits, wanted_base, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(prediction.talk_logits, expected.talk_logits[:, :, 0], atol=TOLERANCE, rtol=0)
 
-    for reuse_sampling_pass in (True, False):
+    stages = [stage for stage in get_args(Replay) if stage != "down" or family not in NORM_BEHIND]
+    for options in ({"reuse_sampling_pass": False}, *({"replay": stage} for stage in stages)):
         model.zero_grad()
-        step = learn(model, ids, thoughts=thoughts, reuse_sampling_pass=reuse_sampling_pass)
+        step = learn(model, ids, thoughts=thoughts, **options)
         step.loss.backward()
         torch.testing.assert_close(step.talk_nll, expected.talk_nll, atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(step.loss.detach(), expected.loss, atol=TOLERANCE, rtol=0)

@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 import torch
 
+from quietstar.config.training import Replay
 from quietstar.objective.learning import learn
 from tests.marks import slow
 from tests.model.tiny import assert_same_gradients, gradients, make_ids, make_model
 
 
 def assert_same_step(
-    family: str, device: str, dtype: torch.dtype, tolerance: float, reuse_sampling_pass: bool = True, **options: Any
+    family: str,
+    device: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    reuse_sampling_pass: bool = True,
+    replay: Replay = "layers",
+    **options: Any,
 ) -> None:
     """Thinking, loss and every gradient with "triton" and "torch".
 
@@ -31,7 +38,7 @@ def assert_same_step(
         model = copy.deepcopy(plain)
         model.config.backend = backend
         thoughts = model.think(ids, mask, seed=1)
-        step = learn(model, ids, mask, thoughts=thoughts, reuse_sampling_pass=reuse_sampling_pass)
+        step = learn(model, ids, mask, thoughts=thoughts, reuse_sampling_pass=reuse_sampling_pass, replay=replay)
         step.loss.backward()
         found[backend] = (step, gradients(model))
     (wanted, wanted_gradients), (step, step_gradients) = found["torch"], found["triton"]
@@ -45,9 +52,9 @@ def assert_same_step(
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("mistral_window", {}),
+        ("mistral_window", {"replay": "all"}),
         slow("gemma2", {"interpolation": "log_probs"}),
-        slow("gpt2", {}),
+        slow("gpt2", {"replay": "all"}),
     ],
     ids=["mistral_window", "gemma2", "gpt2"],
 )
@@ -57,10 +64,10 @@ def test_interpreted_kernels_and_torch_make_the_same_step(family: str, options: 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("reuse_sampling_pass", [True, False])
+@pytest.mark.parametrize(("reuse_sampling_pass", "replay"), [(True, "layers"), (True, "all"), (False, "layers")])
 @pytest.mark.parametrize("family", ["mistral", "mistral_window", "gemma2", "gpt2"])
-def test_kernels_and_torch_make_the_same_step(family: str, reuse_sampling_pass: bool) -> None:
-    assert_same_step(family, "cuda", torch.float32, 1e-3, reuse_sampling_pass)
+def test_kernels_and_torch_make_the_same_step(family: str, reuse_sampling_pass: bool, replay: Replay) -> None:
+    assert_same_step(family, "cuda", torch.float32, 1e-3, reuse_sampling_pass, replay)
 
 
 @pytest.mark.gpu

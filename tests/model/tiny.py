@@ -91,6 +91,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 
+NORM_BEHIND = ("olmo2", "gemma2", "gemma3_text", "olmo3")
+"""Families with a norm behind the last product of a layer, for which `replay="down"` is refused."""
+
 
 def family_config(family: str, **changes: Any) -> PreTrainedConfig:
     fields = {**FAMILIES[family], **changes}

@@ -10,6 +10,7 @@ import pytest
 from transformers import MistralConfig
 
 from quietstar.plan import main
+from tests.model.tiny import family_config
 
 SHORT = ["--model.thought_length", "2", "--model.lookahead", "2"]
 
@@ -43,6 +44,32 @@ def test_without_a_gpu_the_cpu_is_planned_for(directory: str, capsys: pytest.Cap
     text = capsys.readouterr().out
     assert "this machine's CPU" in text and "--gpu NAME plans for a GPU" in text
     assert "expected" not in text
+
+
+@pytest.mark.parametrize(
+    ("family", "room_for", "stage"),
+    [
+        ("mistral", "all", "all"),
+        ("mistral", "mlp", "mlp"),
+        ("mistral", "layers", "down"),  # takes no more
+        ("gpt2", "linears", "linears"),
+        ("gemma2", "layers", "layers"),  # a norm follows its products: there is no stage down
+        ("gemma2", "mlp", "mlp"),
+    ],
+)
+def test_auto_is_the_stage_that_the_gpu_has_room_for(
+    family: str, room_for: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family_config(family).save_pretrained(tmp_path)
+    arguments = ["--model.path", str(tmp_path), *SHORT, "--data.length", "8", "--training.replay"]
+    found = []
+    for replay in (room_for, "auto"):
+        file = tmp_path / f"{replay}.json"
+        assert main([*arguments, replay, "--gpu", "H200", "--json", str(file)]) == 0
+        found.append(json.loads(file.read_text()))
+        monkeypatch.setattr("quietstar.planning.plan.usable_memory", lambda gpu: found[0]["memory"]["total"])
+    assert found[1]["replay"] == stage
+    assert found[1]["fits"]
 
 
 @pytest.mark.slow

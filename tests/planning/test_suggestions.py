@@ -9,7 +9,7 @@ from transformers import MistralConfig
 
 from quietstar.config.training import TrainConfig
 from quietstar.errors import ConfigError
-from quietstar.planning.plan import Suggestion, suggest, with_changes
+from quietstar.planning.plan import Suggestion, choose_replay, suggest, with_changes
 from quietstar.planning.trace import trace_model
 
 Run = Callable[..., TrainConfig]
@@ -101,3 +101,45 @@ def test_a_plan_that_does_not_fit_suggests_what_does(run: Run, small: Callable[.
 def test_changes_are_checked(run: Run) -> None:
     with pytest.raises(ConfigError, match=r"training\.micro_batch_size"):
         with_changes(run(training__batch_size=4), {"training.micro_batch_size": 3})
+
+
+STAGES = {"layers": 10, "down": 10, "mlp": 30, "linears": 50, "all": 70}
+"""Bytes at the peak of a run by its stage of `training.replay`."""
+
+
+@pytest.mark.parametrize(
+    ("limit", "stage"),
+    [(1000, "all"), (70, "all"), (69, "linears"), (50, "linears"), (30, "mlp"), (29, "down"), (9, "layers")],
+)
+def test_auto_is_the_last_stage_that_fits(limit: int, stage: str, run: Run) -> None:
+    asked: list[str] = []
+
+    def peak(config: TrainConfig) -> int:
+        asked.append(config.training.replay)
+        return STAGES[config.training.replay]
+
+    chosen = choose_replay(run(training__replay="auto", training__batch_size=3), limit, peak)
+    assert chosen == run(training__replay=stage, training__batch_size=3)
+    assert "auto" not in asked
+
+
+def test_auto_passes_over_a_stage_that_a_model_does_not_have(run: Run) -> None:
+    def peak(config: TrainConfig) -> int:
+        if config.training.replay == "down":
+            raise ConfigError("training.replay: got down, but gemma2 has no such product")
+        return STAGES[config.training.replay]
+
+    assert choose_replay(run(training__replay="auto"), 20, peak).training.replay == "layers"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"training__method": "language_modeling"}, {"training__reuse_sampling_pass": False}]
+)
+def test_auto_is_layers_where_nothing_is_recorded(changes: dict[str, object], run: Run) -> None:
+    chosen = choose_replay(run(training__replay="auto", **changes), 0, bytes_of)
+    assert chosen.training.replay == "layers"
+
+
+def test_a_run_that_records_too_much_is_told_to_record_less(run: Run) -> None:
+    found = suggest(run(training__replay="all"), 20, lambda config: STAGES[config.training.replay])
+    assert {"training.replay": "layers"} in changes_of(found)

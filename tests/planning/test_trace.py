@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 from transformers import MistralConfig
 
-from quietstar.config.training import TrainConfig
+from quietstar.config.training import Replay, TrainConfig
 from quietstar.planning import kernels
 from quietstar.planning.trace import (
     ACTIVATIONS,
+    BACKWARD,
     GRADIENTS,
     KEYS_VALUES,
     KINDS,
@@ -21,6 +22,7 @@ from quietstar.planning.trace import (
     PARTS,
     RECOMPUTE,
     RECOMPUTING,
+    RECORDED,
     TALK,
     THINK,
     WEIGHTS,
@@ -75,9 +77,42 @@ def test_text_and_stream_tokens_are_those_of_the_whole_step(small: Small, run: R
     assert step.flops(THINK) == pytest.approx(6 * default.flops(THINK), rel=0.05)  # a CPU multiplies hidden keys too
 
 
+def test_replay_trades_recorded_results_for_recomputed_products(small: Small, run: Run, default: Trace) -> None:
+    """By the sizes of the weights: a product counts two FLOPs a token and weight, its result a float32 a token."""
+    tokens, key_width, wide = L + P * S, E // 2, 48
+    down, mlp, attention = (wide, E), 2 * (E, wide), (E, E) + 2 * (E, key_width) + (E, E)
+    stages: dict[Replay, tuple[tuple[int, ...], tuple[int, ...]]] = {
+        "down": (down, ()),
+        "mlp": (down + mlp, mlp),
+        "linears": (down + mlp + attention, mlp + attention),
+    }
+    for stage, (spared, recorded) in stages.items():
+        found = trace_step(run(training__replay=stage), small(), "cpu")
+        weights = sum(spared[k] * spared[k + 1] for k in range(0, len(spared), 2))
+        assert default.flops(RECOMPUTING) - found.flops(RECOMPUTING) == 2 * tokens * LAYERS * weights
+        results = LAYERS * tokens * 4 * sum(recorded[1::2])
+        # the text's once more: the record is moved to where it has room for the streams
+        assert results <= found.largest[RECORDED] <= results * (1 + L / tokens)
+        assert found.flops(THINK) == default.flops(THINK)
+        assert found.flops(BACKWARD) == default.flops(BACKWARD)
+    whole = trace_step(run(training__replay="all"), small(), "cuda")
+    assert whole.flops(RECOMPUTING) == 0
+    # outputs, and a log-sum-exp of each of four heads
+    assert whole.largest[RECORDED] >= results + LAYERS * (L + P * S) * (E + 4) * 4
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_replay_down_takes_no_more_memory(small: Small, run: Run, backend: str) -> None:
+    layers, down = (trace_step(run(training__replay=stage), small(), backend) for stage in ("layers", "down"))
+    assert down.peak.total() <= layers.peak.total()
+    assert down.largest[RECORDED] == 0
+    assert down.kept == layers.kept
+
+
 @pytest.mark.slow
-def test_a_deep_model_follows_exactly_from_two_shallow_ones(small: Small, run: Run) -> None:
-    config = run(model__dtype="bfloat16", model__thought_length=1, finetuning__lora_rank=2)
+@pytest.mark.parametrize("replay", ["layers", "all"])
+def test_a_deep_model_follows_exactly_from_two_shallow_ones(small: Small, run: Run, replay: str) -> None:
+    config = run(model__dtype="bfloat16", model__thought_length=1, finetuning__lora_rank=2, training__replay=replay)
     deep = small(num_hidden_layers=4)
     assert_same(trace_model(config, deep, "cuda"), trace_step(config, deep, "cuda"))
 

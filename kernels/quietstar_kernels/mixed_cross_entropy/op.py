@@ -296,6 +296,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     needed = ctx.needs_input_grad[:4]
     if grad_loss is None or not any(needed):
         return (None,) * 16
+    if torch.is_grad_enabled():  # otherwise the second gradient would be silently wrong
+        raise RuntimeError("the cross entropies have first gradients only: call backward without create_graph=True")
     if any(need and not prepared for need, prepared in zip(needed, ctx.prepared, strict=True)):
         raise RuntimeError("quietstar::head_loss: a gradient is wanted that its `needs_` arguments left out")
     hidden_base, hidden_thought, lm_head, lse, weight, target, row_weight, *made = ctx.saved_tensors

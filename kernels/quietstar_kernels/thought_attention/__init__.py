@@ -22,7 +22,13 @@ from quietstar_kernels.dispatch import (
     resolve_backend,
 )
 from quietstar_kernels.positions import positions_of
-from quietstar_kernels.thought_attention.op import LARGEST_D, MOST_TEXT_HEADS, thought_attention_op, tile_spans
+from quietstar_kernels.thought_attention.op import (
+    LARGEST_D,
+    MOST_TEXT_HEADS,
+    GivenResults,
+    thought_attention_op,
+    tile_spans,
+)
 from quietstar_kernels.thought_attention.reference import thought_attention_reference
 from quietstar_kernels.thought_attention.torch_backend import thought_attention_torch
 
@@ -46,6 +52,7 @@ def thought_attention(
     scale: float | None = None,
     softcap: float | None = None,
     backend: str = "auto",
+    results: tuple[Tensor, Tensor] | None = None,
     return_lse: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -64,6 +71,7 @@ def thought_attention(
     scale: float | None = None,
     softcap: float | None = None,
     backend: str = "auto",
+    results: tuple[Tensor, Tensor] | None = None,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -81,6 +89,7 @@ def thought_attention(
     scale: float | None = None,
     softcap: float | None = None,
     backend: str = "auto",
+    results: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attend from every stream to the text before its anchor and to itself, in one softmax.
@@ -119,6 +128,8 @@ def thought_attention(
             memory but its results; its backward pass the log-sum-exp once more and float32 parts of the text's
             gradients, at most 16 of them and 1 where the text is long. Its sums have one order: the same call gives the
             same bits.
+        results: out and lse that an earlier call returned for these arguments, such as the sampling steps of a stream:
+            nothing is computed, and they are returned with a gradient. "reference" computes them again. None: computes.
         return_lse: whether to return the log-sum-exp of the scaled scores too.
 
     Returns:
@@ -156,6 +167,9 @@ def thought_attention(
             _check_order("text_start", text_start)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap: got {softcap}, wanted a number above 0, or None")
+    if results is not None:
+        require_shape("results[0]", results[0], ("B", "P", "S", "H", "D"), sizes)
+        require_shape("results[1]", results[1], ("B", "P", "S", "H"), sizes)
     _check_anchor(anchor, sizes)
     if torch.compiler.is_compiling():
         anchor = anchor.clamp(0, sizes["L"] - 1)
@@ -168,9 +182,10 @@ def thought_attention(
         if refusal is not None and check_backend(backend) != "auto":
             raise refusal
         chosen = "triton" if refusal is None else "torch"
+    given = {} if results is None or chosen == "reference" else {"results": results}
     with torch.autocast(q.device.type, enabled=False):  # autocast would round the scores
         out, lse = IMPLEMENTATIONS[chosen](
-            q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap
+            q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap, **given
         )
     out = out.to(dtype)
     return (out, lse) if return_lse else out
@@ -184,14 +199,18 @@ def _as_autocast_would(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
-def _triton(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _triton(q: Tensor, *rest: Any, results: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """out [B, P, S, H, D] and lse [B, P, S, H]; see `thought_attention`."""
     *keys_values, anchor, text_start, window, scale, softcap = rest
     anchor = _on_device(anchor, q.device)
     text_start = None if text_start is None else _on_device(text_start, q.device)
+    arguments = (q, *keys_values, anchor, text_start, window, scale, softcap)
     out: Tensor
     lse: Tensor
-    out, lse = thought_attention_op(q, *keys_values, anchor, text_start, window, scale, softcap)
+    if results is None:
+        out, lse = thought_attention_op(*arguments)
+    else:
+        out, lse = GivenResults.apply(*results, *arguments)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return out, lse
 
 

@@ -296,6 +296,20 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | No
 thought_attention_op.register_autograd(_backward, setup_context=_setup_context)
 
 
+class GivenResults(torch.autograd.Function):
+    """The operator with out and lse that it has computed before; they come first, then its own arguments."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, lse: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
+        results = out.to(inputs[0].dtype).detach(), lse.detach()
+        _setup_context(ctx, inputs, results)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        return None, None, *_backward(ctx, *gradients)
+
+
 def _empty(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 

@@ -86,6 +86,7 @@ def thought_attention_torch(
     window: int | None,
     scale: float,
     softcap: float | None,
+    results: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out [B, P, S, H, D] and lse [B, P, S, H]; see `quietstar_kernels.thought_attention`."""
     B, P, S, H, _ = q.shape
@@ -108,7 +109,7 @@ def thought_attention_torch(
     out: Tensor
     lse: Tensor
     out, lse = _ThoughtAttention.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-        q, k_text, v_text, k_thought, v_thought, mask, scale, softcap
+        q, k_text, v_text, k_thought, v_thought, mask, scale, softcap, results
     )
     return out, lse
 
@@ -165,7 +166,13 @@ class _ThoughtAttention(torch.autograd.Function):
         mask: _Mask,
         scale: float,
         softcap: float | None,
+        results: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
+        ctx.mask, ctx.scale, ctx.softcap = mask, scale, softcap
+        if results is not None:
+            out, lse = results[0].to(q.dtype).detach(), results[1].detach()
+            ctx.save_for_backward(q, k_text, v_text, k_thought, v_thought, out, lse)
+            return out, lse
         Hkv, T = k_thought.shape[3], k_thought.shape[2]
         dtype = compute_dtype(q, k_text, v_text, k_thought, v_thought)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -189,7 +196,6 @@ class _ThoughtAttention(torch.autograd.Function):
             _unpack_rows(mixed, out, tile)
             _unpack_rows(total.log_().add_(top), lse.unsqueeze(-1), tile)
         ctx.save_for_backward(q, k_text, v_text, k_thought, v_thought, out, lse)
-        ctx.mask, ctx.scale, ctx.softcap = mask, scale, softcap
         return out, lse
 
     @staticmethod
@@ -234,7 +240,7 @@ class _ThoughtAttention(torch.autograd.Function):
                 _unpack_rows(_times_text(text, keys, tile).add_(own @ own_keys).mul_(ctx.scale), grad_q, tile)
         grad_k_text = grad_keys.transpose(1, 2).to(k_text.dtype)
         grad_v_text = grad_values.transpose(1, 2).to(v_text.dtype)
-        return grad_q, grad_k_text, grad_v_text, grad_k_own, grad_v_own, None, None, None
+        return grad_q, grad_k_text, grad_v_text, grad_k_own, grad_v_own, None, None, None, None
 
 
 def _cap(scores: Tensor, softcap: float | None, *, slope: bool = False) -> Tensor | None:
