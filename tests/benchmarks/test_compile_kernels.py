@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")
 
 TASK = Task("sm_90", "thought_attention.forward", "16-bit D128", "plain", (("BLOCK_M", 128), ("num_warps", 8)))
-COMPILED = Compiled(registers=168, shared_memory=96 * 1024, wgmma=22)
+COMPILED = Compiled(registers=168, shared_memory=96 * 1024, programs=2, async_copies=24, loops="212 + 493", wgmma=22)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -96,12 +96,16 @@ print(json.dumps({name: [before[name], after[name], single[name]] for name in be
 
 @needs_triton
 def test_no_number_of_rows_compiles_a_kernel_of_its_own() -> None:
-    """Batch, text length, streams, tokens and rows may be anything: the kernel is made of other things."""
+    """Batch, text length, streams, tokens and rows may be anything: the kernel is made of other things.
+
+    The backward pass of the streams is two kernels: one of tiles that are a single block of rows, one of longer ones.
+    """
     done = python("-c", SAME_KERNEL)
     assert done.returncode == 0, done.stderr[-5000:]
     keys: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
     assert len(keys) > 50
-    assert [name for name, found in keys.items() if len(set(found)) > 1] == []
+    kernels = {name: len(set(found)) for name, found in keys.items()}
+    assert [name for name, count in kernels.items() if count > 1 + ("backward_streams" in name)] == []
 
 
 @needs_triton
