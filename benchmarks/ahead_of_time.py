@@ -390,14 +390,18 @@ class Compilers:
 
     Args:
         jobs: compilers that run at a time. They start when they are first needed.
+
+    Attributes:
+        cache: folder of what is compiled; a process with the same `TRITON_CACHE_DIR` loads it.
     """
 
     def __init__(self, jobs: int) -> None:
         self._jobs = max(1, jobs)
 
     def __enter__(self) -> Compilers:
-        self._cache = tempfile.TemporaryDirectory()
-        self._workers = [Worker(self._cache.name) for _ in range(self._jobs)]
+        self._folder = tempfile.TemporaryDirectory()
+        self.cache = self._folder.name
+        self._workers = [Worker(self.cache) for _ in range(self._jobs)]
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -406,7 +410,7 @@ class Compilers:
     def __exit__(self, *exception: object) -> None:
         for worker in self._workers:
             worker.close()
-        self._cache.cleanup()
+        self._folder.cleanup()
 
     def compile(self, task: Task) -> Compiled:
         """Compile one task, as soon as a worker is idle."""
