@@ -14,6 +14,7 @@ import multiprocessing.connection
 import os
 import queue
 import re
+import subprocess
 import tempfile
 import time
 import warnings
@@ -42,6 +43,12 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
 SHARED_MEMORY_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
 """KiB that one program may have."""
 
+PROGRAM_LIMITS = {"sm_80": (64, 32), "sm_86": (48, 16), "sm_90": (64, 32), "sm_100": (64, 32), "gfx942": (32, 32)}
+"""Warps and programs that a multiprocessor holds at most."""
+
+REGISTERS = 512
+"""Registers of a thread, for all warps that share a scheduler; a multiprocessor has four."""
+
 TENSOR_MEMORY_LIMIT = 512
 """Columns of a Blackwell multiprocessor, all of which one program may have."""
 
@@ -52,6 +59,13 @@ MATRIX_INSTRUCTIONS = {
     "mfma": r"\bv_mfma_",
 }
 """Patterns of Hopper's, Blackwell's and Ampere's matrix instructions in PTX, and of AMD's in its assembly."""
+
+ASYNC_COPIES = r"\bcp\.async\.(?:c[ag]\.|bulk\.tensor)"
+"""Pattern of copies from global to shared memory that no thread waits for, in PTX."""
+
+SASS_MATRIX_INSTRUCTION = re.compile(r"\b(?:HGMMA|HMMA|DMMA|UTC\w*MMA)\b")
+SASS_LINE = re.compile(r"^(\.\w+):|/\*[0-9a-f]{4,}\*/\s+((?:@\S+ )?)([A-Z][\w.]*)([^;]*);", re.MULTILINE)
+"""A label; or the predicate, the name and the operands of an instruction."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,10 @@ class Compiled:
         stack: bytes of a thread.
         shared_memory: bytes of a program.
         tensor_memory: columns of a program (Blackwell).
+        programs: that a multiprocessor holds at a time.
+        async_copies: instructions that copy to shared memory while the program goes on (NVIDIA).
+        loops: instructions of each loop of matrix products, else of each loop, as in "212 + 493" (NVIDIA).
+        loop_spills: of those the ones that store or load what was spilled.
         wgmma, tcgen05, mma_sync, mfma: matrix instructions in the code, by kind.
         seconds: that compiling took.
         error: why there is no code; empty where there is.
@@ -86,6 +104,10 @@ class Compiled:
     stack: int = 0
     shared_memory: int = 0
     tensor_memory: int = 0
+    programs: int = 0
+    async_copies: int = 0
+    loops: str = ""
+    loop_spills: int = 0
     wgmma: int = 0
     tcgen05: int = 0
     mma_sync: int = 0
@@ -123,9 +145,64 @@ def specialize(launch: Launch, architecture: str) -> tuple[Any, Any]:
     # What JITFunction.run does between the call and the compiler. It asks the driver for the device and so cannot be
     # called without one; its parts can.
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, options = bind(**launch.arguments, **launch.constants, **launch.options)
+    bound, specialization, options = bind(**launch.arguments, **launch.keywords)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
     return ASTSource(kernel, signature, constants, attributes), parsed
+
+
+def resident_programs(compiled: Compiled, architecture: str, warps: int) -> int:
+    """Programs that a multiprocessor holds at a time, by registers, shared memory, tensor memory and warps."""
+    most_warps, most_programs = PROGRAM_LIMITS[architecture]
+    reserved = 1 if architecture.startswith("sm_") else 0  # KiB of every program, for the system
+    shared = compiled.shared_memory + reserved * KIBIBYTE
+    limits = [most_programs, most_warps // warps]
+    # registers are given to a warp by eights, and a warp stays with its scheduler
+    limits.append(4 * (REGISTERS // (8 * max(1, -(-compiled.registers // 8)))) // warps)
+    limits.append((SHARED_MEMORY_LIMIT[architecture] + reserved) * KIBIBYTE // max(shared, 1))
+    limits.append(TENSOR_MEMORY_LIMIT // max(compiled.tensor_memory, 1))
+    return min(limits)
+
+
+def loops_of(assembly: str) -> list[list[str]]:
+    """Names of the instructions of each innermost loop with matrix products, of each loop where there are none.
+
+    Args:
+        assembly: what `nvdisasm` makes of one kernel.
+    """
+    import networkx  # as torch does
+
+    graph, labels, names = networkx.DiGraph(), {}, []
+    branches: list[tuple[int, str]] = []
+    falls_through = False
+    for label, predicate, name, operands in SASS_LINE.findall(assembly):
+        if label:
+            labels[label] = len(names)
+            continue
+        place = len(names)
+        graph.add_node(place)
+        if falls_through:
+            graph.add_edge(place - 1, place)
+        kind = name.split(".")[0]
+        if target := re.search(r"`\((\.\w+)\)", operands) if kind in ("BRA", "CALL") else None:
+            branches.append((place, target[1]))
+        # a branch may also be taken only where another register says so, which then stands before its target
+        conditional = bool(predicate) or bool(re.match(r"\s*!?U?P\d", operands))
+        falls_through = kind not in ("BRA", "EXIT", "RET", "JMP") or conditional
+        names.append(name)
+    graph.add_edges_from((place, labels[label]) for place, label in branches if label in labels)
+
+    def innermost(nodes: set[int], wanted: set[int]) -> list[set[int]]:
+        """The loops among these instructions that hold a wanted one and no smaller loop that does."""
+        found = []
+        for part in map(set, networkx.strongly_connected_components(graph.subgraph(nodes))):
+            if len(part) > 1 and part & wanted:
+                entries = {place for place in part if set(graph.predecessors(place)) - part}
+                found += innermost(part - (entries or {min(part)}), wanted) or [part]
+        return found
+
+    matrix = {place for place, name in enumerate(names) if SASS_MATRIX_INSTRUCTION.match(name)}
+    loops = innermost(set(graph), matrix) or innermost(set(graph), set(graph))
+    return [[names[place] for place in sorted(part)] for part in sorted(loops, key=min)]
 
 
 def compile_launch(launch: Launch, architecture: str) -> Compiled:
@@ -143,20 +220,38 @@ def compile_launch(launch: Launch, architecture: str) -> Compiled:
     triton.knobs.nvidia.dump_ptxas_log = True  # the assembler's report of registers and spills, on stdout
     with contextlib.redirect_stdout(io.StringIO()) as log:
         compiled = triton.compile(source, target=GPUTarget(*TARGETS[architecture]), options=options.__dict__)
+    seconds = round(time.perf_counter() - start, 2)
+    loops: list[list[str]] = []
     if "ptx" in compiled.asm:
         code = compiled.asm["ptx"]
         figures = read_nvidia(log.getvalue())
+        loops = loops_of(disassemble(compiled.asm["cubin"]))
     else:
         code = compiled.asm["amdgcn"]
         figures = read_amd(code)
     matrix = {kind: len(re.findall(pattern, code)) for kind, pattern in MATRIX_INSTRUCTIONS.items()}
-    return Compiled(
+    found = Compiled(
         **figures,
         **matrix,
         shared_memory=compiled.metadata.shared,
         tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
-        seconds=round(time.perf_counter() - start, 2),
+        async_copies=len(re.findall(ASYNC_COPIES, code)),
+        loops=" + ".join(str(len(names)) for names in loops),
+        loop_spills=sum(name.startswith(("STL", "LDL")) for names in loops for name in names),
+        seconds=seconds,
     )
+    return replace(found, programs=resident_programs(found, architecture, compiled.metadata.num_warps))
+
+
+def disassemble(cubin: bytes) -> str:
+    """The machine code of a kernel as text, by the disassembler that Triton ships."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def read_nvidia(log: str) -> dict[str, int]:
@@ -295,14 +390,18 @@ class Compilers:
 
     Args:
         jobs: compilers that run at a time. They start when they are first needed.
+
+    Attributes:
+        cache: folder of what is compiled; a process with the same `TRITON_CACHE_DIR` loads it.
     """
 
     def __init__(self, jobs: int) -> None:
         self._jobs = max(1, jobs)
 
     def __enter__(self) -> Compilers:
-        self._cache = tempfile.TemporaryDirectory()
-        self._workers = [Worker(self._cache.name) for _ in range(self._jobs)]
+        self._folder = tempfile.TemporaryDirectory()
+        self.cache = self._folder.name
+        self._workers = [Worker(self.cache) for _ in range(self._jobs)]
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -311,7 +410,7 @@ class Compilers:
     def __exit__(self, *exception: object) -> None:
         for worker in self._workers:
             worker.close()
-        self._cache.cleanup()
+        self._folder.cleanup()
 
     def compile(self, task: Task) -> Compiled:
         """Compile one task, as soon as a worker is idle."""

@@ -8,8 +8,9 @@ printed and written to `benchmarks/results/compiled_kernels_triton_<version>.csv
 the committed one wants `--reason`, which is written at its top.
 
 `--check` writes nothing and fails where a kernel does not compile, does not fit its chip, spills in a forward pass,
-lacks its matrix instructions, or is worse than its committed row; a Triton without a committed table is held to the
-rest. This is what continuous integration runs, so the table leaves out what `is_usual` says; `--all` compiles that too.
+lacks its matrix instructions, is alone on a Hopper multiprocessor or waits there for every copy, or is worse than its
+committed row; a Triton without a committed table is held to the rest. This is what continuous integration runs, so the
+table leaves out what `is_usual` says; `--all` compiles that too.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ from benchmarks.environment import markdown_table
 from benchmarks.script import RESULTS, Benchmark
 
 KEY = ("architecture", "kernel", "case", "variant")
-MAY_NOT_GROW = ("registers", "spill_stores", "spill_loads", "stack", "shared_memory", "tensor_memory")
+MAY_NOT_GROW = ("registers", "spill_stores", "spill_loads", "loop_spills", "stack", "shared_memory", "tensor_memory")
+MAY_NOT_VANISH = (*MATRIX_INSTRUCTIONS, "async_copies")
+
+SPILLED_FOR_COMPANY = 96
+"""Bytes that a forward kernel may spill, stored or loaded, where `maxnreg` asks for it: a second program on the
+multiprocessor hides more than a few loads outside of the inner loop cost."""
 
 MAY_SPILL = {("thought_attention.step", "32-bit D256")}
 """Forward kernels and cases that spill a few bytes somewhere, in the smallest tile there is, 16 x 16. So may all in 64
@@ -117,7 +123,7 @@ def beyond_limits(row: Row, triton: str = "") -> list[str]:
     if row["error"]:
         return [f"{name}: does not compile: {row['error']}"]
     architecture, kernel, case = str(row["architecture"]), str(row["kernel"]), str(row["case"])
-    figures = {field: int(str(row[field])) for field in (*MAY_NOT_GROW, *MATRIX_INSTRUCTIONS)}
+    figures = {field: int(str(row[field])) for field in (*MAY_NOT_GROW, *MAY_NOT_VANISH, "programs")}
     problems = []
     limit = SHARED_MEMORY_LIMIT[architecture]
     if not Compiled(**figures).fits(architecture):
@@ -127,10 +133,17 @@ def beyond_limits(row: Row, triton: str = "") -> list[str]:
         )
     known = tuple(row[part] for part in KEY) in SPILLS_UNDER.get(minor_version(triton), ())
     may_spill = (kernel, case) in MAY_SPILL or case.startswith("64-bit") or known
-    if is_forward(kernel) and not may_spill and Compiled(**figures).spills:
-        problems.append(f"{name}: spills {figures['spill_stores']} bytes; a forward kernel must not")
+    allowed = SPILLED_FOR_COMPANY if "maxnreg" in str(row["configuration"]) else 0
+    spilled = max(figures["spill_stores"], figures["spill_loads"])
+    if is_forward(kernel) and not may_spill and spilled > allowed:
+        problems.append(f"{name}: spills {spilled} bytes; a forward kernel may {allowed}")
     if needs_wgmma(architecture, kernel, case) and not figures["wgmma"]:
         problems.append(f"{name}: no wgmma instruction")
+    if needs_company(architecture, kernel, case):
+        if figures["programs"] < 2:
+            problems.append(f"{name}: alone on its multiprocessor, where another program would hide what it waits for")
+        if not figures["async_copies"]:
+            problems.append(f"{name}: waits for every copy to shared memory")
     return problems
 
 
@@ -141,6 +154,17 @@ def needs_wgmma(architecture: str, kernel: str, case: str) -> bool:
     """
     attention = kernel.startswith("thought_attention.") and kernel != "thought_attention.step"
     return architecture == "sm_90" and attention and case.startswith("16-bit")
+
+
+def needs_company(architecture: str, kernel: str, case: str) -> bool:
+    """Whether a kernel has room for two programs on a Hopper multiprocessor; head sizes above 128 have not."""
+    attention = architecture == "sm_90" and kernel.startswith("thought_attention.")
+    return attention and case in ("16-bit D32", "16-bit D64", "16-bit D128")
+
+
+def instructions(row: Row) -> int:
+    """Of all its loops."""
+    return sum(int(count) for count in str(row["loops"]).split(" + ") if count)
 
 
 def worse(before: Row, now: Row) -> list[str]:
@@ -155,9 +179,13 @@ def worse(before: Row, now: Row) -> list[str]:
     ]
     problems += [
         f"{name}: {field} instructions {before[field]} -> 0"
-        for field in MATRIX_INSTRUCTIONS
+        for field in MAY_NOT_VANISH
         if int(str(before[field])) and not int(str(now[field]))
     ]
+    if int(str(now["programs"])) < int(str(before["programs"])):
+        problems.append(f"{name}: programs of a multiprocessor {before['programs']} -> {now['programs']}")
+    if instructions(now) > instructions(before):
+        problems.append(f"{name}: instructions of its loops {before['loops']} -> {now['loops']}")
     return problems
 
 
@@ -193,20 +221,25 @@ def markdown(rows: Sequence[Row]) -> str:
     def cells(row: Row) -> list[str]:
         name = [str(row[part]) for part in (*KEY, "configuration")]
         if row["error"]:
-            return [*name, "does not compile", "", "", "", ""]
+            return [*name, "does not compile", *[""] * 7]
         spills = f"{row['spill_stores']} / {row['spill_loads']}"
         tensor = f" + {row['tensor_memory']} columns" if int(str(row["tensor_memory"])) else ""
         shared = f"{int(str(row['shared_memory'])) / 1024:.1f}{tensor}"
         matrix = ", ".join(f"{kind} {row[kind]}" for kind in MATRIX_INSTRUCTIONS if int(str(row[kind])))
-        return [*name, str(row["registers"]), spills, str(row["stack"]), shared, matrix or "-"]
+        figures = [str(row["registers"]), spills, str(row["loop_spills"]), shared, str(row["programs"])]
+        return [*name, *figures, str(row["async_copies"]), str(row["loops"] or "-"), matrix or "-"]
 
-    columns = (*KEY, "configuration", "registers", "spills", "stack", "shared memory", "matrix instructions")
+    figures = ("registers", "spills", "in loops", "shared memory", "programs", "async copies", "loops")
+    columns = (*KEY, "configuration", *figures, "matrix instructions")
     return markdown_table(columns, [cells(row) for row in rows], text_columns=5)
 
 
-LEGEND = """Registers, spills (bytes stored / loaded) and stack are those of a thread, shared memory is in KiB of a
-program; on sm_100 the columns of tensor memory stand beside it. On gfx942 the registers are vector registers, and the
-spills the vector registers spilled. Matrix instructions are counted in the code, not as they run."""
+LEGEND = """Registers and spills (bytes stored / loaded) are those of a thread, shared memory is in KiB of a program; on
+sm_100 the columns of tensor memory stand beside it. On gfx942 the registers are vector registers, and the spills the
+vector registers spilled. Programs are those that a multiprocessor holds at a time, by all of these. Loops are the
+instructions of each innermost loop of matrix products, or of each innermost loop where there are none, and beside the
+spills stands how many of them store or load what was spilled. Async copies, which the program does not wait for, and
+matrix instructions are counted in the code, not as they run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The offline tuner of `configurations.json`: block sizes, warps and stages of every kernel for one architecture.
 
     python benchmarks/tune.py --by time                              # the GPU that is there
+    python benchmarks/tune.py --by time --shortlist --output-dir DIR # in two minutes, what matters most
     python benchmarks/tune.py --by compile --architectures sm_90     # no GPU wanted
 
 Candidates are the combinations in `CANDIDATES`, and the configuration that is pinned now. One that does not compile,
@@ -12,7 +13,12 @@ has no room on the chip or spills, in any variant, is out; if all are, those tha
   tile, the less is read for it, and stages hide the reading. This is a guess, for architectures that nobody has here;
   kernels without matrix products, whose tiles it says nothing about, keep their configuration.
 
-The chosen rows replace those of the architecture in the table, unless `--dry-run`.
+The chosen rows replace those of the architecture in the table, unless `--dry-run`. Candidates are compiled once, by
+processes whose cache this one reads.
+
+`--shortlist` times the configurations of `SHORTLIST` beside the pinned ones and writes a table, `tune_<card>.md`, and
+`configurations.json`, the pinned table with the fastest lines in their places, to the folder alone and after every
+candidate: what was measured outlives a machine that is taken away.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +41,8 @@ import torch
 from benchmarks import kernel_cases
 from benchmarks.ahead_of_time import TARGETS, Compiled, Compilers, Task, clean_environment, describe_configuration
 from benchmarks.environment import markdown_table
-from benchmarks.gpu_timing import Meter
-from benchmarks.script import Benchmark
+from benchmarks.gpu_timing import Meter, card
+from benchmarks.script import RESULTS, Benchmark
 from quietstar_kernels import configurations
 from quietstar_kernels.configurations import Configuration
 
@@ -45,7 +51,7 @@ Grid = dict[str, tuple[int, ...]]
 CANDIDATES: dict[str, dict[str, Grid]] = {
     "thought_attention.(forward|step)": {
         "16-bit": {
-            "BLOCK_M": (128, 64, 32),
+            "BLOCK_M": (128, 64, 32, 16),
             "BLOCK_N": (128, 64, 32),
             "BLOCK_OWN": (64, 32, 16),
             "num_warps": (4, 8),
@@ -113,6 +119,40 @@ CANDIDATES: dict[str, dict[str, Grid]] = {
 }
 """Pattern of kernels -> precision -> the values of each key. A line of the table without candidates stays as it is."""
 
+MATRIX_KEYS = ("BLOCK_M", "BLOCK_N", "BLOCK_OWN", "num_warps", "num_stages", "maxnreg")
+TEXT_KEYS = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "maxnreg")
+ROW_KEYS = ("BLOCK_ROWS", "BLOCK_VOCABULARY", "num_warps", "num_stages")
+
+SHORTLIST: dict[tuple[str, str], tuple[tuple[str, ...], list[tuple[int, ...]]]] = {
+    ("thought_attention.forward", "16-bit D128"): (
+        MATRIX_KEYS,
+        [
+            (128, 32, 32, 8, 2, 128),
+            (128, 64, 32, 8, 2, 128),
+            (64, 64, 32, 4, 2),
+            (64, 32, 16, 4, 2),
+            (128, 64, 32, 8, 2),
+            (128, 64, 32, 8, 3),
+        ],
+    ),
+    ("thought_attention.backward_text", "16-bit D128"): (
+        TEXT_KEYS,
+        [(32, 64, 4, 2), (64, 64, 8, 2), (32, 64, 8, 2, 128), (64, 128, 8, 2), (64, 64, 8, 1)],
+    ),
+    ("thought_attention.backward_streams", "16-bit D128"): (
+        MATRIX_KEYS,
+        [(64, 32, 16, 4, 2), (64, 64, 16, 8, 2), (64, 32, 16, 8, 2, 128), (64, 64, 32, 8, 1)],
+    ),
+    ("thought_attention.step", "16-bit D128"): (
+        MATRIX_KEYS,
+        [(64, 32, 32, 4, 2), (16, 32, 16, 4, 2), (32, 32, 32, 4, 2), (64, 64, 32, 8, 2, 128), (16, 64, 32, 4, 3)],
+    ),
+    ("mixed_cross_entropy.loss_gradient", "32-bit"): (ROW_KEYS, [(1, 8192, 16, 1), (1, 4096, 8, 1)]),
+    ("token_sampling.sample", "32-bit"): (ROW_KEYS, [(1, 4096, 8, 1), (1, 8192, 16, 1), (1, 16384, 16, 1)]),
+}
+"""Kernel and case -> the names of the keys, and what is worth a GPU's first minutes: tiles that differ in what bounds
+them, registers, the second level cache or latency. A last key that a line leaves out is not set."""
+
 HOPELESS = 1024
 """Bytes spilled by a thread, stored and loaded, beyond which `--by compile` tries no other stages for a tile."""
 
@@ -171,6 +211,15 @@ class Problem:
     @property
     def pinned(self) -> Configuration | None:
         return configurations.table()[self.architecture].get(self.kernel, {}).get(self.case)
+
+    def shortlist(self) -> list[Candidate]:
+        """The pinned configuration, then those of the shortlist."""
+        keys, lines = SHORTLIST[self.kernel, self.case]
+        found = [] if self.pinned is None else [self.pinned]
+        for line in lines:
+            configuration = dict(zip(keys, line, strict=False))
+            found += [configuration] if configuration not in found else []
+        return [Candidate(configuration) for configuration in found]
 
     def candidates(self, *, timed: bool) -> list[Candidate]:
         """Every configuration, the pinned one among them, by preference.
@@ -262,9 +311,77 @@ def time_candidate(problem: Problem, candidate: Candidate, meter: Meter) -> None
     """Measure the plain variant; what does not run says why."""
     try:
         launch = kernel_cases.launch(problem.kernel, problem.case, "plain", candidate.configuration, meter.device)
+        launch.run()  # loads what a worker has compiled
         candidate.seconds = meter.time(launch.run).median
     except Exception as error:  # out of memory or of resources: the next candidate may do
         candidate.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def time_shortlist(
+    wanted: Sequence[Problem],
+    compilers: Compilers,
+    threads: ThreadPoolExecutor,
+    meter: Meter,
+    save: Callable[[dict[Problem, list[Candidate]]], None],
+) -> dict[Problem, list[Candidate]]:
+    """Every candidate of these problems, compiled where it has the least and the most code, and timed.
+
+    Args:
+        save: what to do with the candidates that are done, after each.
+    """
+    waiting = {
+        problem: [
+            (
+                candidate,
+                threads.submit(
+                    problem.compile, candidate, problem.variants[:: len(problem.variants) - 1 or 1], compilers
+                ),
+            )
+            for candidate in problem.shortlist()
+        ]
+        for problem in wanted
+    }
+    done: dict[Problem, list[Candidate]] = {}
+    for problem, candidates in waiting.items():
+        for candidate, compiled in candidates:
+            if compiled.result():
+                time_candidate(problem, candidate, meter)
+            done.setdefault(problem, []).append(candidate)
+            save(done)
+    return done
+
+
+def fastest(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The one with the shortest time, where any has one."""
+    timed = [candidate for candidate in candidates if candidate.seconds is not None]
+    return min(timed, key=lambda candidate: candidate.seconds or math.inf, default=None)
+
+
+def save_shortlist(done: dict[Problem, list[Candidate]], folder: Path, card: str, parser: Benchmark) -> None:
+    """The table of a shortlist, and the pinned table with the fastest lines in their places."""
+    rows = [
+        {
+            "kernel": problem.kernel,
+            "case": problem.case,
+            "configuration": describe_configuration(candidate.configuration),
+            "ms": "" if candidate.seconds is None else f"{1000 * candidate.seconds:.4f}",
+            "note": ", ".join(
+                note
+                for note, holds in {
+                    "pinned": candidate.configuration == problem.pinned,
+                    "fastest": candidate is fastest(candidates),
+                    candidate.failure: bool(candidate.failure),
+                }.items()
+                if holds
+            ),
+        }
+        for problem, candidates in done.items()
+        for candidate in candidates
+    ]
+    body = markdown_table(tuple(rows[0]), [tuple(row.values()) for row in rows], text_columns=3)
+    parser.save(folder / f"tune_{card}", "Configurations worth a GPU's first minutes", body, rows)
+    chosen = {problem: best for problem, candidates in done.items() if (best := fastest(candidates))}
+    write(chosen, folder / configurations.PATH.name)
 
 
 def problems(architecture: str, kernels: str, cases: str) -> list[Problem]:
@@ -277,12 +394,18 @@ def problems(architecture: str, kernels: str, cases: str) -> list[Problem]:
     ]
 
 
-def write(chosen: dict[Problem, Candidate]) -> None:
-    """Replace lines of the pinned table, which is read again: others may have changed other lines."""
+def write(chosen: dict[Problem, Candidate], path: Path) -> None:
+    """Replace lines of the pinned table, which is read again: others may have changed other lines.
+
+    Args:
+        path: of the new table, written at once.
+    """
     table = json.loads(configurations.PATH.read_text(encoding="utf-8"))
     for problem, candidate in chosen.items():
         table[problem.architecture].setdefault(problem.kernel, {})[problem.case] = candidate.configuration
-    configurations.PATH.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    whole = path.with_suffix(".new")
+    whole.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    whole.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -298,7 +421,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="for --by time")
     parser.add_argument("--keep", action="store_true", help="for --by compile: keep what fits and does not spill")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
+    parser.add_argument("--shortlist", action="store_true", help="for --by time: only what `SHORTLIST` has")
+    parser.add_argument("--output-dir", type=Path, default=RESULTS, help="for --shortlist: folder for the tables")
     options = parser.begin(arguments)
+    if options.shortlist and options.by != "time":
+        parser.error("--shortlist: wants --by time")
     if options.by == "time" and options.architectures:
         parser.error("--architectures: --by time measures the GPU that is there")
     if options.by == "time" and not torch.cuda.is_available():
@@ -307,6 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clean_environment()  # before Triton is imported: what is interpreted can be neither compiled nor timed
     chosen: dict[Problem, Candidate] = {}
     with Compilers(options.jobs) as compilers, ThreadPoolExecutor(options.jobs) as threads:
+        os.environ["TRITON_CACHE_DIR"] = compilers.cache
         if options.by == "compile":
             wanted = [
                 problem
@@ -320,14 +448,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             device = torch.device(options.device)
             meter = Meter(device, seconds=options.seconds)
-            for problem in problems(configurations.architecture(device), options.kernels, options.cases):
+            wanted = problems(configurations.architecture(device), options.kernels, options.cases)
+            if options.shortlist:
+                options.output_dir.mkdir(parents=True, exist_ok=True)
+
+                def save(done: dict[Problem, list[Candidate]]) -> None:
+                    save_shortlist(done, options.output_dir, card(device), parser)
+
+                shortlisted = [problem for problem in wanted if (problem.kernel, problem.case) in SHORTLIST]
+                time_shortlist(sorted(shortlisted, key=by_value), compilers, threads, meter, save)
+                print((options.output_dir / f"tune_{card(device)}.md").read_text(encoding="utf-8"))
+                return 0
+            for problem in wanted:
                 print(f"{problem.kernel}, {problem.case}", flush=True)
                 chosen[problem] = choose_by_time(problem, compilers, threads, meter)
     print(summary(chosen))
     if not options.dry_run:
-        write(chosen)
+        write(chosen, configurations.PATH)
         print(f"written: {configurations.PATH.name}")
     return 0
+
+
+def by_value(problem: Problem) -> int:
+    """The place of a problem in the shortlist."""
+    return list(SHORTLIST).index((problem.kernel, problem.case))
 
 
 def summary(chosen: dict[Problem, Candidate]) -> str:

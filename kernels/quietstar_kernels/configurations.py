@@ -18,7 +18,7 @@ import torch
 from quietstar_kernels.dispatch import interpreting
 
 Configuration = dict[str, int]
-"""Block sizes in capitals, `num_warps` and `num_stages`."""
+"""Block sizes in capitals, `num_warps`, `num_stages` and, where a thread may have only so many, `maxnreg` registers."""
 
 PATH = Path(__file__).with_name("configurations.json")
 

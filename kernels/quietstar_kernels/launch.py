@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from quietstar_kernels.configurations import Configuration
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -16,24 +18,22 @@ class Launch:
         kernel: `@triton.jit` function to launch.
         grid: number of programs along each axis.
         arguments: run-time arguments by name: tensors, ints, floats, None.
-        constants: `tl.constexpr` arguments by name.
-        num_warps: number of warps of a program.
-        num_stages: number of stages of the software pipeline.
+        configuration: line of the pinned table, whose block sizes are `tl.constexpr` arguments too.
+        constants: the other `tl.constexpr` arguments by name.
     """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
+    configuration: Configuration
     constants: dict[str, Any] = field(default_factory=dict)
-    num_warps: int = 4
-    num_stages: int = 2
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What Triton's compiler is told besides the arguments."""
+    def keywords(self) -> dict[str, Any]:
+        """Every `tl.constexpr` argument, and what Triton's compiler is told besides the arguments."""
         # Fused multiply-add is asked for by name: Triton's default for it is announced to change (its pull request
         # 11270), and rounding and registers with it.
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return {**self.constants, **self.configuration, "enable_fp_fusion": True}
 
     def run(self) -> None:
         """Start the kernel on the current stream of the device that its tensors are on."""
@@ -41,4 +41,4 @@ class Launch:
             return
         tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
         with torch.cuda.device_of(tensor):  # Triton starts kernels on the current device, wherever the tensors are
-            self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+            self.kernel[self.grid](**self.arguments, **self.keywords)

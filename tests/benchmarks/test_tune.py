@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import tune
 from benchmarks.ahead_of_time import Compiled
@@ -64,8 +66,8 @@ def test_by_compile_keeps_what_does_not_spill_if_told_so() -> None:
 def test_by_compile_falls_back_to_what_spills_least_in_its_worst_variant() -> None:
     compilers = FakeCompilers({"softcap": 4, "plain": 1})
     chosen = tune.choose_by_compile(problem(), compilers, keep=False)
-    assert chosen.configuration["BLOCK_M"] == 32
-    assert chosen.spilled() == 4 * 32
+    assert chosen.configuration["BLOCK_M"] == 16
+    assert chosen.spilled() == 4 * 16
 
 
 def test_elementwise_kernels_keep_their_configuration_without_a_clock() -> None:
@@ -74,17 +76,130 @@ def test_elementwise_kernels_keep_their_configuration_without_a_clock() -> None:
     assert len(line.candidates(timed=True)) > 10
 
 
-def test_only_the_chosen_lines_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_chosen_lines_are_written(tmp_path: Path) -> None:
     path = tmp_path / "configurations.json"
-    shutil.copy(configurations.PATH, path)
-    before = json.loads(path.read_text())
-    monkeypatch.setattr(configurations, "PATH", path)
+    before = json.loads(configurations.PATH.read_text())
     chosen = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_OWN": 16, "num_warps": 4, "num_stages": 1}
-    tune.write({problem(): tune.Candidate(chosen)})
+    tune.write({problem(): tune.Candidate(chosen)}, path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
     after = json.loads(path.read_text())
     assert after["sm_90"]["thought_attention.forward"].pop("16-bit D128") == chosen
     before["sm_90"]["thought_attention.forward"].pop("16-bit D128")
     assert after == before
+
+
+@pytest.mark.parametrize(("kernel", "case"), list(tune.SHORTLIST))
+def test_the_shortlist_has_the_pinned_line_first_and_lines_of_the_same_keys(kernel: str, case: str) -> None:
+    found = [candidate.configuration for candidate in problem(kernel, case).shortlist()]
+    assert found[0] == configurations.table()["sm_90"][kernel][case]
+    assert len({tuple(line.items()) for line in found}) == len(found) > 1
+    for line in found:
+        assert set(line) - {"maxnreg"} == set(found[0]) - {"maxnreg"}
+
+
+def test_the_shortlist_fits_a_visit_of_a_gpu_and_tries_what_the_table_does_not() -> None:
+    lines = [line for kernel, case in tune.SHORTLIST for line in problem(kernel, case).shortlist()]
+    assert 20 <= len(lines) <= 30
+    assert any("maxnreg" in line.configuration for line in lines)
+    steps = problem("thought_attention.step").shortlist()
+    assert 16 in {line.configuration["BLOCK_M"] for line in steps}
+
+
+class Clock:
+    """Times nothing: a candidate's milliseconds are given by its configuration; some do not run."""
+
+    device = torch.device("meta")
+
+    def __init__(self, fastest: dict[str, int]) -> None:
+        self.fastest = fastest
+
+    def seconds(self, configuration: dict[str, int]) -> float:
+        if configuration["BLOCK_N"] == 128:
+            raise RuntimeError("out of resources")
+        return 0.001 if configuration == self.fastest else 0.002
+
+
+def test_what_a_shortlist_has_measured_is_on_the_disk_after_every_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is taken away leaves a table that can be committed; the package's own is not touched."""
+    before = configurations.PATH.read_bytes()
+    lines = [problem(kernel) for kernel in ("thought_attention.backward_text", "thought_attention.step")]
+    fastest = lines[0].shortlist()[2].configuration
+    clock = Clock(fastest)
+
+    def time_candidate(_: tune.Problem, candidate: tune.Candidate, meter: Clock) -> None:
+        try:
+            candidate.seconds = meter.seconds(candidate.configuration)
+        except RuntimeError as error:
+            candidate.failure = str(error)
+
+    monkeypatch.setattr(tune, "time_candidate", time_candidate)
+    parser = tune.Benchmark(tune.__file__, "")
+    parser.begin([])
+    seen = []
+
+    def save(done: dict[tune.Problem, list[tune.Candidate]]) -> None:
+        tune.save_shortlist(done, tmp_path, "h200", parser)
+        with (tmp_path / "tune_h200.csv").open() as file:
+            rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+        seen.append((rows, json.loads((tmp_path / "configurations.json").read_text())))
+
+    with ThreadPoolExecutor(1) as threads:
+        tune.time_shortlist(lines, FakeCompilers({}), threads, clock, save)  # type: ignore[arg-type]
+    assert [len(rows) for rows, _ in seen] == list(range(1, sum(len(line.shortlist()) for line in lines) + 1))
+    rows, table = seen[-1]
+    text = [row for row in rows if row["kernel"].endswith("backward_text")]
+    assert [row["note"] for row in text if "fastest" in row["note"]] == ["fastest"]
+    assert [row["ms"] for row in text if row["note"] == "out of resources"] == [""]
+    pinned = json.loads(before)
+    pinned["sm_90"]["thought_attention.backward_text"]["16-bit D128"] = fastest
+    assert {kernel: cases for kernel, cases in table["sm_90"].items() if kernel != "thought_attention.step"} == {
+        kernel: cases for kernel, cases in pinned["sm_90"].items() if kernel != "thought_attention.step"
+    }
+    first, second = seen[0][1], seen[2][1]
+    assert first == json.loads(before) != second
+    assert configurations.PATH.read_bytes() == before
+
+
+SHARED_CACHE = """
+import os
+from benchmarks import ahead_of_time
+from benchmarks.ahead_of_time import TARGETS, Compilers, Task, clean_environment, specialize
+
+if __name__ == "__main__":
+    clean_environment()
+    with Compilers(1) as compilers:
+        os.environ["TRITON_CACHE_DIR"] = compilers.cache
+        import torch, triton
+        from triton.backends.compiler import GPUTarget
+        from benchmarks import kernel_cases
+        from quietstar_kernels.configurations import table
+
+        def compile(configuration):
+            made = []
+            triton.knobs.compilation.listener = lambda **facts: made.append(not facts["cache_hit"])
+            launch = kernel_cases.launch(kernel, case, "plain", configuration, torch.device("meta"))
+            source, options = specialize(launch, "sm_90")
+            triton.compile(source, target=GPUTarget(*TARGETS["sm_90"]), options=options.__dict__)
+            return made
+
+        kernel, case = "mixed_cross_entropy.mix", "16-bit"
+        pinned = table()["sm_90"][kernel][case]
+        assert not compilers.compile(Task("sm_90", kernel, case, "plain", tuple(pinned.items()))).error
+        print(compile(pinned), compile(pinned | {"num_warps": 2}))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")
+def test_what_a_worker_has_compiled_is_loaded_and_not_compiled_again() -> None:
+    """Each candidate was compiled twice, one after the other the second time: 300 candidates took 15 minutes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED_CACHE], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["[False]", "[True]"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")

@@ -205,6 +205,30 @@ def assert_equals_reference(
     torch.testing.assert_close(no_gradient, wanted[0].detach(), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(
+    ("N", "ignored", "chunk"),
+    [(0, 0.0, 90), (1, 0.0, 90), (1, 1.0, 90), (7, 0.0, 18), (7, 0.5, 18), (7, 1.0, 18), (8, 0.0, 9)],
+    ids=["no row", "one", "an ignored one", "four chunks", "holes", "all ignored", "a chunk for each row"],
+)
+def test_nothing_that_was_in_memory_is_left_in_a_result(
+    backend: str, interpolation: str, N: int, ignored: float, chunk: int
+) -> None:
+    """lm_head's gradient is written by the first product of all; without rows there is none."""
+    LOGITS_IN_CHUNK["cpu"] = chunk
+    tensors, target = random_inputs(21, N, 3, 9, ignored=ignored, low=3)
+    wanted = results(tensors, target, interpolation=interpolation, backend="reference")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # what torch.empty gives is NaN then
+    try:
+        assert torch.empty(3).isnan().all()
+        assert_close(results(tensors, target, interpolation=interpolation, backend=backend), wanted, 1e-12)
+        assert_close(weighted_results(tensors, target, interpolation=interpolation, backend=backend), wanted, 1e-12)
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_row_weights_of_the_reference(interpolation: str) -> None:
     tensors, target = random_inputs(20, 7, 3, 9, ignored=0.3)

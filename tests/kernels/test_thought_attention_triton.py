@@ -23,6 +23,7 @@ from quietstar_kernels.thought_attention.op import (
     backward_text_launch,
     forward_launch,
     padded_head_size,
+    score_factors,
     streams_in_tile,
     thought_attention_backward_op,
     thought_attention_op,
@@ -87,6 +88,13 @@ problems = given(
 # windows that mean no window
 @example(4, 1, 4, 2, 0, (1, 2), 4, 20, "shared", None, 2**31 - 1, None, None, "contiguous", {}, 2)
 @example(5, 1, 2, 2, 0, (1, 1), 4, 5, "shared", None, 2**40, None, None, "contiguous", {}, 1)
+# scales that turn the order of the scores around, or make them all the same
+@example(6, 1, 3, 2, 1, (1, 2), 4, 20, "own", "stream", 5, None, -0.4, "contiguous", {}, 1)
+@example(7, 1, 3, 2, 1, (1, 2), 4, 20, "own", "text", 5, None, 0.0, "contiguous", {}, 1)
+@example(8, 1, 3, 2, 1, (1, 2), 4, 20, "own", None, None, 2.0, -0.4, "contiguous", {}, 1)
+# a tile of rows that is one block of several streams, or of one that fills it
+@example(9, 1, 5, 2, 2, (2, 3), 6, 9, "own", "stream", 4, None, None, "buffers", {}, 1)
+@example(10, 1, 3, 4, 3, (1, 4), 6, 9, "own", None, None, 0.7, None, "heads first", {"BLOCK_OWN": 32}, 1)
 def test_equals_reference(
     seed: int,
     B: int,
@@ -167,6 +175,18 @@ def test_streams_in_tile(block: int) -> None:
             assert 1 <= streams <= max(P, 1)
             rows = streams * rows_of_stream
             assert rows <= max(8 * rows_of_stream, block), "a tile's streams are read again for every block of keys"
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7, 30.0])
+@pytest.mark.parametrize("scale", [0.125, 1.0, 3.0, 0.0, -0.5])
+def test_score_factors(scale: float, softcap: float | None) -> None:
+    """Scores in base 2, with a factor above 0 outside: a product with it must neither reorder scores nor lose -inf."""
+    inner, outer = score_factors(scale, softcap)
+    raw = torch.linspace(-9, 9, 19, dtype=torch.float64)
+    wanted = raw * scale if softcap is None else softcap * torch.tanh(raw * scale / softcap)
+    got = raw * inner if softcap is None else torch.tanh(raw * inner)
+    torch.testing.assert_close(got * outer, wanted / math.log(2), rtol=1e-14, atol=0)
+    assert outer > 0
 
 
 def test_padded_head_size() -> None:

@@ -112,7 +112,7 @@ class Head:
             lse: [M, N] log-sum-exp of the logits; written with `nll`, read without.
             nll: [M, N] negative log-likelihoods, written.
             row_scales: [N] factors of the states in `grad_head`, for each of the M predictions.
-            grad_head: [V, E] gradient of lm_head in `dtype`, added to.
+            grad_head: [V, E] gradient of lm_head in `dtype`, written.
             to_hidden: [M, N, E] d nll / d state, written.
             to_weight: [N] d nll / d weight of the only, mixed prediction, written.
         """
@@ -132,6 +132,8 @@ class Head:
         # the product may write the gradient where it is stored if nothing has to be done to it before it is rounded
         direct = to_hidden is not None and to_hidden.dtype == operand and not mixed
         to_states = torch.empty_like(states, dtype=self.dtype) if needs_states_gradient and not direct else None
+        if grad_head is not None and not N:
+            grad_head.zero_()
         for first in range(0, N, size):
             rows = slice(first, min(first + size, N))
             n = rows.stop - first
@@ -166,7 +168,10 @@ class Head:
                 if gradient is None:
                     continue
                 if grad_head is not None and scaled is not None:
-                    add_product_(grad_head, gradient.T, scaled[:n])
+                    if first == index == 0:  # what is written needs neither zeros nor a second look
+                        product(gradient.T, scaled[:n], self.dtype, out=grad_head)
+                    else:
+                        add_product_(grad_head, gradient.T, scaled[:n])
                 stored = None if to_hidden is None else to_hidden[index, rows]
                 if to_states is not None:
                     product(gradient, self.matrix, self.dtype, out=to_states[:n])

@@ -171,12 +171,4 @@ def _strides(base: Tensor | None, thought: Tensor | None) -> dict[str, int]:
 def _launch(
     kernel: Any, rows: int, arguments: dict[str, Any], constants: dict[str, Any], configuration: Configuration
 ) -> Launch:
-    blocks = {name: size for name, size in configuration.items() if name.startswith("BLOCK_")}
-    return Launch(
-        kernel,
-        (-(-rows // blocks["BLOCK_ROWS"]),),
-        arguments,
-        constants | blocks,
-        configuration["num_warps"],
-        configuration["num_stages"],
-    )
+    return Launch(kernel, (-(-rows // configuration["BLOCK_ROWS"]),), arguments, configuration, constants)

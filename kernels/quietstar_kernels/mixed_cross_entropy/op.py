@@ -68,7 +68,7 @@ def compute_head_loss(
         to_weight = lse.new_empty(n) if needs_weight else None
         grad_head = row_scales = largest = None
         if needs_head and row_weight is not None:
-            grad_head = lse.new_zeros(V, E)
+            grad_head = lse.new_empty(V, E)
             row_scales, largest = head.scales((row_weight if kept is None else row_weight[kept]).to(head.dtype))
         head.run(
             lse,
@@ -172,7 +172,7 @@ def compute_head_loss_backward(
         with torch.autocast(target.device.type, enabled=False):
             head = _head_of_rows(kept, *inputs, interpolation, options, ignore_index, backend)
             row_scales, largest = head.scales(upstream if kept is None else upstream[kept])
-            sums = torch.zeros(lm_head.shape, dtype=head.dtype, device=lm_head.device)
+            sums = torch.empty(lm_head.shape, dtype=head.dtype, device=lm_head.device)
             head.run(lse if kept is None else lse[:, kept], row_scales=row_scales, grad_head=sums)
             if largest is not None:
                 sums *= largest

@@ -6,6 +6,7 @@ larger than the inputs but for the partial sums of the text's gradients (`grad_t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -82,13 +83,23 @@ def forward_launch(
         "out_pointer": out,
         "lse_pointer": lse,
     }
-    return _launch(
+    return Launch(
         triton_kernels.forward_kernel,
         (_blocks(P * S * (H // Hkv), configuration["BLOCK_M"]), B * Hkv),
         pointers | arguments,
-        constants | {"SINGLE_TOKEN": S == 1},
         configuration,
+        constants,
     )
+
+
+def score_factors(scale: float, softcap: float | None) -> tuple[float, float]:
+    """(inner, outer): scores in base 2 are outer * tanh(inner * raw) with a softcap, else outer * inner * raw.
+
+    outer is above 0: the largest score is the largest before it is multiplied, and what a mask hides stays -inf.
+    """
+    if softcap is not None:
+        return scale / softcap, softcap * math.log2(math.e)
+    return (1.0, scale * math.log2(math.e)) if scale > 0 else (float(scale), math.log2(math.e))
 
 
 def streams_in_tile(P: int, rows_of_stream: int, block: int) -> int:
@@ -132,7 +143,8 @@ def backward_streams_launch(
 
     B, P, S, H, _ = q.shape
     Hkv = k_text.shape[2]
-    streams = streams_in_tile(P, S * (H // Hkv), configuration["BLOCK_M"])
+    rows_of_stream = S * (H // Hkv)
+    streams = streams_in_tile(P, rows_of_stream, configuration["BLOCK_M"])
     arguments, constants = _shared(q, k_text, v_text, k_thought, v_thought, anchor, text_start, window, scale, softcap)
     pointers = {
         **_pointers(q, k_text, v_text, k_thought, v_thought, anchor, text_start),
@@ -146,12 +158,12 @@ def backward_streams_launch(
         "grad_v_thought_pointer": grad_v_thought,
         "streams": streams,
     }
-    return _launch(
+    return Launch(
         triton_kernels.backward_streams_kernel,
         (_blocks(P, streams), B * Hkv),
         pointers | arguments,
-        constants,
         configuration,
+        constants | {"SCALE": float(scale), "ONE_BLOCK": streams * rows_of_stream <= configuration["BLOCK_M"]},
     )
 
 
@@ -202,12 +214,12 @@ def backward_text_launch(
         "grad_v_pointer": grad_v_parts,
         "splits": splits,
     }
-    return _launch(
+    return Launch(
         triton_kernels.backward_text_kernel,
         (_blocks(L, configuration["BLOCK_N"]) * splits, B * Hkv),
         pointers | arguments,
-        constants,
         configuration,
+        constants | {"SCALE": float(scale)},
     )
 
 
@@ -364,7 +376,7 @@ def _shared(
         "k_text": (k_text, ("batch_stride", "stride", "head_stride")),
         "v_text": (v_text, ("batch_stride", "stride", "head_stride")),
     }
-    sizes = {"P": P, "S": S, "L": L, "H": H, "GROUP": H // Hkv}
+    sizes = {"P": P, "S": S, "L": L, "H": H}
     # no further than the text, where it hides nothing either: the kernels add positions to it in 32 bits
     sizes["window"] = 0 if window is None else min(window, L)
     if k_thought is not None and v_thought is not None:
@@ -376,25 +388,17 @@ def _shared(
         for name, (tensor, names) in strides.items()
         for dimension, which in enumerate(names)
     }
+    inner, outer = score_factors(scale, softcap)
     arguments["anchor_batch_stride"] = anchor.stride(0) if anchor.dim() == 2 else 0
     constants = {
+        "GROUP": H // Hkv,
         "D": D,
-        "SCALE": float(scale),
-        "SOFTCAP": softcap,
+        "INNER": inner,
+        "OUTER": outer,
+        "HAS_SOFTCAP": softcap is not None,
         "HAS_WINDOW": window is not None,
         "STREAM_STARTS": text_start is not None and text_start.dim() == 2,
         "ACCUMULATE": tl.float64 if q.dtype == torch.float64 else tl.float32,
         "BLOCK_D": padded_head_size(D),
     }
     return arguments | sizes, constants
-
-
-def _launch(
-    kernel: Any,
-    grid: tuple[int, int],
-    arguments: dict[str, Any],
-    constants: dict[str, Any],
-    configuration: Configuration,
-) -> Launch:
-    blocks = {name: size for name, size in configuration.items() if name.startswith("BLOCK_")}
-    return Launch(kernel, grid, arguments, constants | blocks, configuration["num_warps"], configuration["num_stages"])

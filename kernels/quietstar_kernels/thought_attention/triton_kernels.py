@@ -18,23 +18,26 @@ import triton.language as tl
 
 from quietstar_kernels.triton_language import LN_2, LOG2_E, cast, dot, tanh
 
-# Sizes must not be specialised, or every text and stream length would compile its own kernel.
-TEXT_SIZES = ["P", "S", "L", "H", "GROUP", "window", "anchor_batch_stride"]
+# Sizes must not be specialised, or every text and stream length would compile its own kernel. GROUP is a constant: it
+# is the model's, and divisions by it are most of the integer arithmetic of a tile.
+TEXT_SIZES = ["P", "S", "L", "H", "window", "anchor_batch_stride"]
 SIZES = [*TEXT_SIZES, "T"]
 
 
 @triton.jit
-def _decode(first_row, row_end, S, GROUP, BLOCK_M: tl.constexpr):
+def _decode(first_row, row_end, S, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
     """The rows first_row .. first_row + BLOCK_M - 1.
 
     Returns:
-        Whether each row lies before row_end; the tile's first stream; each row's stream relative to that one, token and
-        group. Rows past the end repeat the last one.
+        Whether each row lies before row_end; the tile's first stream; and of each row, counted from that stream, the
+        query p * S + s, its stream p and token s, and the group. Rows past the end repeat the last one.
     """
     rows = first_row + tl.arange(0, BLOCK_M)
     first_stream = first_row // (S * GROUP)
     relative = tl.minimum(rows, row_end - 1) - first_stream * (S * GROUP)
-    return rows < row_end, first_stream, relative // (S * GROUP), relative // GROUP % S, relative % GROUP
+    query = relative // GROUP
+    stream = query // S
+    return rows < row_end, first_stream, query, stream, query - stream * S, relative % GROUP
 
 
 @triton.jit
@@ -75,25 +78,31 @@ def _text_mask(key, anchor, window, HAS_WINDOW: tl.constexpr):
 @triton.jit
 def _own_mask(own, stream, token, S, T):
     """Own key p * T + t is seen by token s of stream p where t <= s + (T - S); broadcasts own against stream, token."""
-    return (own // T == stream) & (own % T <= token + (T - S))
+    return (own >= stream * T) & (own <= stream * T + token + (T - S))
 
 
 @triton.jit
-def _scores(raw, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
-    """Scores in base 2 from q @ k^T."""
-    if SOFTCAP is None:
-        scores = raw * (SCALE * LOG2_E)
-    else:
-        scores = tanh(raw * (SCALE / SOFTCAP)) * (SOFTCAP * LOG2_E)
+def _own_offset(own, T, stream_stride, stride):
+    """Where own key p * T + t lies."""
+    stream = own // T
+    return stream * stream_stride + (own - stream * T) * stride
+
+
+@triton.jit
+def _scores(raw, INNER: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
+    """Scores from q @ k^T; times OUTER they are in base 2, which the exponential's multiply-add does by the way."""
+    scores = raw * INNER
+    if HAS_SOFTCAP:
+        scores = tanh(scores)
     return scores
 
 
 @triton.jit
-def _attend(accumulator, running_max, total, scores, v):
+def _attend(accumulator, running_max, total, scores, v, OUTER: tl.constexpr):
     """One step of the online softmax; rows that have seen no key yet keep a running max of -inf."""
-    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    new_max = tl.maximum(running_max, tl.max(scores, 1) * OUTER)
     pivot = tl.where(new_max == float("-inf"), 0.0, new_max)
-    weight = tl.exp2(scores - pivot[:, None])  # [rows, keys]
+    weight = tl.exp2(scores * OUTER - pivot[:, None])  # [rows, keys]
     shrink = tl.exp2(running_max - pivot)
     total = total * shrink + tl.sum(weight, 1)
     accumulator = dot(cast(weight, v.dtype), v, accumulator * shrink[:, None])
@@ -119,63 +128,22 @@ def _attend_own(
     T,
     column,
     D: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    INNER: tl.constexpr,
+    OUTER: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
 ):
     """The own keys of the tile's streams, block-diagonal; pointers are at its first stream."""
     for start in range(0, streams * T, BLOCK_OWN):
         own = start + tl.arange(0, BLOCK_OWN)
         exists = own < streams * T
-        k = _load_rows(k_pointer, own // T * k_stream_stride + own % T * k_stride, exists, column, D)
-        v = _load_rows(v_pointer, own // T * v_stream_stride + own % T * v_stride, exists, column, D)
+        k = _load_rows(k_pointer, _own_offset(own, T, k_stream_stride, k_stride), exists, column, D)
+        v = _load_rows(v_pointer, _own_offset(own, T, v_stream_stride, v_stride), exists, column, D)
         raw = tl.zeros([q.shape[0], BLOCK_OWN], dtype=accumulator.dtype)
-        scores = _scores(dot(q, tl.trans(k), raw), SCALE, SOFTCAP)  # [rows, keys]
+        scores = _scores(dot(q, tl.trans(k), raw), INNER, HAS_SOFTCAP)  # [rows, keys]
         visible = _own_mask(own[None, :], stream[:, None], token[:, None], S, T)
         scores = tl.where(visible, scores, float("-inf"))
-        accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v)
-    return accumulator, running_max, total
-
-
-@triton.jit
-def _attend_own_singly(
-    accumulator,
-    running_max,
-    total,
-    q,
-    k_pointer,
-    v_pointer,
-    k_offset,
-    v_offset,
-    k_stride,
-    v_stride,
-    valid,
-    T,
-    column,
-    D: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    BLOCK_OWN: tl.constexpr,
-):
-    """Every row's own T keys, which start at its offset, one after the other and without matrix products."""
-    slot = tl.arange(0, BLOCK_OWN)
-    for first in range(0, T, BLOCK_OWN):
-        last = tl.minimum(first + BLOCK_OWN, T)
-        scores = tl.full([q.shape[0], BLOCK_OWN], float("-inf"), dtype=accumulator.dtype)
-        for key in range(first, last):
-            k = _load_rows(k_pointer, k_offset + key * k_stride, valid, column, D)  # [rows, D]
-            raw = tl.sum(q.to(accumulator.dtype) * k.to(accumulator.dtype), 1)  # [rows]
-            scores = tl.where((slot == key - first)[None, :], _scores(raw, SCALE, SOFTCAP)[:, None], scores)
-        new_max = tl.maximum(running_max, tl.max(scores, 1))
-        weight = tl.exp2(scores - new_max[:, None])  # [rows, slots]
-        shrink = tl.exp2(running_max - new_max)
-        total = total * shrink + tl.sum(weight, 1)
-        accumulator = accumulator * shrink[:, None]
-        for key in range(first, last):
-            v = _load_rows(v_pointer, v_offset + key * v_stride, valid, column, D)
-            share = tl.sum(tl.where((slot == key - first)[None, :], weight, 0.0), 1)  # [rows]
-            accumulator += share[:, None] * v.to(accumulator.dtype)
-        running_max = new_max
+        accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v, OUTER)
     return accumulator, running_max, total
 
 
@@ -214,32 +182,28 @@ def forward_kernel(
     T,
     L,
     H,
-    GROUP,
     window,
+    GROUP: tl.constexpr,
     D: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    INNER: tl.constexpr,
+    OUTER: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     STREAM_STARTS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SINGLE_TOKEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
 ):
-    """out [B, P, S, H, D] and lse [B, P, S, H], contiguous, of BLOCK_M rows.
-
-    With SINGLE_TOKEN (S == 1, a sampling step) a tile has BLOCK_M // G streams, whose own keys as one block would be
-    almost all mask; there each row goes through its own keys one by one.
-    """
+    """out [B, P, S, H, D] and lse [B, P, S, H], contiguous, of BLOCK_M rows."""
     kv_heads = H // GROUP
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)
     kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
     row_count = P * S * GROUP
     # the last rows see the most text: they go first, so that no long program is left over at the end
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    valid, first_stream, stream, token, group = _decode(first_row, row_count, S, GROUP, BLOCK_M)
+    valid, first_stream, query, stream, token, group = _decode(first_row, row_count, S, GROUP, BLOCK_M)
     last_stream = (tl.minimum(first_row + BLOCK_M, row_count) - 1) // (S * GROUP)
     column = tl.arange(0, BLOCK_D)
 
@@ -255,49 +219,29 @@ def forward_kernel(
     k_thought_pointer += wide_stream * k_thought_stream_stride
     v_thought_pointer += batch * v_thought_batch_stride + kv_head * v_thought_head_stride
     v_thought_pointer += wide_stream * v_thought_stream_stride
-    if SINGLE_TOKEN:
-        accumulator, running_max, total = _attend_own_singly(
-            accumulator,
-            running_max,
-            total,
-            q,
-            k_thought_pointer,
-            v_thought_pointer,
-            stream * k_thought_stream_stride,
-            stream * v_thought_stream_stride,
-            k_thought_stride,
-            v_thought_stride,
-            valid,
-            T,
-            column,
-            D,
-            SCALE,
-            SOFTCAP,
-            BLOCK_OWN,
-        )
-    else:
-        accumulator, running_max, total = _attend_own(
-            accumulator,
-            running_max,
-            total,
-            q,
-            k_thought_pointer,
-            v_thought_pointer,
-            k_thought_stream_stride,
-            k_thought_stride,
-            v_thought_stream_stride,
-            v_thought_stride,
-            stream,
-            token,
-            last_stream - first_stream + 1,
-            S,
-            T,
-            column,
-            D,
-            SCALE,
-            SOFTCAP,
-            BLOCK_OWN,
-        )
+    accumulator, running_max, total = _attend_own(
+        accumulator,
+        running_max,
+        total,
+        q,
+        k_thought_pointer,
+        v_thought_pointer,
+        k_thought_stream_stride,
+        k_thought_stride,
+        v_thought_stream_stride,
+        v_thought_stride,
+        stream,
+        token,
+        last_stream - first_stream + 1,
+        S,
+        T,
+        column,
+        D,
+        INNER,
+        OUTER,
+        HAS_SOFTCAP,
+        BLOCK_OWN,
+    )
 
     anchor_pointer += batch * anchor_batch_stride + first_stream
     anchor = tl.load(anchor_pointer + stream)  # [rows]
@@ -322,7 +266,7 @@ def forward_kernel(
         wide_start = tl.cast(start, tl.int64)
         k = _load_rows(k_text_pointer + wide_start * k_text_stride, block * k_text_stride, exists, column, D)
         raw = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACCUMULATE)
-        scores = _scores(dot(q, tl.trans(k), raw), SCALE, SOFTCAP)  # [rows, keys]
+        scores = _scores(dot(q, tl.trans(k), raw), INNER, HAS_SOFTCAP)  # [rows, keys]
         masked = start + BLOCK_N - 1 > first_anchor
         if HAS_WINDOW:
             masked = masked | (last_anchor - start >= window)
@@ -333,28 +277,37 @@ def forward_kernel(
             if start < last_start:
                 scores = tl.where(key[None, :] >= text_start[:, None], scores, float("-inf"))
         v = _load_rows(v_text_pointer + wide_start * v_text_stride, block * v_text_stride, exists, column, D)
-        accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v)
+        accumulator, running_max, total = _attend(accumulator, running_max, total, scores, v, OUTER)
 
     first_query = (batch * P + first_stream) * S * H + kv_head * GROUP
-    query = (stream * S + token) * H + group
+    query = query * H + group
     _store_rows(out_pointer + first_query * D, query * D, valid, column, accumulator * (1 / total)[:, None], D)
     tl.store(lse_pointer + first_query + query, running_max * LN_2 + tl.log(total), mask=valid)
 
 
 @triton.jit
-def _weight_and_gradient(left, left_value, right, right_value, lse, delta, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
+def _weight_and_gradient(
+    left,
+    left_value,
+    right,
+    right_value,
+    lse,
+    delta,
+    INNER: tl.constexpr,
+    OUTER: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+):
     """Softmax weights and the gradient of scale * <q, k> before any mask.
 
     left and left_value are (q, grad_out) and right and right_value (k, v), for [rows, keys], or the other way round for
     [keys, rows]; lse and delta have one entry for each row, in a dimension that broadcasts against that.
     """
     zero = tl.zeros([left.shape[0], right.shape[0]], dtype=lse.dtype)
-    scores = _scores(dot(left, tl.trans(right), zero), SCALE, SOFTCAP)
-    weight = tl.exp2(scores - lse * LOG2_E)
+    scores = _scores(dot(left, tl.trans(right), zero), INNER, HAS_SOFTCAP)
+    weight = tl.exp2(scores * OUTER - lse * LOG2_E)
     gradient = weight * (dot(left_value, tl.trans(right_value), zero) - delta)
-    if SOFTCAP is not None:
-        capped = scores * (1.0 / (SOFTCAP * LOG2_E))
-        gradient = gradient * (1 - capped * capped)
+    if HAS_SOFTCAP:
+        gradient = gradient * (1 - scores * scores)
     return weight, gradient
 
 
@@ -400,15 +353,18 @@ def backward_streams_kernel(
     T,
     L,
     H,
-    GROUP,
     window,
+    GROUP: tl.constexpr,
     D: tl.constexpr,
     SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    INNER: tl.constexpr,
+    OUTER: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     STREAM_STARTS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
@@ -417,7 +373,8 @@ def backward_streams_kernel(
 
     out, grad_out, grad_q [B, P, S, H, D]; lse, grad_lse, delta [B, P, S, H]; grad_*_thought [B, P, T, Hkv, D], all
     contiguous. delta, the sum of grad_out * out less grad_lse, is written for the text's pass. Own keys are seen by
-    these rows alone, so that their gradients are complete here.
+    these rows alone, so that their gradients are complete here: with ONE_BLOCK of rows, of at most BLOCK_M, as soon as
+    those have met them, else in a second pass over the rows.
     """
     kv_heads = H // GROUP
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)
@@ -439,6 +396,9 @@ def backward_streams_kernel(
     v_thought_pointer += wide_stream * v_thought_stream_stride
     k_text_pointer += batch * k_text_batch_stride + kv_head * k_text_head_stride
     v_text_pointer += batch * v_text_batch_stride + kv_head * v_text_head_stride
+    first_own = (batch * P + wide_stream) * T * kv_heads + kv_head
+    grad_k_thought_pointer += first_own * D
+    grad_v_thought_pointer += first_own * D
     first_query = (batch * P + wide_stream) * S * H + kv_head * GROUP
     out_pointer += first_query * D
     grad_out_pointer += first_query * D
@@ -453,10 +413,10 @@ def backward_streams_kernel(
 
     for first_row in range(0, streams * stream_rows, BLOCK_M):
         row_end = tl.minimum(first_row + BLOCK_M, streams * stream_rows)
-        valid, first_stream, stream, token, group = _decode(first_row, row_end, S, GROUP, BLOCK_M)
+        valid, first_stream, query, stream, token, group = _decode(first_row, row_end, S, GROUP, BLOCK_M)
         stream += first_stream
         last_stream = (row_end - 1) // stream_rows
-        query = (stream * S + token) * H + group
+        query = (first_stream * S + query) * H + group
         q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
         q = _load_rows(q_pointer, q_offset, valid, column, D)  # [rows, D]
         grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D)
@@ -471,13 +431,23 @@ def backward_streams_kernel(
         for start in range(first_stream * T, (last_stream + 1) * T, BLOCK_OWN):
             own = start + own_block
             exists = own < (last_stream + 1) * T
-            k_offset = own // T * k_thought_stream_stride + own % T * k_thought_stride
-            v_offset = own // T * v_thought_stream_stride + own % T * v_thought_stride
+            k_offset = _own_offset(own, T, k_thought_stream_stride, k_thought_stride)
+            v_offset = _own_offset(own, T, v_thought_stream_stride, v_thought_stride)
             k = _load_rows(k_thought_pointer, k_offset, exists, column, D)  # [keys, D]
             v = _load_rows(v_thought_pointer, v_offset, exists, column, D)
-            _, gradient = _weight_and_gradient(q, grad_out, k, v, lse, delta, SCALE, SOFTCAP)  # [rows, keys]
+            weight, gradient = _weight_and_gradient(
+                q, grad_out, k, v, lse, delta, INNER, OUTER, HAS_SOFTCAP
+            )  # [rows, keys]
             visible = _own_mask(own[None, :], stream[:, None], token[:, None], S, T)
-            grad_q = dot(cast(tl.where(visible, gradient, 0.0), k.dtype), k, grad_q)
+            gradient = cast(tl.where(visible, gradient, 0.0), k.dtype)
+            grad_q = dot(gradient, k, grad_q)
+            if ONE_BLOCK:
+                weight = cast(tl.where(visible, weight, 0.0), v.dtype)
+                zero = tl.zeros([BLOCK_OWN, BLOCK_D], dtype=ACCUMULATE)
+                grad_v = dot(tl.trans(weight), grad_out, zero)
+                grad_k = dot(tl.trans(gradient), q, zero)
+                _store_rows(grad_v_thought_pointer, own * kv_heads * D, exists, column, grad_v, D)
+                _store_rows(grad_k_thought_pointer, own * kv_heads * D, exists, column, grad_k * SCALE, D)
 
         anchor = tl.load(anchor_pointer + stream)  # [rows]
         first_anchor = tl.load(anchor_pointer + first_stream)
@@ -498,7 +468,7 @@ def backward_streams_kernel(
             k_block, v_block = k_text_pointer + wide_start * k_text_stride, v_text_pointer + wide_start * v_text_stride
             k = _load_rows(k_block, block * k_text_stride, exists, column, D)
             v = _load_rows(v_block, block * v_text_stride, exists, column, D)
-            _, gradient = _weight_and_gradient(q, grad_out, k, v, lse, delta, SCALE, SOFTCAP)
+            _, gradient = _weight_and_gradient(q, grad_out, k, v, lse, delta, INNER, OUTER, HAS_SOFTCAP)
             masked = start + BLOCK_N - 1 > first_anchor
             if HAS_WINDOW:
                 masked = masked | (last_anchor - start >= window)
@@ -511,33 +481,35 @@ def backward_streams_kernel(
             grad_q = dot(cast(gradient, k.dtype), k, grad_q)
         _store_rows(grad_q_pointer, query * D, valid, column, grad_q * SCALE, D)
 
-    tl.debug_barrier()  # below, every thread reads the others' delta
-    first_own = (batch * P + wide_stream) * T * kv_heads + kv_head
-    for start in range(0, streams * T, BLOCK_OWN):
-        own = start + own_block
-        exists = own < streams * T
-        k_offset = own // T * k_thought_stream_stride + own % T * k_thought_stride
-        v_offset = own // T * v_thought_stream_stride + own % T * v_thought_stride
-        k = _load_rows(k_thought_pointer, k_offset, exists, column, D)  # [keys, D]
-        v = _load_rows(v_thought_pointer, v_offset, exists, column, D)
-        grad_k = tl.zeros([BLOCK_OWN, BLOCK_D], dtype=ACCUMULATE)
-        grad_v = tl.zeros([BLOCK_OWN, BLOCK_D], dtype=ACCUMULATE)
-        row_end = ((tl.minimum(start + BLOCK_OWN, streams * T) - 1) // T + 1) * stream_rows
-        for first_row in range(start // T * stream_rows, row_end, BLOCK_M):
-            valid, first_stream, stream, token, group = _decode(first_row, row_end, S, GROUP, BLOCK_M)
-            stream += first_stream
-            query = (stream * S + token) * H + group
-            q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
-            q = _load_rows(q_pointer, q_offset, valid, column, D)  # [rows, D]
-            grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D)
-            lse = tl.load(lse_pointer + query, mask=valid, other=float("inf"))[None, :]
-            delta = tl.load(delta_pointer + query, mask=valid, other=0.0)[None, :]
-            weight, gradient = _weight_and_gradient(k, v, q, grad_out, lse, delta, SCALE, SOFTCAP)  # [keys, rows]
-            visible = _own_mask(own[:, None], stream[None, :], token[None, :], S, T)
-            grad_v = dot(cast(tl.where(visible, weight, 0.0), v.dtype), grad_out, grad_v)
-            grad_k = dot(cast(tl.where(visible, gradient, 0.0), k.dtype), q, grad_k)
-        _store_rows(grad_k_thought_pointer + first_own * D, own * kv_heads * D, exists, column, grad_k * SCALE, D)
-        _store_rows(grad_v_thought_pointer + first_own * D, own * kv_heads * D, exists, column, grad_v, D)
+    if not ONE_BLOCK:
+        tl.debug_barrier()  # below, every thread reads the others' delta
+        for start in range(0, streams * T, BLOCK_OWN):
+            own = start + own_block
+            exists = own < streams * T
+            k_offset = _own_offset(own, T, k_thought_stream_stride, k_thought_stride)
+            v_offset = _own_offset(own, T, v_thought_stream_stride, v_thought_stride)
+            k = _load_rows(k_thought_pointer, k_offset, exists, column, D)  # [keys, D]
+            v = _load_rows(v_thought_pointer, v_offset, exists, column, D)
+            grad_k = tl.zeros([BLOCK_OWN, BLOCK_D], dtype=ACCUMULATE)
+            grad_v = tl.zeros([BLOCK_OWN, BLOCK_D], dtype=ACCUMULATE)
+            row_end = ((tl.minimum(start + BLOCK_OWN, streams * T) - 1) // T + 1) * stream_rows
+            for first_row in range(start // T * stream_rows, row_end, BLOCK_M):
+                valid, first_stream, query, stream, token, group = _decode(first_row, row_end, S, GROUP, BLOCK_M)
+                stream += first_stream
+                query = (first_stream * S + query) * H + group
+                q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
+                q = _load_rows(q_pointer, q_offset, valid, column, D)  # [rows, D]
+                grad_out = _load_rows(grad_out_pointer, query * D, valid, column, D)
+                lse = tl.load(lse_pointer + query, mask=valid, other=float("inf"))[None, :]
+                delta = tl.load(delta_pointer + query, mask=valid, other=0.0)[None, :]
+                weight, gradient = _weight_and_gradient(
+                    k, v, q, grad_out, lse, delta, INNER, OUTER, HAS_SOFTCAP
+                )  # [keys, rows]
+                visible = _own_mask(own[:, None], stream[None, :], token[None, :], S, T)
+                grad_v = dot(cast(tl.where(visible, weight, 0.0), v.dtype), grad_out, grad_v)
+                grad_k = dot(cast(tl.where(visible, gradient, 0.0), k.dtype), q, grad_k)
+            _store_rows(grad_k_thought_pointer, own * kv_heads * D, exists, column, grad_k * SCALE, D)
+            _store_rows(grad_v_thought_pointer, own * kv_heads * D, exists, column, grad_v, D)
 
 
 @triton.jit
@@ -581,11 +553,13 @@ def backward_text_kernel(
     S,
     L,
     H,
-    GROUP,
     window,
+    GROUP: tl.constexpr,
     D: tl.constexpr,
     SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    INNER: tl.constexpr,
+    OUTER: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     STREAM_STARTS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -638,16 +612,18 @@ def backward_text_kernel(
     grad_k = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACCUMULATE)
     grad_v = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACCUMULATE)
     for first_row in range(begin_row, end_row, BLOCK_M):
-        valid, first_stream, stream, token, group = _decode(first_row, end_row, S, GROUP, BLOCK_M)
+        valid, first_stream, query, stream, token, group = _decode(first_row, end_row, S, GROUP, BLOCK_M)
         wide_stream = tl.cast(first_stream, tl.int64)
         first_query = (batch * P + wide_stream) * S * H + kv_head * GROUP
-        query = (stream * S + token) * H + group
+        query = query * H + group
         q_offset = stream * q_stream_stride + token * q_token_stride + group * q_head_stride
         q = _load_rows(q_pointer + wide_stream * q_stream_stride, q_offset, valid, column, D)  # [rows, D]
         grad_out = _load_rows(grad_out_pointer + first_query * D, query * D, valid, column, D)
         lse = tl.load(lse_pointer + first_query + query, mask=valid, other=float("inf"))[None, :]
         delta = tl.load(delta_pointer + first_query + query, mask=valid, other=0.0)[None, :]
-        weight, gradient = _weight_and_gradient(k, v, q, grad_out, lse, delta, SCALE, SOFTCAP)  # [keys, rows]
+        weight, gradient = _weight_and_gradient(
+            k, v, q, grad_out, lse, delta, INNER, OUTER, HAS_SOFTCAP
+        )  # [keys, rows]
         last_stream = (tl.minimum(first_row + BLOCK_M, end_row) - 1) // stream_rows
         masked = tl.load(anchor_pointer + first_stream) < first_key + BLOCK_N - 1
         if not STREAM_STARTS:

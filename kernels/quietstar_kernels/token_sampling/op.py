@@ -38,11 +38,10 @@ def sample_launch(
 
     rows, vocabulary = raw.shape
     inner, outer = options.factors
-    blocks = {name: size for name, size in configuration.items() if name.startswith("BLOCK_")}
-    blocks_of_vocabulary = -(-raw.stride(0) // blocks["BLOCK_VOCABULARY"])
+    blocks_of_vocabulary = -(-raw.stride(0) // configuration["BLOCK_VOCABULARY"])
     return Launch(
         triton_kernels.sample_kernel,
-        (-(-rows // blocks["BLOCK_ROWS"]),),
+        (-(-rows // configuration["BLOCK_ROWS"]),),
         {
             "raw": raw,
             "uniform": uniform,
@@ -56,13 +55,8 @@ def sample_launch(
             "inner": inner,
             "outer": outer,
         },
-        {
-            "SOFTCAP": options.softcap is not None,
-            "BLOCKS": 1 << (blocks_of_vocabulary - 1).bit_length(),
-            **blocks,
-        },
-        configuration["num_warps"],
-        configuration["num_stages"],
+        configuration,
+        {"SOFTCAP": options.softcap is not None, "BLOCKS": 1 << (blocks_of_vocabulary - 1).bit_length()},
     )
 
 
