@@ -226,20 +226,18 @@ class TrainingOptions:
             install 'quietstar[8bit]'`).
         master_weights: Whether float32 copies of bfloat16 weights are kept, which collect updates that are too small
             for bfloat16. Without them most weights do not move at a learning rate of 1e-6.
-        max_grad_norm: Largest norm of the gradient of all weights but START and END; a larger gradient is scaled down
-            to it.
+        max_grad_norm: Largest norm of the gradient of all weights but START and END; a larger one is scaled down to it.
         thought_embedding_lr_multiplier: Learning rate of START and END, in multiples of `learning_rate`.
         thought_embedding_max_grad_norm: Largest norm of the gradient of START and END, clipped separately from the
             other weights.
         mixing_head_lr_multiplier: Learning rate of the mixing head, in multiples of `learning_rate`.
         reuse_sampling_pass: Whether the pass that samples the thoughts is also the forward pass of gradient
             checkpointing: the same gradients with less work. Turned off, the step has two plain passes.
-        replay: What the backward pass does not compute again, with reuse_sampling_pass, because the sampling pass has
-            computed it. `layers`: nothing, each layer is recomputed from its input. `down`: products whose value no
-            gradient depends on, such as the last one of a layer, which takes no memory; refused for models with a norm
-            behind it, such as Gemma 2 and OLMo 2. `mlp`: also the other products outside of attention, whose results
-            are recorded. `linears`: also those of attention. `all`: also attention itself. `auto`: the
-            last of these that fits into the memory, by the plan of the run.
+        replay: What the backward pass takes from the sampling pass, with reuse_sampling_pass. `layers`: nothing, each
+            layer is recomputed from its input. `down`: products whose value no gradient depends on, such as a layer's
+            last, are left out; refused where a norm is behind it, as in Gemma 2. `mlp`: also other products outside of
+            attention, whose results are recorded. `linears`: also those of attention. `all`: also attention itself.
+            `auto`: the last of these that fits into the memory, by the plan.
         eval_every: Steps between evaluations on the held-out text, with one more at the end; 0: no evaluation.
         eval_batches: Number of batches of held-out text per evaluation.
         save_every: Steps between checkpoints, with one more at the end; 0: only at the end.

@@ -152,15 +152,6 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         disable_dropout(self.base)
         probe_once(self)
 
-    def _fingerprint(self) -> tuple[object, ...]:
-        """Return what a recording depends on besides its inputs; only a write through `.data` stays unseen."""
-        config = self.config
-        weights = tuple((id(parameter), parameter.data_ptr(), parameter._version) for parameter in self.parameters())
-        device = self.device.type
-        precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        settings = (config.embedding_scale, config.thinking, config.thought_length, config.lookahead)
-        return (*settings, *precision, *weights)
-
     @torch.no_grad()
     def choose_anchors(
         self, input_ids: Tensor, attention_mask: Tensor | Padding | None, anchors: Tensor | str | None
@@ -310,7 +301,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
             token, logprob = sample_tokens(
                 hidden,
                 head.weight,
-                seed=_step_seed(seed, step),
+                seed=(seed * 1_000_003 + step) % (1 << 63),
                 rows=(first * streams, total * streams),
                 greedy=greedy,
                 **head_options,
@@ -503,10 +494,6 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
         if labels is not None:
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % (1 << 63)
 
 
 AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM, exist_ok=True)

@@ -273,6 +273,15 @@ class ThinkingModel(PreTrainedModel):
         scaled = self.thought_embedding.weight * self.config.embedding_scale
         return scaled[START], scaled[END]
 
+    def _fingerprint(self) -> tuple[object, ...]:
+        """Return what a recording depends on besides its inputs; only a write through `.data` stays unseen."""
+        config = self.config
+        weights = tuple((id(parameter), parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        device = self.device.type
+        precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        settings = (config.embedding_scale, config.thinking, config.thought_length, config.lookahead)
+        return (*settings, *precision, *weights)
+
     def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: AttentionPass) -> Tensor:
         """Run the decoder on the N tokens that `thought_pass` lays out.
 
