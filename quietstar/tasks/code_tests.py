@@ -180,7 +180,7 @@ def _binary(name: str, what: str) -> Callable[[Any, Any], Any]:
         native = _native(type(self))
         if native in code_process.NATIVE:
             return getattr(native, name, lambda *_: NotImplemented)(self, other)
-        if _standard(type(self)) in code_process.PLAIN and name not in code_process.IN_PLACE:
+        if _is_plain(type(self)) and name not in code_process.IN_PLACE:
             plain = _tests.ask("plain", self)
             return code_process.perform(what, (other, plain) if reflected else (plain, other), {})
         if name in code_process.COMPARISONS:
@@ -204,7 +204,7 @@ def _contains(self: Any, item: Any) -> bool:
 
 
 def _is_plain(kind: type) -> bool:
-    return _native(kind) in code_process.NATIVE or _standard(kind) in code_process.PLAIN
+    return issubclass(_standard(kind) or _native(kind), tuple(code_process.PLAIN))
 
 
 def _leave(self: Any, kind: type | None, error: BaseException | None, trace: Any) -> bool:
@@ -471,7 +471,8 @@ class TestsProcess:
             return found
         derived.pop(object, None)
         space: dict[str, Any] = dict(_EVERY)
-        for one in names:
+        mirrored = [f"__r{one[2:]}" for one in names if standard and one in code_process.ARITHMETIC]  # as of a list
+        for one in (*names, *mirrored):
             if one in _METHODS:
                 space[one] = _METHODS[one]
             elif one == "__init__" or not one.startswith(("__", "_remote_")):

@@ -335,3 +335,47 @@ def f():
     run = run_tests(program, "assert f() == 'refused', f()", timeout=20)
     assert run.passed, run.failure
     assert victim.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "os.fork()",
+        "os.execv('/bin/true', ['true'])",
+        "os.system('true') == 0 or os.open('/', os.O_RDWR)",
+        "subprocess.run(['true'])",
+        "os.kill(os.getppid(), 0)",
+        "socket.socket()",
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+        "open('/proc/self/environ').read()",
+        "open('/etc/passwd').read()",
+        "os.remove(os.__file__)",
+    ],
+)
+def test_the_process_of_the_tests_is_sealed_too(attempt: str) -> None:
+    """It was not, so that a module which it imported at the program's wish started a script of the program."""
+    tests = f"import os, socket, subprocess\ntry:\n    {attempt}\nexcept OSError:\n    pass\nelse:\n    assert False"
+    run = run_tests("", tests, timeout=20)
+    assert run.passed, run.failure
+
+
+def test_the_two_processes_share_no_directory() -> None:
+    code = "import os\nopen('mine', 'w').close()\ndef f(): return os.listdir()"
+    run = run_tests(code, "import os\nopen('its', 'w').close()\nassert f() == ['mine'] and os.listdir() == ['its']", 20)
+    assert run.passed, run.failure
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        "for n in range(300):\n    open(str(n), 'w').close()",
+        "for n in range(40):\n    open(str(n), 'wb').write(b'x' * 2**20)",
+        "import os\nfor n in range(300):\n    os.mkdir(str(n))",
+        "import os\nfor n in range(300):\n    os.mkdir('d')\n    os.chdir('d')",
+        "import os\nfor n in range(50):\n    os.mkdir('d' * 250)\n    os.chdir('d' * 250)",
+    ],
+)
+def test_what_a_program_writes_is_limited_together(fill: str) -> None:
+    """Each file was limited, but not how many there were: 300 files of a mebibyte were written."""
+    run = run_tests(f"{fill}\nimport time\ntime.sleep(3)\ndef f(): pass", "f()", timeout=20)
+    assert run.failure == "wrote more than 200 files or 16 MiB"
