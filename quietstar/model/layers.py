@@ -308,11 +308,14 @@ class LayerRecord:
     def open_streams(self, streams: int, stream_length: int) -> None:
         """Make room for P streams of S tokens after the text."""
         self.streams = streams
-        kinds: tuple[dict[Any, Tensor], ...] = (self.outputs, self.values)
-        for tensors in kinds:
-            for key, text in tensors.items():
-                tensors[key] = text.new_empty(text.shape[0], self.text_length + streams * stream_length, text.shape[2])
-                tensors[key][:, : self.text_length] = text
+        self.make_room(self.outputs, streams * stream_length)
+        self.make_room(self.values, streams * stream_length)
+
+    def make_room(self, tensors: dict[Any, Tensor], count: int) -> None:
+        """Move recorded tensors of the text to where they have room for `count` tokens of streams."""
+        for key, text in tensors.items():
+            tensors[key] = text.new_empty(text.shape[0], self.text_length + count, text.shape[2])
+            tensors[key][:, : self.text_length] = text
 
     def write_streams(self, offset: int) -> Interceptor:
         """Return the interceptor for a pass over the tokens offset, offset + 1, ... of every stream."""

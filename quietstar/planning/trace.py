@@ -244,7 +244,7 @@ class _Watch:
     def replacements(self, backend: str) -> Iterator[AbstractContextManager[None]]:
         """Yields the replacements of functions that are active while a step is traced."""
         yield replaced(LayerRecord, "write_text", self._recording(LayerRecord.write_text))
-        yield replaced(LayerRecord, "open_streams", self._recording(LayerRecord.open_streams, LAYER_INPUTS))
+        yield replaced(LayerRecord, "make_room", self._making_room(LayerRecord.make_room))
         yield replaced(LayerRecord, "replay", self._replaying(LayerRecord.replay))
         if backend == "cuda":
             yield replaced(attention, "thought_attention", kernels.triton_attention)
@@ -256,14 +256,20 @@ class _Watch:
 
         return run
 
-    def _recording(self, function: Callable[..., Any], allocated: str | None = None) -> Callable[..., Any]:
+    def _recording(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(record: LayerRecord, *arguments: Any) -> Any:
-            with self._ledger.labelled(allocated):
-                output = function(record, *arguments)
+            output = function(record, *arguments)
             for kind, tensors in ((LAYER_INPUTS, record.outputs), (RECORDED, record.values)):
                 for tensor in tensors.values():
                     self._ledger.relabel(tensor, kind)
             return output
+
+        return run
+
+    def _making_room(self, function: Callable[..., None]) -> Callable[..., None]:
+        def run(record: LayerRecord, tensors: dict[Any, Tensor], count: int) -> None:
+            with self._ledger.labelled(RECORDED if tensors is record.values else LAYER_INPUTS):
+                function(record, tensors, count)
 
         return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from itertools import pairwise
 
 import pytest
 
@@ -38,12 +39,23 @@ def test_the_step_table_is_that_of_the_committed_result() -> None:
                 assert number in cells, (row, number)
 
 
+def test_the_table_of_replay_is_that_of_the_committed_result() -> None:
+    found = [dict(zip(*pair, strict=True)) for pair in pairwise(rows(result("replay"))) if pair[0][0] == "L"]
+    seconds, mebibytes = found
+    shown = {row[0].split(",")[0].strip("`"): row for row in rows(page("training"))}
+    sides = {"layers": "engine", "two plain passes": "engine_two_pass", "the authors' way": "naive"}
+    for name in ("layers", "down", "mlp", "linears", "all", "two plain passes", "the authors' way"):
+        side = sides.get(name, f"engine_{name}")
+        assert shown[name][2] in (seconds.get(f"{side} / engine", "1" if side == "engine" else "-"))
+        assert shown[name][3:] == [seconds[side], mebibytes[side]]
+
+
 def test_the_plan_is_that_of_the_committed_result() -> None:
     measured = rows(result("plan_mistral_7b"))
     columns, settings = measured[0], {row[0]: row for row in measured[1:]}
     names = next(row for row in rows(page("planning")) if row[0] == "setting")
     shown = [row for row in rows(page("planning")) if row[0] in settings and len(row) == len(names)]
-    assert len(shown) == 6
+    assert len(shown) == 8
     for row in shown:
         assert row == [settings[row[0]][columns.index(name)] for name in names]
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quietstar.planning.meta_tensors import Ledger, MetaTensors, replaced
 
@@ -72,6 +77,45 @@ def test_products_and_moved_bytes_are_noted() -> None:
             left @ right
     ((work, times),) = ledger.work["product"].items()
     assert (work.flops, work.bytes, work.dtype, times) == (2 * 3 * 5 * 7, 2 * (15 + 35 + 21), torch.bfloat16, 1)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations on real tensors that are not views, by the memory of their results."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read = {x.data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        self.count += func._schema.is_mutable or result.data_ptr() not in read
+        return result
+
+
+STEPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "product": lambda x: x @ x.mT,
+    "norm": lambda x: torch.nn.functional.rms_norm(x, (5,)),
+    "softmax": lambda x: x.softmax(-1) * x,
+    "gate": lambda x: torch.nn.functional.silu(x) * x,
+    "in place": lambda x: (x * 2).add_(1).exp_(),
+    "views": lambda x: x.mT.unsqueeze(0).sum(1),
+    "another type": lambda x: x.bfloat16().mul(3).float(),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_only_operations_are_work(step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A backward pass asks each tensor for its device, and each question counted as reading the whole tensor."""
+
+    def run() -> None:
+        x = torch.ones(4, 5, requires_grad=True)
+        step(x).sum().backward()
+
+    with Operations() as real:
+        run()
+    ledger, mode = meta()
+    with mode:
+        run()
+    assert sum(ledger.work["other"].values()) == real.count
 
 
 def test_a_cumulative_sum_in_another_type_converts_its_whole_input_first() -> None:
