@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from quietstar.tasks.file_task import THIN, clean
+from quietstar.tasks.file_task import THIN, clean, plain_latex
 from quietstar.tasks.file_task import first_after_marker as first_after_marker
 from quietstar.tasks.file_task import last_box as last_box
 from quietstar.tasks.file_task import through_box as through_box
@@ -32,8 +32,14 @@ _BRACKETS = (
 _SAYS = re.compile(
     r"(?:so|thus|hence|therefore)?,?\s*(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:|=)\s*", re.I
 )
-_NAME = re.compile(r"=\s*|(?P<name>[^\W\d_]++(?:\s++[^\W\d_]++)*+|\\[A-Za-z]+)\s*=\s*")
-_SYMBOL = re.compile(r"[A-Za-z\u0391-\u03c9]|\\[A-Za-z]+")
+_LETTER = r"(?:[A-Za-z\u0391-\u03c9]|\\[A-Za-z]+)"
+_INDEX = r"(?:_\w|_\{[\w,]{1,9}\})?'{0,3}"
+_POINTS = r"(?:[A-Z]'?){1,4}"
+_SYMBOL = re.compile(  # `x`, `x_1`, `f(3)`, `P(A)`, `|x|`, `AB`, `m\\angle ABC`; of small letters, `ab` is a product
+    rf"{_LETTER}{_INDEX}|[A-Zfghpq]{_INDEX}\([^()=]{{1,20}}\)|\|{_LETTER}{_INDEX}\||{_POINTS}"
+    rf"|(?:m\s*)?\\(?:angle|measuredangle)\s*{_POINTS}|\\overline\s*\{{{_POINTS}\}}|\[{_POINTS}\]"
+)
+_NAME = re.compile(rf"=\s*|(?P<name>{_SYMBOL.pattern}|[^\W\d_]++(?:\s++[^\W\d_]++)*+|\\text\s*\{{[^{{}}]*\}})\s*=\s*")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -135,10 +141,12 @@ _CHANGING = re.compile(
     | perhaps | sometimes | afterwards""",
     re.VERBOSE | re.IGNORECASE,
 )
+_FUNCTION = r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|frac|det|max|min|lim|gcd|text|arc\w+|not|neg|pm|mp)"
+_ANSWER = _words("the my our final correct answer result value total is")
 _NAMES = _words(
-    """answer result value total cost price number amount time distance speed age area volume perimeter length width
-    height weight mass profit revenue income salary change budget money quantity count average mean median mode rate
-    tax probability angle side radius diameter fee bill tip final required needed current combined"""
+    """cost price number amount time distance speed age area volume perimeter length width height weight mass profit
+    revenue income salary change budget money quantity count average mean median mode rate tax probability angle side
+    radius diameter fee bill tip required needed current combined"""
 )
 
 
@@ -163,7 +171,7 @@ def canonical_number(text: str, *, units: bool = True, symbols: bool = True) -> 
     text = _bare(text, symbols)
     latex = re.search(r"[\\{}]", text)
     if latex:
-        text, words = _split_words(_FRACTION.sub(_slashed, _plain_latex(text)).strip(" " + THIN))
+        text, words = _split_words(_FRACTION.sub(_slashed, plain_latex(text)).strip(" " + THIN))
         if words is None:
             return None
         units = units and not re.search(r"[\\{}]", text) and not words
@@ -214,12 +222,13 @@ def _bare(text: str, symbols: bool = True) -> str:
 
 def _may_be_named(name: str | None, symbols: bool) -> bool:
     """Returns whether what stands before an equals sign is the name of the number behind it, and no part of it."""
-    if not name or _SYMBOL.fullmatch(name):
+    if not name or (_SYMBOL.fullmatch(name) and not (re.match(_FUNCTION, name) or _changes(name))):
         return symbols or not name
-    return all(
-        word.lower() in _NAMES or word.lower() in _PLAIN - {"square", "cubic"} or _is_noun(word)
-        for word in name.split()
-    )
+    words = re.sub(r"^\\text\s*\{([^{}]*)\}$", r"\1", name).lower().split()
+    if not symbols:  # a name by which answers differ
+        return _ANSWER.issuperset(words)
+    known = _NAMES | _ANSWER | (_PLAIN - {"square", "cubic"})
+    return all(word in known or _is_noun(word) for word in words)
 
 
 def _changes(word: str) -> bool:
@@ -439,7 +448,6 @@ _COMES_TO = re.compile(
 )
 
 
-_SPACES = re.compile(r"\\[,;: ]|~")
 _TEXT = re.compile(r"\\(?:text|textrm|mbox)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[cdt]?frac\s*(?:\{\s*([-+\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
 
@@ -452,16 +460,6 @@ def latex_number(text: str) -> str | None:
         The canonical number; None for anything that is not one number, such as `2\sqrt3`, `5x`, `101_2` or `(1,2)`.
     """
     return canonical_number(text, units=False)
-
-
-def _plain_latex(text: str) -> str:
-    """Returns a text without the LaTeX that does not change its meaning."""
-    text = re.sub(
-        r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\displaystyle(?![A-Za-z])|\\!|\{\}", "", text.replace("{,}", ",")
-    )
-    text = re.sub(r"\^\{?\\circ\}?|\\(?:circ|degree)(?![A-Za-z])", "\u00b0", text)
-    text = _SPACES.sub(THIN, text)
-    return re.sub(r"\\([%$])", r"\1", text).strip(" " + THIN)
 
 
 def _slashed(match: re.Match[str]) -> str:
@@ -483,10 +481,10 @@ def _split_words(text: str) -> tuple[str, str | None]:
 
 def canonical_latex(text: str) -> str:
     """Returns a number as `latex_number` writes it, and any other expression without markup, white space and LaTeX that
-    do not change its meaning.
+    do not change its meaning: the space of `7 2` does.
     """
     number = latex_number(text)
-    return re.sub(r"\s+", "", plain_expression(text)) if number is None else number
+    return number or re.sub(r"\s+(?![\w.])|(?<![\w.,])\s+", "", plain_expression(text))
 
 
 def plain_text(text: str, *, symbols: bool = True) -> str:
@@ -496,4 +494,4 @@ def plain_text(text: str, *, symbols: bool = True) -> str:
 
 def plain_expression(text: str, *, symbols: bool = True) -> str:
     """Returns a text without markup, the LaTeX that does not change its meaning, and perhaps its symbol and `=`."""
-    return _plain_latex(_bare(text, symbols))
+    return plain_latex(_bare(text, symbols))
