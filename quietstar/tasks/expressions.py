@@ -315,6 +315,8 @@ class _Reader:
                 raise _Unreadable
             return self.sympy.Rational(token)
         if token.removeprefix("\\").isalpha() and (len(token) == 1 or _GREEK.fullmatch(token)):
+            if self.peek() == "(" and (token.isupper() or token in "fgh"):  # `f(2)` is no product
+                raise _Unreadable
             return self.sympy.Symbol(token)
         raise _Unreadable
 

@@ -430,6 +430,42 @@ def _same(character: str) -> str:
     return "" if kind == "Cf" and character not in _INVISIBLE_OPERATORS else character
 
 
+TAGS = re.compile(r"</?(?:b|strong|i|em|u|code|mark|answer|span|p)>|<br ?/?>", re.IGNORECASE)
+_EMPHASIS = re.compile(r"(?<![\w*`)])(\*{1,3}|_{1,3}|`{1,3})(?![\s*_`])([^*_`]*[^\s*_`])\1(?![\w*`(])")
+_DOLLARS = re.compile(r"(?<![\d.\\$])(\$\$?)((?:[^$\\]++|\\.)++)(?<!\s)\1(?![\d$])")
+_WRAPPER = re.compile(
+    r"\\(?:boxed|fbox|emph|underline|boldsymbol|bm|math(?:bf|rm|sf|it|tt)|text(?:bf|it|sf|tt|up))\s*"
+    r"\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}"
+)
+_BRACKETS = (
+    *(("(", ")", ","), ("[", "]", ","), ("{", "}", ",")),  # with a comma it may be a pair
+    *(('"', '"', ""), ("'", "'", ""), ("\u201c", "\u201d", ""), ("\u2018", "\u2019", ""), ("\u00ab", "\u00bb", "")),
+)
+_FRACTION = re.compile(r"\\[cdt]?frac\s*(?:\{\s*([-+\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
+
+
+def without_markup(text: str) -> str:
+    """Returns a text without the innermost emphasis, dollars and commands of LaTeX that only set it."""
+    return _EMPHASIS.sub(r"\2", _DOLLARS.sub(r"\2", _WRAPPER.sub(r" \1 ", text)))
+
+
+def without_brackets(text: str) -> str:
+    """Returns a text without the brackets or quotes around all of it."""
+    for opening, closing, kept in _BRACKETS:
+        inner = text[1:-1]
+        if opening != closing and inner.startswith(opening) and inner.endswith(closing):  # `((5))`
+            layers = min(len(inner) - len(inner.lstrip(opening)), len(inner) - len(inner.rstrip(closing)))
+            inner = inner[layers : len(inner) - layers]
+        if text.startswith(opening) and text.endswith(closing) and not set(inner) & set(opening + closing + kept):
+            text = inner
+    return text
+
+
+def slashed(text: str) -> str:
+    r"""Returns a text with `1/2` for `\frac{1}{2}`."""
+    return _FRACTION.sub(lambda match: f" {match[1] or match[2]}/{match[3] or match[4]} ", text)
+
+
 def plain_latex(text: str) -> str:
     """Returns a text without the LaTeX that does not change its meaning."""
     text = text.replace("{,}", ",").replace("{}", " ")

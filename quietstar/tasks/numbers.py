@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from quietstar.tasks.file_task import THIN, clean, plain_latex
+from quietstar.tasks.file_task import TAGS, THIN, clean, plain_latex, slashed, without_brackets, without_markup
 from quietstar.tasks.file_task import first_after_marker as first_after_marker
 from quietstar.tasks.file_task import last_box as last_box
 from quietstar.tasks.file_task import through_box as through_box
@@ -18,19 +18,8 @@ from quietstar.tasks.file_task import through_box as through_box
 _DEEPEST = 12
 _LONGEST = 4000  # Python refuses to convert longer integers; decimals of any length need no conversion
 
-# How a text is marked up.
-_TAGS = re.compile(r"</?(?:b|strong|i|em|u|code|mark|answer|span|p)>", re.IGNORECASE)
-_EMPHASIS = re.compile(r"(?<![\w*`)])(\*{1,3}|_{1,3}|`{1,3})(?![\s*_`])([^*_`]*[^\s*_`])\1(?![\w*`(])")
-_DOLLARS = re.compile(r"(?<![\d.\\$])(\$\$?)([^$]*[^$\s\\])\1(?![\d$])")
-_WRAPPER = re.compile(
-    r"\\(?:boxed|fbox|mathbf|mathrm|textbf|textit|emph)\s*\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}"
-)
-_BRACKETS = (
-    *(("(", ")", ","), ("[", "]", ","), ("{", "}", ",")),  # with a comma it may be a pair
-    *(('"', '"', ""), ("'", "'", ""), ("\u201c", "\u201d", ""), ("\u2018", "\u2019", "")),
-)
 _SAYS = re.compile(
-    r"(?:so|thus|hence|therefore)?,?\s*(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:|=)\s*", re.I
+    r"(?:so|thus|hence|therefore)?,?\s*(?:(?:the|my|our)\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:|=)\s*", re.I
 )
 _LETTER = r"(?:[A-Za-z\u0391-\u03c9]|\\[A-Za-z]+)"
 _INDEX = r"(?:_\w|_\{[\w,]{1,9}\})?'{0,3}"
@@ -39,7 +28,9 @@ _SYMBOL = re.compile(  # `x`, `x_1`, `f(3)`, `P(A)`, `|x|`, `AB`, `m\\angle ABC`
     rf"{_LETTER}{_INDEX}|[A-Zfghpq]{_INDEX}\([^()=]{{1,20}}\)|\|{_LETTER}{_INDEX}\||{_POINTS}"
     rf"|(?:m\s*)?\\(?:angle|measuredangle)\s*{_POINTS}|\\overline\s*\{{{_POINTS}\}}|\[{_POINTS}\]"
 )
-_NAME = re.compile(rf"=\s*|(?P<name>{_SYMBOL.pattern}|[^\W\d_]++(?:\s++[^\W\d_]++)*+|\\text\s*\{{[^{{}}]*\}})\s*=\s*")
+_NAME = re.compile(
+    rf"=\s*|(?P<name>{_SYMBOL.pattern}|[^\W\d_]++(?:\s++[^\W\d_]++)*+|\\text\s*\{{[^{{}}]*\}})\s*[=:]\s*"
+)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -168,21 +159,10 @@ def canonical_number(text: str, *, units: bool = True, symbols: bool = True) -> 
     Returns:
         `-?[0-9]+`, with a decimal part that does not end in 0, or with a denominator; None for anything else.
     """
-    text = _bare(text, symbols)
-    latex = re.search(r"[\\{}]", text)
-    if latex:
-        text, words = _split_words(_FRACTION.sub(_slashed, plain_latex(text)).strip(" " + THIN))
-        if words is None:
-            return None
-        units = units and not re.search(r"[\\{}]", text) and not words
-    match = _NUMBER.fullmatch(text)
-    if (
-        match is None
-        or text.endswith("..")
-        or (match["outer"] and match["inner"])
-        or not _harmless(match["rest"], units, match["currency"] is not None)
-    ):
+    found = _parts(text, units, symbols)
+    if found is None:
         return None
+    match = found[0]
     negative = "-" in (match["outer"], match["inner"])
     if match["decimal"] is not None:
         power = (match["raised"] or "").translate(_LOWERED) or match["exponent"] or match["power"]
@@ -196,25 +176,43 @@ def canonical_number(text: str, *, units: bool = True, symbols: bool = True) -> 
     return "-" + magnitude if negative else magnitude
 
 
+def _parts(text: str, units: bool, symbols: bool) -> tuple[re.Match[str], str] | None:
+    """Returns the match of a number with what belongs to it, and the words in LaTeX behind it."""
+    text, words = _bare(text, symbols), ""
+    if re.search(r"[\\{}]", text):
+        text, latex_words = _split_words(slashed(plain_latex(text)).strip(" " + THIN))
+        if latex_words is None:
+            return None
+        words = latex_words
+        units = units and not re.search(r"[\\{}]", text) and not words
+    match = _NUMBER.fullmatch(text)
+    if match is None or text.endswith("..") or (match["outer"] and match["inner"]):
+        return None
+    return (match, words) if _harmless(match["rest"], units, match["currency"] is not None) else None
+
+
+def beside_number(text: str) -> str:
+    """Returns what stands beside a number, such as its currency and unit; nothing where the text is no number."""
+    found = _parts(text, units=True, symbols=True)
+    return "" if found is None else f"{found[0]['currency'] or ''} {found[0]['rest']} {found[1]}".strip()
+
+
 def _bare(text: str, symbols: bool = True) -> str:
     """Returns a text without markup, brackets around all of it, and what says that it is the answer.
 
     What is wrapped more than `_DEEPEST` times stays as it is.
     """
-    text = _TAGS.sub(" ", re.sub(r"\s++", lambda gap: gap[0] if gap[0] == THIN else " ", clean(text)))
-    text = whole = re.sub(r"\\[()\[\]]", " ", text)
+    text = re.sub(r"\s++", lambda gap: gap[0] if gap[0] == THIN else " ", clean(text))
+    text = whole = TAGS.sub(" ", re.sub(r"\\[()\[\]]", " ", text))
     for _ in range(_DEEPEST):
         before = text
-        text = _EMPHASIS.sub(r"\2", _DOLLARS.sub(r"\2", _WRAPPER.sub(r" \1 ", text)))
+        text = without_markup(text)
         text = text.strip(" *_`" + THIN).rstrip("\\ ")
         text = re.sub(r"(?<!\.)[.,;:]$", "", text) if not text[:-1].endswith("\u2026") else text
         said = _SAYS.match(text) or _NAME.match(text)
-        if said and _may_be_named(said.groupdict().get("name"), symbols):
+        if said and _may_be_named(said.groupdict().get("name"), symbols and "=" in said[0]):
             text = text[said.end() :]
-        for opening, closing, kept in _BRACKETS:
-            inner = text[1:-1]
-            if text.startswith(opening) and text.endswith(closing) and not set(inner) & set(opening + closing + kept):
-                text = inner
+        text = without_brackets(text)
         if text == before:
             return text
     return whole
@@ -449,7 +447,6 @@ _COMES_TO = re.compile(
 
 
 _TEXT = re.compile(r"\\(?:text|textrm|mbox)\s*\{([^{}]*)\}")
-_FRACTION = re.compile(r"\\[cdt]?frac\s*(?:\{\s*([-+\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
 
 
 def latex_number(text: str) -> str | None:
@@ -460,10 +457,6 @@ def latex_number(text: str) -> str | None:
         The canonical number; None for anything that is not one number, such as `2\sqrt3`, `5x`, `101_2` or `(1,2)`.
     """
     return canonical_number(text, units=False)
-
-
-def _slashed(match: re.Match[str]) -> str:
-    return f" {match[1] or match[2]}/{match[3] or match[4]} "
 
 
 def _split_words(text: str) -> tuple[str, str | None]:
@@ -488,8 +481,10 @@ def canonical_latex(text: str) -> str:
 
 
 def plain_text(text: str, *, symbols: bool = True) -> str:
-    """Returns a text without markup, a dot at the end, differences of white space and case, and perhaps its symbol."""
-    return " ".join(_bare(text, symbols).split()).strip(".").casefold()
+    """Returns a text without markup, a dot at the end, needless white space, and perhaps its symbol."""
+    text = " ".join(_bare(text, symbols).split()).strip(".")
+    words = _TEXT.fullmatch(text)
+    return words[1].strip() if words else text
 
 
 def plain_expression(text: str, *, symbols: bool = True) -> str:
