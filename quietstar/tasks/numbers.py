@@ -151,18 +151,16 @@ def canonical_number(text: str, *, units: bool = True, symbols: bool = True) -> 
 
     Args:
         text: Text of one number, with or without a unit. `10-20`, `3 apples and 4 pears`, `42 + x`, `5:30`, `1,2`,
-            `5 million`, `5 or more` and `0.33...` are not accepted as numbers: a wrong answer must not pass for a right
-            one.
+            `5 million`, `5 or more` and `0.33...` are no numbers: a wrong answer must not pass for a right one.
         units: Whether words may follow the number. Without, `5x` is not a number.
         symbols: Whether a symbol and an equals sign may stand before it, as in `x = 5`.
 
     Returns:
         `-?[0-9]+`, with a decimal part that does not end in 0, or with a denominator; None for anything else.
     """
-    found = _parts(text, units, symbols)
-    if found is None:
+    match, _ = _parts(text, units, symbols) or (None, "")
+    if match is None:
         return None
-    match = found[0]
     negative = "-" in (match["outer"], match["inner"])
     if match["decimal"] is not None:
         power = (match["raised"] or "").translate(_LOWERED) or match["exponent"] or match["power"]
@@ -171,9 +169,7 @@ def canonical_number(text: str, *, units: bool = True, symbols: bool = True) -> 
         magnitude = _mixed(match["whole"], *match["part"].split("/"))
     else:
         magnitude = _fraction(match["above"], match["below"])
-    if magnitude is None or magnitude == "0":
-        return magnitude
-    return "-" + magnitude if negative else magnitude
+    return f"-{magnitude}" if negative and magnitude not in (None, "0") else magnitude
 
 
 def _parts(text: str, units: bool, symbols: bool) -> tuple[re.Match[str], str] | None:
@@ -198,10 +194,7 @@ def beside_number(text: str) -> str:
 
 
 def _bare(text: str, symbols: bool = True) -> str:
-    """Returns a text without markup, brackets around all of it, and what says that it is the answer.
-
-    What is wrapped more than `_DEEPEST` times stays as it is.
-    """
+    """Returns a text without markup (`_DEEPEST` deep), brackets around it, and what says that it is the answer."""
     text = re.sub(r"\s++", lambda gap: gap[0] if gap[0] == THIN else " ", clean(text))
     text = whole = TAGS.sub(" ", re.sub(r"\\[()\[\]]", " ", text))
     for _ in range(_DEEPEST):
@@ -285,12 +278,9 @@ def _shifted(text: str, power: str | None) -> str | None:
     places = int(power.strip("{}")) if power else 0
     if not places:
         return number
-    if abs(places) > _LONGEST:
+    if max(abs(places), len(number)) > _LONGEST:
         return None
-    whole, _, part = number.partition(".")
-    digits = "0" * max(0, -places) + whole + part + "0" * max(0, places)
-    point = len(whole) + max(0, -places) + places
-    return _plain_decimal(f"{digits[:point]}.{digits[point:]}")
+    return _shortest(Fraction(number) * Fraction(10) ** places)
 
 
 def _mixed(whole: str, above: str, below: str) -> str | None:
@@ -354,6 +344,10 @@ def numbers_in(text: str) -> Iterator[tuple[str | None, bool]]:
             continue
         if not (_is_formula(formula) if formula else _may_precede(tokens[max(0, start - 8) : start], tokens[start])):
             number = None
+        if not formula and _is_second(tokens[max(0, start - 4) : start]):
+            number = None
+        if tokens[place - 1][-1] in ",;" and _NUMERIC.search("".join(tokens[place : place + 1])):  # `5, 6`
+            number = None
         behind = [] if tokens[place - 1][-1] in _ENDS else tokens[place : place + _WORDS_AFTER]
         if not _may_go_on(behind, re.search(_CURRENCY, said) is not None):
             number = None
@@ -378,9 +372,7 @@ def _shown(said: str) -> str | None:
     if said[:1].isalpha() and not re.match(_CURRENCY, said):
         return ""
     return (
-        None
-        if said.endswith(("..", "\u2026"))
-        else canonical_number(said.rstrip(f".,;:!?)]{braces}\"'*_`\u201d\u2019"))
+        None if said.endswith(("..", "\u2026")) else canonical_number(said.rstrip(f".,;:?)]{braces}\"'*_`\u201d\u2019"))
     )
 
 
@@ -395,6 +387,8 @@ def _may_precede(tokens: list[str], first: str) -> bool:
     """Returns whether the words before a number leave it as it is: `minus 5`, `at most 5` and `5 of 6` do not."""
     clause = max((place for place, token in enumerate(tokens, start=1) if token[-1] in _ENDS), default=0)
     words = [token.strip(_AROUND).lower() for token in tokens[clause:]]
+    if tokens and re.search(r"[!<>~\u2248\u2260]=|^[\\](?!boxed|fbox|[(\[]|text|mathbf)", tokens[-1]):
+        return False
     if first in ("-", "+") and words and words[-1] not in ("=", *_VERBS):
         return False
     if words and words[-1] == "=":
@@ -409,20 +403,36 @@ def _may_precede(tokens: list[str], first: str) -> bool:
     return words[-1][-1].isalpha() and not _changes(words[-1])
 
 
+def _is_second(tokens: list[str]) -> bool:
+    """Returns whether another number stands before one, perhaps with a unit: `5 feet, 6`, `5, 6`, `5 out of 6`."""
+    found = _FIRST.search(" ".join([*tokens, ""]))
+    return found is not None and (found["unit"] is None or _is_noun(found["unit"]))
+
+
 def _may_go_on(tokens: list[str], currency: bool) -> bool:
     """Returns whether the words behind a number are a unit or the rest of its sentence."""
     tokens = tokens[: tokens.index("\n")] if "\n" in tokens else tokens
     for place, token in enumerate(tokens):
-        bare = token.strip("()[]\"'*_`.,;:!?")
+        bare = token.strip("()[]{}\"'*_`.,;:!?\\")
         word, after = bare.lower(), [other.strip(_AROUND).lower() for other in tokens[place + 1 :]]
         unit = word not in _PLAIN and _harmless(bare if bare[:1] in "-/" else f" {bare}", True, currency)
-        if token[0] in "([" or not (unit or word in _PLAIN | _GOING_ON):
-            return token[0] in "(["
+        if token[0] in "([":  # a remark, unless it is `(thousand)`
+            closed = next((end for end, other in enumerate(tokens) if end >= place and other[-1] in ")]"), len(tokens))
+            said = [word, *after][: closed - place + 1]
+            counted = re.fullmatch(_COUNTED, word) and len(said) == 1
+            return bool(counted) or any(map(_NUMERIC.search, said)) or not any(map(_changes, said))
+        if bare == "i" or token[0] == "!" or "{" in token or not (unit or word in _PLAIN | _GOING_ON):
+            return False
+        if token[-1] in ",;" and after and _NUMERIC.search(after[0]):
+            return len(after) > 1 and not _is_noun(after[1])
         if not after or token[-1] in _ENDS + ")":
             return True
         if "and" in (word, after[0]):
-            return not any(_NUMERIC.search(other) or (_changes(other) and other != "and") for other in after)
-        calculated = _OPERATOR.fullmatch(after[0]) and _NUMERIC.search("".join(after[1:]))
+            changes = any(_NUMERIC.search(other) or (_changes(other) and other != "and") for other in after)
+            return not changes and after[-1] not in ("a", "an")  # `and a half`
+        calculated = (_OPERATOR.fullmatch(after[0]) or after[0] in ("of", "per")) and _NUMERIC.search(
+            "".join(after[1:])
+        )
         if calculated or _changes(after[0]) or (word not in _GOING_ON and _NUMERIC.search(after[0])):
             return False
         if word not in _PLAIN:
@@ -435,7 +445,11 @@ _AROUND = "()[]{}\"'\u201c\u201d\u2018\u2019*_`.,;:!?$\\"
 _WORDS_AFTER = 3  # `1 and a half` is one number
 _TOKEN = re.compile(rf"\n|(?:\S|{THIN})+")
 _NUMERIC = re.compile(r"[\d\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218b]")
-_OPERATOR = re.compile(r"[-+*/x\u00d7\u00f7\u00b7=^<>\u2264\u2265\u2260\u2248~\u00b1|:]")
+_FIRST = re.compile(
+    rf"{_NUMERIC.pattern}[^\s.:!?]*\s(?:(?P<unit>(?!in\b|per\b|out\b|of\b|the\b)[^\W\d_]+)[,;]?\s)?"
+    r"(?:(?:in|per|out|of|the)\s)*$"
+)
+_OPERATOR = re.compile(r"[-+*/xX\u00d7\u00f7\u00b7=^<>\u2264\u2265\u2260\u2248~\u00b1|:]")
 _VERBS = _words("is are was were be equals gives")
 _GOING_ON = _VERBS | _words(
     """and because since so as which who where when if then while has have had will would can could should also too now
@@ -450,12 +464,7 @@ _TEXT = re.compile(r"\\(?:text|textrm|mbox)\s*\{([^{}]*)\}")
 
 
 def latex_number(text: str) -> str | None:
-    r"""Applies `canonical_number` to a number in LaTeX: `\frac{7}{2}`, `-1\frac12`, `\$32,\!348`, `90^\circ`, `5\text{
-    cm}`.
-
-    Returns:
-        The canonical number; None for anything that is not one number, such as `2\sqrt3`, `5x`, `101_2` or `(1,2)`.
-    """
+    r"""Applies `canonical_number` to a number in LaTeX, such as `-1\frac12` or `5\text{ cm}`; `5x` is none."""
     return canonical_number(text, units=False)
 
 
@@ -473,9 +482,7 @@ def _split_words(text: str) -> tuple[str, str | None]:
 
 
 def canonical_latex(text: str) -> str:
-    """Returns a number as `latex_number` writes it, and any other expression without markup, white space and LaTeX that
-    do not change its meaning: the space of `7 2` does.
-    """
+    """Returns a number as `latex_number` writes it, and another expression without needless markup and white space."""
     number = latex_number(text)
     return number or re.sub(r"\s+(?![\w.])|(?<![\w.,])\s+", "", plain_expression(text))
 
