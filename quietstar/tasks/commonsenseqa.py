@@ -13,17 +13,34 @@ from quietstar.tasks.task import Problem
 _LETTERS = "abcde"
 _CHOICE = re.compile(r"[(\[{]\W{0,9}([a-e])\W{0,9}[)\]}]", re.IGNORECASE)
 _QUOTED = re.compile(r"(?<!\w)['\"\u2018\u201c`*_]{1,3}([A-E])['\"\u2019\u201d`*_]{1,3}(?!\w)|\\text[a-z]*\{([A-E])\}")
-_ARTICLE = r"A (?!(?:as|because|is|since|and|or|but|not|to|through)\b)[a-z]"
+_SEVERAL = re.compile(
+    r"[(\[{]\s?([a-e](?:\s?(?:[,;/&|+\u2013-]|,?\s(?:or|and|to))\s?[a-e]){1,4})\s?[)\]}]", re.IGNORECASE
+)
+_ARTICLE = r"A (?!(?i:as|because|is|since|and|or|but|not|to|through)\b)(?:[a-z]|[A-Z]{2})"
 _LETTER_ALONE = re.compile(rf"(?<![\w'\u2019.-])(?!{_ARTICLE})([A-E])(?![\w'\u2019-]|\.\w)")
 _LAST_LETTER = re.compile(r"(?<![\w'\u2019.-])([a-e])\W*$")
-_ANSWER = re.compile(r"(?<!wrong )(?<!incorrect )(?<!false )\banswer\b", re.IGNORECASE)
-_ANSWER_IS = re.compile(rf"{_ANSWER.pattern}\s+is\b", re.IGNORECASE)
+_ANSWER = re.compile(r"\banswer\b|\b(?:right|correct|best)\s(?:choice|option|letter)\b", re.IGNORECASE)
+_LINE_END = re.compile(r"(?<!answer is)(?<!answer is:)(?<!answer is\n)(?<!answer is:\n)\n")
+_ANSWER_IS = re.compile(rf"(?:{_ANSWER.pattern})\s(?:is\b|(?=\w+n['\u2019]t\b|cannot\b))", re.IGNORECASE)
 _OPTION = r"(?:the|an?|both|either|options?|choices?|letters?|answers?|be|been|is|it|one|that)"
 _NOT = (
     r"(?:(?:(?<!should )(?<!would )(?<!could )(?<!must )not|not(?=\s+be\b))(?!\s+(?:only|just|merely)\b)"
-    r"|nor|neither|never|cannot|\w+n['\u2019]t)"
+    r"|nor|neither|never|cannot|\w+n['\u2019]t|no\s+longer|nothing\s+like|far\s+from|hardly|scarcely|barely"
+    r"|(?:un|less\s|not\s)likely\s+to)"
+)
+_SOFTENED = (
+    r"(?:really|going|to|likely|necessarily|actually|quite|exactly|probably|simply|supposed|certainly|definitely|have)"
 )
 _WRONG = r"(?:wrong|incorrect|false)"
+_DOUBTED = re.compile(
+    r"""\b(?:(?:(?:\w+n['\u2019]t|not|never|nobody|no\sone|cannot|hardly)\s(?:\w+\s){0,2}?
+        (?:think|believe|say|agree|claim|mean|argue|accept|true|correct|right|the\scase|sure|certain|clear|convinced)s?
+      |doubt\w*|den(?:y|ies|ied)|disagree|false|untrue|unlikely|impossible|improbable)
+      (?:\s(?:that|if|whether))?(?:\s(?:the|my|its?|an?))?(?:\s(?:correct|right|final|best))?
+    |(?:wrong|incorrect|false|bad|worst|poor|poorest|weakest|mistaken|least\s\w+|unlikely|implausible))\s
+    (?:answer|choice|option|letter)\b[^.,;!?]{0,60}$""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _REMOVED = r"(?:eliminat|exclud|reject|discard|dismiss)(?:e|ed|ing)"
 _BUT = (
     r"(?:(?:all|any|anything|every|everything|none|nothing|each)\s+but|except(?:\s+for)?|excluding|unlike|without|besides"
@@ -31,18 +48,24 @@ _BUT = (
 )
 _DENIED = re.compile(rf"\b(?:{_NOT}|{_BUT}|{_WRONG}|{_REMOVED})[\s:]+(?:[\w'\u2019-]+\s+){{0,6}}$", re.IGNORECASE)
 _PLAINLY_DENIED = re.compile(
-    rf"\b(?:{_NOT}|{_BUT}|{_WRONG}\s+(?:option|choice|letter|answer)s?)[\s:]+(?:{_OPTION}\s+)*$", re.IGNORECASE
+    rf"\b(?:{_NOT}|{_BUT}|{_WRONG}\s+(?:option|choice|letter|answer)s?)[\s:]+(?:(?:{_OPTION}|{_SOFTENED})\s+)*$"
+    r"|(?:^|\banswer)\s?(?:\w+n['\u2019]t|cannot)\s(?:[\w'\u2019-]+\s){0,6}$",
+    re.IGNORECASE,
 )
 _REJECTED = re.compile(
     r"\s(?:\w+n['\u2019]t\b|cannot\b|fails\b|(?:is|are|was|were|would|could|can|must|should|seems?|looks?|sounds?|does)\s"
     r"(?:(?:be|the|an?|one|clearly|definitely|obviously|simply|also|to|all)\s)*"
-    rf"(?:{_NOT}|{_WRONG}|bad|ruled\s+out|excluded|eliminated|rejected|impossible|unlikely|out)\b)|\W{{0,3}}\?",
+    rf"(?:{_NOT}|{_WRONG}|bad|ruled\s+out|excluded|eliminated|rejected|impossible|unlikely|out)\b)|\W{{0,3}}\?|\s?~~",
     re.IGNORECASE,
 )
 _ALTERNATIVES = re.compile(
-    r"[\s,;/&|+\u2013\u2014:.-]*(?:\b(?:or|and|to|through|thru|till|until|vs|versus|plus|as\s+well\s+as|but\s+also)\b[\s,/]*)*"
+    r"[\s,;/&|+\u2013\u2014:.-]*(?:\b(?:or|and|to|through|thru|till|until|vs|versus|plus|as\s+well\s+as|but\s+also|also|maybe|perhaps|possibly)\b[\s,/]*)*"
     rf"(?:{_OPTION}\s+)*",
     re.I,
+)
+_LISTED = re.compile(  # `not (a), (b) or (c)` denies all of them
+    r"\s?(?:(,)|,?\s?(?:\b(?:or|nor|and)\b|[/&|]))\s?(?:(?:the|an?|options?|choices?|letters?|answers?)\s)*",
+    re.IGNORECASE,
 )
 _WORDS_BEFORE = 80
 
@@ -168,10 +191,10 @@ def _choice_lines(problem: Problem) -> dict[str, int]:
 def _conclusion(completion: str) -> tuple[str, str | None] | None:
     """Returns the line that concludes, with the letter of its choice; None where no line names a choice."""
     before = completion.partition("\nQ:")[0]
-    lines = [(line, _plain(line)) for line in before.split("\n")]
+    lines = [(line, _plain(line)) for line in _LINE_END.split(before)]
     for saying, denied in ((_ANSWER_IS, _DENIED), (_ANSWER_IS, _PLAINLY_DENIED), (_ANSWER, _PLAINLY_DENIED)):
         for line, plain in lines:
-            said = saying.search(plain)
+            said = next((match for match in saying.finditer(plain) if not _is_doubted(plain, match.end())), None)
             if said and (found := _letters(plain[said.end() :], denied, alone=True)):
                 return line, _one(found, 0)
             if said and saying is _ANSWER and (found := _letters(plain, denied)):
@@ -196,12 +219,25 @@ def _letters(text: str, denied: re.Pattern[str], alone: bool = False, last: bool
     if not found and alone:
         found = list(_LETTER_ALONE.finditer(text)) or (list(_LAST_LETTER.finditer(text)) if last else [])
     ends = [0, *(choice.end() for choice in found)]
-    return [
-        choice
-        for choice, after in zip(found, ends, strict=False)
-        if not denied.search(text[max(after, choice.start() - _WORDS_BEFORE) : choice.start()])
-        and not _REJECTED.match(text, choice.end())
-    ]
+    links = [_LISTED.fullmatch(text, one.end(), other.start()) for one, other in pairwise(found)]
+    listed = [False] * len(found)  # with the one before it; a comma needs an `or` somewhere behind it
+    for place, link in reversed([*enumerate(links, start=1)]):
+        listed[place] = link is not None and (not link[1] or (place + 1 < len(found) and listed[place + 1]))
+    kept, removed = [], False
+    for choice, after, joined in zip(found, ends, listed, strict=False):
+        removed = (
+            (removed and joined)
+            or denied.search(text[max(after, choice.start() - _WORDS_BEFORE) : choice.start()]) is not None
+            or _is_doubted(text, choice.start())
+        )
+        if not (removed or _REJECTED.match(text, choice.end())):
+            kept.append(choice)
+    return kept
+
+
+def _is_doubted(text: str, place: int) -> bool:
+    """Returns whether the sentence that goes on at a place doubts the answer that it gives."""
+    return _DOUBTED.search(text[max(0, place - _WORDS_BEFORE) : place]) is not None
 
 
 def first_letter(text: str) -> str | None:
@@ -224,4 +260,5 @@ def _one(found: list[re.Match[str]], place: int) -> str | None:
 
 def _plain(line: str) -> str:
     """Returns a line as `clean` writes it, with single spaces and with parentheses for quotes around a letter."""
-    return _QUOTED.sub(lambda match: f"({match[1] or match[2]})", " ".join(clean(line).split()))
+    line = _QUOTED.sub(lambda match: f"({match[1] or match[2]})", " ".join(clean(line).split()))
+    return _SEVERAL.sub(lambda match: " or ".join(f"({one})" for one in re.findall(r"\b[A-Ea-e]\b", match[1])), line)

@@ -182,7 +182,8 @@ class _Reader:
         for value in sides:
             if value.has(self.sympy.nan, self.sympy.zoo) or (len(value.args) and value.has(self.sympy.oo)):
                 raise _Unreadable
-        return sides[0] if len(sides) == 1 else ("=", *sides)
+        done = sides[0] == sides[-1] and sides[0].is_number  # `2 + 3 = 5`
+        return sides[0] if len(sides) == 1 or done else ("=", *sides)
 
     def peek(self) -> str:
         return self.tokens[self.place] if self.place < len(self.tokens) else ""
@@ -212,6 +213,8 @@ class _Reader:
                 value, divided = self._quotient(value, self.signed()), True
             elif self._begins_factor(token):
                 if divided or token[0].isdigit() or token[0] == ".":  # `1/2x` is read in two ways, `x2` in three
+                    raise _Unreadable
+                if token == "{":  # `{3}{4}` is set as 34
                     raise _Unreadable
                 if token == "frac" and self._is_number(self.tokens[self.place - 1]):  # a mixed number or a product
                     raise _Unreadable
@@ -266,9 +269,9 @@ class _Reader:
 
     def factorial(self) -> Any:
         value = self.atom()
-        while self.peek() == "!":
+        if self.peek() == "!":
             self.place += 1
-            if not (value.is_Integer and 0 <= value <= _LARGEST_FACTORIAL):
+            if self.peek() == "!" or not (value.is_Integer and 0 <= value <= _LARGEST_FACTORIAL):
                 raise _Unreadable
             value = self.sympy.factorial(value)
         return value
@@ -312,6 +315,8 @@ class _Reader:
                 raise _Unreadable
             return self.sympy.Rational(token)
         if token.removeprefix("\\").isalpha() and (len(token) == 1 or _GREEK.fullmatch(token)):
+            if self.peek() == "(" and (token.isupper() or token in "fgh"):  # `f(2)` is no product
+                raise _Unreadable
             return self.sympy.Symbol(token)
         raise _Unreadable
 

@@ -2,7 +2,7 @@
 
 `FileTask` is the base class; it reads either files (`find_files`, `read_records`) or, where none are given, the dataset
 of the Hugging Face hub that publishes the problems (`PublicHome`). `solved_examples` are the examples before each
-prompt. `speaks_of_hint` and `begins_with_hint` find rationales that mention their hint; `clean`,
+prompt. `speaks_of_hint` and `begins_with_hint` find rationales that mention their hint; `clean`, `plain_latex`,
 `first_after_marker`, `last_box` and `through_box` are for whoever looks for the answer of a completion.
 """
 
@@ -389,12 +389,16 @@ _SAME = {
     ord("\u066b"): ".",
     ord("\u066c"): ",",
     ord("\u3000"): " ",
+    ord("\u3002"): ".",
 }
 _INVISIBLE_OPERATORS = "\u2061\u2062\u2063\u2064"  # they stand for products and sums
 END_OF_TEXT = re.compile(
-    r"</?s>|<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:eos|bos|pad|(?:start|end)_of_(?:turn|text))>|\[(?:/?INST|EOS)\]",
+    r"</s>|<[|\uff5c](?=[^>]{0,40}(?:end|eos|eot|im_))[^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:eos|bos|pad|(?:start|end)_of_(?:turn|text))>"
+    r"|\[(?:/?INST|EOS|PAD|SEP)\]|(?<!\d)<(?:s|[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c])>"
+    r"|<(?:s|[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c])>(?!\d)",  # `7<s>2` is no number
     re.IGNORECASE,
 )
+_STRUCK_OUT = re.compile(r"<(s|del|strike)>([^<]*)</\1>", re.IGNORECASE)
 _VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e\u2189](?!\d)")
 
 
@@ -403,6 +407,7 @@ def clean(text: str) -> str:
 
     Digits of all scripts, letters of full width, minus signs, slashes and spaces become those of ASCII, or `THIN`.
     """
+    text = _STRUCK_OUT.sub(r"~~\2~~", re.sub(r"\x1b\[[\d;]{0,20}m", "", text))
     ends = (match.start() for match in END_OF_TEXT.finditer(text) if text[: match.start()].strip())
     text = END_OF_TEXT.sub("", text[: next(ends, len(text))])
     if not text.isascii():
@@ -423,3 +428,48 @@ def _same(character: str) -> str:
     if kind == "Zs":
         return THIN
     return "" if kind == "Cf" and character not in _INVISIBLE_OPERATORS else character
+
+
+TAGS = re.compile(r"</?(?:b|strong|i|em|u|code|mark|answer|span|p)>|<br ?/?>", re.IGNORECASE)
+_EMPHASIS = re.compile(r"(?<![\w*`)])(\*{1,3}|_{1,3}|`{1,3})(?![\s*_`])([^*_`]*[^\s*_`])\1(?![\w*`(])")
+_DOLLARS = re.compile(r"(?<![\d.\\$])(\$\$?)((?:[^$\\]++|\\.)++)(?<!\s)\1(?![\d$])")
+_WRAPPER = re.compile(
+    r"\\(?:boxed|fbox|emph|underline|boldsymbol|bm|math(?:bf|rm|sf|it|tt)|text(?:bf|it|sf|tt|up))\s*"
+    r"\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}"
+)
+_BRACKETS = (
+    *(("(", ")", ","), ("[", "]", ","), ("{", "}", ",")),  # with a comma it may be a pair
+    *(('"', '"', ""), ("'", "'", ""), ("\u201c", "\u201d", ""), ("\u2018", "\u2019", ""), ("\u00ab", "\u00bb", "")),
+)
+_FRACTION = re.compile(r"\\[cdt]?frac\s*(?:\{\s*([-+\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
+
+
+def without_markup(text: str) -> str:
+    """Returns a text without the innermost emphasis, dollars and commands of LaTeX that only set it."""
+    return _EMPHASIS.sub(r"\2", _DOLLARS.sub(r"\2", _WRAPPER.sub(r" \1 ", text)))
+
+
+def without_brackets(text: str) -> str:
+    """Returns a text without the brackets or quotes around all of it."""
+    for opening, closing, kept in _BRACKETS:
+        inner = text[1:-1]
+        if opening != closing and inner.startswith(opening) and inner.endswith(closing):  # `((5))`
+            layers = min(len(inner) - len(inner.lstrip(opening)), len(inner) - len(inner.rstrip(closing)))
+            inner = inner[layers : len(inner) - layers]
+        if text.startswith(opening) and text.endswith(closing) and not set(inner) & set(opening + closing + kept):
+            text = inner
+    return text
+
+
+def slashed(text: str) -> str:
+    r"""Returns a text with `1/2` for `\frac{1}{2}`."""
+    return _FRACTION.sub(lambda match: f" {match[1] or match[2]}/{match[3] or match[4]} ", text)
+
+
+def plain_latex(text: str) -> str:
+    """Returns a text without the LaTeX that does not change its meaning."""
+    text = text.replace("{,}", ",").replace("{}", " ")
+    text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\!", "", text)
+    text = re.sub(r"\^\{?\\circ\}?|\\(?:circ|degree)(?![A-Za-z])", "\u00b0", text)
+    text = re.sub(r"\\[,;: ]|~", THIN, text)
+    return re.sub(r"\\([%$])", r"\1", text).strip(" " + THIN)

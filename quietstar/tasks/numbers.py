@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from quietstar.tasks.file_task import THIN, clean
+from quietstar.tasks.file_task import TAGS, THIN, clean, plain_latex, slashed, without_brackets, without_markup
 from quietstar.tasks.file_task import first_after_marker as first_after_marker
 from quietstar.tasks.file_task import last_box as last_box
 from quietstar.tasks.file_task import through_box as through_box
@@ -18,22 +18,19 @@ from quietstar.tasks.file_task import through_box as through_box
 _DEEPEST = 12
 _LONGEST = 4000  # Python refuses to convert longer integers; decimals of any length need no conversion
 
-# How a text is marked up.
-_TAGS = re.compile(r"</?(?:b|strong|i|em|u|code|mark|answer|span|p)>", re.IGNORECASE)
-_EMPHASIS = re.compile(r"(?<![\w*`)])(\*{1,3}|_{1,3}|`{1,3})(?![\s*_`])([^*_`]*[^\s*_`])\1(?![\w*`(])")
-_DOLLARS = re.compile(r"(?<![\d.\\$])(\$\$?)([^$]*[^$\s\\])\1(?![\d$])")
-_WRAPPER = re.compile(
-    r"\\(?:boxed|fbox|mathbf|mathrm|textbf|textit|emph)\s*\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}"
-)
-_BRACKETS = (
-    *(("(", ")", ","), ("[", "]", ","), ("{", "}", ",")),  # with a comma it may be a pair
-    *(('"', '"', ""), ("'", "'", ""), ("\u201c", "\u201d", ""), ("\u2018", "\u2019", "")),
-)
 _SAYS = re.compile(
-    r"(?:so|thus|hence|therefore)?,?\s*(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:|=)\s*", re.I
+    r"(?:so|thus|hence|therefore)?,?\s*(?:(?:the|my|our)\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:|=)\s*", re.I
 )
-_NAME = re.compile(r"=\s*|(?P<name>[^\W\d_]++(?:\s++[^\W\d_]++)*+|\\[A-Za-z]+)\s*=\s*")
-_SYMBOL = re.compile(r"[A-Za-z\u0391-\u03c9]|\\[A-Za-z]+")
+_LETTER = r"(?:[A-Za-z\u0391-\u03c9]|\\[A-Za-z]+)"
+_INDEX = r"(?:_\w|_\{[\w,]{1,9}\})?'{0,3}"
+_POINTS = r"(?:[A-Z]'?){1,4}"
+_SYMBOL = re.compile(  # `x`, `x_1`, `f(3)`, `P(A)`, `|x|`, `AB`, `m\\angle ABC`; of small letters, `ab` is a product
+    rf"{_LETTER}{_INDEX}|[A-Zfghpq]{_INDEX}\([^()=]{{1,20}}\)|\|{_LETTER}{_INDEX}\||{_POINTS}"
+    rf"|(?:m\s*)?\\(?:angle|measuredangle)\s*{_POINTS}|\\overline\s*\{{{_POINTS}\}}|\[{_POINTS}\]"
+)
+_NAME = re.compile(
+    rf"=\s*|(?P<name>{_SYMBOL.pattern}|[^\W\d_]++(?:\s++[^\W\d_]++)*+|\\text\s*\{{[^{{}}]*\}})\s*[=:]\s*"
+)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -135,10 +132,12 @@ _CHANGING = re.compile(
     | perhaps | sometimes | afterwards""",
     re.VERBOSE | re.IGNORECASE,
 )
+_FUNCTION = r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|frac|det|max|min|lim|gcd|text|arc\w+|not|neg|pm|mp)"
+_ANSWER = _words("the my our final correct answer result value total is")
 _NAMES = _words(
-    """answer result value total cost price number amount time distance speed age area volume perimeter length width
-    height weight mass profit revenue income salary change budget money quantity count average mean median mode rate
-    tax probability angle side radius diameter fee bill tip final required needed current combined"""
+    """cost price number amount time distance speed age area volume perimeter length width height weight mass profit
+    revenue income salary change budget money quantity count average mean median mode rate tax probability angle side
+    radius diameter fee bill tip required needed current combined"""
 )
 
 
@@ -152,28 +151,15 @@ def canonical_number(text: str, *, units: bool = True, symbols: bool = True) -> 
 
     Args:
         text: Text of one number, with or without a unit. `10-20`, `3 apples and 4 pears`, `42 + x`, `5:30`, `1,2`,
-            `5 million`, `5 or more` and `0.33...` are not accepted as numbers: a wrong answer must not pass for a right
-            one.
+            `5 million`, `5 or more` and `0.33...` are no numbers: a wrong answer must not pass for a right one.
         units: Whether words may follow the number. Without, `5x` is not a number.
         symbols: Whether a symbol and an equals sign may stand before it, as in `x = 5`.
 
     Returns:
         `-?[0-9]+`, with a decimal part that does not end in 0, or with a denominator; None for anything else.
     """
-    text = _bare(text, symbols)
-    latex = re.search(r"[\\{}]", text)
-    if latex:
-        text, words = _split_words(_FRACTION.sub(_slashed, _plain_latex(text)).strip(" " + THIN))
-        if words is None:
-            return None
-        units = units and not re.search(r"[\\{}]", text) and not words
-    match = _NUMBER.fullmatch(text)
-    if (
-        match is None
-        or text.endswith("..")
-        or (match["outer"] and match["inner"])
-        or not _harmless(match["rest"], units, match["currency"] is not None)
-    ):
+    match, _ = _parts(text, units, symbols) or (None, "")
+    if match is None:
         return None
     negative = "-" in (match["outer"], match["inner"])
     if match["decimal"] is not None:
@@ -183,30 +169,43 @@ def canonical_number(text: str, *, units: bool = True, symbols: bool = True) -> 
         magnitude = _mixed(match["whole"], *match["part"].split("/"))
     else:
         magnitude = _fraction(match["above"], match["below"])
-    if magnitude is None or magnitude == "0":
-        return magnitude
-    return "-" + magnitude if negative else magnitude
+    return f"-{magnitude}" if negative and magnitude not in (None, "0") else magnitude
+
+
+def _parts(text: str, units: bool, symbols: bool) -> tuple[re.Match[str], str] | None:
+    """Returns the match of a number with what belongs to it, and the words in LaTeX behind it."""
+    text, words = _bare(text, symbols), ""
+    if re.search(r"[\\{}]", text):
+        text, latex_words = _split_words(slashed(plain_latex(text)).strip(" " + THIN))
+        if latex_words is None:
+            return None
+        words = latex_words
+        units = units and not re.search(r"[\\{}]", text) and not words
+    match = _NUMBER.fullmatch(text)
+    if match is None or text.endswith("..") or (match["outer"] and match["inner"]):
+        return None
+    return (match, words) if _harmless(match["rest"], units, match["currency"] is not None) else None
+
+
+def beside_number(text: str) -> str:
+    """Returns what stands beside a number, such as its currency and unit; nothing where the text is no number."""
+    found = _parts(text, units=True, symbols=True)
+    return "" if found is None else f"{found[0]['currency'] or ''} {found[0]['rest']} {found[1]}".strip()
 
 
 def _bare(text: str, symbols: bool = True) -> str:
-    """Returns a text without markup, brackets around all of it, and what says that it is the answer.
-
-    What is wrapped more than `_DEEPEST` times stays as it is.
-    """
-    text = _TAGS.sub(" ", re.sub(r"\s++", lambda gap: gap[0] if gap[0] == THIN else " ", clean(text)))
-    text = whole = re.sub(r"\\[()\[\]]", " ", text)
+    """Returns a text without markup (`_DEEPEST` deep), brackets around it, and what says that it is the answer."""
+    text = re.sub(r"\s++", lambda gap: gap[0] if gap[0] == THIN else " ", clean(text))
+    text = whole = TAGS.sub(" ", re.sub(r"\\[()\[\]]", " ", text))
     for _ in range(_DEEPEST):
         before = text
-        text = _EMPHASIS.sub(r"\2", _DOLLARS.sub(r"\2", _WRAPPER.sub(r" \1 ", text)))
+        text = without_markup(text)
         text = text.strip(" *_`" + THIN).rstrip("\\ ")
         text = re.sub(r"(?<!\.)[.,;:]$", "", text) if not text[:-1].endswith("\u2026") else text
         said = _SAYS.match(text) or _NAME.match(text)
-        if said and _may_be_named(said.groupdict().get("name"), symbols):
+        if said and _may_be_named(said.groupdict().get("name"), symbols and "=" in said[0]):
             text = text[said.end() :]
-        for opening, closing, kept in _BRACKETS:
-            inner = text[1:-1]
-            if text.startswith(opening) and text.endswith(closing) and not set(inner) & set(opening + closing + kept):
-                text = inner
+        text = without_brackets(text)
         if text == before:
             return text
     return whole
@@ -214,12 +213,13 @@ def _bare(text: str, symbols: bool = True) -> str:
 
 def _may_be_named(name: str | None, symbols: bool) -> bool:
     """Returns whether what stands before an equals sign is the name of the number behind it, and no part of it."""
-    if not name or _SYMBOL.fullmatch(name):
+    if not name or (_SYMBOL.fullmatch(name) and not (re.match(_FUNCTION, name) or _changes(name))):
         return symbols or not name
-    return all(
-        word.lower() in _NAMES or word.lower() in _PLAIN - {"square", "cubic"} or _is_noun(word)
-        for word in name.split()
-    )
+    words = re.sub(r"^\\text\s*\{([^{}]*)\}$", r"\1", name).lower().split()
+    if not symbols:  # a name by which answers differ
+        return _ANSWER.issuperset(words)
+    known = _NAMES | _ANSWER | (_PLAIN - {"square", "cubic"})
+    return all(word in known or _is_noun(word) for word in words)
 
 
 def _changes(word: str) -> bool:
@@ -278,12 +278,9 @@ def _shifted(text: str, power: str | None) -> str | None:
     places = int(power.strip("{}")) if power else 0
     if not places:
         return number
-    if abs(places) > _LONGEST:
+    if max(abs(places), len(number)) > _LONGEST:
         return None
-    whole, _, part = number.partition(".")
-    digits = "0" * max(0, -places) + whole + part + "0" * max(0, places)
-    point = len(whole) + max(0, -places) + places
-    return _plain_decimal(f"{digits[:point]}.{digits[point:]}")
+    return _shortest(Fraction(number) * Fraction(10) ** places)
 
 
 def _mixed(whole: str, above: str, below: str) -> str | None:
@@ -347,6 +344,10 @@ def numbers_in(text: str) -> Iterator[tuple[str | None, bool]]:
             continue
         if not (_is_formula(formula) if formula else _may_precede(tokens[max(0, start - 8) : start], tokens[start])):
             number = None
+        if not formula and _is_second(tokens[max(0, start - 4) : start]):
+            number = None
+        if tokens[place - 1][-1] in ",;" and _NUMERIC.search("".join(tokens[place : place + 1])):  # `5, 6`
+            number = None
         behind = [] if tokens[place - 1][-1] in _ENDS else tokens[place : place + _WORDS_AFTER]
         if not _may_go_on(behind, re.search(_CURRENCY, said) is not None):
             number = None
@@ -371,9 +372,7 @@ def _shown(said: str) -> str | None:
     if said[:1].isalpha() and not re.match(_CURRENCY, said):
         return ""
     return (
-        None
-        if said.endswith(("..", "\u2026"))
-        else canonical_number(said.rstrip(f".,;:!?)]{braces}\"'*_`\u201d\u2019"))
+        None if said.endswith(("..", "\u2026")) else canonical_number(said.rstrip(f".,;:?)]{braces}\"'*_`\u201d\u2019"))
     )
 
 
@@ -388,6 +387,8 @@ def _may_precede(tokens: list[str], first: str) -> bool:
     """Returns whether the words before a number leave it as it is: `minus 5`, `at most 5` and `5 of 6` do not."""
     clause = max((place for place, token in enumerate(tokens, start=1) if token[-1] in _ENDS), default=0)
     words = [token.strip(_AROUND).lower() for token in tokens[clause:]]
+    if tokens and re.search(r"[!<>~\u2248\u2260]=|^[\\](?!boxed|fbox|[(\[]|text|mathbf)", tokens[-1]):
+        return False
     if first in ("-", "+") and words and words[-1] not in ("=", *_VERBS):
         return False
     if words and words[-1] == "=":
@@ -402,20 +403,36 @@ def _may_precede(tokens: list[str], first: str) -> bool:
     return words[-1][-1].isalpha() and not _changes(words[-1])
 
 
+def _is_second(tokens: list[str]) -> bool:
+    """Returns whether another number stands before one, perhaps with a unit: `5 feet, 6`, `5, 6`, `5 out of 6`."""
+    found = _FIRST.search(" ".join([*tokens, ""]))
+    return found is not None and (found["unit"] is None or _is_noun(found["unit"]))
+
+
 def _may_go_on(tokens: list[str], currency: bool) -> bool:
     """Returns whether the words behind a number are a unit or the rest of its sentence."""
     tokens = tokens[: tokens.index("\n")] if "\n" in tokens else tokens
     for place, token in enumerate(tokens):
-        bare = token.strip("()[]\"'*_`.,;:!?")
+        bare = token.strip("()[]{}\"'*_`.,;:!?\\")
         word, after = bare.lower(), [other.strip(_AROUND).lower() for other in tokens[place + 1 :]]
         unit = word not in _PLAIN and _harmless(bare if bare[:1] in "-/" else f" {bare}", True, currency)
-        if token[0] in "([" or not (unit or word in _PLAIN | _GOING_ON):
-            return token[0] in "([" and word not in ("or", "not", "minus")
+        if token[0] in "([":  # a remark, unless it is `(thousand)`
+            closed = next((end for end, other in enumerate(tokens) if end >= place and other[-1] in ")]"), len(tokens))
+            said = [word, *after][: closed - place + 1]
+            counted = re.fullmatch(_COUNTED, word) and len(said) == 1
+            return bool(counted) or any(map(_NUMERIC.search, said)) or not any(map(_changes, said))
+        if bare == "i" or token[0] == "!" or "{" in token or not (unit or word in _PLAIN | _GOING_ON):
+            return False
+        if token[-1] in ",;" and after and _NUMERIC.search(after[0]):
+            return len(after) > 1 and not _is_noun(after[1])
         if not after or token[-1] in _ENDS + ")":
             return True
         if "and" in (word, after[0]):
-            return not any(_NUMERIC.search(other) or (_changes(other) and other != "and") for other in after)
-        calculated = _OPERATOR.fullmatch(after[0]) and _NUMERIC.search("".join(after[1:]))
+            changes = any(_NUMERIC.search(other) or (_changes(other) and other != "and") for other in after)
+            return not changes and after[-1] not in ("a", "an")  # `and a half`
+        calculated = (_OPERATOR.fullmatch(after[0]) or after[0] in ("of", "per")) and _NUMERIC.search(
+            "".join(after[1:])
+        )
         if calculated or _changes(after[0]) or (word not in _GOING_ON and _NUMERIC.search(after[0])):
             return False
         if word not in _PLAIN:
@@ -428,7 +445,11 @@ _AROUND = "()[]{}\"'\u201c\u201d\u2018\u2019*_`.,;:!?$\\"
 _WORDS_AFTER = 3  # `1 and a half` is one number
 _TOKEN = re.compile(rf"\n|(?:\S|{THIN})+")
 _NUMERIC = re.compile(r"[\d\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218b]")
-_OPERATOR = re.compile(r"[-+*/x\u00d7\u00f7\u00b7=^<>\u2264\u2265\u2260\u2248~\u00b1|:]")
+_FIRST = re.compile(
+    rf"{_NUMERIC.pattern}[^\s.:!?]*\s(?:(?P<unit>(?!in\b|per\b|out\b|of\b|the\b)[^\W\d_]+)[,;]?\s)?"
+    r"(?:(?:in|per|out|of|the)\s)*$"
+)
+_OPERATOR = re.compile(r"[-+*/xX\u00d7\u00f7\u00b7=^<>\u2264\u2265\u2260\u2248~\u00b1|:]")
 _VERBS = _words("is are was were be equals gives")
 _GOING_ON = _VERBS | _words(
     """and because since so as which who where when if then while has have had will would can could should also too now
@@ -439,33 +460,12 @@ _COMES_TO = re.compile(
 )
 
 
-_SPACES = re.compile(r"\\[,;: ]|~")
 _TEXT = re.compile(r"\\(?:text|textrm|mbox)\s*\{([^{}]*)\}")
-_FRACTION = re.compile(r"\\[cdt]?frac\s*(?:\{\s*([-+\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
 
 
 def latex_number(text: str) -> str | None:
-    r"""Applies `canonical_number` to a number in LaTeX: `\frac{7}{2}`, `-1\frac12`, `\$32,\!348`, `90^\circ`, `5\text{
-    cm}`.
-
-    Returns:
-        The canonical number; None for anything that is not one number, such as `2\sqrt3`, `5x`, `101_2` or `(1,2)`.
-    """
+    r"""Applies `canonical_number` to a number in LaTeX, such as `-1\frac12` or `5\text{ cm}`; `5x` is none."""
     return canonical_number(text, units=False)
-
-
-def _plain_latex(text: str) -> str:
-    """Returns a text without the LaTeX that does not change its meaning."""
-    text = re.sub(
-        r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\displaystyle(?![A-Za-z])|\\!|\{\}", "", text.replace("{,}", ",")
-    )
-    text = re.sub(r"\^\{?\\circ\}?|\\(?:circ|degree)(?![A-Za-z])", "\u00b0", text)
-    text = _SPACES.sub(THIN, text)
-    return re.sub(r"\\([%$])", r"\1", text).strip(" " + THIN)
-
-
-def _slashed(match: re.Match[str]) -> str:
-    return f" {match[1] or match[2]}/{match[3] or match[4]} "
 
 
 def _split_words(text: str) -> tuple[str, str | None]:
@@ -482,18 +482,18 @@ def _split_words(text: str) -> tuple[str, str | None]:
 
 
 def canonical_latex(text: str) -> str:
-    """Returns a number as `latex_number` writes it, and any other expression without markup, white space and LaTeX that
-    do not change its meaning.
-    """
+    """Returns a number as `latex_number` writes it, and another expression without needless markup and white space."""
     number = latex_number(text)
-    return re.sub(r"\s+", "", plain_expression(text)) if number is None else number
+    return number or re.sub(r"\s+(?![\w.])|(?<![\w.,])\s+", "", plain_expression(text))
 
 
 def plain_text(text: str, *, symbols: bool = True) -> str:
-    """Returns a text without markup, a dot at the end, differences of white space and case, and perhaps its symbol."""
-    return " ".join(_bare(text, symbols).split()).strip(".").casefold()
+    """Returns a text without markup, a dot at the end, needless white space, and perhaps its symbol."""
+    text = " ".join(_bare(text, symbols).split()).strip(".")
+    words = _TEXT.fullmatch(text)
+    return words[1].strip() if words else text
 
 
 def plain_expression(text: str, *, symbols: bool = True) -> str:
     """Returns a text without markup, the LaTeX that does not change its meaning, and perhaps its symbol and `=`."""
-    return _plain_latex(_bare(text, symbols))
+    return plain_latex(_bare(text, symbols))

@@ -192,14 +192,19 @@ class MasterAdamW:
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of a loss, a differentiable scalar, to those of the parameters and the masters.
 
-        The gradient of a low-precision parameter goes to its master as soon as it is there, so that a backward pass
-        never holds the low-precision gradients of all parameters beside their float32 sums.
+        Where a master has a gradient already, that of its parameter is added as soon as it is there, so that a backward
+        pass never holds the low-precision gradients of all parameters beside their float32 sums. The first gradients
+        stay small until the pass has given its own memory back.
         """
         with ExitStack() as hooks:
-            for name in self._masters:
-                hook = partial(self.collect_gradient, name)
-                hooks.callback(self._parameters[name].register_post_accumulate_grad_hook(hook).remove)
+            for name, master in self._masters.items():
+                if master.grad is not None:
+                    hook = partial(self.collect_gradient, name)
+                    hooks.callback(self._parameters[name].register_post_accumulate_grad_hook(hook).remove)
             loss.backward()
+        for name in self._masters:
+            if self._parameters[name].grad is not None:
+                self.collect_gradient(name, self._parameters[name])
 
     @torch.no_grad()
     def collect_gradient(self, name: str, parameter: Tensor) -> None:

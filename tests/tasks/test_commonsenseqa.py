@@ -106,10 +106,29 @@ def test_extraction(task: CommonsenseQA, completion: str, answer: str | None) ->
         " The answer is (e)?",
         " The answer is (d)/(e).",
         " The answer is D to E.",
+        " The answer is not (d) or (e).",
+        " The answer is neither (c), (d) nor (e).",
+        " The answer isn't (d), (a) or (e), sadly.",
+        " The answer is no longer (e).",
+        " The answer is unlikely to be (e).",
+        " The answer is not necessarily E.",
+        " The answer is hardly (e).",
+        " The answer isn't blotter (e).",
+        " I do not believe that the answer is (e).",
+        " We doubt the answer is E.",
+        " It is not true that the correct answer is (e).",
+        " The weakest answer is (e).",
+        " The least sensible choice is (e).",
+        " The answer is (d, e).",
+        " The answer is [D/E].",
+        " The answer is (c, d or e).",
+        " The answer is (d) and perhaps (e).",
+        " The answer is <s>(e)</s>.",
+        " THE ANSWER IS A LARGE POOL.",
     ],
 )
 def test_what_is_denied_excluded_or_one_of_several_is_no_answer(task: CommonsenseQA, completion: str) -> None:
-    """`All but (e)` was e, `(e) is the wrong answer` too, and `(d) (e)` was d."""
+    """`All but (e)` was e, `(e) is the wrong answer` too, `(d) (e)` was d, and `not (d) or (e)` was e."""
     assert task.extract(completion) is None
 
 
@@ -137,6 +156,18 @@ def test_what_is_denied_excluded_or_one_of_several_is_no_answer(task: Commonsens
         " The answer is should not (e).",
         " The answer is incorrect (e).",
         " The answer is rejected (e).",
+        " The answer is not A, C or D but E.",
+        " The answer is not (a) or (b). It is (e).",
+        " The answer isn't hand (b) but blotter (e).",
+        " The worst answer is (c). The answer is (e).",
+        " I don't think the answer is (d). The answer is (e).",
+        " Neither (a) nor (b) absorbs ink, so the answer is (e).",
+        " The best choice is E.",
+        " The correct option is (e).",
+        " The answer is:\n\n(e)",
+        " The answer is\n\n**E**",
+        " The answer is unlikely (e).",
+        " The answer is no longer exist (e).",
     ],
 )
 def test_an_answer_in_other_writing_or_beside_a_denial_is_read(task: CommonsenseQA, completion: str) -> None:

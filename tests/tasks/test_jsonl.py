@@ -87,3 +87,53 @@ def test_a_rationale_that_has_its_answer_keeps_it(tmp_path: Path) -> None:
 def test_without_a_path_there_is_nothing_to_read() -> None:
     with pytest.raises(ConfigError, match=r"problems\.path: missing; the task jsonl needs a file"):
         load_task("jsonl", ProblemOptions()).problems("train")
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        *(("15-30", "-15"), ("4-1", "3"), ("3", "4-1"), ("867-5309", "-4442"), ("2019-02-03", "2014"), ("$5-$8", "-3")),
+        *(("6/7/2021", "6/14147"), ("7 ft", "7 in"), ("9 mg", "9 kg"), ("8 am", "8 pm"), ("30 C", "30 F")),
+        *(("4 cats", "4 dogs"), ("€7", "7 dollars"), ("6 m^2", "6 m"), ("6 m/s", "6 m"), ("6 m/s", "6 s/m")),
+        *(("3 red cars", "3 blue cars"), ("2 left", "2 right"), ("3Y", "3y"), ("g(4)", "4g"), ("P(3)", "3P")),
+        *(("area = 9", "volume = 9"), ("x = 1/4", "z = 0.25"), ("m = 2", "M = 2"), ("20 in", "20 cm")),
+    ],
+)
+def test_a_range_a_unit_a_name_and_the_case_of_a_symbol_count(tmp_path: Path, gold: str, answer: str) -> None:
+    """`10-20` was -10, `5 km` equalled `5 m` because units were dropped from both, and `2X` was `2x`."""
+    task = make(tmp_path, {"question": "?", "answer": gold})
+    assert not task.check(task.problems("train")[0], f"#### {answer}").correct
+    task = make(tmp_path, {"question": "?", "answer": answer})
+    assert not task.check(task.problems("train")[0], f"#### {gold}").correct
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        *(("15-30", "15 \u2013 30"), ("7 feet", "7 ft"), ("7 ft", "7"), ("9 kilograms", "9 kg"), ("8 pm", "8 PM")),
+        *(
+            ("30 °C", "30 degrees Celsius"),
+            ("4 cats", "4 black cats"),
+            ("7 euros", "€7.00"),
+            ("6 m²", "6 square meters"),
+        ),
+        *(
+            ("6 km/h", "6 kilometers per hour"),
+            ("4 children", "4 child"),
+            ("12%", "12 percent"),
+            ("9 years", "9 years old"),
+        ),
+        *(("area = 9", "9"), ("y<3", "y < 3"), ("Rome", r"\text{Rome}"), ("Rome", "**Answer:** Rome"), ("7", "9-2=7")),
+        *(
+            ("60", "Total: 60"),
+            ("60", r"$\$60$"),
+            ("60", r"\boldsymbol{60}"),
+            ("60", "((60))"),
+            ("60", "60 clips in total"),
+        ),
+        *(("Apollo 11", "apollo 11"), ("4 Ab", "4 ab"), ("5 inches", "5 in"), ("2 pennies", "2 penny")),
+    ],
+)
+def test_the_same_answer_in_other_words(tmp_path: Path, gold: str, answer: str) -> None:
+    task = make(tmp_path, {"question": "?", "answer": gold})
+    assert task.check(task.problems("train")[0], f"#### {answer}").correct

@@ -137,3 +137,41 @@ def test_transfer_problems_are_about_as_many_as_published(math: Task) -> None:
     chosen = transfer_problems(math.problems("test"))
     assert len(chosen) == 158
     assert all(problem.group.endswith("Level 1") and "\\" not in problem.question for problem in chosen)
+
+
+@pytest.mark.parametrize(
+    ("gold", "box", "correct"),
+    [
+        ("89", "8 9", False),
+        ("89", r"8\ 9", False),
+        ("56", r"5\quad 6", False),
+        ("456", r"4\;5\;6", False),
+        ("15", "{1}{5}", False),
+        ("5", "{1}{5}", False),
+        ("15", "1{}5", False),
+        ("1.5", "1 .5", False),
+        ("24", "4!!", False),
+        ("6", r"\log_2 64", True),
+        ("3", r"\frac 6 2", True),
+        ("7000", r"7\,000", True),
+    ],
+)
+def test_white_space_makes_no_number_of_two(task: MathNumeric, gold: str, box: str, correct: bool) -> None:
+    """Without their spaces, `8 9` was 89 and the logarithm was that of a base of many digits."""
+    assert task.check(Problem("1", "How much?", gold), rf"\boxed{{{box}}}").correct is correct
+
+
+@pytest.mark.parametrize(
+    "name", ["PQR", "g(2)", "a_{10}", "P(B)", "|z|", r"\text{Perimeter}", r"\angle QPR", r"m\angle B", r"\overline{XY}"]
+)
+def test_the_name_of_a_value_is_no_part_of_it(task: MathNumeric, name: str) -> None:
+    problem = Problem("1", "How much?", "8")
+    assert task.check(problem, rf"\boxed{{{name} = 8}}").correct
+    for changed in (f"2{name}", f"-{name}", rf"\sqrt{{{name}}}", f"{name}^2", f"{name} + 1", rf"\log {name}"):
+        assert not task.check(problem, rf"\boxed{{{changed} = 8}}").correct, changed
+    assert not task.check(problem, rf"\boxed{{{name} = 7}}").correct
+
+
+@pytest.mark.parametrize(("box", "correct"), [("3+5=8", True), ("2^3 = 8", True), ("9 = 8", False), ("3+4=8", False)])
+def test_an_equation_of_numbers_has_to_be_true(task: MathNumeric, box: str, correct: bool) -> None:
+    assert task.check(Problem("1", "How much?", "8"), rf"\boxed{{{box}}}").correct is correct
