@@ -145,9 +145,8 @@ def movable_share(groups: Sequence[ParameterGroup], learning_rate: float) -> flo
 class MasterAdamW:
     """`torch.optim.AdamW` on float32 masters of bfloat16 and float16 parameters, and directly on wider ones.
 
-    One step: `backward(loss)` once per micro-batch, then `gradient_norms()`, `clip(norms)`,
-    `step(learning_rate)`, `zero_grad()`. Gradients of micro-batches are summed in float32 too: a bfloat16 sum would
-    lose the small ones.
+    One step: `backward(loss)` once per micro-batch, then `gradient_norms()`, `clip(norms)`, `step(learning_rate)`,
+    `zero_grad()`. Gradients of micro-batches are summed in float32 too: a bfloat16 sum would lose the small ones.
 
     Args:
         groups: Parameter groups from `build_parameter_groups`.
@@ -192,27 +191,25 @@ class MasterAdamW:
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of a loss, a differentiable scalar, to those of the parameters and the masters.
 
-        Where a master has a gradient already, that of its parameter is added as soon as it is there, so that a backward
-        pass never holds the low-precision gradients of all parameters beside their float32 sums. The first gradients
-        stay small until the pass has given its own memory back.
+        Where a master has one, that of its parameter is added at once, so that a pass never holds the low-precision
+        gradients of all parameters beside their float32 sums; the first stay small until the pass's own memory is free.
         """
         with ExitStack() as hooks:
             for name, master in self._masters.items():
                 if master.grad is not None:
-                    hook = partial(self.collect_gradient, name)
-                    hooks.callback(self._parameters[name].register_post_accumulate_grad_hook(hook).remove)
+                    add = partial(self.collect_gradient, name)
+                    hooks.callback(self._parameters[name].register_post_accumulate_grad_hook(add).remove)
             loss.backward()
         for name in self._masters:
-            if self._parameters[name].grad is not None:
-                self.collect_gradient(name, self._parameters[name])
+            self.collect_gradient(name, self._parameters[name])
 
     @torch.no_grad()
     def collect_gradient(self, name: str, parameter: Tensor) -> None:
-        """Adds the gradient of a low-precision parameter to that of its master, and frees it."""
-        assert parameter.grad is not None
-        master, gradient = self._masters[name], parameter.grad
-        master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
-        parameter.grad = None
+        """Adds the gradient of a low-precision parameter, if it has one, to that of its master, and frees it."""
+        if (gradient := parameter.grad) is not None:
+            master = self._masters[name]
+            master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+            parameter.grad = None
 
     @torch.no_grad()
     def scale_gradients(self, factor: float) -> None:
@@ -234,9 +231,7 @@ class MasterAdamW:
         }
 
     def first_non_finite_gradient(self, norm: str) -> str | None:
-        """Returns the name of the first parameter counted by `norm` whose gradient has NaN or infinity; None if
-        there is none.
-        """
+        """Returns the name of the first parameter counted by `norm` whose gradient has NaN or infinity, if one has."""
         for group in self.groups:
             for name, _ in group.parameters:
                 gradient = self._trained[name].grad
