@@ -10,11 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from quietstar.config.training import Replay, ThinkingOptions
 from quietstar.data.tokenizer import load_tokenizer
@@ -222,17 +218,9 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 f"texts_in_step: got {texts_in_step}, needs at least first_text + the {batch} texts given = "
                 f"{first_text + batch}, and first_text at least 0"
             )
+        place = (first_text, texts_in_step)
         thoughts, cached = self._think(
-            input_ids,
-            padding,
-            anchors,
-            thoughts_per_position,
-            tokens,
-            temperature,
-            greedy,
-            seed,
-            layers,
-            (first_text, texts_in_step),
+            input_ids, padding, anchors, thoughts_per_position, tokens, temperature, greedy, seed, layers, place
         )
         if layers is not None:
             following = lookahead_tokens(input_ids, padding, thoughts.anchor, self.config.lookahead)
