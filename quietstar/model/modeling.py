@@ -10,11 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from quietstar.config.options import Count, Natural, Temperature, Whole, check_number
 from quietstar.config.training import Replay, ThinkingOptions
@@ -216,17 +212,9 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
                 f"texts_in_step: got {texts_in_step}, needs at least first_text + the {batch} texts given = "
                 f"{first_text + batch}, and first_text at least 0"
             )
+        place = (first_text, texts_in_step)
         thoughts, cached = self._think(
-            input_ids,
-            padding,
-            anchors,
-            thoughts_per_position,
-            tokens,
-            temperature,
-            greedy,
-            seed,
-            layers,
-            (first_text, texts_in_step),
+            input_ids, padding, anchors, thoughts_per_position, tokens, temperature, greedy, seed, layers, place
         )
         if layers is not None:
             following = lookahead_tokens(input_ids, padding, thoughts.anchor, self.config.lookahead)
