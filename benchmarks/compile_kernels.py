@@ -46,7 +46,7 @@ MAY_NOT_VANISH = (*MATRIX_INSTRUCTIONS, "async_copies")
 
 SPILLED_FOR_COMPANY = 96
 """Bytes that a forward kernel may spill, stored or loaded, where `maxnreg` asks for it: a second program on the
-multiprocessor hides more than a few loads outside of the inner loop cost."""
+multiprocessor hides more than a few loads cost; `loop_spills` tells how many of them every block of keys repeats."""
 
 MAY_SPILL = {("thought_attention.step", "32-bit D256")}
 """Forward kernels and cases that spill a few bytes somewhere, in the smallest tile there is, 16 x 16. So may all in 64

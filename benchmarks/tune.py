@@ -1,7 +1,7 @@
 """The offline tuner of `configurations.json`: block sizes, warps and stages of every kernel for one architecture.
 
     python benchmarks/tune.py --by time                              # the GPU that is there
-    python benchmarks/tune.py --by time --shortlist --output-dir DIR # in two minutes, what matters most
+    python benchmarks/tune.py --by time --shortlist --output-dir DIR # what matters most, first
     python benchmarks/tune.py --by compile --architectures sm_90     # no GPU wanted
 
 Candidates are the combinations in `CANDIDATES`, and the configuration that is pinned now. One that does not compile,
