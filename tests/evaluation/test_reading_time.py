@@ -53,6 +53,11 @@ FAMILIES = {
     "stars": ("", "*a", "*"),
     "dollars": ("", "$ 5 ", "x"),
     "ends of text": ("", "<s>", "5"),
+    "parentheses around all": ("(" * 8000, "5", ")" * 8000),
+    "struck out text": ("", "<s>5", "</s>"),
+    "lists of letters": ("answer is not ", "(a), ", "or (b)"),
+    "doubts": ("", "I don't think the answer is ", "(a)"),
+    "names": ("", "AB", " = 5"),
 }
 
 

@@ -141,6 +141,40 @@ def test_a_number_of_a_sentence_is_read_whole_or_not_at_all(text: str, answer: s
     assert answer is not None or set(read) <= {None, "6"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(" 8 miles 40", " 8 lbs 6 oz", " 8 minutes, 6 seconds", " 8 weeks, 6 days", " 8 euros 60 cents"),
+        *(" 8 days and a half", " 8 percent of 60", " 8 out of 60", " 8 per 60", " 8% of 60", " 8, 60", " 8; 60"),
+        *(" 8 (hundred)", " 8 [dozen]", " 8 (in millions)", " 8 i", " 8 X 60", " 8! ", " 8 !", " != 8", " <= 8"),
+        *(r" \sqrt{ 8 }", r" \frac{ 8 }{ 60 }", " ~~8~~", " 8<s>6", " <del>8</del>"),
+    ],
+)
+def test_a_part_of_a_number_of_a_sentence_is_not_read_alone(text: str) -> None:
+    """` 8 miles 40` was 40 where the last number counts, and ` 8 percent of 60` was 60."""
+    assert {number for number, _ in numbers_in(text)} <= {None}
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" 8 (eight)", "8"),
+        (" 8 (not 9)", "8"),
+        (" 8 apples, red ones", "8"),
+        (" 8 apples in April", "8"),
+        (r" \[ \boxed{8} \]", "8"),
+        (r" \boxed{ 8 }.", "8"),
+        (" I think 8", "8"),
+        (" a remark (see below): 8", "8"),
+        (" 2, so 8", "8"),
+        (" 2 apples. 8 pears", "8"),
+        (" 2 + 6 = 8, 8", None),
+    ],
+)
+def test_a_number_beside_a_remark_is_read(text: str, answer: str | None) -> None:
+    assert next(number for number, _ in numbers_in(text) if number != "2") == answer
+
+
 @settings(max_examples=200)
 @given(
     st.integers(2, 10**9),

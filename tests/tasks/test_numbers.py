@@ -136,6 +136,13 @@ def test_words_that_change_a_number_are_no_unit(prefix: str, word: str) -> None:
         "\\frac{1}{2}3",
         "2 3/2",
         "7x",
+        "<strike>7</strike>",
+        "7<s>8",
+        "7<|user|>8",
+        "MOD = 7",
+        r"\sin x = 7",
+        r"2\text{Area} = 7",
+        "7!!",
     ],
 )
 def test_what_is_attached_to_a_number_is_never_dropped(written: str) -> None:
@@ -201,6 +208,16 @@ def test_numbers_in_the_spellings_of_many_writers(written: str, canonical: str) 
         r"\text{{{}}}",
         r"{} \text{{ cm}}",
         r"{}\,\text{{cm}}^2",
+        r"\boldsymbol{{{}}}",
+        r"\underline{{{}}}",
+        "\u00ab{}\u00bb",
+        "{}[PAD]",
+        "{}<br/>",
+        "{}\u3002",
+        "\x1b[32m{}\x1b[0m",
+        "Result: {}",
+        "My answer is {}",
+        "h(3) = {}",
     ],
 )
 def test_markup_changes_no_number(form: str) -> None:
