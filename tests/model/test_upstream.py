@@ -330,11 +330,11 @@ def break_recording(monkeypatch: pytest.MonkeyPatch) -> str:
 def change_gradient(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
     """Of thought attention alone: the forward pass stays right."""
 
-    def attention(*arguments: Any, **options: Any) -> Tensor:
-        output = thought_attention(*arguments, **options)
+    def attention(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        output, lse = thought_attention(*arguments, **options)
         if output.requires_grad:
             output.register_hook(change)
-        return output
+        return output, lse
 
     monkeypatch.setattr("quietstar.model.attention.thought_attention", attention)
 
