@@ -36,7 +36,7 @@ CHANGING = words(
     upwards afterwards onwards short shy treble double thrice squared cubed factorial inverse halves thirds
     sevenths excluded excluding deficit deficits overdrawn debt debts loss losses wrong incorrect false ish odd
     something mod modulo times over under divided choose negative approximately nearly about or to until versus
-    unless"""
+    unless grosses octals twentynineths permille"""
 )
 BEFORE = words(
     """minus negative about roughly nearly almost not never under over above below twice thrice half double plus
