@@ -166,6 +166,7 @@ def test_a_part_of_a_number_of_a_sentence_is_not_read_alone(text: str) -> None:
         (" I think 8", "8"),
         (" a remark (see below): 8", "8"),
         (" 2, so 8", "8"),
+        (" each of the 2 gets 8", "8"),
         (" 2 apples. 8 pears", "8"),
         (" 2 + 6 = 8, 8", None),
     ],
