@@ -166,13 +166,17 @@ def test_a_part_of_a_number_of_a_sentence_is_not_read_alone(text: str) -> None:
         (" I think 8", "8"),
         (" a remark (see below): 8", "8"),
         (" 2, so 8", "8"),
-        (" each of the 2 gets 8", "8"),
         (" 2 apples. 8 pears", "8"),
         (" 2 + 6 = 8, 8", None),
     ],
 )
 def test_a_number_beside_a_remark_is_read(text: str, answer: str | None) -> None:
     assert next(number for number, _ in numbers_in(text) if number != "2") == answer
+
+
+def test_a_verb_is_no_unit_of_a_pair() -> None:
+    assert [number for number, _ in numbers_in(" each of the 2 gets 8")][-1] == "8"
+    assert [number for number, _ in numbers_in(" each of the 2 hours 8")][-1] is None
 
 
 @settings(max_examples=200)
