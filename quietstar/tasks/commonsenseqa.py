@@ -34,7 +34,7 @@ _SOFTENED = (
 _WRONG = r"(?:wrong|incorrect|false)"
 _DOUBTED = re.compile(
     r"""\b(?:(?:(?:\w+n['\u2019]t|not|never|nobody|no\sone|cannot|hardly)\s(?:\w+\s){0,2}?
-        (?:think|believe|say|agree|claim|mean|argue|accept|true|correct|right|the\scase|sure|certain|clear|convinced)s?
+        (?:likely|probable|possible|plausible|think|believe|say|agree|claim|mean|argue|accept|true|correct|right|the\scase|sure|certain|clear|convinced)s?
       |doubt\w*|den(?:y|ies|ied)|disagree|false|untrue|unlikely|impossible|improbable)
       (?:\s(?:that|if|whether))?(?:\s(?:the|my|its?|an?))?(?:\s(?:correct|right|final|best))?
     |(?:wrong|incorrect|false|bad|worst|poor|poorest|weakest|mistaken|least\s\w+|unlikely|implausible))\s
@@ -59,14 +59,15 @@ _REJECTED = re.compile(
     re.IGNORECASE,
 )
 _ALTERNATIVES = re.compile(
-    r"[\s,;/&|+\u2013\u2014:.-]*(?:\b(?:or|and|to|through|thru|till|until|vs|versus|plus|as\s+well\s+as|but\s+also|also|maybe|perhaps|possibly)\b[\s,/]*)*"
+    r"[\s,;/&|+\u2013\u2014:.)(-]*(?:\b(?:or|and|to|through|thru|till|until|vs|versus|plus|as\s+well\s+as|but\s+also|also|maybe|perhaps|possibly)\b[\s,/]*)*"
     rf"(?:{_OPTION}\s+)*",
     re.I,
 )
 _LISTED = re.compile(  # `not (a), (b) or (c)` denies all of them
-    r"\s?(?:(,)|,?\s?(?:\b(?:or|nor|and)\b|[/&|]))\s?(?:(?:the|an?|options?|choices?|letters?|answers?)\s)*",
+    r"\)?\s?(?:(,)|,?\s?(?:\b(?:or|nor|and)\b|[/&|]))\s?(?:(?:the|an?|options?|choices?|letters?|answers?)\s)*",
     re.IGNORECASE,
 )
+_PLURAL = re.compile(r"\s(?:are|were|do|have)(?:n['\u2019]t)?\b", re.IGNORECASE)
 _WORDS_BEFORE = 80
 
 
@@ -223,14 +224,19 @@ def _letters(text: str, denied: re.Pattern[str], alone: bool = False, last: bool
     listed = [False] * len(found)  # with the one before it; a comma needs an `or` somewhere behind it
     for place, link in reversed([*enumerate(links, start=1)]):
         listed[place] = link is not None and (not link[1] or (place + 1 < len(found) and listed[place + 1]))
+    rejected = [_REJECTED.match(text, choice.end()) for choice in found]
+    for place in reversed(range(1, len(found))):  # `(a) and (b) are wrong`
+        end = rejected[place]
+        if listed[place] and end is not None and _PLURAL.match(end[0]):
+            rejected[place - 1] = end
     kept, removed = [], False
-    for choice, after, joined in zip(found, ends, listed, strict=False):
+    for choice, after, joined, ruled_out in zip(found, ends, listed, rejected, strict=False):
         removed = (
             (removed and joined)
             or denied.search(text[max(after, choice.start() - _WORDS_BEFORE) : choice.start()]) is not None
             or _is_doubted(text, choice.start())
         )
-        if not (removed or _REJECTED.match(text, choice.end())):
+        if not (removed or ruled_out):
             kept.append(choice)
     return kept
 

@@ -84,10 +84,9 @@ class QuestionsAndAnswers(FileTask):
 
         A text that is no expression is written in small letters.
         """
-        number = canonical_number(answer, symbols=False)
-        if number is not None and not beside_number(answer):
-            return number
-        text = plain_text(answer, symbols=False)
+        number, text = canonical_number(answer, symbols=False), plain_text(answer, symbols=False)
+        if number is not None:
+            return text if beside_number(answer) else number
         return _TIGHT.sub(r"\1", text) if _is_expression(text) else text.casefold()
 
     def check(self, problem: Problem, completion: str) -> Verdict:
@@ -138,6 +137,7 @@ def _unit(text: str) -> frozenset[str]:
     """Returns the words beside a number in one spelling, those behind `per` marked."""
     beside = beside_number(text).lower().replace("kph", "km per h").replace("mph", "mi per h")
     beside = re.sub(r"\^?(?:\{?2\}?|\u00b2)", " square", re.sub(r"\^?(?:\{?3\}?|\u00b3)", " cubic", beside))
+    beside = re.sub(r"(?<!\bin)(?<!\bon)(?<!\bat)(?<!\bof)(?<!\bfor) an? (?=\w)", " per ", beside)  # `$5 an hour`
     words, mark = [], ""
     for word in re.findall(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|[^\w\s.,()\\{}-]", beside):
         one = re.sub(r"ies$", "y", word).removesuffix("s")

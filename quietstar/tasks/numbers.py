@@ -109,7 +109,7 @@ _LEADING = _words("per a an of the every on at for from during with his her thei
 _COUNTED = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
 _CHANGING = re.compile(
     rf"""(?:zero|nought|one|{_COUNTED})(?:e?s)? | (?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ies)
-    | \w*(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|teenth|tieth|redth|sandth|lionth)s?
+    | \w*(?:third|fourth|fifth|sixth|seventh|eighth|nine?th|tenth|eleventh|twelfth|teenth|tieth|redth|sandth|lionth)s?
     | first | hal[fv]\w* | quarters? | tercios? | medi[oa]s? | \w*fold | dozens? | scores? | baker['\u2019]?s
     | \w*[^\Waeiou]il(?:l?i|l?j|l?y|h|ij)[oua]\w* | (?:m|b|tr)ill(?:on|ar)\w* | mil(?:le)?s | mill?iers? | mills?
     | \w*hundr\w* | \w*hundert\w* | \w*honderd\w* | \w*duizend\w* | \w*tus[ei]nd?\w* | ciens | jutas | \w*cientos
@@ -129,7 +129,7 @@ _CHANGING = re.compile(
     | about | around | roughly | almost | nearly | barely | hardly | several | many | few | unless | \w+wards | tops
     | short\w* | off | up | deficits? | debts? | owe[ds]? | owing | loss(?:es)? | lost | overdr\w+ | arrears
     | deduct\w* | reduc\w+ | decreas\w+ | increas\w+ | diminish\w* | debit\w* | besides | equals | gives | always
-    | perhaps | sometimes | afterwards""",
+    | perhaps | sometimes | afterwards | gross(?:es)? | octals | differs | positives | per[cm]?il(?:le|s)?""",
     re.VERBOSE | re.IGNORECASE,
 )
 _FUNCTION = r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|frac|det|max|min|lim|gcd|text|arc\w+|not|neg|pm|mp)"
@@ -406,7 +406,8 @@ def _may_precede(tokens: list[str], first: str) -> bool:
 def _is_second(tokens: list[str]) -> bool:
     """Returns whether another number stands before one, perhaps with a unit: `5 feet, 6`, `5, 6`, `5 out of 6`."""
     found = _FIRST.search(" ".join([*tokens, ""]))
-    return found is not None and (found["unit"] is None or _is_noun(found["unit"]))
+    unit = (found and found["unit"]) or ""
+    return found is not None and (not unit or unit in _SYMBOLS | _UNITS or unit.lower().removesuffix("s") in _UNITS)
 
 
 def _may_go_on(tokens: list[str], currency: bool) -> bool:

@@ -132,6 +132,7 @@ def test_a_range_a_unit_a_name_and_the_case_of_a_symbol_count(tmp_path: Path, go
             ("60", "60 clips in total"),
         ),
         *(("Apollo 11", "apollo 11"), ("4 Ab", "4 ab"), ("5 inches", "5 in"), ("2 pennies", "2 penny")),
+        *(("20 C", "20 degrees C"), ("$6/hour", "$6 an hour"), ("3 GB", "3 GB in total"), ("4 Cats", "4 cats")),
     ],
 )
 def test_the_same_answer_in_other_words(tmp_path: Path, gold: str, answer: str) -> None:

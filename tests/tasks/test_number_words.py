@@ -36,7 +36,7 @@ CHANGING = words(
     upwards afterwards onwards short shy treble double thrice squared cubed factorial inverse halves thirds
     sevenths excluded excluding deficit deficits overdrawn debt debts loss losses wrong incorrect false ish odd
     something mod modulo times over under divided choose negative approximately nearly about or to until versus
-    unless"""
+    unless grosses octals twentynineths permille"""
 )
 BEFORE = words(
     """minus negative about roughly nearly almost not never under over above below twice thrice half double plus
@@ -173,6 +173,11 @@ def test_a_part_of_a_number_of_a_sentence_is_not_read_alone(text: str) -> None:
 )
 def test_a_number_beside_a_remark_is_read(text: str, answer: str | None) -> None:
     assert next(number for number, _ in numbers_in(text) if number != "2") == answer
+
+
+def test_a_verb_is_no_unit_of_a_pair() -> None:
+    assert [number for number, _ in numbers_in(" each of the 2 gets 8")][-1] == "8"
+    assert [number for number, _ in numbers_in(" each of the 2 hours 8")][-1] is None
 
 
 @settings(max_examples=200)

@@ -137,6 +137,7 @@ def test_words_that_change_a_number_are_no_unit(prefix: str, word: str) -> None:
         "2 3/2",
         "7x",
         "<strike>7</strike>",
+        "<s>7</s>",
         "7<s>8",
         "7<|user|>8",
         "MOD = 7",
