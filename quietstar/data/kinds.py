@@ -84,6 +84,9 @@ LONG_LINE = 4096
 MOST_TEXT = 1 << 30
 """Most bytes of a text file, which is in memory as a whole."""
 
+LEAST_LINE = 131_072
+"""Bytes that a line of a table may have, whatever the limit of a row is: a row above that is left out, not an error."""
+
 ROWS_AT_ONCE = 256
 
 
@@ -287,8 +290,8 @@ def read_table_rows(file: BinaryIO, source: str, start: int, limit: int, tabs: b
     Raises:
         DataError: The header is missing or names a column twice, or the quotes of a row are wrong.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), limit))
-    lines = _decoded_lines(file, source)
+    csv.field_size_limit(max(csv.field_size_limit(), limit))  # of the whole process, so it is no bound of one file
+    lines = _decoded_lines(file, source, max(LEAST_LINE, limit))
     header = next(lines, "")
     comma = "\t" if tabs else next((mark for mark in ",;\t" if mark in header), ",")
     rows = csv.reader(chain([header], lines), delimiter=comma, strict=True)
@@ -318,10 +321,10 @@ def read_table_rows(file: BinaryIO, source: str, start: int, limit: int, tabs: b
         raise DataError(f"{source}:{begins}: not valid CSV: {error} in the row that begins here") from None
 
 
-def _decoded_lines(file: BinaryIO, source: str) -> Iterator[str]:
-    for number, line in enumerate(read_lines(file, csv.field_size_limit()), start=1):
+def _decoded_lines(file: BinaryIO, source: str, limit: int) -> Iterator[str]:
+    for number, line in enumerate(read_lines(file, limit), start=1):
         if line is None:
-            raise DataError(f"{source}:{number}: the line is longer than {csv.field_size_limit()} bytes")
+            raise DataError(f"{source}:{number}: the line is longer than {limit} bytes")
         try:
             yield (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).decode("utf-8")
         except UnicodeDecodeError as error:

@@ -55,7 +55,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "read_task": read_task,
     "load_thinking": lambda path: load_thinking(f"./{path}", device="cpu"),
     "read_prompts": lambda path: read_prompts((), path),
-    "load_configuration": lambda path: load_configuration(f"./{path}", local=True),
+    "load_configuration": lambda path: load_configuration(f"./{path}"),
     "write_any_report": lambda path: write_any_report(Path(path)),
     "write_report": write_report,
     "checkpoint_directory": lambda path: checkpoint_directory(f"./{path}"),

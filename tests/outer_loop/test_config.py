@@ -106,7 +106,7 @@ def test_vstar() -> None:
 
 REFUSED = {
     "sampling.samples": ("4", "at temperature 0 all samples of a problem are the same"),
-    "sampling.temperature": ("-1", "needs a finite number of at least 0"),
+    "sampling.temperature": ("-1", "needs a finite number above 0, at least 1e-30, or 0 (greedy)"),
     "sampling.top_p": ("1.5", "needs more than 0 and at most 1"),
     "sampling.max_new_tokens": ("0", "needs at least 1"),
     "loop.iterations": ("0", "leaves nothing to do"),
