@@ -302,7 +302,7 @@ def _program(text: str) -> str:
     programs = (
         [whole, *others] if END_OF_TEXT.search(whole) else [*others, whole]
     )  # a token in a string is the program's
-    return next(filter(_defines, programs), whole)
+    return next(filter(_defines, programs), whole).rstrip()
 
 
 def _readings(text: str) -> Iterator[str]:

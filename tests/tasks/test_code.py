@@ -95,3 +95,11 @@ def test_what_runs_on_is_not_trained_on(before: str, after: str) -> None:
     accepted = task.accepted(before + after)
     assert accepted.removesuffix("\n```") == before.removesuffix("\n```")
     assert task.extract(accepted) == task.extract(before + after)
+
+
+@pytest.mark.parametrize("behind", [" \ufeff", " \u200b", "\n\ufeff", " </s>", "\t<|endoftext|> more"])
+def test_nothing_invisible_is_left_behind_a_program(behind: str) -> None:
+    """The fuzz run found a program that was not the one of its own accepted text."""
+    task = load_task("code", ProblemOptions(path="."))
+    program = task.extract(f"x = 1{behind}")
+    assert program == "x = 1" == task.extract(task.accepted(f"x = 1{behind}"))
