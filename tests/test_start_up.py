@@ -337,6 +337,7 @@ def test_the_version_is_the_packages() -> None:
 
 INTERRUPTS = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
