@@ -94,7 +94,19 @@ def _equal(one: Any, other: Any) -> bool:
                 return False
             del left[place]
         return True
-    return bool(one == other or (one - other).is_zero or sympy.simplify(one - other) == 0)
+    difference = one - other
+    return bool(
+        one == other or difference.is_zero or (not _is_far_from_zero(difference) and sympy.simplify(difference) == 0)
+    )
+
+
+def _is_far_from_zero(difference: Any) -> bool:
+    """Returns whether a difference has a value at some point: simplifying it could take `29^{10^9}` apart."""
+    sympy = import_module("sympy")
+    symbols = sorted(difference.free_symbols, key=str)
+    point = {symbol: sympy.Rational(7 * place + 9, 8) for place, symbol in enumerate(symbols)}
+    value = difference.subs(point).evalf(20)
+    return bool(value.is_number and value.is_finite and abs(value) > 1e-9)
 
 
 def _read(text: str) -> Any:
