@@ -61,8 +61,8 @@ def test_the_plan_is_that_of_the_committed_result() -> None:
 
 
 def test_claims_about_the_plan_and_the_trainer_are_those_of_committed_results() -> None:
-    assert "largest error of 25 configurations is 0.4%" in result("plan_accuracy")
-    assert "within 0.4 % of [25 measured runs]" in page("planning")
+    assert "largest error of 32 configurations is 0.4%" in result("plan_accuracy")
+    assert "within 0.4 % of [32 measured runs]" in page("planning")
     overhead = result("trainer_overhead")
     found = re.search(r"([\d.]+)% of the CPU time is spent outside the steps", overhead)
     assert found and float(found[1]) < 5
