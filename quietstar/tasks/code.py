@@ -287,7 +287,8 @@ class CodeProblems(FileTask):
             return completion.rstrip()
         end = completion.index(code) + len(code)
         closing = _CLOSES.match(completion, end)
-        return completion[: closing.end() if closing else end].rstrip()
+        cut = completion[: closing.end() if closing else end].rstrip()
+        return cut if self.extract(cut) == code else completion.rstrip()  # what stands before may look like the program
 
     def check(self, problem: Problem, completion: str) -> Verdict:
         """Runs the tests, with a slightly shorter time limit than a worker process gets for the whole check."""

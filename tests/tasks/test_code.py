@@ -101,5 +101,6 @@ def test_what_runs_on_is_not_trained_on(before: str, after: str) -> None:
 def test_nothing_invisible_is_left_behind_a_program(behind: str) -> None:
     """The fuzz run found a program that was not the one of its own accepted text."""
     task = load_task("code", ProblemOptions(path="."))
+    assert task.extract(task.accepted("```,0\n0")) == task.extract("```,0\n0")
     program = task.extract(f"x = 1{behind}")
     assert program == "x = 1" == task.extract(task.accepted(f"x = 1{behind}"))
