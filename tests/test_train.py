@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig, GPTJFo
 
 from quietstar import QuietStarForCausalLM
 from quietstar.demos.textbook import character_model, character_tokenizer
+from quietstar.model.adapters import has_adapters, merge_adapters
 from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.train import main
 from quietstar.training.metrics import read_metrics
@@ -71,6 +72,8 @@ def test_a_run_trains_evaluates_and_saves_a_loadable_model(
     assert checkpoint is not None
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     assert isinstance(model, QuietStarForCausalLM)
+    if has_adapters(model):
+        merge_adapters(model)
     before = AutoModelForCausalLM.from_pretrained(base).state_dict()
     changed = [name for name, weight in model.base.state_dict().items() if not torch.equal(weight, before[name])]
     assert changed
