@@ -405,7 +405,7 @@ def _may_precede(tokens: list[str], first: str) -> bool:
 
 def _is_second(tokens: list[str]) -> bool:
     """Returns whether another number stands before one, perhaps with a unit: `5 feet, 6`, `5, 6`, `5 out of 6`."""
-    found = _FIRST.search(" ".join([*tokens, ""]))
+    found = _FIRST.search(" ".join([*tokens, ""])[-200:])  # the end of a longer one says the same
     unit = (found and found["unit"]) or ""
     return found is not None and (not unit or unit in _SYMBOLS | _UNITS or unit.lower().removesuffix("s") in _UNITS)
 

@@ -38,6 +38,7 @@ FAMILIES = {
     "lines": ("5.", "\n", "#### 5"),
     "equals signs": ("", "= ", "1x"),
     "nested boxes": ("", "\\boxed{", "5" + "}" * 500),
+    "digits before a number": ("", "9999", " 1e2, 1"),
     "boxes side by side": ("", "\\boxed 5 ", ""),
     "texts in LaTeX": ("5", "\\text{a}", ""),
     "signs": ("", "- ", "5"),
