@@ -350,7 +350,7 @@ def test_bfloat16() -> None:
         ({"think": "every:0"}, r"every:n needs an n of at least 1"),
         ({"think": None}, r"think: got None"),
         ({"think": "learned"}, r"think: got 'learned', but this model has no learned gate; `python -m quietstar.gate"),
-        ({"thoughts_per_token": 0}, r"thoughts_per_token: got 0, needs 1 to 1024"),
+        ({"thoughts_per_token": 0}, r"thoughts_per_token: got 0, needs a whole number of 1 to 1024"),
         ({"thoughts_per_token": True}, r"thoughts_per_token: got True"),
         ({"thought_temperature": -1.0}, r"thought_temperature: got -1.0, needs .* or 0 \(greedy\)"),
         ({"thought_temperature": 0, "thoughts_per_token": 2}, r"got 0 with 2 thoughts per token, which would all be"),
