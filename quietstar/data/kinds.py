@@ -21,7 +21,6 @@ from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 
-from quietstar.config.parsing import read_lines
 from quietstar.data.rows import (
     BYTE_ORDER_MARK,
     TRAINING,
@@ -83,9 +82,6 @@ LONG_LINE = 4096
 
 MOST_TEXT = 1 << 30
 """Most bytes of a text file, which is in memory as a whole."""
-
-LEAST_LINE = 131_072
-"""Bytes that a line of a table may have, whatever the limit of a row is: a row above that is left out, not an error."""
 
 ROWS_AT_ONCE = 256
 
@@ -284,36 +280,40 @@ def read_table_rows(file: BinaryIO, source: str, start: int, limit: int, tabs: b
         file: CSV file in UTF-8, open for reading bytes.
         source: Name of the file in messages.
         start: First row to yield, counted from 0.
-        limit: Most bytes of a row. A longer one becomes a row without content; a longer field ends the reading.
+        limit: Most bytes of a row. A longer one becomes a row without content, and never is in memory as a whole.
         tabs: Whether fields are separated by tabs; otherwise by what the header has of comma, semicolon and tab.
 
     Raises:
         DataError: The header is missing or names a column twice, or the quotes of a row are wrong.
     """
     csv.field_size_limit(max(csv.field_size_limit(), limit))  # of the whole process, so it is no bound of one file
-    lines = _decoded_lines(file, source, max(LEAST_LINE, limit))
-    header = next(lines, "")
+    lines = _RowLines(file, source, limit)
+    text = iter(lines)
+    header = next(text, "")
     comma = "\t" if tabs else next((mark for mark in ",;\t" if mark in header), ",")
-    rows = csv.reader(chain([header], lines), delimiter=comma, strict=True)
+    rows = csv.reader(chain([header], text), delimiter=comma, strict=True)
     begins = 1
     index = -1
     names: list[str] | None = None
     try:
         for cells in rows:
             begins, line = rows.line_num + 1, rows.line_num
-            if len(cells) < 2 and not "".join(cells).strip():
+            longer = lines.end_row()
+            if not longer and len(cells) < 2 and not "".join(cells).strip():
                 continue
             if names is None:
+                if longer:
+                    raise DataError(f"{source}:1: the header is {too_long(limit)}")
                 names = _header(cells, source)
                 continue
             index += 1
             if index < start:
                 continue
-            if len(cells) != len(names):
+            if longer:
+                yield Row(source, index, None, too_long(limit), line=line)
+            elif len(cells) != len(names):
                 problem = f"has {len(cells)} cells, and the header {len(names)}"
                 yield Row(source, index, None, problem, line=line)
-            elif sum(len(cell.encode()) for cell in cells) > limit:
-                yield Row(source, index, None, too_long(limit), line=line)
             else:
                 content = json.dumps(dict(zip(names, cells, strict=True)), ensure_ascii=False).encode()
                 yield Row(source, index, content, line=line)
@@ -321,15 +321,40 @@ def read_table_rows(file: BinaryIO, source: str, start: int, limit: int, tabs: b
         raise DataError(f"{source}:{begins}: not valid CSV: {error} in the row that begins here") from None
 
 
-def _decoded_lines(file: BinaryIO, source: str, limit: int) -> Iterator[str]:
-    for number, line in enumerate(read_lines(file, limit), start=1):
-        if line is None:
-            raise DataError(f"{source}:{number}: the line is longer than {limit} bytes")
-        try:
-            yield (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).decode("utf-8")
-        except UnicodeDecodeError as error:
-            found = f"{error.reason}, 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
-            raise DataError(f"{source}:{number}: not UTF-8 text: {found}") from None
+class _RowLines:
+    """Lines of a CSV file, of which a row has at most `limit` bytes.
+
+    Of a line that goes beyond, its quotes alone are left, so that the next row begins where it should.
+    """
+
+    def __init__(self, file: BinaryIO, source: str, limit: int) -> None:
+        self._file, self._source, self._limit = file, source, limit
+        self._left, self._longer = limit, False
+
+    def end_row(self) -> bool:
+        """Begins the next row; returns whether the last one was longer than the limit."""
+        longer, self._longer, self._left = self._longer, False, self._limit
+        return longer
+
+    def __iter__(self) -> Iterator[str]:
+        number = 0
+        while line := self._file.readline(self._left + 2):  # with its line break
+            number += 1
+            size = len(line.rstrip(b"\r\n"))
+            if size > self._left or (len(line) == self._left + 2 and not line.endswith(b"\n")):
+                quotes = line.count(b'"')
+                while line and not line.endswith(b"\n"):
+                    line = self._file.readline(65_536)
+                    quotes += line.count(b'"')
+                self._left, self._longer = 0, True
+                yield '"' if quotes % 2 else ""
+                continue
+            self._left -= size
+            try:
+                yield (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).decode("utf-8")
+            except UnicodeDecodeError as error:
+                found = f"{error.reason}, 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
+                raise DataError(f"{self._source}:{number}: not UTF-8 text: {found}") from None
 
 
 def _header(cells: list[str], source: str) -> list[str]:

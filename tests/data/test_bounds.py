@@ -7,6 +7,7 @@ import json
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,60 @@ def test_a_row_is_bounded_however_small_its_file(name: str, packed: str, tmp_pat
     assert [document.text for document in documents] == ["b"]
 
 
-@pytest.mark.parametrize("packed", PACK)
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
-def test_a_line_of_a_table_is_bounded_however_small_its_file(name: str, packed: str, tmp_path: Path) -> None:
+TABLE_ROWS = {
+    "one field": "text\n{}\nb\n",
+    "quoted": 'text\n"{}"\nb\n',
+    "a quote opens before it": 'text\n"one\n{}\n"\nb\n',
+    "a quote opens in it": 'text\n"{}\n two"\nb\n',
+    "quotes in it": 'text\n"{} ""said"" "\nb\n',
+    "a quote closes in it": 'text\n"one\ntwo {}"\nb\n',
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "packed"),
+    [*product(TABLE_ROWS.values(), ["a.csv", "a.tsv"], [""]), *product([TABLE_ROWS["quoted"]], ["a.csv"], PACK)],
+)
+def test_a_row_of_a_table_is_bounded_however_small_its_file(
+    content: str, name: str, packed: str, tmp_path: Path
+) -> None:
     """Whatever another file of the same process was allowed: Python's own limit is one for all."""
     csv.field_size_limit(2 * LONG)
     file = tmp_path / (name + packed)
-    file.write_bytes(PACK[packed](f"text\n{'a' * LONG}\nb\n".encode()))
-    with bounded(), pytest.raises(DataError, match=rf"{name}.*:2: the line is longer than \d+ bytes"):
+    file.write_bytes(PACK[packed](content.format("a" * LONG).encode()))
+    with bounded(), pytest.warns(UserWarning, match=rf"{name}.*:\d: longer than 10000 bytes"):
+        documents = list(read_documents(file, bad_rows=BadRows("skip"), max_row_bytes=10_000))
+    assert [document.text for document in documents] == ["b"]
+    with pytest.raises(DataError, match=rf"{name}.*:\d: longer than 10000 bytes"):
         list(read_documents(file, max_row_bytes=10_000))
+
+
+@pytest.mark.parametrize("row", ['"{}"', '"{}",b'])
+def test_a_row_of_many_short_lines_is_bounded(row: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("text\n" + row.format("short\n" * (LONG // 6)) + "\nb\n")
+    with bounded(), pytest.warns(UserWarning, match="longer than 10000 bytes"):
+        documents = list(read_documents(file, bad_rows=BadRows("skip"), max_row_bytes=10_000))
+    assert [document.text for document in documents] == ["b"]
+
+
+@pytest.mark.parametrize("size", [99, 100, 101])
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_a_row_of_a_table_may_be_as_long_as_the_limit(size: int, end: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(f"id,text{end or chr(10)}1,{'é' + 'a' * (size - 4)}{end}".encode())
+    if size > 100:
+        with pytest.raises(DataError, match="a.csv:2: longer than 100 bytes"):
+            list(read_documents(file, max_row_bytes=100))
+    else:
+        assert len(list(read_documents(file, max_row_bytes=100))) == 1
+
+
+def test_a_header_of_a_table_is_bounded(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(f"{'a' * 200}\nb\n")
+    with pytest.raises(DataError, match="a.csv:1: the header is longer than 100 bytes"):
+        list(read_documents(file, max_row_bytes=100))
 
 
 @pytest.mark.parametrize("packed", PACK)
