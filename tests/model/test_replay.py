@@ -354,7 +354,7 @@ def test_adapters(targets: Any, options: dict[str, Any]) -> None:
     model = make_model(dtype=torch.float64)
     assert_two_passes(model, STAGES)
     config = peft.LoraConfig(r=2, lora_dropout=0.5, target_modules=targets, init_lora_weights=False, **options)
-    adapted = peft.get_peft_model(model, config).double().train()
+    adapted = peft.get_peft_model(model, config).train()
     uses_values = "use_dora" in options
     if not uses_values:
         for layer in replayed_products(model, "down"):
