@@ -10,12 +10,15 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args, get_type_hints
+
+import torch
+from torch import Tensor
 
 from quietstar.config.parsing import check_type, parse_json
 from quietstar.errors import DataError
@@ -173,6 +176,16 @@ class WeightedMeans:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * weight
             self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def over(self, total: Callable[[Tensor], Tensor]) -> WeightedMeans:
+        """Returns the means over what several ranks have added, given the function that sums over them."""
+        numbers = [self.weight, *self._sums.values(), *self._weights.values()]
+        weight, *rest = total(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        means = WeightedMeans()
+        means.weight = weight
+        means._sums = dict(zip(self._sums, rest[: len(self._sums)], strict=True))
+        means._weights = dict(zip(self._weights, rest[len(self._sums) :], strict=True))
+        return means
 
     def values(self) -> dict[str, float]:
         """Returns the means so far, by name."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,11 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from quietstar.config.training import TrainingOptions
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.imports import without_bitsandbytes_warnings
+from quietstar.model.sharding import own_part, own_rows
+from quietstar.training.ranks import ALONE, Ranks
 
 GRADIENT_NORM = "gradient_norm"
 THOUGHT_EMBEDDING_GRADIENT_NORM = "thought_embedding_gradient_norm"
@@ -154,6 +157,8 @@ class MasterAdamW:
         epsilon: Number added to AdamW's denominator.
         master_weights: Whether low-precision parameters have float32 masters. Without them the parameters are updated
             in place, and their gradients and moments have their precision too, as in the released code's optimizer.
+        gathered_dtype: Dtype that the weights of a sharded model are gathered in; None: the model is not sharded.
+        total_over_shards: Function that sums a tensor over the ranks that hold the shards of the parameters.
 
     Raises:
         TypeError: A parameter is not a real floating-point tensor.
@@ -166,18 +171,27 @@ class MasterAdamW:
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
         master_weights: bool = True,
+        gathered_dtype: torch.dtype | None = None,
+        total_over_shards: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
         self.groups = tuple(groups)
+        self._total_over_shards = total_over_shards
         self._parameters: dict[str, nn.Parameter] = {}
-        self._trained: dict[str, Tensor] = {}  # what AdamW updates: the master, or the parameter itself
+        self._trained: dict[str, Tensor] = {}  # what AdamW updates: the master, or the parameter itself, or its shard
         for group in self.groups:
             for name, parameter in group.parameters:
                 if not parameter.is_floating_point():
                     raise TypeError(f"parameter {name} is {parameter.dtype}, needs a floating-point type")
                 self._parameters[name] = parameter
                 narrow = parameter.dtype.itemsize < 4
-                self._trained[name] = parameter.detach().float() if narrow and master_weights else parameter
-        self._masters = {name: tensor for name, tensor in self._trained.items() if tensor is not self._parameters[name]}
+                sharded = isinstance(parameter, DTensor)
+                copied = narrow and master_weights and not sharded
+                self._trained[name] = parameter.detach().float() if copied else own_part(parameter)
+        apart = {name: tensor for name, tensor in self._trained.items() if tensor is not self._parameters[name]}
+        self._shards = {name: tensor for name, tensor in apart.items() if isinstance(self._parameters[name], DTensor)}
+        self._copied = {name: tensor for name, tensor in apart.items() if name not in self._shards}
+        narrow = gathered_dtype is not None and gathered_dtype.itemsize < 4 and master_weights
+        self._masters = self._copied | (self._shards if narrow else {})
         options = [
             {
                 "params": [self._trained[name] for name, _ in group.parameters],
@@ -195,19 +209,22 @@ class MasterAdamW:
         gradients of all parameters beside their float32 sums; the first stay small until the pass's own memory is free.
         """
         with ExitStack() as hooks:
-            for name, master in self._masters.items():
+            for name, master in self._copied.items():
                 if master.grad is not None:
                     add = partial(self.collect_gradient, name)
                     hooks.callback(self._parameters[name].register_post_accumulate_grad_hook(add).remove)
             loss.backward()
-        for name in self._masters:
+        for name in self._copied:
             self.collect_gradient(name, self._parameters[name])
+        for name, shard in self._shards.items():
+            gradient = self._parameters[name].grad
+            shard.grad = None if gradient is None else own_part(gradient)
 
     @torch.no_grad()
     def collect_gradient(self, name: str, parameter: Tensor) -> None:
         """Adds the gradient of a low-precision parameter, if it has one, to that of its master, and frees it."""
         if (gradient := parameter.grad) is not None:
-            master = self._masters[name]
+            master = self._copied[name]
             master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
             parameter.grad = None
 
@@ -223,12 +240,17 @@ class MasterAdamW:
         """Returns the 2-norm of the collected gradients by `ParameterGroup.norm`: float32 scalars, still on the
         device.
         """
-        return {
+        norms = {
             norm: get_total_norm(
                 [_in_float32(tensor.grad) for tensor in self._members(norm) if tensor.grad is not None]
             )
             for norm in self._norm_limits()
         }
+        if not self._shards:
+            return norms
+        device = next(iter(self._shards.values())).device
+        squares = torch.stack([norm.to(device, torch.float64).square() for norm in norms.values()])
+        return dict(zip(norms, self._total_over_shards(squares).sqrt().unbind(), strict=True))
 
     def first_non_finite_gradient(self, norm: str) -> str | None:
         """Returns the name of the first parameter counted by `norm` whose gradient has NaN or infinity, if one has."""
@@ -270,7 +292,7 @@ class MasterAdamW:
             for name, trained in self._trained.items():
                 # autograd does not see the writes of fused kernels and of bitsandbytes
                 torch.autograd.graph.increment_version([trained, self._parameters[name]])
-        for name, master in self._masters.items():
+        for name, master in self._copied.items():
             self._parameters[name].copy_(master)
 
     def zero_grad(self) -> None:
@@ -290,6 +312,18 @@ class MasterAdamW:
         for name, trained in self._trained.items():
             tensors |= {f"{key}.{name}": tensor for key, tensor in self._state_of(trained).items()}
         return tensors | {f"master.{name}": master for name, master in self._masters.items()}
+
+    def state_rows(self) -> dict[str, tuple[int, int]]:
+        """Returns where the rows of each tensor of `state_tensors` begin and end among those of the whole parameter.
+
+        Only those of sharded parameters are named.
+        """
+        return {
+            f"{key}.{name}": own_rows(self._parameters[name])
+            for name, shard in self._shards.items()
+            for key, tensor in (("master", shard), *self._state_of(shard).items())
+            if tensor.shape == shard.shape
+        }
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -430,10 +464,15 @@ OPTIMIZERS: dict[str, type[MasterAdamW]] = {"adamw": MasterAdamW, "adamw_8bit": 
 """Optimizers by their name in `training.optimizer`."""
 
 
-def build_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
+def build_optimizer(model: nn.Module, options: TrainingOptions, ranks: Ranks = ALONE) -> MasterAdamW:
     """Returns the optimizer of `options` for the trainable parameters of `model`, which must already be on its device.
 
     Warns if updates go straight to low-precision weights and most of them are lost.
+
+    Args:
+        model: Module to train, which is sharded where there are several ranks.
+        options: Options of the training loop.
+        ranks: Processes of the run.
 
     Raises:
         ConfigError: Nothing in the model requires a gradient, or `training.optimizer` needs a package that is missing.
@@ -443,6 +482,8 @@ def build_optimizer(model: nn.Module, options: TrainingOptions) -> MasterAdamW:
         betas=(options.adam_beta1, options.adam_beta2),
         epsilon=options.adam_epsilon,
         master_weights=options.master_weights,
+        gathered_dtype=getattr(model, "gathered_dtype", None),
+        total_over_shards=ranks.total_over_shards,
     )
     share = 1.0 if options.master_weights else movable_share(optimizer.groups, options.learning_rate)
     if share < 0.5:

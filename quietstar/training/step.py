@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch
 from quietstar.errors import DataError, NonFiniteError, OutOfMemoryError
+from quietstar.model.sharding import call
 from quietstar.objective.learning import LearnOutput
 from quietstar.runs.files import saving, write_json
 from quietstar.runs.machine import is_out_of_memory
 from quietstar.training.metrics import WeightedMeans
 from quietstar.training.optimizer import build_optimizer, learning_rate
+from quietstar.training.ranks import ALONE, Ranks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -64,6 +66,16 @@ class StepResult:
     means: Means | None = None
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """A metric that is NaN or infinite, where it was found, and the names of the texts."""
+
+    metric: str
+    value: float
+    where: str
+    texts: str
+
+
 class OptimizerStep(Generic[ModelT]):
     """Does optimizer steps, each in micro-batches that fit into the memory.
 
@@ -74,6 +86,7 @@ class OptimizerStep(Generic[ModelT]):
         device: Device of the model.
         interrupted: Function that returns whether to leave a step unfinished.
         tell: Function `(step, event, message)`, called when the micro-batch has become smaller.
+        ranks: Processes of the run; each does its share of the texts of a step.
 
     Attributes:
         optimizer: Optimizer of the model.
@@ -89,8 +102,10 @@ class OptimizerStep(Generic[ModelT]):
         device: torch.device,
         interrupted: Callable[[], bool],
         tell: Callable[[int, str, str], None],
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.optimizer = build_optimizer(model, options)
+        self.optimizer = build_optimizer(model, options, ranks)
+        self._ranks = ranks
         self.micro_batch_size: int | None = None
         self._model = model
         self._compute_step = compute_step
@@ -143,17 +158,19 @@ class OptimizerStep(Generic[ModelT]):
 
     def forget_optimizer_state(self) -> None:
         """Starts the optimizer again, without state, from the present weights."""
-        self.optimizer = build_optimizer(self._model, self._options)
+        self.optimizer = build_optimizer(self._model, self._options, self._ranks)
 
     def _try(self, step: int, batch: Batch) -> dict[str, float] | None:
         options = self._options
         means = WeightedMeans()
         measured: Means | None = None
+        problem: _Problem | None = None
+        share = self._ranks.share(len(batch))
         size = self._size(len(batch))
-        for micro_index, first in enumerate(range(0, len(batch), size)):
-            part = batch.part(first, size).to(self._device)
+        for micro_index, first in enumerate(range(share.start, share.stop, size)):
+            part = batch.part(first, min(size, share.stop - first)).to(self._device)
             torch.manual_seed(module_seed(options.seed, step, micro_index))
-            result = self._compute_step(self._model, part, thought_seed(options.seed, step))
+            result = call(self._model, self._compute_step, part, thought_seed(options.seed, step))
             weight = float(len(part)) if result.weight is None else result.weight
             refuse_reserved(result.metrics, RESERVED)
             if result.means is not None:
@@ -163,11 +180,16 @@ class OptimizerStep(Generic[ModelT]):
             found = values if result.means is None else values | result.means.floats()
             for name, value in found.items():
                 if not math.isfinite(value):
-                    raise self._non_finite(step, name, value, part, f"micro-batch {micro_index + 1} of the step")
+                    where = f"micro-batch {micro_index + 1} of the step"
+                    problem = problem or _Problem(name, value, where, some_names(part))
+            if problem and self._ranks.size == 1:  # others would wait for this one
+                break
             means.add(values, weight)
-            if first + len(part) < len(batch) and self._interrupted():
+            if first + len(part) < share.stop and self._interrupted():
                 self.optimizer.zero_grad()
                 return None
+        self._raise_any(step, problem)
+        means, measured = means.over(self._ranks.total), None if measured is None else measured.over(self._ranks.total)
         if means.weight <= 0:
             raise DataError(f"step {step}: {some_names(batch)}: nothing to train on (weight 0)")
         if means.weight != len(batch):
@@ -178,23 +200,35 @@ class OptimizerStep(Generic[ModelT]):
         for name in norms:
             if not math.isfinite(values[name]):
                 culprit = self.optimizer.first_non_finite_gradient(name)
+                culprit = next(filter(None, self._ranks.everyones(culprit)), None)
                 where = f"first in parameter {culprit}" if culprit else "every gradient is finite, their norm overflows"
-                raise self._non_finite(step, name, values[name], batch, where)
+                raise self._non_finite(step, _Problem(name, values[name], where, some_names(batch)))
         self.optimizer.clip(norms)
         self.optimizer.step(learning_rate(step, options))
         self.optimizer.zero_grad()
         return values
 
     def _size(self, texts: int) -> int:
-        return min(self._options.micro_batch_size or texts, texts)
+        own = len(self._ranks.share(texts))
+        return min(self._options.micro_batch_size or own, own)
 
     def _versions(self) -> list[int]:
         """Returns the number of writes to each parameter so far."""
         return [parameter._version for parameter in self._model.parameters()]
 
-    def _non_finite(self, step: int, metric: str, value: float, batch: Batch, where: str) -> NonFiniteError:
+    def _raise_any(self, step: int, problem: _Problem | None) -> None:
+        """Raises the first problem of any rank, on all of them.
+
+        Raises:
+            NonFiniteError: A rank has a problem.
+        """
+        if self._ranks.total(torch.tensor(float(problem is not None))) > 0:
+            found = next(filter(None, self._ranks.everyones(None if problem is None else asdict(problem))))
+            raise self._non_finite(step, _Problem(**found))
+
+    def _non_finite(self, step: int, problem: _Problem) -> NonFiniteError:
         self.optimizer.zero_grad()
-        return NonFiniteError(f"step {step}: {metric} is {value} ({where}) for {some_names(batch)}")
+        return NonFiniteError(f"step {step}: {problem.metric} is {problem.value} ({problem.where}) for {problem.texts}")
 
     def make_room(self, step: int, texts: int, problem: str, weights_changed: bool = False) -> None:
         """Halves the micro-batch, where that can help.
@@ -268,6 +302,15 @@ class Means:
 
     def __add__(self, other: Means) -> Means:
         return Means(self.names, self.totals + other.totals, self.counts + other.counts)
+
+    def over(self, total: Callable[[Tensor], Tensor]) -> Means:
+        """Returns the means over what several ranks have measured, given the function that sums over them."""
+        totals, counts = total(torch.stack([self.totals, self.counts])).unbind()
+        return Means(self.names, totals, counts)
+
+    def nothing(self) -> Means:
+        """Returns the same means over no terms."""
+        return Means(self.names, torch.zeros_like(self.totals), torch.zeros_like(self.counts))
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the means as float64 scalars on the device; 0 where there are no terms."""

@@ -16,7 +16,9 @@ from quietstar.data.batches import Batch
 from quietstar.model.attention import ThoughtPass
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.padding import read_padding
+from quietstar.model.sharding import call, own_part
 from quietstar.objective.learning import IGNORE, Counts, LearnOutput, count, learn
+from quietstar.training.ranks import ALONE, Ranks
 from quietstar.training.step import Means, StepResult, gain_by_difficulty, step_means, text_targets
 from quietstar_kernels import linear_cross_entropy
 
@@ -91,13 +93,16 @@ def language_modeling_step(model: QuietStarForCausalLM, batch: Batch, seed: int)
     return StepResult(loss, {"text_nll": loss.detach()}, _weight(batch))
 
 
-def evaluate_on(texts: Tensor, config: TrainConfig, attention_mask: Tensor | None = None) -> Evaluate:
+def evaluate_on(
+    texts: Tensor, config: TrainConfig, attention_mask: Tensor | None = None, ranks: Ranks = ALONE
+) -> Evaluate:
     """Returns a function that measures a model on held-out texts.
 
     Args:
         texts: Token ids of the held-out texts, int64 [n, L]; the first `training.eval_batches` batches are used.
         config: Configuration of the run; `training.micro_batch_size` may change between evaluations.
         attention_mask: Document numbers of the tokens, 0 at padding, int64 [n, L]; None: one document each, unpadded.
+        ranks: Processes of the run; each measures its share of the texts.
 
     Returns:
         A function of a model that returns its metrics: `loss` (the talk NLL, or the plain NLL for language modelling),
@@ -118,36 +123,48 @@ def evaluate_on(texts: Tensor, config: TrainConfig, attention_mask: Tensor | Non
     @torch.no_grad()
     def evaluate(model: QuietStarForCausalLM) -> dict[str, float]:
         device = next(model.parameters()).device
-        if training.method == "language_modeling":
-            parts = [_text_means(model, part) for batch in batches for part in _parts(batch, config, device)]
-            text_nll = reduce(add, parts).floats()["text_nll"]
-            return {"text_nll": text_nll, "loss": text_nll}
         means: list[Means] = []
         targets: list[Tensor] = []
         for index, batch in enumerate(batches):
-            for part in _parts(batch, config, device):
-                output = _learn(model, part, config, objective, EVALUATION_SEED + index, reuse_sampling_pass=False)
-                means.append(step_means(output, part))
-                nlls = torch.stack([output.base_nll_at_target, output.talk_nll])
-                targets.append(nlls[:, output.target_mask].cpu())
-        metrics = reduce(add, means).floats()
+            for part, counts in _parts(batch, config, device, ranks):
+                if training.method == "language_modeling":
+                    measured = call(model, _text_means, part)
+                else:
+                    seed = EVALUATION_SEED + index
+                    output = call(model, _learn, part, config, objective, seed, reuse_sampling_pass=False)
+                    measured = step_means(output, part)
+                    nlls = torch.stack([output.base_nll_at_target, output.talk_nll], -1)
+                    targets.append(nlls[output.target_mask if counts else output.target_mask & False].cpu())
+                means.append(measured if counts else measured.nothing())
+        metrics = reduce(add, means).over(ranks.total).floats()
+        if training.method == "language_modeling":
+            return metrics | {"loss": metrics["text_nll"]}
         variance = metrics["mixing_weight_square"] - metrics["mixing_weight"] ** 2
         by_lookahead = [metrics[f"talk_nll_{j}"] for j in range(model.config.lookahead)]
         metrics |= {
             "loss": sum(by_lookahead) / len(by_lookahead),
             "mixing_weight_deviation": max(0.0, variance) ** 0.5,
-            **gain_by_difficulty(*torch.cat(targets, 1)),
+            **gain_by_difficulty(*ranks.gather(torch.cat(targets)).unbind(-1)),
         }
         if objective.policy_weight > 0 and model.config.thinking == "sample":
-            metrics |= _gradient_norms(model, batches[0], config, objective)
+            metrics |= _gradient_norms(model, batches[0], config, objective, ranks)
         return metrics
 
     return evaluate
 
 
-def _parts(batch: Batch, config: TrainConfig, device: torch.device) -> Iterator[Batch]:
-    size = config.training.micro_batch_size or len(batch)
-    return (batch.part(first, size).to(device) for first in range(0, len(batch), size))
+def _parts(batch: Batch, config: TrainConfig, device: torch.device, ranks: Ranks) -> Iterator[tuple[Batch, bool]]:
+    """Returns the micro-batches of a rank, as many on each, and whether they count.
+
+    Texts that do not divide among the ranks are in the last one of all ranks, and count on one.
+    """
+    share = ranks.share(len(batch))
+    size = config.training.micro_batch_size or max(1, len(share))
+    for first in range(share.start, share.stop, size):
+        yield batch.part(first, min(size, share.stop - first)).to(device), True
+    rest = len(batch) % ranks.size
+    for first in range(len(batch) - rest, len(batch), size):
+        yield batch.part(first, min(size, len(batch) - first)).to(device), ranks.leads
 
 
 def _learn(
@@ -238,7 +255,7 @@ def _text_means(model: QuietStarForCausalLM, batch: Batch) -> Means:
 
 
 def _gradient_norms(
-    model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective
+    model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective, ranks: Ranks
 ) -> dict[str, float]:
     """Returns the 2-norms of the gradients of the language-model part and the policy part of the loss, as in training.
 
@@ -246,28 +263,39 @@ def _gradient_norms(
     """
     was_training = model.training
     model.train()  # layers are checkpointed only in this mode; there is no dropout
+    norm = _sharded_gradient_norm if ranks.size > 1 else _gradient_norm
     try:
         return {
-            "gradient_norm_lm": _gradient_norm(model, batch, config, replace(objective, policy_weight=0.0)),
-            "gradient_norm_policy": _gradient_norm(
-                model, batch, config, replace(objective, base_weight=0.0, talk_weight=0.0)
+            "gradient_norm_lm": norm(model, batch, config, replace(objective, policy_weight=0.0), ranks),
+            "gradient_norm_policy": norm(
+                model, batch, config, replace(objective, base_weight=0.0, talk_weight=0.0), ranks
             ),
         }
     finally:
         model.train(was_training)
 
 
-def _gradient_norm(model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective) -> float:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _losses(
+    model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective, ranks: Ranks
+) -> Iterator[Tensor]:
+    """Yields the share of each micro-batch in the loss of a batch, differentiable."""
     device = next(model.parameters()).device
-    parts = list(_parts(batch, config, device))
     counts, reuse = StepDenominators(config, objective), config.training.reuse_sampling_pass
-    sums: list[Tensor | None] = [None] * len(parameters)
-    for part in parts:
+    for part, counted in _parts(batch, config, device, ranks):
         with torch.enable_grad():
-            output = _learn(model, part, config, objective, EVALUATION_SEED, reuse, counts)
-            loss = output.loss * (len(part) / len(batch))
+            output = call(model, _learn, part, config, objective, EVALUATION_SEED, reuse, counts)
+            loss = output.loss * (counted * len(part) / len(batch))
             del output
+        yield loss
+
+
+def _gradient_norm(
+    model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective, ranks: Ranks
+) -> float:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    one = config.training.micro_batch_size is None or config.training.micro_batch_size >= len(batch)
+    sums: list[Tensor | None] = [None] * len(parameters)
+    for loss in _losses(model, batch, config, objective, ranks):
         found: list[Tensor | None] = list(torch.autograd.grad(loss, parameters, allow_unused=True))
         del loss
         for index, gradient in enumerate(found):
@@ -277,6 +305,24 @@ def _gradient_norm(model: QuietStarForCausalLM, batch: Batch, config: TrainConfi
                 if before is not None:
                     before.add_(gradient)
                 else:  # a sum in 16 bits would lose small gradients
-                    sums[index] = gradient.float() if len(parts) > 1 and gradient.dtype.itemsize < 4 else gradient
-    norms = [torch.linalg.vector_norm(total, dtype=torch.float32) for total in sums if total is not None]
+                    sums[index] = gradient if one or gradient.dtype.itemsize >= 4 else gradient.float()
+    norms = [_norm(total) for total in sums if total is not None]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def _sharded_gradient_norm(
+    model: QuietStarForCausalLM, batch: Batch, config: TrainConfig, objective: Objective, ranks: Ranks
+) -> float:
+    """Returns the same as `_gradient_norm`; only a whole backward pass sums gradients over the ranks."""
+    for loss in _losses(model, batch, config, objective, ranks):
+        loss.backward()
+    squares = torch.zeros((), dtype=torch.float64)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            squares += _norm(own_part(parameter.grad)).double().square().cpu()
+            parameter.grad = None
+    return float(ranks.total_over_shards(squares).sqrt())
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))

@@ -1,0 +1,62 @@
+"""The options of a run on several devices, which torchrun starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from quietstar.config.options import Count
+from quietstar.errors import ConfigError
+
+
+@dataclass
+class DistributedOptions:
+    """Several devices: `torchrun --standalone --nproc_per_node=8 -m quietstar.train ...` shards the model over them.
+
+    Args:
+        shard: Number of ranks that one copy of the model is sharded over, which divides the number of ranks; the copies
+            train together (HSDP). Fewer ranks exchange less, and hold more each. Null: all ranks, one copy.
+        keep_gathered: Whether each layer's weights stay gathered from the first pass of a step to its backward pass.
+            Each rank then holds all layers in the type they are computed in, and receives them once a step instead of
+            model.thought_length + 4 times.
+    """
+
+    shard: Count | None = None
+    keep_gathered: bool = False
+
+
+def world() -> tuple[int, int]:
+    """Returns the number of this process and of all processes, as torchrun says them; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def check_distributed(options: DistributedOptions, batch_size: int, device: str, preset: str, optimizer: str) -> None:
+    """Refuses what cannot be done on the processes that torchrun has started.
+
+    Args:
+        options: Options of the run on several devices.
+        batch_size: Number of texts of a step.
+        device: Device that the run asks for.
+        preset: Name of the preset.
+        optimizer: Name of the optimizer.
+
+    Raises:
+        ConfigError: naming the dotted key, the value, and what is needed.
+    """
+    _, ranks = world()
+    if ranks == 1:
+        return
+    if options.shard is not None and ranks % options.shard:
+        raise ConfigError(f"distributed.shard: got {options.shard}, which does not divide the {ranks} ranks of torchrun")
+    if batch_size % ranks:
+        raise ConfigError(
+            f"training.batch_size: got {batch_size}, which does not divide among the {ranks} ranks of torchrun"
+        )
+    if device.startswith("cuda:"):
+        raise ConfigError(f"training.device: got {device}, but under torchrun each rank has a GPU of its own; needs cuda")
+    if preset == "textbook":
+        raise ConfigError("preset: textbook trains small models on one device; start it without torchrun")
+    if optimizer == "adamw_8bit":
+        raise ConfigError(
+            "training.optimizer: got adamw_8bit, whose moments are not sharded; needs adamw on several ranks"
+        )

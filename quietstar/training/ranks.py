@@ -1,0 +1,142 @@
+"""The processes of one training run: one, or the ranks that torchrun starts, and what they say to one another.
+
+`join_ranks` is read first. All ranks read the same batch, and each takes its share of the texts; the weights are cut by
+`quietstar.model.sharding`. What ranks must agree on goes through `Ranks`, in the same order on each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from quietstar.config.distributed import DistributedOptions, world
+from quietstar.errors import ConfigError
+
+REPLICATE, SHARD = "replicate", "shard"
+"""Names of the dimensions of the mesh: copies of the model, and the ranks that one copy is sharded over."""
+
+
+class Ranks:
+    """One process alone, or one of the ranks of a run.
+
+    Args:
+        mesh: Mesh of all ranks, with the dimensions `REPLICATE` and `SHARD`; None: one process alone.
+        group: Group of all ranks that exchange what this object is asked for; None: the default one.
+        device: Device of the tensors that the ranks exchange.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        leads: Whether this process writes the files of the run, which is rank 0.
+        mesh: Mesh of all ranks; None for one process alone.
+    """
+
+    def __init__(
+        self,
+        mesh: DeviceMesh | None = None,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
+        self.mesh = mesh
+        self.rank = 0 if mesh is None else dist.get_rank()
+        self.size = 1 if mesh is None else dist.get_world_size()
+        self.leads = self.rank == 0
+        self._group = group
+        self._device = device
+
+    def for_a_thread(self) -> Ranks:
+        """Returns the same ranks for another thread, whose exchanges do not mix with those of this one."""
+        return self if self.mesh is None else Ranks(self.mesh, dist.new_group(backend="gloo"))
+
+    def share(self, texts: int) -> range:
+        """Returns the places of this rank's texts among those of a step, which must divide among the ranks."""
+        count = texts // self.size
+        return range(self.rank * count, (self.rank + 1) * count)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all ranks; each gives one of the same shape."""
+        if self.mesh is None:
+            return values
+        summed = values.to(self._device, copy=True)
+        dist.all_reduce(summed, group=self._group)
+        return summed.to(values.device)
+
+    def total_over_shards(self, values: Tensor) -> Tensor:
+        """Returns the sum of a tensor over the ranks that hold the shards of this rank's copy of the model."""
+        if self.mesh is None:
+            return values
+        summed = values.to(self._device, copy=True)
+        dist.all_reduce(summed, group=self.mesh.get_group(SHARD))
+        return summed.to(values.device)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Returns the tensors of all ranks one after another, along their first dimension, where their sizes differ."""
+        if self.mesh is None:
+            return tensor
+        lengths = [int(length) for length in self._all(torch.tensor([len(tensor)]))]
+        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = self._all(padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def everyones(self, value: Any) -> list[Any]:
+        """Returns a plain JSON value of every rank, in their order."""
+        if self.mesh is None:
+            return [value]
+        text = self.gather(torch.frombuffer(bytearray(json.dumps(value).encode() + b"\n"), dtype=torch.uint8))
+        return [json.loads(line) for line in bytes(text.tolist()).splitlines()]
+
+    def leaders(self, value: Any) -> Any:
+        """Returns the plain JSON value of rank 0; those of the others are not looked at."""
+        return self.everyones(value if self.leads else None)[0]
+
+    def _all(self, tensor: Tensor) -> list[Tensor]:
+        own = tensor.to(self._device)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own, group=self._group)
+        return [part.to(tensor.device) for part in parts]
+
+
+ALONE = Ranks()
+"""One process alone."""
+
+
+@contextmanager
+def join_ranks(options: DistributedOptions, device: str) -> Iterator[Ranks]:
+    """Context of this process among those that torchrun has started; without torchrun, of one process alone.
+
+    Args:
+        options: Options of the run on several devices.
+        device: Device that the run asks for: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: This process has no GPU of its own.
+    """
+    rank, size = world()
+    if size == 1:
+        yield ALONE
+        return
+    own = torch.device("cpu")
+    if device != "cpu" and torch.cuda.is_available():
+        index = int(os.environ.get("LOCAL_RANK", rank))
+        if index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"training.device: rank {rank} needs the GPU {index} of its machine, PyTorch sees "
+                f"{torch.cuda.device_count()}; start no more ranks than GPUs, or use training.device cpu"
+            )
+        own = torch.device("cuda", index)
+        torch.cuda.set_device(own)
+    dist.init_process_group("gloo" if own.type == "cpu" else "cpu:gloo,cuda:nccl")
+    try:
+        shard = options.shard or size
+        yield Ranks(init_device_mesh(own.type, (size // shard, shard), mesh_dim_names=(REPLICATE, SHARD)), device=own)
+    finally:
+        dist.destroy_process_group()
