@@ -37,9 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             run_textbook(config)
             return
+        from quietstar.training.ranks import join_ranks
         from quietstar.training.run import train
 
-        result = train(config)
+        with join_ranks(config.distributed, config.training.device) as ranks:
+            result = train(config, ranks=ranks)
+        if not ranks.leads:
+            return
         print(f"trained {result.steps} steps in {result.seconds:.0f} s: {Path(result.checkpoint)}")
         if result.eval_metrics:
             values = result.eval_metrics

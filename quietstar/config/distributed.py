@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from quietstar.config.options import Count
 from quietstar.errors import ConfigError
@@ -30,15 +31,13 @@ def world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def check_distributed(options: DistributedOptions, batch_size: int, device: str, preset: str, optimizer: str) -> None:
+def check_distributed(options: DistributedOptions, training: Any, preset: str) -> None:
     """Refuses what cannot be done on the processes that torchrun has started.
 
     Args:
         options: Options of the run on several devices.
-        batch_size: Number of texts of a step.
-        device: Device that the run asks for.
+        training: Object with the fields `batch_size`, `device` and `optimizer`.
         preset: Name of the preset.
-        optimizer: Name of the optimizer.
 
     Raises:
         ConfigError: naming the dotted key, the value, and what is needed.
@@ -48,15 +47,15 @@ def check_distributed(options: DistributedOptions, batch_size: int, device: str,
         return
     if options.shard is not None and ranks % options.shard:
         raise ConfigError(f"distributed.shard: got {options.shard}, which does not divide the {ranks} ranks of torchrun")
-    if batch_size % ranks:
+    if training.batch_size % ranks:
         raise ConfigError(
-            f"training.batch_size: got {batch_size}, which does not divide among the {ranks} ranks of torchrun"
+            f"training.batch_size: got {training.batch_size}, which does not divide among the {ranks} ranks of torchrun"
         )
-    if device.startswith("cuda:"):
-        raise ConfigError(f"training.device: got {device}, but under torchrun each rank has a GPU of its own; needs cuda")
+    if training.device.startswith("cuda:"):
+        raise ConfigError(f"training.device: got {training.device}, but under torchrun each rank has a GPU of its own; needs cuda")
     if preset == "textbook":
         raise ConfigError("preset: textbook trains small models on one device; start it without torchrun")
-    if optimizer == "adamw_8bit":
+    if training.optimizer == "adamw_8bit":
         raise ConfigError(
             "training.optimizer: got adamw_8bit, whose moments are not sharded; needs adamw on several ranks"
         )

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
+from quietstar.config.distributed import DistributedOptions, check_distributed
 from quietstar.config.objective import ObjectiveOptions, objective_of
 from quietstar.config.options import (
     INPUT,
@@ -342,6 +343,7 @@ class TrainConfig:
         objective: Training objective: a preset and overrides of single options.
         training: Options of the training loop.
         textbook: Options of the embedded default experiment.
+        distributed: Options of a run on several devices, which torchrun starts.
     """
 
     preset: str = "textbook"
@@ -352,6 +354,7 @@ class TrainConfig:
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     textbook: TextbookOptions = field(default_factory=TextbookOptions)
+    distributed: DistributedOptions = field(default_factory=DistributedOptions)
 
 
 def logger_names(log_to: str) -> list[str]:
@@ -383,6 +386,7 @@ def validate(config: TrainConfig, required: Collection[str] = INPUTS) -> TrainCo
     check(config)
     parse_operands(config.textbook.operands)
     check_training(config.training)
+    check_distributed(config.distributed, config.training, config.preset)
     _check_thinking(config)
     return config
 

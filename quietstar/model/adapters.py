@@ -44,6 +44,7 @@ from quietstar.model.loading import (
     not_finite,
     read_header,
 )
+from quietstar.model.sharding import copy_rows, gathered_dtype
 from quietstar.model.thinking_model import ThinkingModel
 from quietstar.model.upstream import Conv1D
 from quietstar.runs.directory import ADAPTERS, check_fields
@@ -229,17 +230,19 @@ def load_trained_state(model: ThinkingModel, tensors: Mapping[str, Tensor]) -> N
     if unknown := sorted(tensors.keys() - own.keys()):
         raise CheckpointError(f"the model has no {unknown[0]}")
     for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
+        wanted = gathered_dtype(model, own[name])
+        if tensor.shape != own[name].shape or tensor.dtype != wanted:
             raise CheckpointError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)}, "
-                f"the model needs {own[name].dtype} {list(own[name].shape)}"
+                f"{name} is {tensor.dtype} {list(tensor.shape)}, the model needs {wanted} {list(own[name].shape)}"
             )
     for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+        copy_rows(own[name], tensor)
 
 
 def base_fingerprint(model: ThinkingModel) -> str:
     """Return a hash of names, shapes and some values of the base's own weights, the same with and without adapters."""
+    if (known := getattr(model, "known_fingerprint", None)) is not None:  # of before the weights were cut
+        return str(known)
     digest = hashlib.sha256()
     for name, parameter in model.base.named_parameters():
         if ".lora_" in name:
@@ -286,7 +289,7 @@ def save_finetuned(
     save_file(_contiguous(thoughts), directory / THOUGHTS, metadata={_FINGERPRINT: base_fingerprint(model)})
     options = {key: sorted(value) if isinstance(value, set) else value for key, value in _plain_options(model).items()}
     (directory / OPTIONS).write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    model.config.architectures = [type(model).__name__]
+    model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
     model.config.save_pretrained(directory)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(directory)

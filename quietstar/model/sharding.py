@@ -92,15 +92,31 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def own_rows(tensor: Tensor) -> tuple[int, int]:
-    """Returns where this rank's rows of a tensor begin and end, of all its rows."""
-    if not isinstance(tensor, DTensor):
-        return 0, tensor.shape[0] if tensor.ndim else 1
+Rows = tuple[int, int, int]
+"""First row that a rank holds of a tensor, the one after its last, and the number of all rows."""
+
+
+def own_rows(tensor: DTensor) -> Rows:
+    """Returns which rows of a sharded tensor this rank holds."""
     mesh, rows = tensor.device_mesh, tensor.shape[0]
     ranks = mesh.size(mesh.ndim - 1)
     each = -(-rows // ranks)  # as torch.chunk cuts them
     first = min(mesh.get_local_rank(mesh.ndim - 1) * each, rows)
-    return first, first + tensor.to_local().shape[0]
+    return first, first + tensor.to_local().shape[0], rows
+
+
+def gathered_dtype(model: nn.Module, tensor: Tensor) -> torch.dtype:
+    """Returns the dtype of a tensor of a model, of a sharded one that it is gathered in."""
+    dtype: torch.dtype = getattr(model, "gathered_dtype", tensor.dtype) if isinstance(tensor, DTensor) else tensor.dtype
+    return dtype
+
+
+def copy_rows(own: Tensor, tensor: Tensor) -> None:
+    """Copies a whole tensor into one of the model, of which a rank may hold only some rows."""
+    if isinstance(own, DTensor):
+        first, stop, _ = own_rows(own)
+        tensor = tensor[first:stop]
+    own_part(own).copy_(tensor)
 
 
 def whole(tensor: Tensor) -> Tensor:

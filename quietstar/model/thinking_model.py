@@ -160,6 +160,9 @@ class ThinkingModel(PreTrainedModel):
     # read when weights are loaded: parts named here stay in float32
     _keep_in_fp32_modules_strict = ["thinking_gate"]  # noqa: RUF012 (transformers reads it as a plain class attribute)
 
+    gathered_dtype: torch.dtype | None = None
+    """Dtype that the weights are gathered in, where they lie in shards on several ranks."""
+
     def __init__(self, config: QuietStarConfig, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         text_config = config.text_config

@@ -26,6 +26,8 @@ FORMAT = 2
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
+SHARDS = "training"
+"""Directory of the optimizer's state in a checkpoint that several ranks have written: a file of each."""
 
 # A change of any other option in the middle of a run would give a run of neither the old nor the new options.
 # `steps` may change, so that a run can be extended: the schedule then follows the new number.
@@ -157,12 +159,14 @@ def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
     """
     expected = _read_manifest(path)
     found = listing(path)
-    lacking = sorted({OPTIMIZER, STATE} - found) if allow_partial else []
+    sharded = any(PurePosixPath(name).parts[0] == SHARDS for name in expected)
+    needed = {STATE} if sharded else {OPTIMIZER, STATE}
+    lacking = sorted(needed - found) if allow_partial else []
     if missing := sorted(expected.keys() - found - set(lacking)):
         raise CheckpointError(f"{path}: {missing[0]} is missing")
     if additional := sorted(found - expected.keys()):
         raise CheckpointError(f"{path}: {additional[0]} does not belong to it")
-    if required := sorted({STATE, OPTIMIZER} - found - set(lacking)):
+    if required := sorted(needed - found - set(lacking)):
         raise CheckpointError(f"{path}: {required[0]} is missing")
     present = {name: description for name, description in sorted(expected.items()) if name in found}
     try:

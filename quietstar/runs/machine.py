@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -134,10 +134,19 @@ class Signals:
         finally:
             self._interrupting = False
 
-    def interruption(self, saved: bool) -> Interrupted:
-        """Returns the exception that ends the process after `stop`, with the exit status that shells expect."""
-        assert self.stop is not None
-        return Interrupted(self.stop, saved)
+    def agreed(self, total: Callable[[torch.Tensor], torch.Tensor]) -> tuple[signal.Signals | None, bool]:
+        """Returns the signal to stop and whether to save, the same on all ranks; `save` is answered with that.
+
+        Args:
+            total: Function that sums a tensor over all ranks.
+        """
+        import torch  # not at the top, as in `environment`
+
+        noted = torch.tensor([self.stop == number for number in STOP] + [self.save], dtype=torch.float32)
+        *stops, save = (total(noted) > 0).tolist()
+        if save:
+            self.save = False
+        return next((number for number, asked in zip(STOP, stops, strict=True) if asked), None), save
 
     def __enter__(self) -> Signals:
         self.stop, self.save = None, False

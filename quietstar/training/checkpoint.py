@@ -15,23 +15,30 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from quietstar.errors import CheckpointError
 from quietstar.model.adapters import check_base, has_adapters, load_trained_state, read_adapters, trained_state
+from quietstar.model.sharding import Rows, gathered_dtype, own_part, own_rows
 from quietstar.runs.checkpoints import (
     FORMAT,
     MANIFEST,
     OPTIMIZER,
+    SHARDS,
     STATE,
     describe,
     listing,
@@ -40,8 +47,11 @@ from quietstar.runs.checkpoints import (
 )
 from quietstar.runs.directory import INDEX, read_index
 from quietstar.runs.files import saving
+from quietstar.training.ranks import ALONE, Ranks
 
 WEIGHTS = "model.safetensors"
+ROWS = "rows"
+"""Key, in a file of the optimizer's state, of the rows that it has of sharded tensors: JSON, first, end and all by name."""
 
 
 class SavesPretrained(Protocol):
@@ -64,6 +74,7 @@ class Snapshot:
         optimizer: Flat tensors of the optimizer's state, by name.
         state: Text of `state.json`, which the checkpoint is resumed from.
         tokenizer: Tokenizer that is written next to the model, so that the checkpoint can be used alone.
+        rows: Rows that this rank holds of the tensors of the optimizer's state that belong to sharded parameters.
     """
 
     step: int
@@ -72,6 +83,7 @@ class Snapshot:
     optimizer: Mapping[str, Tensor]
     state: str
     tokenizer: SavesPretrained | None = None
+    rows: Mapping[str, Rows] = field(default_factory=dict)
 
 
 def take_snapshot(
@@ -81,6 +93,7 @@ def take_snapshot(
     state: Mapping[str, Any],
     tokenizer: SavesPretrained | None = None,
     *,
+    rows: Mapping[str, Rows] | None = None,
     copy: bool = True,
 ) -> Snapshot:
     """Takes a snapshot of the present state of training.
@@ -91,27 +104,37 @@ def take_snapshot(
         optimizer: Flat tensors of the optimizer's state, by name.
         state: Plain JSON values for `state.json`; `format` and `step` are added.
         tokenizer: Tokenizer that is saved next to the model; None saves none.
+        rows: Rows that this rank holds of the tensors of the optimizer's state that belong to sharded parameters.
         copy: Whether to copy all tensors to the CPU, so that training can continue while the snapshot is written.
     """
     copies: dict[int, Tensor] = {}
+    dtype = getattr(model, "gathered_dtype", None)
 
     def own(tensor: Tensor) -> Tensor:
         if id(tensor) not in copies:
-            copies[id(tensor)] = tensor.detach().to("cpu", copy=True) if copy else tensor.detach()
+            if isinstance(tensor, DTensor):  # every rank gathers it, and the first keeps it
+                whole = tensor.detach().full_tensor().to("cpu", dtype)
+                copies[id(tensor)] = whole if dist.get_rank() == 0 else whole.new_empty(0)
+            else:
+                copies[id(tensor)] = tensor.detach().to("cpu", copy=True) if copy else tensor.detach()
         return copies[id(tensor)]
 
     tensors = trained_state(model) if has_adapters(model) else model.state_dict(keep_vars=True)
     weights = {name: own(tensor) for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1, allow_nan=False) + "\n"
-    return Snapshot(step, model, weights, {name: own(tensor) for name, tensor in optimizer.items()}, text, tokenizer)
+    parts = {name: own(tensor) for name, tensor in optimizer.items()}
+    return Snapshot(step, model, weights, parts, text, tokenizer, rows or {})
 
 
-def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
+def save_checkpoint(directory: Path, snapshot: Snapshot, ranks: Ranks = ALONE) -> Path:
     """Writes one checkpoint. If anything fails, no file of an earlier one has been touched.
+
+    Of several ranks each writes its part of the optimizer's state, and the first everything else, the manifest last.
 
     Args:
         directory: Directory `checkpoints` of a run, made where it does not exist.
         snapshot: Snapshot to write. An existing checkpoint of the same step is replaced.
+        ranks: Processes of the run.
 
     Returns:
         The directory of the checkpoint.
@@ -120,23 +143,39 @@ def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
         OSError: The checkpoint cannot be written, for example because the disk is full.
         CheckpointError: `directory` is a link.
     """
-    refuse_link(directory)
-    if not directory.exists():
-        directory.mkdir(parents=True)
-        _sync(directory.parent)
     final = directory / f"step-{snapshot.step:08d}"
-    temporary = directory / f"{final.name}.new-{os.getpid()}"
-    replaced = directory / f"{final.name}.old-{os.getpid()}"
-    try:
+    process = ranks.leaders(os.getpid())
+    temporary = directory / f"{final.name}.new-{process}"
+    replaced = directory / f"{final.name}.old-{process}"
+
+    def prepare() -> None:
+        refuse_link(directory)
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            _sync(directory.parent)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
+        if ranks.size > 1:
+            (temporary / SHARDS).mkdir()
+
+    def write() -> dict[str, Any]:
+        if not ranks.leads and not ranks.holds_a_first_copy:
+            return {}
         with saving(temporary):
-            _save_model(snapshot.model, snapshot.weights, temporary)
-            if snapshot.tokenizer is not None:
-                snapshot.tokenizer.save_pretrained(str(temporary))
-            save_file({name: tensor.contiguous() for name, tensor in snapshot.optimizer.items()}, temporary / OPTIMIZER)
-        (temporary / STATE).write_text(snapshot.state, encoding="utf-8")
-        files = {name: describe(temporary / name) for name in listing(temporary)}
+            if ranks.leads:
+                _save_model(snapshot.model, snapshot.weights, temporary)
+                if snapshot.tokenizer is not None:
+                    snapshot.tokenizer.save_pretrained(str(temporary))
+                (temporary / STATE).write_text(snapshot.state, encoding="utf-8")
+            tensors = {name: tensor.contiguous() for name, tensor in snapshot.optimizer.items()}
+            name = OPTIMIZER if ranks.size == 1 else f"{SHARDS}/shard-{ranks.rank:05d}.safetensors"
+            save_file(tensors, temporary / name, {ROWS: json.dumps(snapshot.rows)} if snapshot.rows else None)
+        _sync(temporary / name)
+        return {name: describe(temporary / name)}
+
+    def finish() -> None:
+        shards = {name: description for part in written for name, description in part.items()}
+        files = {name: shards.get(name) or describe(temporary / name) for name in sorted(listing(temporary))}
         _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
@@ -149,10 +188,16 @@ def save_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
                 replaced.rename(final)
             raise
         _sync(directory)
+
+    try:
+        ranks.together(prepare, of_the_first=True)
+        written = ranks.together(write)
+        ranks.together(finish, of_the_first=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if final.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+        if ranks.leads:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if final.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
@@ -174,10 +219,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
         return
+    own = model.state_dict(keep_vars=True)
+    rows = {name: own_rows(tensor) for name, tensor in own.items() if isinstance(tensor, DTensor)}
     stored: dict[str, Tensor] = {}
     for file in _weight_files(path):
-        stored |= _load_tensors(file)
-    own = model.state_dict(keep_vars=True)
+        stored |= _load_tensors(file, {name: (first, stop) for name, (first, stop, _) in rows.items()})
     stored_by_identity = {id(own[name]): name for name in stored if name in own}
     source = {name: name if name in stored else stored_by_identity.get(id(tensor)) for name, tensor in own.items()}
     if missing := [name for name, stored_name in source.items() if stored_name is None]:
@@ -185,24 +231,50 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if unknown := sorted(stored.keys() - own.keys()):
         raise CheckpointError(f"{path}: the model has no {unknown[0]}")
     for name, tensor in stored.items():
-        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
+        wanted = own_part(own[name]).shape, gathered_dtype(model, own[name])
+        if (tensor.shape, tensor.dtype) != wanted:
             raise CheckpointError(
-                f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
-                f"the model needs {own[name].dtype} {list(own[name].shape)}"
+                f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, the model needs {wanted[1]} {list(wanted[0])}"
             )
-    model.load_state_dict(
-        {name: stored[stored_name] for name, stored_name in source.items() if stored_name is not None}
-    )
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own_part(own[name]).copy_(tensor)
 
 
-def load_optimizer_tensors(path: Path, *, allow_missing: bool = False) -> dict[str, Tensor] | None:
-    """Loads the optimizer's flat tensors of a verified checkpoint to the CPU.
+def load_optimizer_tensors(
+    path: Path, rows: Mapping[str, Rows], *, allow_missing: bool = False
+) -> dict[str, Tensor] | None:
+    """Loads the optimizer's flat tensors of a verified checkpoint to the CPU, whatever number of ranks wrote it.
 
-    None where the file is missing and `allow_missing` is set.
+    None where the files are missing and `allow_missing` is set.
+
+    Args:
+        path: Directory of the checkpoint.
+        rows: Rows to load of those tensors that this rank holds a part of.
+        allow_missing: Whether there may be none.
     """
-    if allow_missing and not (path / OPTIMIZER).is_file():
+    files = [path / OPTIMIZER] if (path / OPTIMIZER).is_file() else sorted((path / SHARDS).glob("shard-*.safetensors"))
+    if allow_missing and not files:
         return None
-    return _load_tensors(path / OPTIMIZER)
+    tensors: dict[str, Tensor] = {}
+    parts: dict[str, list[tuple[int, Tensor]]] = {}
+    for file in files or [path / OPTIMIZER]:
+        with _opened(file) as content:
+            written = json.loads((content.metadata() or {}).get(ROWS, "{}"))
+            for name in content.keys():
+                tensor = content.get_slice(name)
+                if name not in written:
+                    first, stop, _ = rows.get(name, (None, None, 0))
+                    tensors[name] = content.get_tensor(name) if first is None else tensor[first:stop]
+                    continue
+                begin, end, total = written[name]
+                first, stop, _ = rows.get(name, (0, total, total))
+                low, high = max(begin, first), min(end, stop)
+                if low < high or begin == low == 0:
+                    parts.setdefault(name, []).append((low, tensor[low - begin : max(high, low) - begin]))
+    for name, found in parts.items():
+        tensors[name] = torch.cat([part for _, part in sorted(found, key=itemgetter(0))])
+    return tensors
 
 
 def _save_model(model: nn.Module, weights: Mapping[str, Tensor], directory: Path) -> None:
@@ -228,11 +300,21 @@ def _weight_files(path: Path) -> list[Path]:
     return [path / shard for shard in read_index(path)]
 
 
-def _load_tensors(file: Path) -> dict[str, Tensor]:
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
-        return load_file(file)
+        with safe_open(file, framework="pt") as content:
+            yield content
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from None
+
+
+def _load_tensors(file: Path, rows: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    with _opened(file) as content:
+        return {
+            name: content.get_slice(name)[slice(*rows[name])] if name in rows else content.get_tensor(name)
+            for name in content.keys()
+        }
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -253,11 +335,14 @@ class CheckpointSaver:
     Args:
         directory: Directory `checkpoints` of a run.
         keep: Number of newest checkpoints to keep.
+        ranks: Processes of the run.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, ranks: Ranks = ALONE) -> None:
         self._directory = directory
         self._keep = keep
+        self._ranks = ranks
+        self._apart = ranks.for_a_thread()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._written: Path | None = None
@@ -282,7 +367,7 @@ class CheckpointSaver:
         Raises:
             Exception: The error of a checkpoint that could not be written.
         """
-        if self._thread is None or self._thread.is_alive():
+        if self._thread is None or self._ranks.total(torch.tensor(float(self._thread.is_alive()))) > 0:
             return None
         return self.wait()
 
@@ -300,7 +385,8 @@ class CheckpointSaver:
 
     def _write(self, snapshot: Snapshot, best_step: int | None) -> None:
         try:
-            self._written = save_checkpoint(self._directory, snapshot)
-            remove_old_checkpoints(self._directory, keep=self._keep, newest_step=snapshot.step, best_step=best_step)
+            self._written = save_checkpoint(self._directory, snapshot, self._apart)
+            if self._ranks.leads:
+                remove_old_checkpoints(self._directory, keep=self._keep, newest_step=snapshot.step, best_step=best_step)
         except BaseException as error:  # passed to the training thread, which decides
             self._error = error

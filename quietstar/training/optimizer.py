@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from quietstar.config.training import TrainingOptions
 from quietstar.errors import CheckpointError, ConfigError
 from quietstar.imports import without_bitsandbytes_warnings
-from quietstar.model.sharding import own_part, own_rows
+from quietstar.model.sharding import Rows, own_part, own_rows
 from quietstar.training.ranks import ALONE, Ranks
 
 GRADIENT_NORM = "gradient_norm"
@@ -313,13 +313,10 @@ class MasterAdamW:
             tensors |= {f"{key}.{name}": tensor for key, tensor in self._state_of(trained).items()}
         return tensors | {f"master.{name}": master for name, master in self._masters.items()}
 
-    def state_rows(self) -> dict[str, tuple[int, int]]:
-        """Returns where the rows of each tensor of `state_tensors` begin and end among those of the whole parameter.
-
-        Only those of sharded parameters are named.
-        """
+    def state_rows(self) -> dict[str, Rows]:
+        """Returns which rows this rank holds of each tensor of `state_tensors` that belongs to a sharded parameter."""
         return {
-            f"{key}.{name}": own_rows(self._parameters[name])
+            f"{key}.{name}": own_rows(cast(DTensor, self._parameters[name]))
             for name, shard in self._shards.items()
             for key, tensor in (("master", shard), *self._state_of(shard).items())
             if tensor.shape == shard.shape

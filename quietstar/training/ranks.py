@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,12 @@ class Ranks:
         self._group = group
         self._device = device
 
+    @property
+    def model_mesh(self) -> DeviceMesh:
+        """Mesh that a model is sharded over: without the dimension of copies where there is one copy."""
+        assert self.mesh is not None
+        return self.mesh[SHARD] if self.mesh.size(0) == 1 else self.mesh
+
     def for_a_thread(self) -> Ranks:
         """Returns the same ranks for another thread, whose exchanges do not mix with those of this one."""
         return self if self.mesh is None else Ranks(self.mesh, dist.new_group(backend="gloo"))
@@ -86,6 +92,38 @@ class Ranks:
         padded[: len(tensor)] = tensor
         parts = self._all(padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def together(self, work: Callable[[], Any], of_the_first: bool = False) -> list[Any]:
+        """Does something on every rank and returns each one's plain JSON value; where one fails, all do.
+
+        Args:
+            work: Function that does it.
+            of_the_first: Whether only rank 0 does it; the others' values are None.
+
+        Raises:
+            Exception: The function's own, on the rank where it failed.
+            OSError: It has failed on another rank; the message has that one's.
+        """
+        if self.mesh is None:
+            return [work()]
+        value, problem = None, None
+        try:
+            if self.leads or not of_the_first:
+                value = work()
+        except Exception as error:
+            problem = error
+        found = self.everyones([value, None if problem is None else str(problem)])
+        if problem is not None:
+            raise problem
+        for rank, (_, other) in enumerate(found):
+            if other is not None:
+                raise OSError(f"rank {rank}: {other}")
+        return [value for value, _ in found]
+
+    @property
+    def holds_a_first_copy(self) -> bool:
+        """Whether this rank's shards are those of the first of several copies of the model."""
+        return self.mesh is None or self.mesh.get_local_rank(REPLICATE) == 0
 
     def everyones(self, value: Any) -> list[Any]:
         """Returns a plain JSON value of every rank, in their order."""

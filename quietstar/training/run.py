@@ -25,10 +25,12 @@ from quietstar.data.loading import load_batches
 from quietstar.data.packing import PackedTexts
 from quietstar.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint, tokenizer_text
 from quietstar.errors import ConfigError
+from quietstar.model.adapters import base_fingerprint, has_adapters
 from quietstar.model.backbone import replayed_products
 from quietstar.model.configuration import QuietStarConfig
 from quietstar.model.loading import load_causal_lm, load_configuration
 from quietstar.model.modeling import QuietStarForCausalLM
+from quietstar.model.sharding import call, shard_model
 from quietstar.objective.learning import learn
 from quietstar.reporting.train_report import write_report
 from quietstar.runs.files import SAMPLES, make_output_dir, write_whole
@@ -36,6 +38,7 @@ from quietstar.runs.machine import environment
 from quietstar.training.finetuning import apply_finetuning
 from quietstar.training.loggers import make_loggers
 from quietstar.training.metrics import TrainingResult
+from quietstar.training.ranks import ALONE, Ranks
 from quietstar.training.step_functions import EVALUATION_SEED, Evaluate, compute_step, evaluate_on
 from quietstar.training.trainer import Trainer
 
@@ -165,7 +168,9 @@ def thinking_options(options: ModelOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in (*names, "start_text", "end_text")}
 
 
-def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "train") -> TrainingResult:
+def train(
+    config: TrainConfig, evaluate: Evaluate | None = None, label: str = "train", ranks: Ranks = ALONE
+) -> TrainingResult:
     """Trains `config.model.path` on `config.data.path`.
 
     Writes `config.yaml`, `environment.json`, `metrics.jsonl`, `events.jsonl`, `samples/`, `checkpoints/` and
@@ -176,6 +181,7 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
         config: Validated configuration that names a model and a text.
         evaluate: Function that measures the model; a lower `loss` is better. None: `evaluate_on` the held-out text.
         label: Text before the progress on stderr.
+        ranks: Processes of the run, which all call this function.
 
     Raises:
         ConfigError, DataError, UnsupportedBackboneError: An option, the text or the model cannot be used.
@@ -199,8 +205,17 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
     model = apply_finetuning(load_model(config.model, tokenizer), config.finetuning, options.method)
     if options.method == "quietstar":
         replayed_products(model, replay_stage(options), "training.")  # refuses what the model can't do
+    if ranks.mesh is not None:
+        if has_adapters(model):
+            model.known_fingerprint = base_fingerprint(model)  # of the weights as they are before they are cut
+        shard_model(
+            model,
+            ranks.model_mesh,
+            keep_gathered=config.distributed.keep_gathered,
+            master_weights=options.master_weights,
+        )
     if evaluate is None and held_out is not None:
-        evaluate = evaluate_on(held_out.tokens, config, held_out.attention_mask)
+        evaluate = evaluate_on(held_out.tokens, config, held_out.attention_mask, ranks)
     identity = {f"tokenizer.{name}": value for name, value in tokenizer_fingerprint(tokenizer).items()}
     if held_out is not None:  # evaluations on different texts cannot be compared
         identity["held_out_text.sha256"] = IndexedBatches(held_out.tokens, 1, 0).fingerprint()["sha256"]
@@ -212,16 +227,17 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
         out,
         evaluate=evaluate,
         evaluate_at_start=True,
-        after_evaluation=_reporter(config, tokenizer, held_out) if options.report else None,
+        after_evaluation=_reporter(config, tokenizer, held_out, ranks) if options.report else None,
         tokenizer=tokenizer,
         config_yaml=to_yaml(config),
         run_options={**run_options(config), **identity},
         environment=environment(),
         make_loggers=lambda start: make_loggers(options.log_to, out, asdict(config), start),
         progress_label=label,
+        ranks=ranks,
     )
     result = trainer.run()
-    if options.report:
+    if options.report and ranks.leads:
         try:
             write_report(out)
         except Exception as error:  # a failed report must not fail the training
@@ -230,7 +246,7 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, label: str = "t
 
 
 def _reporter(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: PackedTexts | None
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: PackedTexts | None, ranks: Ranks
 ) -> Callable[[QuietStarForCausalLM, int], None]:
     """Returns the function that writes, after each evaluation, thoughts at the same held-out places and the report."""
 
@@ -240,8 +256,9 @@ def _reporter(
                 # no more texts at once than a step has: they must fit into the memory too
                 count = min(SAMPLED_TEXTS, config.training.micro_batch_size or config.training.batch_size)
                 mask = None if held_out.attention_mask is None else held_out.attention_mask[:count]
-                samples = sample_thoughts(
+                samples = call(
                     model,
+                    sample_thoughts,
                     tokenizer,
                     held_out.tokens[:count],
                     mask,
@@ -249,9 +266,11 @@ def _reporter(
                     SAMPLED_THOUGHTS,
                     EVALUATION_SEED,
                 )
-                write_samples(config.output_dir, step, samples)
+                if ranks.leads:
+                    write_samples(config.output_dir, step, samples)
         finally:
-            write_report(config.output_dir)
+            if ranks.leads:
+                write_report(config.output_dir)
 
     return report
 

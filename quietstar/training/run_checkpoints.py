@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from quietstar.config.training import TrainingOptions
 from quietstar.errors import CheckpointError
@@ -17,12 +18,9 @@ from quietstar.model.adapters import has_adapters, trained_state
 from quietstar.runs.checkpoints import latest_checkpoint, list_checkpoints, refuse_link
 from quietstar.runs.files import EventLog
 from quietstar.runs.machine import available_memory, is_out_of_memory
-from quietstar.training.checkpoint import (
-    CheckpointSaver,
-    SavesPretrained,
-    Snapshot,
-    take_snapshot,
-)
+from quietstar.training.checkpoint import CheckpointSaver, SavesPretrained, Snapshot, take_snapshot
+from quietstar.training.optimizer import MasterAdamW
+from quietstar.training.ranks import ALONE, Ranks
 
 NO_BEST: dict[str, Any] = {"step": None, "loss": None}
 
@@ -36,6 +34,7 @@ class RunCheckpoints:
         tokenizer: Tokenizer that is saved with the model; None saves none.
         options: Options of the training loop.
         events: Event log of the run.
+        ranks: Processes of the run.
 
     Attributes:
         newest: Path of the newest checkpoint that is whole; None where there is none yet.
@@ -51,6 +50,7 @@ class RunCheckpoints:
         tokenizer: SavesPretrained | None,
         options: TrainingOptions,
         events: EventLog,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.directory = run_directory / "checkpoints"
         self.newest: Path | None = None
@@ -61,7 +61,8 @@ class RunCheckpoints:
         self._tokenizer = tokenizer
         self._options = options
         self._events = events
-        self._saver = CheckpointSaver(self.directory, options.keep_checkpoints)
+        self._ranks = ranks
+        self._saver = CheckpointSaver(self.directory, options.keep_checkpoints, ranks)
 
     def find(self) -> Path | None:
         """Finds the checkpoint to resume from; None to start from the beginning.
@@ -70,7 +71,7 @@ class RunCheckpoints:
             CheckpointError: All are damaged, there are some although `resume` is off, or the directory is a link.
         """
         if self._options.resume:
-            return latest_checkpoint(self.directory, allow_partial=self._options.allow_partial)
+            return self.newest_whole(allow_partial=self._options.allow_partial)
         refuse_link(self.directory)
         if found := list_checkpoints(self.directory):
             raise CheckpointError(
@@ -78,6 +79,20 @@ class RunCheckpoints:
                 "training.resume is off. Choose another output_dir, or delete this one"
             )
         return None
+
+    def newest_whole(self, allow_partial: bool = False) -> Path | None:
+        """Returns the newest checkpoint that is whole, which the first rank looks for; None where there is none.
+
+        Raises:
+            CheckpointError: All are damaged, or the directory is a link.
+        """
+
+        def find() -> str | None:
+            path = latest_checkpoint(self.directory, allow_partial=allow_partial)
+            return None if path is None else str(path)
+
+        found = self._ranks.together(find, of_the_first=True)[0]
+        return None if found is None else Path(found)
 
     def continue_from(self, path: Path, step: int, best: Mapping[str, Any]) -> None:
         """Notes that the checkpoint of this step has been loaded."""
@@ -87,7 +102,7 @@ class RunCheckpoints:
         self,
         step: int,
         loss: float,
-        optimizer: Mapping[str, Tensor],
+        optimizer: MasterAdamW,
         state: Callable[[], Mapping[str, Any]],
         before_writing: Callable[[], None],
         must_succeed: bool = False,
@@ -97,7 +112,7 @@ class RunCheckpoints:
         Args:
             step: Number of optimizer steps done.
             loss: Loss of the evaluation of this step; NaN where there was none.
-            optimizer: Flat tensors of the optimizer's state, by name, which are copied.
+            optimizer: Optimizer whose state is copied.
             state: Function that returns plain JSON values for `state.json`, called when `best` is up to date.
             before_writing: Function that writes what the checkpoint relies on; an error of it counts as one of saving.
             must_succeed: Whether to raise even where `on_save_failure` is `continue`.
@@ -133,6 +148,8 @@ class RunCheckpoints:
 
     def check_room(self) -> None:
         """Warns if the future checkpoints will not fit on the disk."""
+        if not self._ranks.leads:
+            return
         size = self._size()
         # one more than is kept, because an old one is removed only after the new one is whole
         count = self._options.keep_checkpoints + 1 + self._options.keep_best - len(list_checkpoints(self.directory))
@@ -145,24 +162,26 @@ class RunCheckpoints:
             )
 
     def _take_snapshot(
-        self, step: int, optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+        self, step: int, optimizer: MasterAdamW, state: Mapping[str, Any]
     ) -> tuple[Snapshot, bool]:
         """Returns a snapshot, and whether it is a copy.
 
         Without memory for a copy it holds the tensors themselves, which must not change until it is written.
         """
-        parts = step, self._model, optimizer, state, self._tokenizer
+        parts = step, self._model, optimizer.state_tensors(), state, self._tokenizer
+        rows = optimizer.state_rows()
         available = available_memory()
-        if available is None or self._size() < available:  # Linux kills a process that takes more, without an error
+        lacking = available is not None and self._size() >= available
+        if self._ranks.total(torch.tensor(float(lacking))) == 0:  # Linux kills a process that takes more, without an error
             try:
-                return take_snapshot(*parts), True
+                return take_snapshot(*parts, rows=rows), True
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
         message = f"step {step}: no memory for a copy of the checkpoint; training waits until it is written"
         self._events.write(step, "not_copied", message)
         warnings.warn(message, stacklevel=2)
-        return take_snapshot(*parts, copy=False), False
+        return take_snapshot(*parts, rows=rows, copy=False), False
 
     def _note(self, result: Callable[[], Path | None], must_succeed: bool) -> None:
         try:

@@ -10,9 +10,10 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Generic, Protocol
 
 import torch
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
-from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from quietstar.runs.checkpoints import STATE, differences, identity, latest_checkpoint, load_state
+from quietstar.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
+from quietstar.runs.checkpoints import STATE, differences, identity, load_state
 from quietstar.runs.files import (
     CONFIG,
     ENVIRONMENT,
@@ -41,6 +42,7 @@ from quietstar.training.checkpoint import (
 from quietstar.training.loggers import Progress
 from quietstar.training.metrics import MetricsWriter, Record, TrainingResult
 from quietstar.training.optimizer import MasterAdamW, learning_rate, schedule_change
+from quietstar.training.ranks import ALONE, Ranks
 from quietstar.training.run_checkpoints import NO_BEST, RunCheckpoints
 from quietstar.training.step import (
     ModelT,
@@ -106,6 +108,8 @@ class Trainer(Generic[ModelT]):
             `environment.json`; None writes none.
         make_loggers: Function `(step to start after) -> Loggers`, which receive every line of metrics, too.
         progress_label: Text before the progress on stderr; None prints no progress.
+        ranks: Processes of the run. With several of them the model is sharded, each process trains on its share of a
+            step's texts, and the first writes the files.
 
     Raises:
         ConfigError: The device does not exist, or nothing can be trained.
@@ -131,14 +135,19 @@ class Trainer(Generic[ModelT]):
         environment: Mapping[str, Any] | None = None,
         make_loggers: Callable[[int], Loggers] | None = None,
         progress_label: str | None = "train",
+        ranks: Ranks = ALONE,
     ) -> None:
         self.device = resolve_device(options.device)
         self.model = model.to(self.device)
         self.options = options
         self.output_dir = Path(output_dir)
+        self._ranks = ranks
+        # what the other ranks write besides checkpoints is the same, and thrown away
+        self._discarded = None if ranks.leads else TemporaryDirectory(prefix="quietstar-rank-")
+        self._files = self.output_dir if self._discarded is None else Path(self._discarded.name)
         self._signals = Signals()
         self._stepper = OptimizerStep(
-            model, compute_step, options, self.device, lambda: self._signals.stop is not None, self._tell
+            model, compute_step, options, self.device, self._is_interrupted, self._tell, ranks
         )
         if isinstance(train_data, Tensor):
             train_data = IndexedBatches(train_data, options.batch_size, options.seed)
@@ -151,11 +160,11 @@ class Trainer(Generic[ModelT]):
         self._config_yaml = config_yaml
         self._run_options = None if run_options is None else dict(run_options)
         self._environment = environment
-        self._make_loggers = make_loggers
+        self._make_loggers = make_loggers if ranks.leads else None
         self._loggers: Loggers | None = None
-        self._progress_label = progress_label
-        self._events = EventLog(self.output_dir)
-        self._checkpoints = RunCheckpoints(self.output_dir, model, tokenizer, options, self._events)
+        self._progress_label = progress_label if ranks.leads else None
+        self._events = EventLog(self._files)
+        self._checkpoints = RunCheckpoints(self.output_dir, model, tokenizer, options, self._events, ranks)
         self._record = Record()
         self._configured_micro_batch_size = options.micro_batch_size
         self._position: dict[str, Any] = {}
@@ -184,7 +193,7 @@ class Trainer(Generic[ModelT]):
         """
         make_output_dir(self.output_dir)
         with (
-            RunLock(self.output_dir),
+            RunLock(self._files),
             in_training(self.model, self.device, self.options),
             self._signals,
         ):
@@ -198,7 +207,7 @@ class Trainer(Generic[ModelT]):
             try:
                 if self._make_loggers is not None:
                     self._loggers = self._make_loggers(start)
-                with MetricsWriter(self.output_dir / METRICS, keep_steps=start or -1) as self._metrics:
+                with MetricsWriter(self._files / METRICS, keep_steps=start or -1) as self._metrics:
                     self._train(start)
                 if start < self.options.steps:
                     self._events.write(self.options.steps, "finished", f"{self.options.steps} steps")
@@ -228,9 +237,9 @@ class Trainer(Generic[ModelT]):
         """Writes the configuration of the run and the environment of this process."""
         try:
             if self._config_yaml is not None:
-                write_whole(self.output_dir / CONFIG, self._config_yaml)
+                write_whole(self._files / CONFIG, self._config_yaml)
             if self._environment is not None:
-                append_json(self.output_dir / ENVIRONMENT, self._environment)
+                append_json(self._files / ENVIRONMENT, self._environment)
         except OSError as error:
             raise ConfigError(f"output_dir: cannot write to {self.output_dir} ({error.strerror})") from None
 
@@ -295,6 +304,10 @@ class Trainer(Generic[ModelT]):
         self._position = self._batches.state_dict()
         self._extra = None if self._extra_state is None else copy.deepcopy(self._extra_state.state_dict())
 
+    def _is_interrupted(self) -> bool:
+        """Returns whether to leave a step unfinished, which several ranks would have to agree on first."""
+        return self._ranks.size == 1 and self._signals.stop is not None
+
     def _restore_extra_state(self) -> None:
         if self._extra_state is not None and self._extra is not None:
             self._extra_state.load_state_dict(copy.deepcopy(self._extra))
@@ -302,7 +315,7 @@ class Trainer(Generic[ModelT]):
     def _next_batch(self, step: int) -> Batch | None:
         """Returns the texts of a step, or None where a signal came while waiting for them."""
         try:
-            with self._signals.interrupting():
+            with self._signals.interrupting() if self._ranks.size == 1 else nullcontext():
                 return self._batches.batch(step)
         except StopWaiting:
             return None
@@ -311,7 +324,7 @@ class Trainer(Generic[ModelT]):
         """Applies `on_non_finite`; returns the step that training goes back to, or None to skip this one."""
         self._checkpoints.wait()
         options, record = self.options, self._record
-        file = write_batch(self.output_dir, step, batch, str(error), thought_seed(options.seed, step))
+        file = write_batch(self._files, step, batch, str(error), thought_seed(options.seed, step))
         kept = f"the batch is in {file}" if file else "the batch could not be written"
         record.failures += 1
         if options.on_non_finite == "stop" or record.failures >= options.max_non_finite:
@@ -325,7 +338,7 @@ class Trainer(Generic[ModelT]):
         if options.on_non_finite == "rollback" and step not in self._failed_before:
             self._failed_before.add(step)
             failures = record.failures
-            path = latest_checkpoint(self._checkpoints.directory)
+            path = self._checkpoints.newest_whole()
             if path is not None:
                 back = self._load(path)
                 self._record.failures = failures
@@ -393,15 +406,15 @@ class Trainer(Generic[ModelT]):
     def _stop_or_save(self, step: int) -> None:
         """Does what a signal has asked for, between two steps."""
         self._checkpoints.look()
-        if self._signals.stop is not None:
+        stop, save = self._signals.agreed(self._ranks.total)
+        if stop is not None:
             if step > self._checkpoints.saved_step:
                 self._save(step, must_succeed=True)
             self._checkpoints.wait(must_succeed=True)
             saved = f"step {step} is saved in {self._checkpoints.newest}" if step else "no step was finished"
-            self._tell(step, "interrupted", f"{self._signals.stop.name}: {saved}")
-            raise self._signals.interruption(step > 0)
-        if self._signals.save:
-            self._signals.save = False
+            self._tell(step, "interrupted", f"{stop.name}: {saved}")
+            raise Interrupted(stop, step > 0)
+        if save:
             if step > self._checkpoints.saved_step:
                 self._save(step)
             self._tell(step, "saved", f"SIGUSR1: saving step {step}")
@@ -423,7 +436,7 @@ class Trainer(Generic[ModelT]):
         self._checkpoints.save(
             step,
             loss if evaluated_step == step else math.nan,
-            self.optimizer.state_tensors(),
+            self.optimizer,
             state,
             self._metrics.sync,
             must_succeed,
@@ -446,7 +459,8 @@ class Trainer(Generic[ModelT]):
         if state.get("run") is not None:
             self._check_same_run(path, state)
         load_weights(self.model, path)
-        tensors = load_optimizer_tensors(path, allow_missing=self.options.allow_partial)
+        rows = self.optimizer.state_rows()
+        tensors = load_optimizer_tensors(path, rows, allow_missing=self.options.allow_partial)
         if tensors is None:
             self._stepper.forget_optimizer_state()
         else:
