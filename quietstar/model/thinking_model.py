@@ -163,6 +163,11 @@ class ThinkingModel(PreTrainedModel):
     gathered_dtype: torch.dtype | None = None
     """Dtype that the weights are gathered in, where they lie in shards on several ranks."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights, of shards that which they are gathered in."""
+        return self.gathered_dtype or super().dtype
+
     def __init__(self, config: QuietStarConfig, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         text_config = config.text_config

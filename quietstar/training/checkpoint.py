@@ -270,8 +270,8 @@ def load_optimizer_tensors(
                 begin, end, total = written[name]
                 first, stop, _ = rows.get(name, (0, total, total))
                 low, high = max(begin, first), min(end, stop)
-                if low < high or begin == low == 0:
-                    parts.setdefault(name, []).append((low, tensor[low - begin : max(high, low) - begin]))
+                part = tensor[low - begin : high - begin] if low < high else tensor[:0]
+                parts.setdefault(name, []).append((low, part))
     for name, found in parts.items():
         tensors[name] = torch.cat([part for _, part in sorted(found, key=itemgetter(0))])
     return tensors

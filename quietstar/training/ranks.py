@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from quietstar.config.distributed import DistributedOptions, world
 from quietstar.errors import ConfigError
@@ -172,7 +173,11 @@ def join_ranks(options: DistributedOptions, device: str) -> Iterator[Ranks]:
             )
         own = torch.device("cuda", index)
         torch.cuda.set_device(own)
-    dist.init_process_group("gloo" if own.type == "cpu" else "cpu:gloo,cuda:nccl")
+    store, _, _ = next(rendezvous("env://"))
+    # torchrun keeps its store when it starts all ranks again, with the addresses of those that are gone
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "gloo" if own.type == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         shard = options.shard or size
         yield Ranks(init_device_mesh(own.type, (size // shard, shard), mesh_dim_names=(REPLICATE, SHARD)), device=own)

@@ -1,0 +1,43 @@
+"""Starts the ranks of a test with torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+LIMIT = 240
+"""Seconds after which a test is stopped that should have ended by itself."""
+
+
+def launch(ranks: int, module: str, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m module` on several ranks of this machine and waits for the end of all."""
+    with start(ranks, module, *arguments, restarts=restarts) as process:
+        try:
+            output, _ = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def start(ranks: int, module: str, *arguments: object, restarts: int = 0) -> subprocess.Popen[str]:
+    """Starts `python -m module` on several ranks of this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += [f"--max-restarts={restarts}", "-m", module, *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def launched(ranks: int, module: str, *arguments: object) -> str:
+    """Runs `python -m module` on several ranks, which must succeed, and returns what they printed."""
+    done = launch(ranks, module, *arguments)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
