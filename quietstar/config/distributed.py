@@ -46,13 +46,17 @@ def check_distributed(options: DistributedOptions, training: Any, preset: str) -
     if ranks == 1:
         return
     if options.shard is not None and ranks % options.shard:
-        raise ConfigError(f"distributed.shard: got {options.shard}, which does not divide the {ranks} ranks of torchrun")
+        raise ConfigError(
+            f"distributed.shard: got {options.shard}, which does not divide the {ranks} ranks of torchrun"
+        )
     if training.batch_size % ranks:
         raise ConfigError(
             f"training.batch_size: got {training.batch_size}, which does not divide among the {ranks} ranks of torchrun"
         )
     if training.device.startswith("cuda:"):
-        raise ConfigError(f"training.device: got {training.device}, but under torchrun each rank has a GPU of its own; needs cuda")
+        raise ConfigError(
+            f"training.device: got {training.device}, but under torchrun each rank has a GPU of its own; needs cuda"
+        )
     if preset == "textbook":
         raise ConfigError("preset: textbook trains small models on one device; start it without torchrun")
     if training.optimizer == "adamw_8bit":

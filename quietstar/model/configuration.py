@@ -10,12 +10,12 @@ from transformers import PreTrainedConfig
 
 from quietstar.config.options import type_hints
 from quietstar.config.parsing import check_type, shown
-from quietstar.config.training import ThinkingOptions, check_thinking
+from quietstar.config.thinking import ThinkingOptions, check_thinking
 from quietstar.errors import ConfigError, DataError
 
 
 class QuietStarConfig(PreTrainedConfig, ThinkingOptions):
-    """How a base model thinks: the options of `quietstar.config.training.ThinkingOptions`, and these.
+    """How a base model thinks: the options of `quietstar.config.thinking.ThinkingOptions`, and these.
 
     Args:
         text_config: Configuration of the base model, as an object or as its dict.

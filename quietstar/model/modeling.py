@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from quietstar.config.options import Count, Natural, Temperature, Whole, check_number
-from quietstar.config.training import Replay, ThinkingOptions
+from quietstar.config.thinking import ThinkingOptions
+from quietstar.config.training import Replay
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.adapters import assemble, has_adapters, is_adapter_checkpoint, save_finetuned

@@ -75,7 +75,7 @@ def call(
     """
     if not isinstance(model, FSDPModule) or getattr(model, "inside", False):
         return function(model, *arguments, **options)
-    result: ResultT = model.run_gathered(function, *arguments, **options)  # type: ignore[attr-defined]
+    result: ResultT = model.run_gathered(function, *arguments, **options)
     return result
 
 
@@ -89,7 +89,11 @@ def _run(model: Any, function: Callable[..., Any], *arguments: Any, **options: A
 
 def own_part(tensor: Tensor) -> Tensor:
     """Returns the part of a tensor that this rank holds, in the same memory: all of one that is not sharded."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    with torch.no_grad():
+        part: Tensor = tensor.to_local()
+    return part
 
 
 Rows = tuple[int, int, int]
@@ -121,4 +125,8 @@ def copy_rows(own: Tensor, tensor: Tensor) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """Returns all of a tensor, which every rank asks for at the same time."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    with torch.no_grad():
+        gathered: Tensor = tensor.full_tensor()
+    return gathered

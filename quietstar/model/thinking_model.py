@@ -163,6 +163,9 @@ class ThinkingModel(PreTrainedModel):
     gathered_dtype: torch.dtype | None = None
     """Dtype that the weights are gathered in, where they lie in shards on several ranks."""
 
+    known_fingerprint: str | None = None
+    """`base_fingerprint` of the weights before they were cut into shards."""
+
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights, of shards that which they are gathered in."""

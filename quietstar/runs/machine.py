@@ -21,7 +21,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quietstar.config.options import DEVICE
-from quietstar.errors import ConfigError, Interrupted
+from quietstar.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -31,9 +31,10 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from quietstar.config.parsing import parse_json
 from quietstar.errors import CheckpointError
 from quietstar.model.adapters import check_base, has_adapters, load_trained_state, read_adapters, trained_state
-from quietstar.model.sharding import Rows, gathered_dtype, own_part, own_rows
+from quietstar.model.sharding import Rows, gathered_dtype, own_part, own_rows, whole
 from quietstar.runs.checkpoints import (
     FORMAT,
     MANIFEST,
@@ -51,7 +52,7 @@ from quietstar.training.ranks import ALONE, Ranks
 
 WEIGHTS = "model.safetensors"
 ROWS = "rows"
-"""Key, in a file of the optimizer's state, of the rows that it has of sharded tensors: JSON, first, end and all by name."""
+"""Key, in a file of the optimizer's state, of the rows that it has of sharded tensors: JSON, `Rows` by name."""
 
 
 class SavesPretrained(Protocol):
@@ -113,8 +114,8 @@ def take_snapshot(
     def own(tensor: Tensor) -> Tensor:
         if id(tensor) not in copies:
             if isinstance(tensor, DTensor):  # every rank gathers it, and the first keeps it
-                whole = tensor.detach().full_tensor().to("cpu", dtype)
-                copies[id(tensor)] = whole if dist.get_rank() == 0 else whole.new_empty(0)
+                gathered = whole(tensor).detach().to("cpu", dtype)
+                copies[id(tensor)] = gathered if dist.get_rank() == 0 else gathered.new_empty(0)
             else:
                 copies[id(tensor)] = tensor.detach().to("cpu", copy=True) if copy else tensor.detach()
         return copies[id(tensor)]
@@ -260,8 +261,8 @@ def load_optimizer_tensors(
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     for file in files or [path / OPTIMIZER]:
         with _opened(file) as content:
-            written = json.loads((content.metadata() or {}).get(ROWS, "{}"))
-            for name in content.keys():
+            written = _rows_in(file, (content.metadata() or {}).get(ROWS, "{}"))
+            for name in content.keys():  # noqa: SIM118 (it is no dict)
                 tensor = content.get_slice(name)
                 if name not in written:
                     first, stop, _ = rows.get(name, (None, None, 0))
@@ -313,8 +314,18 @@ def _load_tensors(file: Path, rows: Mapping[str, tuple[int, int]]) -> dict[str, 
     with _opened(file) as content:
         return {
             name: content.get_slice(name)[slice(*rows[name])] if name in rows else content.get_tensor(name)
-            for name in content.keys()
+            for name in content.keys()  # noqa: SIM118 (it is no dict)
         }
+
+
+def _rows_in(file: Path, text: str) -> dict[str, Rows]:
+    try:
+        rows = {name: (int(first), int(stop), int(total)) for name, (first, stop, total) in parse_json(text).items()}
+        if not all(0 <= first <= stop <= total for first, stop, total in rows.values()):
+            raise ValueError("rows begin and end in the tensor")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {ROWS}: cannot be read ({error})") from None
+    return rows
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,10 +1,9 @@
-"""The optimizers and the learning rate of a training run: parameter groups, AdamW, 8-bit AdamW, schedule.
+"""The optimizers of a training run: parameter groups, AdamW, 8-bit AdamW.
 
 START and END have a parameter group of their own. AdamW updates float32 masters of low-precision parameters: in
 bfloat16 a weight has 8 significant bits, so at a learning rate of 1e-6 an update is lost in rounding for every weight
 larger than about 5e-4. The masters collect the updates, and the parameters are rounded copies of them. With moments in
 8 bits, from bitsandbytes, AdamW needs a quarter of the memory and takes the same steps to about a percent.
-`learning_rate` is a pure function of the step, so a checkpoint does not need to hold its state.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -491,47 +490,3 @@ def build_optimizer(model: nn.Module, options: TrainingOptions, ranks: Ranks = A
             stacklevel=2,
         )
     return optimizer
-
-
-def learning_rate(step: int, options: TrainingOptions) -> float:
-    """Returns the learning rate of optimizer step `step`, before the multipliers of the parameter groups.
-
-    It rises linearly and reaches the peak at step `warmup_steps`; then it stays (`constant`) or falls (`linear`,
-    `cosine`) and reaches `final_learning_rate_fraction` of the peak exactly at step `steps`.
-
-    Args:
-        step: Optimizer step, counted from 1.
-        options: Training options; `learning_rate`, `warmup_steps`, `steps`, `schedule` and
-            `final_learning_rate_fraction` are used.
-
-    Returns:
-        The learning rate, at least 0.
-    """
-    peak, final = options.learning_rate, options.final_learning_rate_fraction
-    if step < options.warmup_steps:
-        return peak * max(step, 0) / options.warmup_steps
-    if options.schedule == "constant":
-        return peak
-    progress = min(1.0, (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps))
-    remaining = 1.0 - progress if options.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return peak * (final + (1.0 - final) * remaining)
-
-
-def schedule_change(before: object, options: TrainingOptions, done: int) -> str:
-    """Returns a sentence that says so where a resumed run is not the run of its new length; else an empty text.
-
-    Args:
-        before: Number of steps that the run was to have until now.
-        options: Training options from now on.
-        done: Number of optimizer steps done.
-    """
-    if not isinstance(before, int) or before == options.steps:
-        return ""
-    old = replace(options, steps=before)
-    if all(learning_rate(step, old) == learning_rate(step, options) for step in range(1, done + 1)):
-        return ""
-    return (
-        f"training.steps was {before} and is {options.steps}: under training.schedule {options.schedule} the {done} "
-        f"steps done had another learning rate than in a run of {options.steps} steps, so the two runs differ; "
-        "training.schedule constant does not depend on training.steps"
-    )

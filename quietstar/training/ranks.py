@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch exports it without saying so
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
@@ -31,7 +32,7 @@ class Ranks:
     Args:
         mesh: Mesh of all ranks, with the dimensions `REPLICATE` and `SHARD`; None: one process alone.
         group: Group of all ranks that exchange what this object is asked for; None: the default one.
-        device: Device of the tensors that the ranks exchange.
+        device: Device of the tensors that the ranks exchange; None: the CPU.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -44,14 +45,14 @@ class Ranks:
         self,
         mesh: DeviceMesh | None = None,
         group: dist.ProcessGroup | None = None,
-        device: torch.device = torch.device("cpu"),
+        device: torch.device | None = None,
     ) -> None:
         self.mesh = mesh
         self.rank = 0 if mesh is None else dist.get_rank()
         self.size = 1 if mesh is None else dist.get_world_size()
         self.leads = self.rank == 0
         self._group = group
-        self._device = device
+        self._device = device or torch.device("cpu")
 
     @property
     def model_mesh(self) -> DeviceMesh:
@@ -175,7 +176,7 @@ def join_ranks(options: DistributedOptions, device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(own)
     store, _, _ = next(rendezvous("env://"))
     # torchrun keeps its store when it starts all ranks again, with the addresses of those that are gone
-    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "gloo" if own.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.config.command_line import to_yaml
 from quietstar.config.objective import OBJECTIVE_PRESETS
-from quietstar.config.training import ModelOptions, ThinkingOptions, TrainConfig, replay_stage, run_options
+from quietstar.config.thinking import ThinkingOptions
+from quietstar.config.training import ModelOptions, TrainConfig, replay_stage, run_options
 from quietstar.data.batches import IndexedBatches
 from quietstar.data.loading import load_batches
 from quietstar.data.packing import PackedTexts

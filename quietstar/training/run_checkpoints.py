@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -23,6 +23,16 @@ from quietstar.training.optimizer import MasterAdamW
 from quietstar.training.ranks import ALONE, Ranks
 
 NO_BEST: dict[str, Any] = {"step": None, "loss": None}
+
+
+class ExtraState(Protocol):
+    """Something besides the model that learns, such as a running baseline: its state is in the model's checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as plain JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
 
 
 class RunCheckpoints:
@@ -161,9 +171,7 @@ class RunCheckpoints:
                 stacklevel=2,
             )
 
-    def _take_snapshot(
-        self, step: int, optimizer: MasterAdamW, state: Mapping[str, Any]
-    ) -> tuple[Snapshot, bool]:
+    def _take_snapshot(self, step: int, optimizer: MasterAdamW, state: Mapping[str, Any]) -> tuple[Snapshot, bool]:
         """Returns a snapshot, and whether it is a copy.
 
         Without memory for a copy it holds the tensors themselves, which must not change until it is written.
@@ -172,7 +180,9 @@ class RunCheckpoints:
         rows = optimizer.state_rows()
         available = available_memory()
         lacking = available is not None and self._size() >= available
-        if self._ranks.total(torch.tensor(float(lacking))) == 0:  # Linux kills a process that takes more, without an error
+        if (
+            self._ranks.total(torch.tensor(float(lacking))) == 0
+        ):  # Linux kills a process that takes more, without an error
             try:
                 return take_snapshot(*parts, rows=rows), True
             except (RuntimeError, MemoryError) as error:

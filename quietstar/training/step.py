@@ -29,8 +29,9 @@ from quietstar.objective.learning import LearnOutput
 from quietstar.runs.files import saving, write_json
 from quietstar.runs.machine import is_out_of_memory
 from quietstar.training.metrics import WeightedMeans
-from quietstar.training.optimizer import build_optimizer, learning_rate
+from quietstar.training.optimizer import build_optimizer
 from quietstar.training.ranks import ALONE, Ranks
+from quietstar.training.schedule import learning_rate
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

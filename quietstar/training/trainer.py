@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -39,11 +39,12 @@ from quietstar.training.checkpoint import (
     load_optimizer_tensors,
     load_weights,
 )
-from quietstar.training.loggers import Progress
+from quietstar.training.loggers import Loggers, Progress
 from quietstar.training.metrics import MetricsWriter, Record, TrainingResult
-from quietstar.training.optimizer import MasterAdamW, learning_rate, schedule_change
+from quietstar.training.optimizer import MasterAdamW
 from quietstar.training.ranks import ALONE, Ranks
-from quietstar.training.run_checkpoints import NO_BEST, RunCheckpoints
+from quietstar.training.run_checkpoints import NO_BEST, ExtraState, RunCheckpoints
+from quietstar.training.schedule import learning_rate, schedule_change
 from quietstar.training.step import (
     ModelT,
     OptimizerStep,
@@ -58,26 +59,6 @@ from quietstar.training.step import (
 _RESERVED = frozenset({"step", "split", "seconds"})
 _SHOWN = frozenset({"loss", "text_nll", "base_nll", "talk_nll", "gain", "mixing_weight"})
 """Metrics that the progress shows of an evaluation with many."""
-
-
-class ExtraState(Protocol):
-    """Something besides the model that learns, such as a running baseline: its state is in the model's checkpoints."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state as plain JSON values."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-
-
-class Loggers(Protocol):
-    """Loggers that receive metrics besides metrics.jsonl."""
-
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Logs one line of metrics; must not raise."""
-
-    def close(self) -> None:
-        """Closes the loggers; must not raise."""
 
 
 class Trainer(Generic[ModelT]):
@@ -113,6 +94,7 @@ class Trainer(Generic[ModelT]):
 
     Raises:
         ConfigError: The device does not exist, or nothing can be trained.
+        ValueError: There are several ranks and an `extra_state`.
         DataError: `train_data` is not int64 [n, L] with at least one text.
     """
 
@@ -141,6 +123,8 @@ class Trainer(Generic[ModelT]):
         self.model = model.to(self.device)
         self.options = options
         self.output_dir = Path(output_dir)
+        if ranks.size > 1 and extra_state is not None:
+            raise ValueError("extra_state: several ranks would each have another one; needs None")
         self._ranks = ranks
         # what the other ranks write besides checkpoints is the same, and thrown away
         self._discarded = None if ranks.leads else TemporaryDirectory(prefix="quietstar-rank-")

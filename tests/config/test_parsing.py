@@ -20,7 +20,7 @@ from quietstar.config.commands import parse_train_config
 from quietstar.config.parsing import MAX_DEPTH, check_type, parse_json, parse_yaml, read_json_file
 from quietstar.config.training import TrainingOptions
 from quietstar.errors import ConfigError, DataError
-from quietstar.training.optimizer import schedule_change
+from quietstar.training.schedule import schedule_change
 from tests.fuzz import TARGETS, fuzz
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))

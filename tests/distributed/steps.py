@@ -145,7 +145,9 @@ def run(case: Case, ranks: Ranks) -> dict[str, Any]:
         found["values"].append(stepper.run(step, texts(case, step)))
     held_out = texts(case, 77)
     more = torch.cat([held_out.tokens, held_out.tokens[:5].flip(1)])  # a second batch that does not divide
-    mask = None if held_out.attention_mask is None else torch.cat([held_out.attention_mask, held_out.attention_mask[:5]])
+    mask = (
+        None if held_out.attention_mask is None else torch.cat([held_out.attention_mask, held_out.attention_mask[:5]])
+    )
     model.eval()
     found["evaluation"] = evaluate_on(more, config, mask, ranks=ranks)(model)
     found["weights"] = {

@@ -84,7 +84,11 @@ REFUSED = [
     ("--distributed.shard 3 --training.batch_size 8", 4, "distributed.shard: got 3, which does not divide the 4 ranks"),
     ("--distributed.shard 8 --training.batch_size 8", 4, "distributed.shard: got 8, which does not divide the 4 ranks"),
     ("--training.device cuda:1 --training.batch_size 8", 2, "training.device: got cuda:1, .* needs cuda"),
-    ("--training.optimizer adamw_8bit --training.batch_size 8", 2, "training.optimizer: got adamw_8bit, .* needs adamw"),
+    (
+        "--training.optimizer adamw_8bit --training.batch_size 8",
+        2,
+        "training.optimizer: got adamw_8bit, .* needs adamw",
+    ),
     ("--distributed.shard 0 --training.batch_size 8", 2, "distributed.shard: got 0"),
 ]
 
@@ -100,6 +104,6 @@ def test_what_cannot_be_done_is_refused(
 
 def test_the_textbook_trains_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="preset: textbook .* start it without torchrun"):
+    with pytest.raises(ConfigError, match=r"preset: textbook .* start it without torchrun"):
         parse_train_config(["--training.batch_size", "8"])
     assert os.environ["WORLD_SIZE"] == "2"

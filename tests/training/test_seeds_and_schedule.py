@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quietstar.training.optimizer import learning_rate
+from quietstar.training.schedule import learning_rate
 from quietstar.training.step import _split_mix_64, module_seed, thought_seed
 from tests.training.helpers import options
 

@@ -16,7 +16,7 @@ from quietstar.errors import CheckpointError, ConfigError, DataError, NonFiniteE
 from quietstar.runs.checkpoints import list_checkpoints, verify_checkpoint
 from quietstar.runs.machine import resolve_device
 from quietstar.training.metrics import read_metrics
-from quietstar.training.optimizer import learning_rate
+from quietstar.training.schedule import learning_rate
 from quietstar.training.step import StepResult, thought_seed
 from quietstar.training.trainer import Trainer
 from tests.training.helpers import (
