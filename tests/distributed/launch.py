@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 LIMIT = 240
 """Seconds after which a test is stopped that should have ended by itself."""
 
 
-def launch(ranks: int, module: str, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+def launch(
+    ranks: int, module: str, *arguments: object, restarts: int = 0, directory: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     """Runs `python -m module` on several ranks of this machine and waits for the end of all."""
-    with start(ranks, module, *arguments, restarts=restarts) as process:
+    with start(ranks, module, *arguments, restarts=restarts, directory=directory) as process:
         try:
             output, _ = process.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
@@ -22,7 +25,9 @@ def launch(ranks: int, module: str, *arguments: object, restarts: int = 0) -> su
     return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
-def start(ranks: int, module: str, *arguments: object, restarts: int = 0) -> subprocess.Popen[str]:
+def start(
+    ranks: int, module: str, *arguments: object, restarts: int = 0, directory: Path = ROOT
+) -> subprocess.Popen[str]:
     """Starts `python -m module` on several ranks of this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command += [f"--max-restarts={restarts}", "-m", module, *map(str, arguments)]
@@ -32,12 +37,12 @@ def start(ranks: int, module: str, *arguments: object, restarts: int = 0) -> sub
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=directory,
     )
 
 
-def launched(ranks: int, module: str, *arguments: object) -> str:
+def launched(ranks: int, module: str, *arguments: object, directory: Path = ROOT) -> str:
     """Runs `python -m module` on several ranks, which must succeed, and returns what they printed."""
-    done = launch(ranks, module, *arguments)
+    done = launch(ranks, module, *arguments, directory=directory)
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout

@@ -13,6 +13,7 @@ import pytest
 
 from quietstar.__main__ import main as quietstar_command
 from quietstar.demos import textbook as experiment
+from tests.distributed.launch import launched
 from tests.docs.pages import ROOT, blocks, commands
 from tests.docs.readers_files import (
     LETTERS,
@@ -31,7 +32,8 @@ from tests.docs.readers_files import (
 INSTALLS = ("python -m venv ",)
 DEFAULT = "python -m quietstar.train"
 SCRIPTS = ("python examples/", "python benchmarks/")
-RUN_HERE = [one for one in commands() if one != DEFAULT and not one.startswith((*INSTALLS, *SCRIPTS))]
+ON_RANKS = ("torchrun ",)
+RUN_HERE = [one for one in commands() if one != DEFAULT and not one.startswith((*INSTALLS, *SCRIPTS, *ON_RANKS))]
 
 FEW_STEPS = (
     "--training.steps 2 --training.batch_size 2 --training.eval_batches 1 --data.length 16 --data.append_eos false "
@@ -83,6 +85,20 @@ def test_every_command_runs(command: str, monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().out
     if module == "quietstar.train":
         assert Path("run/report.html").is_file() and Path("run/checkpoints/step-00000002").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [one for one in commands() if one.startswith(ON_RANKS)])
+def test_every_command_of_several_ranks_runs(command: str, tmp_path: Path) -> None:
+    """On two ranks of this machine, whatever machines and ranks the page has."""
+    write_model(MODEL)
+    write_texts()
+    module, *arguments = shlex.split(command.partition(" -m ")[2])
+    arguments = [MODEL if word == "path/or/hub-name" else word for word in arguments]
+    arguments += [*FEW_STEPS.split(), "--model.start_text", "[", "--model.end_text", "]", "--output_dir", "run"]
+    Path("run.yaml").write_text(f"model: {{path: {MODEL}}}\ndata: {{path: my-text.txt}}\n")
+    assert launched(2, module, *arguments, directory=tmp_path).count("report: ") == 1
+    assert len(list(Path("run/checkpoints/step-00000002/training").iterdir())) == 2
 
 
 @pytest.mark.parametrize("command", [one for one in RUN_HERE if one.endswith(("--help", "--print_config"))])
