@@ -19,7 +19,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
@@ -262,14 +262,7 @@ def attention_estimates(problem: Heads) -> dict[str, dict[str, float]]:
     from benchmarks.thought_attention import Shape
     from quietstar_kernels.thought_attention.op import grad_text_parts
 
-    B, L, S, H, Hkv, D = (
-        problem.batch,
-        problem.length,
-        problem.tokens,
-        problem.heads,
-        problem.kv_heads,
-        problem.head_size,
-    )
+    B, L, S, _, H, Hkv, D = astuple(problem)
     shape = Shape("mistral-7b", L, S, B, H, Hkv, D)
 
     def kernel(programs: Iterable[Program], memory: float) -> tuple[float, float, float]:
@@ -283,28 +276,25 @@ def attention_estimates(problem: Heads) -> dict[str, dict[str, float]]:
     parts = splits * 2 * text_bytes  # in float32
     steps = []
     for t in range(1, S + 1):
-        step = Heads(B, L, 1, t, H, Hkv, D)
         once = 2 * queries // S + 2 * 2 * B * L * t * Hkv * D + text_bytes
-        steps.append(kernel(forward_programs(step, configuration("step")), once))
+        steps.append(kernel(forward_programs(replace(problem, tokens=1, keys=t), configuration("step")), once))
+    forward = kernel(forward_programs(problem, configuration("forward")), shape.least_bytes("forward", 2))
+    backward = [
+        kernel(
+            streams_programs(problem, configuration("backward_streams")),
+            shape.least_bytes("backward", 2) - text_bytes + 2 * lse,
+        ),
+        kernel(text_programs(problem, text, splits), 2 * queries + text_bytes + 2 * lse + parts),
+        (0.0, parts + text_bytes, 0.0),  # the sum of the parts
+    ]
     return {
-        "forward": least_time(
-            [kernel(forward_programs(problem, configuration("forward")), shape.least_bytes("forward", 2))]
-        ),
-        "backward": least_time(
-            [
-                kernel(
-                    streams_programs(problem, configuration("backward_streams")),
-                    shape.least_bytes("backward", 2) - text_bytes + 2 * lse,
-                ),
-                kernel(text_programs(problem, text, splits), 2 * queries + text_bytes + 2 * lse + parts),
-                (0.0, parts + text_bytes, 0.0),  # the sum of the parts
-            ]
-        ),
+        "forward": least_time([forward]),
+        "backward": least_time(backward),
         "16 sampling steps": least_time(steps),
     }
 
 
-def head_estimates(rows: int = 8192, sampled: int = 2048) -> dict[str, dict[str, float]]:
+def head_estimates() -> dict[str, dict[str, float]]:
     """Of the loss after the mixing head with all gradients, and of sampling, from the plan's ledger of their chunks."""
     import torch
 
@@ -315,21 +305,16 @@ def head_estimates(rows: int = 8192, sampled: int = 2048) -> dict[str, dict[str,
 
     V, E = (MODELS["mistral-7b"][name] for name in ("vocabulary", "hidden"))
     found = {}
-    for name in ("head, forward and backward, 8,192 rows", "sampling, 2,048 rows"):
+    for name, N in (("head, forward and backward, 8,192 rows", 8192), ("sampling, 2,048 rows", 2048)):
         ledger = Ledger()
         with MetaTensors(ledger, cuda_kernels(ledger)):
-            sampling = name.startswith("sampling")
-            N = sampled if sampling else rows
-            base, thought = (torch.empty(N, E, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
-            head = torch.empty(V, E, dtype=torch.bfloat16, requires_grad=True)
-            weight, target = torch.empty(N, requires_grad=True), torch.zeros(N, dtype=torch.int64)
-            row_weight = torch.empty(N)
+            base, thought, head = (torch.empty(rows, E, dtype=torch.bfloat16).requires_grad_() for rows in (N, N, V))
+            weight, target, row_weight = torch.empty(N).requires_grad_(), torch.zeros(N).long(), torch.empty(N)
             ledger.restart()
-            if sampling:
-                sample_tokens(base.detach(), head.detach(), seed=0)
+            if name.startswith("sampling"):
+                sample_tokens(base, head, seed=0)
             else:
-                loss, _ = mixed_cross_entropy(base, thought, weight, head, target, row_weight=row_weight)
-                loss.backward()
+                mixed_cross_entropy(base, thought, weight, head, target, row_weight=row_weight)[0].backward()
         works = [(work, times) for counts in ledger.work.values() for work, times in counts.items()]
         found[name] = least_time((work.flops, work.bytes, 0.0) for work, times in works for _ in range(round(times)))
     return found
@@ -405,44 +390,42 @@ def measured_rows(folders: Mapping[str, Path], part: str) -> list[dict[str, str]
     return [row for file in files for row in read(file)]
 
 
-def find(
-    rows: Iterable[Mapping[str, str]], wanted: Mapping[str, str], column: str, variants: bool = False
-) -> float | None:
-    """The least number in a column of the rows with these values; None without any.
+def numbers(
+    rows: Iterable[Mapping[str, str]], wanted: Mapping[str, str], column: str, *, variants: bool
+) -> list[float]:
+    """The numbers in a column of the rows with these values.
 
     Args:
         rows: Of a CSV file.
         wanted: Value of each column.
-        column: The number's.
-        variants: Whether the side's variants, as in "flex, 64 x 64", count too.
+        column: The numbers' column.
+        variants: Whether variants of a side or backend, such as "flex, 64 x 64", count too.
     """
 
-    def agrees(row: Mapping[str, str]) -> bool:
-        return all(
-            row.get(name) == value or (variants and name == "side" and row.get(name, "").startswith(f"{value}, "))
-            for name, value in wanted.items()
-        )
+    def agrees(found: str, value: str) -> bool:
+        return found == value or (variants and found.startswith(f"{value}, "))
 
-    return min((float(row[column]) for row in rows if agrees(row) and row.get(column)), default=None)
+    fitting = (row for row in rows if all(agrees(row.get(name) or "", value) for name, value in wanted.items()))
+    return [float(row[column]) for row in fitting if row.get(column)]
 
 
 def measured(one: Bar, folders: Mapping[str, Path]) -> float | None:
-    """The number of a bar in its unit, from the files of a visit's parts."""
-    found = find(measured_rows(folders, one.part), one.row, one.column)
-    if found is None:
-        return None
-    if one.against is not None:
-        other = find(measured_rows(folders, one.against[0]), one.against[1], one.column, variants=True)
-        return None if other is None else other / found
-    return 100 * found if one.unit == "%" else found
+    """The number of a bar in its unit, from the files of a visit: of a step the best variant, of a kernel ours."""
+    of_step = one.unit == "%"
+    found = numbers(measured_rows(folders, one.part), one.row, one.column, variants=of_step)
+    if not found or of_step:
+        return 100 * max(found) if found else None
+    if one.against is None:
+        return min(found)
+    others = numbers(measured_rows(folders, one.against[0]), one.against[1], one.column, variants=True)
+    return min(others) / min(found) if others else None
 
 
 def verdict(one: Bar, value: float | None) -> str:
     """What a measurement says of a bar."""
     if value is None:
         return "not measured"
-    at_most = one.unit == "ms"
-    reached = [value <= wanted if at_most else value >= wanted for wanted in (one.must, one.moonshot)]
+    reached = [value <= wanted if one.unit == "ms" else value >= wanted for wanted in (one.must, one.moonshot)]
     return "moonshot" if reached[1] else "met" if reached[0] else "missed"
 
 
@@ -459,20 +442,15 @@ def tables(rows: Sequence[Mapping[str, str]], folders: Mapping[str, Path]) -> st
     """
     by_name = {one.name: one for one in BARS}
     lines, plan = [], []
-    engine = next(
-        (row for row in measured_rows(folders, "engine") if row.get("backend") == "triton" and row.get("seconds")), {}
-    )
+    engine = next((row for row in measured_rows(folders, "engine") if row.get("backend") == "triton"), {})
     for row in rows:
         if row["kind"] == "bar":
             one = by_name[row["name"]]
             value, unit = measured(one, folders), row["unit"]
             estimate = row["estimate"] if row["estimate"] == NOT_ESTIMATED else f"{row['estimate']} {unit}"
-            lines.append(
-                [
-                    *(row["name"], f"{row['must']} {unit}", f"{row['moonshot']} {unit}"),
-                    *("-" if value is None else f"{value:.3g} {unit}", verdict(one, value), estimate, row["basis"]),
-                ]
-            )
+            shown = "-" if value is None else f"{value:.3g} {unit}"
+            wanted = [f"{row[name]} {unit}" for name in ("must", "moonshot")]
+            lines.append([row["name"], *wanted, shown, verdict(one, value), estimate, row["basis"]])
         else:
             plan.append([row["name"], row["estimate"], _of_the_engine(row["name"], engine)])
     return f"{markdown_table(COLUMNS, lines)}\n\n{markdown_table(PLAN_COLUMNS, plan)}"
