@@ -35,6 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
+from benchmarks import bars
 from benchmarks.environment import ROOT, commit, cpu_name, markdown_table, replace_text, version
 from benchmarks.script import Benchmark
 
@@ -278,8 +279,8 @@ def describe_machine() -> dict[str, Any]:
 
 
 def page(folder: Path, state: dict[str, Any]) -> str:
-    """The Markdown page of all parts: what became of each, then the tables of the best attempt."""
-    rows, sections = [], []
+    """The Markdown page of all parts: what became of each, the bars, then the tables of the best attempt."""
+    rows, sections, folders = [], [], {}
     for name, about in state["parts"].items():
         attempts = [one for one in state["attempts"] if one["part"] == name]
         best = max(attempts, key=lambda one: (one["outcome"] == DONE, attempts.index(one)), default=None)
@@ -287,10 +288,12 @@ def page(folder: Path, state: dict[str, Any]) -> str:
             [name, about, best["outcome"] if best else NOT_REACHED, f"{best['seconds'] or '-'}" if best else "-"]
         )
         if best is not None:
+            folders[name] = folder / best["folder"]
             sections.append(f"## {name}: {about}\n\n{section(folder / best['folder'])}")
     facts = "\n".join(f"- {name}: `{value}`" for name, value in state["facts"].items())
     table = markdown_table(["part", "what", "outcome", "s"], rows, text_columns=3)
-    return "\n\n".join([f"# Measured on a GPU: {state['facts']['gpu']}", table, facts, *sections]) + "\n"
+    reached = f"## Bars of an H200\n\n{bars.section(folders)}"
+    return "\n\n".join([f"# Measured on a GPU: {state['facts']['gpu']}", table, facts, reached, *sections]) + "\n"
 
 
 def section(folder: Path) -> str:
