@@ -311,7 +311,7 @@ class Experiment:
                 pass
 
         scale = self.options.batch_size / len(batch)
-        kinds = {
+        kinds: dict[str, tuple[Callable[[], None], float]] = {
             FIRST.method: (lambda: step(FIRST), scale),
             THINKING.method: (lambda: step(THINKING), scale),
             "text": (one_measure, 1 / len(pool)),
@@ -409,10 +409,11 @@ class Experiment:
             f"NLL in nats a token, mean over {len(self.texts)} held-out texts ({by_file} by file) of {options.length} "
             f"tokens, at the same positions in all rows ({options.positions}, by the given model). Gain: without minus "
             "with own thoughts. Own - foreign: with the thoughts of another text of the same file minus with its own. "
-            "Above 0 is good; 95 % intervals of Student's t over texts. A text is a window: those of one long document "
-            "are not quite independent.",
+            "Above 0 is good; 95 % intervals of Student's t over the texts. A text is a window: those of one long "
+            "document are not quite independent.",
             f"Of {options.minutes:g} minutes ({state['spent'] / 60:.1f} used) a third is for measuring, and of the rest "
-            f"1 part for language modelling first, 3 for each other run. Seconds a step and a measured text: {seconds}.",
+            "1 part for language modelling first and 3 for each other run. "
+            f"Seconds a step, and a measured text: {seconds}.",
         ]
         named = {row["run"] for row in rows}
         missing = {run.name: state["left out"].get(run.name, "not reached") for run in RUNS if run.name not in named}
