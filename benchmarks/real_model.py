@@ -259,6 +259,8 @@ class Experiment:
         if not self.state:
             self.state = {"identity": identity, "spent": 0.0, "trained": {}, **self.plan()}
             write_json(self.file, self.state)
+        steps = ", ".join(f"{name} {count}" for name, count in self.state["steps"].items() if count)
+        print(f"planned: steps of {steps}; {self.state['texts']} texts to measure", file=sys.stderr, flush=True)
         self.texts = torch.cat(self.measured()).to(self.device)
         self.positions = torch.tensor(self.state["positions"], dtype=torch.int32, device=self.device)
 
@@ -411,9 +413,8 @@ class Experiment:
             "with own thoughts. Own - foreign: with the thoughts of another text of the same file minus with its own. "
             "Above 0 is good; 95 % intervals of Student's t over the texts. A text is a window: those of one long "
             "document are not quite independent.",
-            f"Of {options.minutes:g} minutes ({state['spent'] / 60:.1f} used) a third is for measuring, and of the rest "
-            "1 part for language modelling first and 3 for each other run. "
-            f"Seconds a step, and a measured text: {seconds}.",
+            f"{options.minutes:g} minutes ({state['spent'] / 60:.1f} used): a third for measuring, and of the rest 1 part "
+            f"for language modelling first and 3 for each other run. Seconds a step and a measured text: {seconds}.",
         ]
         named = {row["run"] for row in rows}
         missing = {run.name: state["left out"].get(run.name, "not reached") for run in RUNS if run.name not in named}
