@@ -10,6 +10,10 @@ group that is ended at its limit. Rows are written as they are measured, and aft
 into one archive, so that a machine that is taken away costs one part at most. A page, named after the card, has all
 parts, and says of the others that they were not reached.
 
+The model's directory and the texts are files of that machine, which has no network: copy them there, a large file in
+pieces (`split -b 48M`, and `cat` there). What this part trains is beside the results, in NAME.runs, and not packed:
+on the same machine `--resume` goes on from it.
+
 `--dry-run` prints the commands. `--simulate` needs no GPU: it visits a machine with parts that work, fail, hang and
 overrun, is killed in the middle, goes on, and fails if anything is lost, done twice or left running.
 """

@@ -173,7 +173,8 @@ def measure(
         targets = (count // (mask.shape[1] // positions.shape[1])).tolist()  # a position's thoughts share them
         means = {name: (value.double() * mask).sum((1, 2)).div(count).tolist() for name, value in found.items()}
         for row, text in enumerate(range(part.start, part.stop)):
-            yield text, {"targets": targets[row], **{name: values[row] for name, values in means.items()}}
+            if not known(text):
+                yield text, {"targets": targets[row], **{name: values[row] for name, values in means.items()}}
 
 
 def divide(seconds: Mapping[str, float], minutes: float, least: int, most: int) -> dict[str, Any]:
@@ -413,7 +414,7 @@ class Experiment:
             "with own thoughts. Own - foreign: with the thoughts of another text of the same file minus with its own. "
             "Above 0 is good; 95 % intervals of Student's t over the texts. A text is a window: those of one long "
             "document are not quite independent.",
-            f"{options.minutes:g} minutes ({state['spent'] / 60:.1f} used): a third for measuring, and of the rest 1 part "
+            f"{options.minutes:g} minutes ({state['spent'] / 60:.1f} used): a third for measuring, of the rest 1 part "
             f"for language modelling first and 3 for each other run. Seconds a step and a measured text: {seconds}.",
         ]
         named = {row["run"] for row in rows}
