@@ -62,6 +62,7 @@ ENOUGH_SECONDS = 5
 LATE = 1.1
 """Share of the minutes beyond which no control begins."""
 NAMES = OptionNames("--texts", "the FIELD of --texts", length="--length", tokenizer="--model")
+STATE = {"identity", "spent", "trained", "seconds", "steps", "texts", "left out", "positions"}
 COLUMNS = ("steps", "targets", "no thought", "own thoughts", "foreign thoughts", "gain", "own - foreign", "verdict")
 
 
@@ -252,7 +253,7 @@ class Experiment:
         ignored = ("output", "results", "threads")
         identity = {name: str(value) for name, value in vars(options).items() if name not in ignored}
         identity |= IndexedBatches(torch.cat([self.train, *self.pools]), 1, 0).fingerprint()
-        self.state: dict[str, Any] = read_json_file(self.file) if self.file.exists() else {}
+        self.state = self.before()
         if self.state and (changed := changed_options(self.state["identity"], identity)):
             raise ConfigError(
                 f"--output: {options.output} has another run: {'; '.join(changed)}; choose another folder"
@@ -264,6 +265,16 @@ class Experiment:
         print(f"planned: steps of {steps}; {self.state['texts']} texts to measure", file=sys.stderr, flush=True)
         self.texts = torch.cat(self.measured()).to(self.device)
         self.positions = torch.tensor(self.state["positions"], dtype=torch.int32, device=self.device)
+
+    def before(self) -> dict[str, Any]:
+        """What the folder says of the runs; nothing in a new one."""
+        try:
+            state: Any = read_json_file(self.file) if self.file.exists() else {}
+        except ValueError:
+            state = None
+        if not isinstance(state, dict) or (state and not state.keys() >= STATE):
+            raise ConfigError(f"--output: {self.file} is damaged; delete it, or choose another folder")
+        return state
 
     def configuration(self, run: Run, steps: int = 1) -> TrainConfig:
         """The options of a run."""

@@ -32,6 +32,7 @@ from tests.model.naive import NaiveThinker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 WORDS = ["the", "old", "house", "of", "stone", "1", "23", "stands"]
 SMALL = [
     "--length",
@@ -216,6 +217,8 @@ def test_the_interval_is_students_over_texts(texts: int) -> None:
         ([0.1, 0.2] * 10, "thinking helps"),
         ([-0.1, -0.2] * 10, "thinking hurts"),
         ([-0.1, 0.1] * 10, "no difference to be told"),
+        ([-0.2, 0.3] * 10, "no difference to be told"),
+        ([0.2, -0.3] * 10, "no difference to be told"),
         ([0.1, 0.2] * 9 + [0.1], "too little to tell: 19 texts, needs 20"),
         ([0.1], "too little to tell: 1 texts, needs 20"),
         ([-0.5] * 2, "too little to tell: 2 texts, needs 20"),
@@ -370,6 +373,7 @@ def test_a_control_that_would_be_late_is_left_out(place: Path, planned: Path, tm
         (["--thoughts-per-position", "1"], "model.thoughts_per_position: got 1, needs at least 2"),
         (["--positions", "most"], "model.positions: got 'most'"),
         (["--seed", "-1"], "--seed: got -1"),
+        pytest.param(["--device", "cuda"], "--device: ", marks=NO_GPU),
     ],
 )
 def test_bad_input_is_one_line(
@@ -399,6 +403,13 @@ def test_bad_input_is_one_line(
 def test_a_folder_of_another_experiment_is_refused(place: Path, planned: Path, changed: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"has another run: .* was .* and is .*; choose another folder"):
         real_model.main(words(place, planned, *changed))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"steps": {}}', "null", "\x00"])
+def test_a_damaged_plan_is_named(place: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"--output: .*plan.json is damaged; delete it, or choose another folder"):
+        real_model.main(words(place, tmp_path))
 
 
 def test_changed_texts_are_another_experiment(place: Path, planned: Path, tmp_path: Path) -> None:
