@@ -203,7 +203,9 @@ def verdict(gain: Estimate, texts: int) -> str:
     """What the interval of own - foreign allows to say."""
     if texts < LEAST_TEXTS or gain.low is None or gain.high is None:
         return f"too little to tell: {texts} texts, needs {LEAST_TEXTS}"
-    return "thinking helps" if gain.low > 0 else "thinking hurts" if gain.high < 0 else "no difference to be told"
+    if gain.low <= 0 <= gain.high:
+        return "no difference can be told"
+    return f"own thoughts {'better' if gain.low > 0 else 'worse'} than foreign ones"
 
 
 def shown(value: Estimate | None) -> str:
@@ -423,7 +425,7 @@ class Experiment:
             f"NLL in nats a token, mean over {len(self.texts)} held-out texts ({by_file} by file) of {options.length} "
             f"tokens, at the same positions in all rows ({options.positions}, by the given model). Gain: without minus "
             "with own thoughts. Own - foreign: with the thoughts of another text of the same file minus with its own. "
-            "Above 0 is good; 95 % intervals of Student's t over the texts. A text is a window: those of one long "
+            f"Above 0 is good; 95 % intervals of Student's t over the texts; seed {options.seed} alone. A text is a window: those of one long "
             "document are not quite independent.",
             f"{options.minutes:g} minutes ({state['spent'] / 60:.1f} used): a third for measuring, of the rest 1 part "
             f"for language modelling first and 3 for each other run. Seconds a step and a measured text: {seconds}.",

@@ -214,15 +214,15 @@ def test_the_interval_is_students_over_texts(texts: int) -> None:
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        ([0.1, 0.2] * 10, "thinking helps"),
-        ([-0.1, -0.2] * 10, "thinking hurts"),
-        ([-0.1, 0.1] * 10, "no difference to be told"),
-        ([-0.2, 0.3] * 10, "no difference to be told"),
-        ([0.2, -0.3] * 10, "no difference to be told"),
+        ([0.1, 0.2] * 10, "own thoughts better than foreign ones"),
+        ([-0.1, -0.2] * 10, "own thoughts worse than foreign ones"),
+        ([-0.1, 0.1] * 10, "no difference can be told"),
+        ([-0.2, 0.3] * 10, "no difference can be told"),
+        ([0.2, -0.3] * 10, "no difference can be told"),
         ([0.1, 0.2] * 9 + [0.1], "too little to tell: 19 texts, needs 20"),
         ([0.1], "too little to tell: 1 texts, needs 20"),
         ([-0.5] * 2, "too little to tell: 2 texts, needs 20"),
-        ([0.0] * 40, "no difference to be told"),
+        ([0.0] * 40, "no difference can be told"),
     ],
 )
 def test_verdicts(gains: list[float], expected: str) -> None:
