@@ -407,14 +407,12 @@ class Experiment:
     def page(self) -> str:
         """The tables and what they mean."""
         options, state, rows = self.options, self.state, self.rows()
-        lines = [f"Quiet-STaR: **{row['verdict']}**." for row in rows if row["run"] == THINKING.name]
-        steps = state["steps"][THINKING.name]
+        lines, columns, steps = [], ["run", *COLUMNS], state["steps"][THINKING.name]
         if steps < SHORT_STEPS:
             size = f"{steps} steps of {options.batch_size} texts"
             lines.append(f"**A short run**, Quiet-STaR had {size}: it shows the command, not what thoughts can do.")
-        lines.append(
-            markdown_table(["run", *COLUMNS], [[str(row[name]) for name in ("run", *COLUMNS)] for row in rows])
-        )
+        lines += [f"Quiet-STaR: **{row['verdict']}**." for row in rows if row["run"] == THINKING.name]
+        lines.append(markdown_table(columns, [[str(row[name]) for name in columns] for row in rows]))
         pairs = list(zip(self.records(PLAIN), self.records(THINKING), strict=False))
         if pairs:
             difference = shown(estimate([plain["without"] - thinking["own"] for plain, thinking in pairs]))
@@ -425,8 +423,8 @@ class Experiment:
             f"NLL in nats a token, mean over {len(self.texts)} held-out texts ({by_file} by file) of {options.length} "
             f"tokens, at the same positions in all rows ({options.positions}, by the given model). Gain: without minus "
             "with own thoughts. Own - foreign: with the thoughts of another text of the same file minus with its own. "
-            f"Above 0 is good; 95 % intervals of Student's t over the texts; seed {options.seed} alone. A text is a window: those of one long "
-            "document are not quite independent.",
+            f"Above 0 is good; 95 % intervals of Student's t over the texts; seed {options.seed} alone. A text is a "
+            "window: those of one long document are not quite independent.",
             f"{options.minutes:g} minutes ({state['spent'] / 60:.1f} used): a third for measuring, of the rest 1 part "
             f"for language modelling first and 3 for each other run. Seconds a step and a measured text: {seconds}.",
         ]
