@@ -12,7 +12,8 @@ A third of the minutes is for measuring, the rest for training. Of this, plain l
 Quiet-STaR would get fewer than 20 steps, the last control is left out. One step of each kind is timed at the beginning,
 and what fits is written down: a run that was killed goes on with the same command and comes to the same rows.
 
-It needs torch and transformers (on a GPU also Triton), no network, and no package of this project.
+It needs torch and transformers, on a GPU also Triton, and no network; of this project nothing but a checkout, with
+`PYTHONPATH=kernels` where it is not installed.
 """
 
 from __future__ import annotations
