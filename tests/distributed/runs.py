@@ -1,6 +1,7 @@
 """Whole runs of the trainer on one process or several ranks, for the tests of checkpoints and faults.
 
-Each argument is a run: `DIRECTORY:STEPS`, and behind a second colon a fault.
+Each argument is a run: `DIRECTORY:STEPS`, and behind a second colon a fault. Where the first directory is named after
+copies, each copy of the model lies on two ranks.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def fail(fault: str, result: StepResult, ranks: Ranks, batch: Batch, directory: 
 
 def main() -> None:
     torch.set_num_threads(1)
-    with join_ranks(DistributedOptions(), "cpu") as ranks:
+    copies = Path(sys.argv[1].partition(":")[0]).name.startswith("copies")
+    with join_ranks(DistributedOptions(shard=2 if copies else None), "cpu") as ranks:
         for argument in sys.argv[1:]:
             directory, steps, *fault = argument.split(":")
             try:

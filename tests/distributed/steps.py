@@ -17,7 +17,7 @@ from quietstar.data.batches import Batch
 from quietstar.model.adapters import add_adapters
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.sharding import shard_model, whole
-from quietstar.training.ranks import ALONE, SHARD, Ranks, join_ranks
+from quietstar.training.ranks import ALONE, Ranks, join_ranks
 from quietstar.training.step import OptimizerStep
 from quietstar.training.step_functions import compute_step, evaluate_on
 
@@ -124,7 +124,7 @@ def run(case: Case, ranks: Ranks) -> dict[str, Any]:
     """Returns the metrics of each step, the gradients of the first, the weights after all, and an evaluation."""
     model, config = build(case), options(case, ranks is ALONE)
     if ranks.mesh is not None:
-        shard_model(model, ranks.mesh[SHARD], keep_gathered=case.gathered)
+        shard_model(model, ranks.model_mesh, keep_gathered=case.gathered)
     stepper = OptimizerStep(
         model, compute_step(config), config.training, torch.device("cpu"), lambda: False, print, ranks
     )
@@ -157,18 +157,22 @@ def run(case: Case, ranks: Ranks) -> dict[str, Any]:
 
 
 def joined(part: Tensor, parameter: Tensor, ranks: Ranks) -> Tensor:
-    """Returns a gradient of all ranks' shards."""
-    return ranks.gather(part).reshape(parameter.shape).clone()
+    """Returns a gradient of all ranks' shards; copies of the model have the same."""
+    rows = ranks.gather(part)
+    copies = rows.reshape(-1, *parameter.shape)
+    assert all(torch.equal(copies[0], other) for other in copies)
+    return copies[0].clone()
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
+    """Runs all cases, or those named behind the number of ranks that a copy of the model is sharded over."""
+    out, *rest = sys.argv[1:]
     torch.set_num_threads(1)
-    with join_ranks(DistributedOptions(), "cpu") as ranks:
-        for number, case in enumerate(CASES.values()):
-            found = run(case, ranks)
+    with join_ranks(DistributedOptions(shard=int(rest[0]) if rest else None), "cpu") as ranks:
+        for name in rest[1:] or CASES:
+            found = run(CASES[name], ranks)
             if ranks.leads:
-                torch.save(found, out / f"{number}.pt")
+                torch.save(found, Path(out) / f"{list(CASES).index(name)}.pt")
 
 
 if __name__ == "__main__":

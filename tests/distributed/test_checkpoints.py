@@ -88,6 +88,15 @@ def test_the_checkpoint_is_a_model_of_its_own(ranks: int, runs: Path) -> None:
     assert all(torch.equal(dict(model.named_parameters())[name], tensor) for name, tensor in stored.items())
 
 
+def test_a_checkpoint_of_two_copies_has_the_shards_of_one(tmp_path: Path, runs: Path) -> None:
+    launched(4, "tests.distributed.runs", f"{tmp_path}/copies:4")
+    shards = tmp_path / "copies" / "checkpoints" / "step-00000004" / "training"
+    assert len(list(shards.iterdir())) == 2
+    train(tmp_path / "copies", 6)
+    for name, tensor in weights(runs / "whole-1").items():
+        torch.testing.assert_close(weights(tmp_path / "copies")[name], tensor, rtol=0, atol=2e-4)
+
+
 def test_the_state_of_all_ranks_is_that_of_one(runs: Path) -> None:
     one, two, four = (
         load_optimizer_tensors(runs / f"whole-{ranks}" / "checkpoints" / "step-00000006", {}) for ranks in RANKS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from quietstar.training.ranks import ALONE
 from tests.distributed.launch import launched
-from tests.distributed.steps import CASES, run
+from tests.distributed.steps import CASES, Case, run
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -25,7 +26,21 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_do_the_step_of_one(name: str, of_two_ranks: dict[str, dict[str, Any]]) -> None:
     """In float64 to rounding; in bfloat16, where both see micro-batches of one shape, bit for bit."""
-    case, found = CASES[name], of_two_ranks[name]
+    compare(CASES[name], of_two_ranks[name])
+
+
+def test_four_ranks_with_two_copies_do_the_step_of_one(tmp_path: Path) -> None:
+    names = ["plain", "padding, micro-batches", "LoRA", "bfloat16"]
+    launched(4, "tests.distributed.steps", tmp_path, 2, *names)
+    for name in names[:3]:
+        compare(CASES[name], torch.load(tmp_path / f"{list(CASES).index(name)}.pt"))
+    found = torch.load(tmp_path / f"{list(CASES).index('bfloat16')}.pt")
+    wanted = run(replace(CASES["bfloat16"], micro_alone=2), ALONE)
+    for name, tensor in wanted["gradients"].items():  # the copies' sums are added in another order
+        torch.testing.assert_close(found["gradients"][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def compare(case: Case, found: dict[str, Any]) -> None:
     wanted = run(case, ALONE)
     low = case.dtype == torch.bfloat16  # the norms of gradients are sums of float32, in another order
     for step, values in enumerate(wanted["values"]):
