@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240
@@ -39,6 +44,20 @@ def start(
         env=os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
         cwd=directory,
     )
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Returns a directory that `make` has filled, once for all workers of pytest-xdist."""
+    base = factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{directory}.lock"):
+        if not directory.exists():
+            filling = Path(f"{directory}.filling")
+            shutil.rmtree(filling, ignore_errors=True)
+            filling.mkdir()
+            make(filling)
+            filling.rename(directory)
+    return directory
 
 
 def launched(ranks: int, module: str, *arguments: object, directory: Path = ROOT) -> str:

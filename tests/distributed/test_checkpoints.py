@@ -15,17 +15,19 @@ from quietstar.errors import CheckpointError
 from quietstar.runs.checkpoints import latest_checkpoint
 from quietstar.training.checkpoint import load_optimizer_tensors
 from quietstar.training.metrics import read_metrics
-from tests.distributed.launch import launched
+from tests.distributed.launch import launched, once
 from tests.distributed.runs import metrics_of, train
 
-pytestmark = pytest.mark.xdist_group("distributed")
 RANKS = (1, 2, 4)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`whole-N`: six steps on N ranks. `M-to-N`: four on M ranks, the last two on N."""
-    out = tmp_path_factory.mktemp("runs")
+    return once(tmp_path_factory, "runs of ranks", _make_runs)
+
+
+def _make_runs(out: Path) -> None:
     for first in RANKS:
         begin = [out / f"begun-{first}", out / f"low-{first}"]
         if first == 1:
@@ -44,7 +46,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 train(out / name, 6)
         else:
             launched(then, "tests.distributed.runs", *(f"{out / name}:6" for name in names))
-    return out
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -12,18 +12,16 @@ import pytest
 from quietstar.config.commands import parse_train_config
 from quietstar.errors import ConfigError
 from quietstar.training.metrics import read_metrics
-from tests.distributed.launch import launch
+from tests.distributed.launch import launch, once
 from tests.distributed.runs import metrics_of, train
 from tests.distributed.steps import TEXTS
 
-pytestmark = pytest.mark.xdist_group("distributed")
 RUNS = "tests.distributed.runs"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
-    directory = tmp_path_factory.mktemp("undisturbed")
-    train(directory, 4)
+    directory = once(tmp_path_factory, "undisturbed", lambda to: train(to, 4))
     return [metrics_of(line) for line in read_metrics(directory / "metrics.jsonl")]
 
 

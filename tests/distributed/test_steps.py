@@ -10,16 +10,13 @@ import pytest
 import torch
 
 from quietstar.training.ranks import ALONE
-from tests.distributed.launch import launched
+from tests.distributed.launch import launched, once
 from tests.distributed.steps import CASES, Case, run
-
-pytestmark = pytest.mark.xdist_group("distributed")
 
 
 @pytest.fixture(scope="module")
 def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    out = tmp_path_factory.mktemp("two")
-    launched(2, "tests.distributed.steps", out)
+    out = once(tmp_path_factory, "steps of two ranks", lambda to: launched(2, "tests.distributed.steps", to))
     return {name: torch.load(Path(out) / f"{number}.pt") for number, name in enumerate(CASES)}
 
 
