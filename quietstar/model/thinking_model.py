@@ -282,13 +282,16 @@ class ThinkingModel(PreTrainedModel):
         settings = (config.embedding_scale, config.thinking, config.thought_length, config.lookahead)
         return (*settings, *precision, *weights)
 
-    def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: AttentionPass) -> Tensor:
+    def run_decoder(
+        self, embeds: Tensor, position_ids: Tensor, thought_pass: AttentionPass, last_position: int | None = None
+    ) -> Tensor:
         """Run the decoder on the N tokens that `thought_pass` lays out.
 
         Args:
             embeds: Embeddings of the tokens, [B, N, E].
             position_ids: Positions of the tokens, int64 [B or 1, N].
             thought_pass: Layout of the tokens: which of them see which.
+            last_position: Largest of the positions; None reads it, for which the host waits, where it is checked.
 
         Returns:
             Hidden states after the final norm, [B, N, E].
@@ -306,7 +309,7 @@ class ThinkingModel(PreTrainedModel):
             )
         limit = getattr(config, "max_position_embeddings", None)
         if limit is not None and config.model_type in LEARNED_POSITIONS:
-            last = int(position_ids.max())
+            last = int(position_ids.max()) if last_position is None else last_position
             if last >= limit:
                 raise DataError(
                     f"input_ids: a thought would reach position {last}, "
