@@ -331,14 +331,16 @@ class ThinkingCache(Cache):
         assert self.finished is not None
         self.finished = self.finished | rows
 
-    def running(self) -> list[int]:
-        """Returns the rows that have not ended, for which the host waits where there are several.
+    def running(self) -> Tensor | None:
+        """Returns the rows that have not ended, int64, or None where these are all.
 
-        A single row is running: transformers ends the call when the last row has ended.
+        For several rows the host waits. A single one is running: transformers ends the call with the last row.
         """
+        if self.batch == 1:
+            return None
         assert self.finished is not None
-        ended = self.finished.tolist() if self.batch > 1 else [False]
-        return [row for row, has_ended in enumerate(ended) if not has_ended]
+        rows = (~self.finished).nonzero()[:, 0]
+        return None if len(rows) == self.batch else rows
 
     def draws(self, count: int) -> Tensor:
         """Returns random numbers for the next token of each row, float64 [B, count] in [0, 1), on the texts' device.

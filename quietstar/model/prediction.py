@@ -48,7 +48,8 @@ def predict_next(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> 
 
 def _predict(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> Tensor:
     thinking = cache.thinking
-    running = cache.running()
+    rows = cache.running()  # None: all
+    alive = cache.batch if rows is None else len(rows)
     count = tokens.shape[1]
     alone = count == 1 and cache.text_length > 0
     cache.read(tokens)
@@ -69,16 +70,13 @@ def _predict(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> Tens
 
     head = model.head
     base_logits = head.logits(hidden_base) if may_think and thinking.when.rule == "entropy" else None
-    rows: Tensor | None = None  # all of them
-    thinks = len(running) if may_think else 0
-    if may_think and len(running) < cache.batch:
-        rows = torch.tensor(running, dtype=torch.int64, device=tokens.device)
+    thinks = alive if may_think else 0
     if thinks and thinking.when.needs_base:
         chosen = thinking.when.where(model, hidden_base, base_logits)
         rows = chosen.nonzero()[:, 0] if rows is None else rows[chosen[rows]]
         thinks = len(rows)
         rows = None if thinks == cache.batch else rows
-    thinking.record.predictions += len(running)
+    thinking.record.predictions += alive
     thinking.record.thought_at += thinks
     mixed = thoughts = None
     if thinks:
