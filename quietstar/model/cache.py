@@ -167,8 +167,9 @@ class TokenThoughts:
     mixing_weight: Tensor
 
     def cpu(self) -> TokenThoughts:
-        """Returns the same on the CPU, where reading a row does not wait for a device."""
-        return TokenThoughts(self.rows.cpu(), self.tokens.cpu(), self.mixing_weight.cpu())
+        """Returns copies on the CPU, where reading a row does not wait for a device."""
+        kept = (self.rows, self.tokens, self.mixing_weight)
+        return TokenThoughts(*(tensor.to("cpu", copy=True) for tensor in kept))
 
 
 @dataclass

@@ -42,11 +42,14 @@ def predict_next(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> 
         Logits, float32 [B, V]: after a thought the mixture, after several the log of their mean probabilities.
     """
     with torch.inference_mode():  # spares the host a seventh of its time
-        logits = _predict(model, tokens, cache)
-    return logits.clone()  # one that can be used everywhere
+        logits, thoughts = _predict(model, tokens, cache)
+    # copies, because tensors of inference mode can neither be written to elsewhere nor be part of a graph
+    if cache.thinking.keep_thoughts:
+        cache.thinking.record.thoughts.append(None if thoughts is None else thoughts.cpu())
+    return logits.clone()
 
 
-def _predict(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> Tensor:
+def _predict(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> tuple[Tensor, TokenThoughts | None]:
     thinking = cache.thinking
     rows = cache.running()  # None: all
     alive = cache.batch if rows is None else len(rows)
@@ -88,17 +91,15 @@ def _predict(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> Tens
         mixed, weight = _mix(model, head, hidden_base, hidden_thought)
         if thinking.keep_thoughts:
             who = torch.arange(cache.batch, device=tokens.device) if rows is None else rows
-            thoughts = TokenThoughts(who, picked, weight).cpu()
-    if thinking.keep_thoughts:
-        thinking.record.thoughts.append(thoughts)
+            thoughts = TokenThoughts(who, picked, weight)
     cache.drop_thoughts()
     if mixed is not None and rows is None:
-        return mixed
+        return mixed, thoughts
     if base_logits is None:
         base_logits = head.logits(hidden[:, count - 1])
     if mixed is not None:
         base_logits[rows] = mixed
-    return base_logits
+    return base_logits, thoughts
 
 
 def _think(
