@@ -73,8 +73,10 @@ def test_a_token_is_the_same_few_launches_each_time(
     layers = int(model.base.config.num_hidden_layers)
     streams = settings.get("thoughts_per_token", 1)
     drawing = 12 * streams if "seed" in settings else 0  # softmax, cumulative sum and search of each token of a thought
-    assert of_a_layer(few, many) <= of_a_layer(*base) + 2.5
-    assert of_a_pass(few, many, layers) <= of_a_pass(*base, layers) + drawing
+    # several tokens of a pass are put beside each other before and after the product
+    assert of_a_layer(few, many) <= of_a_layer(*base) + 3
+    passes = (many.layer_passes - few.layer_passes) / layers / (MANY - FEW)
+    assert of_a_pass(few, many, layers) <= of_a_pass(*base, layers) + drawing + 8 / passes  # a token's own, shared
     for before, after in pairwise(many.steps()[2:]):
         assert [call.name for call in changed(before, after)] == ["aten::copy_", "aten::embedding"]
     assert many.generators == 0
