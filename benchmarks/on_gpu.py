@@ -3,11 +3,16 @@
     python benchmarks/on_gpu.py --minutes 9
     python benchmarks/on_gpu.py --minutes 4 --resume          # the parts that are missing
     python benchmarks/on_gpu.py --page on_gpu.tgz             # elsewhere: benchmarks/results/CARD.md from the archive
+    python benchmarks/on_gpu.py --minutes 9 --model DIR --texts FILE ...   # and real_model.py
 
 It needs torch, Triton, transformers and pytest; nothing of this project has to be installed. Each part is a process
 group that is ended at its limit. Rows are written as they are measured, and after each part the whole folder is packed
 into one archive, so that a machine that is taken away costs one part at most. A page, named after the card, has all
 parts, and says of the others that they were not reached.
+
+The model's directory and the texts are files of that machine, which has no network: copy them there, a large file in
+pieces (`split -b 48M`, and `cat` there). What this part trains is beside the results, in NAME.runs, and not packed:
+on the same machine `--resume` goes on from it.
 
 `--dry-run` prints the commands. `--simulate` needs no GPU: it visits a machine with parts that work, fail, hang and
 overrun, is killed in the middle, goes on, and fails if anything is lost, done twice or left running.
@@ -35,6 +40,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is there
 
+from benchmarks import bars
 from benchmarks.environment import ROOT, commit, cpu_name, markdown_table, replace_text, version
 from benchmarks.script import Benchmark
 
@@ -63,7 +69,8 @@ class Part:
         seconds: Limit of its time.
         about: What it shows.
         needs: What must be there besides the GPU.
-        words: Arguments of Python; a script of benchmarks/ also gets the folder for its files.
+        words: Arguments of Python.
+        folders: More arguments of a script of benchmarks/: where its results go, and what it keeps between attempts.
     """
 
     name: str
@@ -71,11 +78,18 @@ class Part:
     about: str
     needs: str
     words: Sequence[str]
+    folders: Sequence[str] = ("--output-dir", "{results}")
 
     def command(self, folder: Path) -> list[str]:
         """The command line, with which the part writes into a folder."""
-        out = ["--output-dir", str(folder)] if self.words[0].startswith("benchmarks/") else []
-        return [sys.executable, *self.words, *out]
+        places = {"results": folder, "runs": runs_of(folder.parent) / self.name}
+        script = self.words[0].startswith("benchmarks/")
+        return [sys.executable, *self.words, *[word.format(**places) for word in self.folders if script]]
+
+
+def runs_of(folder: Path) -> Path:
+    """What the parts of a visit keep between attempts, beside its folder: checkpoints are too large for the archive."""
+    return folder.with_name(f"{folder.name}.runs")
 
 
 def gpu_tests(chosen: str, *, workers: int = 0) -> list[str]:
@@ -85,8 +99,8 @@ def gpu_tests(chosen: str, *, workers: int = 0) -> list[str]:
     return [*words, *(["-n", str(workers)] if parallel else []), *GPU_TESTS]
 
 
-def parts(comparators: Path | None = None) -> list[Part]:
-    """All parts, the most valuable first."""
+def parts(comparators: Path | None = None, model: Path | None = None, texts: Sequence[str] = ()) -> list[Part]:
+    """All parts, the most valuable first; `real_model` where there is a model."""
     beside = [] if comparators is None else ["--comparators", str(comparators)]
     workers = max(1, min(12, (os.cpu_count() or 1) - 2))
     engine = ["benchmarks/engine_throughput.py", "--no-check", "--batch", "8", "--thought-length", "12"]
@@ -143,6 +157,7 @@ def parts(comparators: Path | None = None) -> list[Part]:
             "pytest; pytest-xdist to be fast",
             gpu_tests(f"not ({BIG_TESTS} or sanitizer)", workers=workers),
         ),
+        *([] if model is None else [real_model(model, texts)]),
         Part(
             "flex",
             80,
@@ -159,6 +174,19 @@ def parts(comparators: Path | None = None) -> list[Part]:
         ),
         Part("big", 60, "tensors of more than 2^31 elements", "pytest; 80 GiB of GPU memory", gpu_tests(BIG_TESTS)),
     ]
+
+
+def real_model(model: Path, texts: Sequence[str]) -> Part:
+    """Quiet-STaR and its controls on a model and texts."""
+    words = ["benchmarks/real_model.py", "--model", str(model), "--texts", *texts, "--minutes", "5", "--device", "cuda"]
+    return Part(
+        "real_model",
+        330,
+        "Quiet-STaR on a model: what its own thoughts gain over foreign ones",
+        "--model and --texts",
+        [*words, "--length", "256", "--batch-size", "32", "--thoughts-per-position", "4", "--held-out", "200"],
+        ("--output", "{runs}", "--results", "{results}"),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- one visit
@@ -278,8 +306,8 @@ def describe_machine() -> dict[str, Any]:
 
 
 def page(folder: Path, state: dict[str, Any]) -> str:
-    """The Markdown page of all parts: what became of each, then the tables of the best attempt."""
-    rows, sections = [], []
+    """The Markdown page of all parts: what became of each, the bars, then the tables of the best attempt."""
+    rows, sections, folders = [], [], {}
     for name, about in state["parts"].items():
         attempts = [one for one in state["attempts"] if one["part"] == name]
         best = max(attempts, key=lambda one: (one["outcome"] == DONE, attempts.index(one)), default=None)
@@ -287,10 +315,12 @@ def page(folder: Path, state: dict[str, Any]) -> str:
             [name, about, best["outcome"] if best else NOT_REACHED, f"{best['seconds'] or '-'}" if best else "-"]
         )
         if best is not None:
+            folders[name] = folder / best["folder"]
             sections.append(f"## {name}: {about}\n\n{section(folder / best['folder'])}")
     facts = "\n".join(f"- {name}: `{value}`" for name, value in state["facts"].items())
     table = markdown_table(["part", "what", "outcome", "s"], rows, text_columns=3)
-    return "\n\n".join([f"# Measured on a GPU: {state['facts']['gpu']}", table, facts, *sections]) + "\n"
+    reached = f"## Bars of an H200\n\n{bars.section(folders)}"
+    return "\n\n".join([f"# Measured on a GPU: {state['facts']['gpu']}", table, facts, reached, *sections]) + "\n"
 
 
 def section(folder: Path) -> str:
@@ -329,19 +359,23 @@ def write_page(source: Path, results: Path) -> Path:
 SIMULATED = """
 import signal, subprocess, sys, time
 from pathlib import Path
-kind, folder = sys.argv[1], Path(sys.argv[2])
+kind, folder, runs = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 if kind == "hangs":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     time.sleep(60)
-for number in range(100 if kind == "overruns" else 3):
+runs.mkdir(parents=True, exist_ok=True)
+before = len(list(runs.iterdir()))
+for number in range(before, {"overruns": 100, "goes on": 40}.get(kind, 3)):
     with (folder / "rows.md").open("a") as file:
         print(f"row {number} of a part that {kind}", file=file)
+    if kind == "goes on":
+        (runs / f"{number}").touch()
     time.sleep(0.1)
 if kind == "fails" or kind == "works later" and "-2" not in folder.name:
     sys.exit("it has failed")
 """
-EXPECTED = {"works": DONE, "fails": FAILED, "hangs": CUT, "overruns": CUT, "works later": DONE}
+EXPECTED = {"works": DONE, "fails": FAILED, "hangs": CUT, "overruns": CUT, "works later": DONE, "goes on": DONE}
 """Simulated part -> its outcome after the last visit."""
 
 
@@ -350,7 +384,7 @@ class SimulatedPart(Part):
     """A part that behaves as its name says."""
 
     def command(self, folder: Path) -> list[str]:
-        return [sys.executable, "-c", SIMULATED, self.name, str(folder)]
+        return [sys.executable, "-c", SIMULATED, self.name, str(folder), str(runs_of(folder.parent) / self.name)]
 
 
 def simulated_parts() -> list[Part]:
@@ -384,8 +418,12 @@ def simulate() -> None:
             "each part ends as it should": outcomes(folder) == EXPECTED,
             "what is done is not done again": len(works) == 1,
             "rows before a failure or a cut are on the page": all(
-                f"row 2 of a part that {name}" in text for name in EXPECTED if name != "hangs"
+                f"row 2 of a part that {name}" in text for name in EXPECTED if name not in ("hangs", "goes on")
             ),
+            "what a part keeps is not packed, and its next attempt goes on from it": sorted(
+                line for file in folder.glob("goes on*/rows.md") for line in file.read_text().splitlines()
+            )
+            == sorted(f"row {number} of a part that goes on" for number in range(40)),
             "nothing is left running": not running("import time; time.sleep(60)"),
         }
     for check, holds in checks.items():
@@ -419,6 +457,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="only the parts that are not done in the folder")
     parser.add_argument("--parts", nargs="+", metavar="PART", help="these, in this order (default: all)")
     parser.add_argument("--comparators", type=Path, help="folder with packages that are not installed, such as Liger's")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="of the part real_model, with --texts")
+    parser.add_argument("--texts", nargs="+", default=[], metavar="FILE", help="as in benchmarks/real_model.py")
     parser.add_argument("--list", action="store_true", help="name the parts, their limits and what each needs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     parser.add_argument("--page", type=Path, metavar="FOLDER", help="write the page of a folder or an archive")
@@ -426,7 +466,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--simulated-visit", type=Path, help=argparse.SUPPRESS)
     parser.add_results()
     options = parser.begin(arguments)
-    known = {part.name: part for part in parts(options.comparators)}
+    if (options.model is None) != (not options.texts):
+        parser.error("--model and --texts: got one alone; the part real_model needs both")
+    known = {part.name: part for part in parts(options.comparators, options.model, options.texts)}
     if unknown := [name for name in options.parts or () if name not in known]:
         parser.error(f"--parts: no part {unknown[0]!r}; needs {', '.join(known)}")
     wanted = [known[name] for name in options.parts or known]

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.bars import bar
 from benchmarks.gpu_timing import (
     LARGEST_ERROR,
     KernelBenchmark,
@@ -743,9 +744,9 @@ def targets(session: Session) -> list[Target]:
     ours = "triton"
     wanted = []
     times = {
-        "forward": {16: (0.30, 0.23), 24: (0.47, 0.36)},
-        "backward": {16: (1.35, 1.0), 24: (2.1, 1.5)},
-        "steps": {16: (0.90, 0.65), 24: (1.7, 1.25)},
+        "forward": {16: bar("forward"), 24: (0.47, 0.36)},
+        "backward": {16: bar("backward"), 24: (2.1, 1.5)},
+        "steps": {16: bar("16 sampling steps"), 24: (1.7, 1.25)},
     }
     labels = {"forward": "forward", "backward": "backward", "steps": "all sampling steps, one CUDA graph"}
     for work, by_length in times.items():
@@ -753,8 +754,8 @@ def targets(session: Session) -> list[Target]:
             row = session.find(at(S), work, ours)
             wanted.append(Target(f"{labels[work]}, S {S}", must, stretch, False, milliseconds(row)))
     ratios = [
-        ("FlexAttention, best blocks", "flex", "forward", 1.25, 2.0),
-        ("FlexAttention, best blocks", "flex", "backward", 1.25, 2.0),
+        ("FlexAttention, best blocks", "flex", "forward", *bar("forward against FlexAttention's best")),
+        ("FlexAttention, best blocks", "flex", "backward", *bar("backward against FlexAttention's best")),
         ("dense-mask SDPA, best kernel", "sdpa", "forward", 20.0, 30.0),
         ("parts with LSE merge, best kernel", "parts", "forward", 1.3, 1.8),
     ]

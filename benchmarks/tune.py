@@ -132,7 +132,8 @@ SHORTLIST: dict[tuple[str, str], tuple[tuple[str, ...], list[tuple[int, ...]]]] 
             (64, 64, 32, 4, 2),
             (64, 32, 16, 4, 2),
             (128, 64, 32, 8, 2),
-            (128, 64, 32, 8, 3),
+            (128, 32, 32, 8, 3, 128),
+            (256, 32, 32, 16, 2, 128),
         ],
     ),
     ("thought_attention.backward_text", "16-bit D128"): (

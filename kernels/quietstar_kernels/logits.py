@@ -12,15 +12,17 @@ from torch import Tensor
 
 from quietstar_kernels.dispatch import BACKEND_VARIABLE
 
-LOGITS_IN_CHUNK = {"cpu": 2**21, "cuda": 2**26}
-"""Most logits held at a time by device type, as far as one row fits: 8 MiB and 256 MiB of float32."""
+CHUNK_BYTES = {"cpu": 2**23, "cuda": 3 * 2**29}
+"""Most bytes of logits and of their gradient held at a time by device type, as far as one row fits. A chunk reads
+lm_head and adds to its gradient, which costs as much memory traffic for few rows as for many: 1.5 GiB hold a training
+step's 8,192 rows of Mistral-7B in one chunk, and are little beside what such a step keeps for its backward pass."""
 
-LOGITS_IN_CACHE = {"cpu": 2**21, "cuda": 2**23}
+CACHE_BYTES = {"cpu": 2**23, "cuda": 2**25}
 """The same where each logit is read once, as a loss or a token needs it: 32 MiB stay in a GPU's second level cache."""
 
-LEAST_ROWS = 256
-"""LOGITS_IN_CACHE makes no chunk of fewer rows: each reads lm_head once, and for fewer rows that would take longer than
-the arithmetic."""
+ENOUGH_ROWS = 1024
+"""CACHE_BYTES makes no chunk of fewer rows: each reads lm_head once, which by the data sheet of an H200 takes a fifth
+of the time of the arithmetic of so many rows, and for fewer rows more than the cache saves."""
 
 ROW_TILE = 128
 """Rows that a matrix product computes at a time: a chunk that is no multiple of it wastes part of its last tile."""
@@ -120,21 +122,24 @@ def banned_ids(banned: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(banned, dtype=torch.int64, device=device)
 
 
-def rows_in_chunk(rows: int, vocabulary: int, device: torch.device, *, gradient: bool) -> int:
-    """Rows whose logits are held at a time: `rows` in equal parts, of at most LOGITS_IN_CHUNK logits or one row.
+def rows_in_chunk(
+    rows: int, vocabulary: int, device: torch.device, dtype: torch.dtype, gradient: torch.dtype | None = None
+) -> int:
+    """Rows whose logits are held at a time: `rows` in equal parts, of at most CHUNK_BYTES or one row.
 
     Args:
         rows: number of all rows.
         vocabulary: number of logits of a row, V.
         device: device of the logits.
-        gradient: whether logits are read more than once; else there are at most LOGITS_IN_CACHE of them too, or
-            LEAST_ROWS rows.
+        dtype: dtype of the logits.
+        gradient: dtype of their gradient, which takes the logits' place where it is the same; None: no gradient, so
+            that each logit is read once, and there are at most CACHE_BYTES of them too, or ENOUGH_ROWS rows.
     """
-    limit = LOGITS_IN_CHUNK.get(device.type, LOGITS_IN_CHUNK["cuda"])
-    if not gradient:
-        in_cache = LOGITS_IN_CACHE.get(device.type, LOGITS_IN_CACHE["cuda"])
-        limit = min(limit, max(in_cache, LEAST_ROWS * vocabulary))
-    most = max(1, limit // max(1, vocabulary))
+    row_bytes = max(1, vocabulary * sum(kind.itemsize for kind in {dtype, gradient or dtype}))
+    limit = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+    if gradient is None:
+        limit = min(limit, max(CACHE_BYTES.get(device.type, CACHE_BYTES["cuda"]), ENOUGH_ROWS * row_bytes))
+    most = max(1, limit // row_bytes)
     if rows <= most:
         return max(1, rows)
     tile = ROW_TILE if most >= ROW_TILE else 1

@@ -91,7 +91,7 @@ class _TritonKernels:
         dtype = compute_dtype(hidden, lm_head)
         token = torch.empty(N, dtype=torch.int64).zero_()
         logprob, lse = (torch.empty(N, dtype=dtype) for _ in range(2))
-        size = rows_in_chunk(N, V, CUDA, gradient=False)
+        size = rows_in_chunk(N, V, CUDA, dtype)
         logits = empty_logits(size, V, dtype, hidden.device)
         for first in range(0, N, size):
             n = min(size, N - first)
@@ -176,7 +176,7 @@ class _TritonKernels:
         mixed = hidden_thought is not None and predictions == 1
         needs_states = bool(to_hidden.numel() or (to_weight.numel() and mixed))
         needs_gradient = needs_states or bool(grad_head.numel())
-        size = rows_in_chunk(N, V, CUDA, gradient=needs_gradient)
+        size = rows_in_chunk(N, V, CUDA, dtype, operand if needs_gradient else None)
         logits = empty_logits(size, V, dtype, matrix.device)
         dlogits = logits
         if operand != dtype:

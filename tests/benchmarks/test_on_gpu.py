@@ -26,6 +26,9 @@ NOT_NEEDED = [
 ]
 
 
+PARTS = on_gpu.parts(Path("/opt/others"), Path("/opt/model"), ["/opt/sums.jsonl:question+answer", "/opt/book.txt"])
+
+
 class Parsed(Exception):
     """The command line has been read."""
 
@@ -36,17 +39,17 @@ def script(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_simulated_visits(capsys: pytest.CaptureFixture[str]) -> None:
     on_gpu.main(["--simulate"])
-    assert capsys.readouterr().out.count("ok: ") == 6
+    assert capsys.readouterr().out.count("ok: ") == 7
 
 
-@pytest.mark.parametrize("part", on_gpu.parts(Path("/opt/others")), ids=lambda part: part.name)
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_the_script_of_each_part_knows_its_options(part: on_gpu.Part, monkeypatch: pytest.MonkeyPatch) -> None:
     def parse(self: Benchmark, arguments: list[str] | None = None, threads: int | None = None) -> Any:
         self.parse_args(arguments)
         raise Parsed
 
     monkeypatch.setattr(Benchmark, "begin", parse)
-    _, path, *words = part.command(Path("out"))
+    _, path, *words = part.command(Path("out") / part.name)
     if path == "-m":
         assert words[0] == "pytest"
         assert all((ROOT / name).exists() for name in on_gpu.GPU_TESTS)
@@ -60,7 +63,7 @@ def test_the_script_of_each_part_knows_its_options(part: on_gpu.Part, monkeypatc
     "part", [part for part in on_gpu.parts() if "pytest" in part.words], ids=lambda part: part.name
 )
 def test_the_chosen_tests_are_there(part: on_gpu.Part) -> None:
-    words = [word for word in part.command(Path("out")) if word not in ("-n", "1")]
+    words = [word for word in part.command(Path("out") / part.name) if word not in ("-n", "1")]
     found = subprocess.run([*words, "--collect-only"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
     assert int(found.stdout.splitlines()[-1].split("/")[0]) >= 10
@@ -68,7 +71,7 @@ def test_the_chosen_tests_are_there(part: on_gpu.Part) -> None:
 
 def test_a_bare_machine_has_all_that_the_scripts_need() -> None:
     """A lent machine has torch, Triton, transformers and pytest, and nothing can be installed there."""
-    modules = {f"benchmarks.{Path(part.words[0]).stem}" for part in on_gpu.parts() if part.words[0] != "-m"}
+    modules = {f"benchmarks.{Path(part.words[0]).stem}" for part in PARTS if part.words[0] != "-m"}
     code = (
         "import importlib, sys\n"
         f"sys.modules.update(dict.fromkeys({NOT_NEEDED}))\n"
@@ -88,14 +91,48 @@ def test_a_visit_on_a_cpu_keeps_why_a_part_failed(tmp_path: Path) -> None:
     assert "written:" in page.stdout and "| tune " in text and "error: " in text
 
 
+@pytest.mark.parametrize("option", ["--list", "--dry-run"])
+@pytest.mark.parametrize("given", [True, False])
+def test_the_part_of_a_real_model_is_there_where_a_model_is(
+    option: str, given: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_gpu.main([option, *(["--model", "smol", "--texts", "a.jsonl:question+answer", "b.txt"] if given else [])])
+    printed = capsys.readouterr().out
+    assert ("real_model" in printed) == given
+    if given and option == "--dry-run":
+        (line,) = [line for line in printed.splitlines() if "real_model" in line]
+        assert "--model smol --texts a.jsonl:question+answer b.txt --minutes 5 --device cuda" in line
+        assert line.endswith("--output build/on_gpu.runs/real_model --results build/on_gpu/real_model")
+
+
+def test_a_real_model_comes_after_the_kernels_and_before_what_is_beside() -> None:
+    names = [part.name for part in PARTS]
+    assert names.index("generation") < names.index("real_model") < min(names.index("flex"), names.index("tune"))
+    (part,) = [part for part in PARTS if part.name == "real_model"]
+    minutes = float(part.words[list(part.words).index("--minutes") + 1])
+    assert part.seconds > 60 * minutes
+
+
+def test_another_attempt_at_a_real_model_goes_on_with_the_same_runs(tmp_path: Path) -> None:
+    (part,) = [part for part in PARTS if part.name == "real_model"]
+    first, second = (part.command(tmp_path / "visit" / name) for name in ("real_model", "real_model-2"))
+    differing = [pair for pair in zip(first, second, strict=True) if pair[0] != pair[1]]
+    assert differing == [(str(tmp_path / "visit" / "real_model"), str(tmp_path / "visit" / "real_model-2"))]
+    runs = Path(first[first.index("--output") + 1])
+    assert runs.is_relative_to(tmp_path) and not runs.is_relative_to(tmp_path / "visit"), "it would be packed"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--parts", "smoek"], "--parts: no part 'smoek'; needs smoke, attention"),
         (["--page", "missing.tgz"], "--page missing.tgz: has no on_gpu.json"),
         (["--output", "old"], "--output old: has results already; needs --resume"),
+        (["--model", "smol"], "--model and --texts: got one alone; the part real_model needs both"),
+        (["--texts", "a.txt", "b.txt", "--list"], "--model and --texts: got one alone"),
+        (["--parts", "real_model"], "--parts: no part 'real_model'; needs smoke, attention"),
     ],
-    ids=["part", "page", "output"],
+    ids=["part", "page", "output", "model", "texts", "part without a model"],
 )
 def test_bad_arguments(
     words: list[str],

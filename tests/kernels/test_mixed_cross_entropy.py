@@ -17,13 +17,13 @@ from quietstar_kernels import linear_cross_entropy, mixed_cross_entropy
 from quietstar_kernels import logits as shared
 from quietstar_kernels.configurations import use_configuration
 from quietstar_kernels.dispatch import interpreting
-from quietstar_kernels.logits import LOGITS_IN_CHUNK, LogitOptions, empty_logits, rows_in_chunk
+from quietstar_kernels.logits import CHUNK_BYTES, LogitOptions, empty_logits, rows_in_chunk
 from quietstar_kernels.mixed_cross_entropy import launches, op, torch_backend
 from tests.kernels.guard_band import SENTINEL, assert_intact, guarded
 from tests.kernels.largest_tensor import LargestTensor
 from tests.marks import slow
 
-CPU_CHUNK = LOGITS_IN_CHUNK["cpu"]
+CPU_CHUNK = CHUNK_BYTES["cpu"] // 8  # logits in float64
 FAST = ["torch", pytest.param("triton", marks=pytest.mark.skipif(not interpreting(), reason="CPU tensors"))]
 BACKENDS = ["reference", *FAST]
 INTERPOLATIONS = ["logits", "log_probs"]
@@ -42,7 +42,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.fixture(autouse=True)
 def _restore_chunk() -> Any:
     yield
-    LOGITS_IN_CHUNK["cpu"] = CPU_CHUNK
+    CHUNK_BYTES["cpu"] = 8 * CPU_CHUNK
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def assert_equals_reference(
     options: dict[str, Any],
     chunk: int,
 ) -> None:
-    LOGITS_IN_CHUNK["cpu"] = chunk
+    CHUNK_BYTES["cpu"] = 8 * chunk
     tensors, target = random_inputs(seed, N, E, V, ignored=ignored, low=3)
     wanted = results(tensors, target, interpolation=interpolation, backend="reference", **options)
     assert_close(results(tensors, target, interpolation=interpolation, backend=backend, **options), wanted, 1e-11)
@@ -216,7 +216,7 @@ def test_nothing_that_was_in_memory_is_left_in_a_result(
     backend: str, interpolation: str, N: int, ignored: float, chunk: int
 ) -> None:
     """lm_head's gradient is written by the first product of all; without rows there is none."""
-    LOGITS_IN_CHUNK["cpu"] = chunk
+    CHUNK_BYTES["cpu"] = 8 * chunk
     tensors, target = random_inputs(21, N, 3, 9, ignored=ignored, low=3)
     wanted = results(tensors, target, interpolation=interpolation, backend="reference")
     before = torch.are_deterministic_algorithms_enabled()
@@ -239,7 +239,7 @@ def test_row_weights_of_the_reference(interpolation: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_linear_is_mixed_with_weight_zero(backend: str, options: dict[str, Any]) -> None:
-    LOGITS_IN_CHUNK["cpu"] = 30
+    CHUNK_BYTES["cpu"] = 8 * 30
     (base, thought, weight, head), target = random_inputs(2, 8, 4, 9, ignored=0.3, low=3)
     alone = linear_cross_entropy(base, head, target, backend=backend, **options)
     mixed = mixed_cross_entropy(base, thought, torch.zeros_like(weight), head, target, backend=backend, **options)
@@ -250,7 +250,7 @@ def test_linear_is_mixed_with_weight_zero(backend: str, options: dict[str, Any])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_gradcheck(backend: str, interpolation: str) -> None:
-    LOGITS_IN_CHUNK["cpu"] = 14
+    CHUNK_BYTES["cpu"] = 8 * 14
     N = 2 if backend == "triton" else 5  # the interpreter is slow
     tensors, target = random_inputs(3, N, 2, 7, ignored=0.3, low=1)
     options = {"softcap": 2.0, "temperature": 0.7, "logit_scale": 1.3, "banned": (0,)}
@@ -431,7 +431,7 @@ def test_arithmetic(weighted: bool, interpolation: str, products: int) -> None:
     base, thought, weight, head = (x.detach() for x in tensors)
     row_weight = upstream_for(target.double()) if weighted else None
     settings = (interpolation, 1.0, None, 1.0, [], -100)
-    LOGITS_IN_CHUNK["cpu"] = 300
+    CHUNK_BYTES["cpu"] = 8 * 300
     with FlopCounterMode(display=False) as counter:  # inside of the operators, which it would not look into
         loss, _, lse, *made = op.compute_head_loss(
             base, thought, weight, head, target, row_weight, *settings, True, True, True, "torch"
@@ -478,23 +478,44 @@ def test_chunks_change_nothing(backend: str) -> None:
     tensors, target = random_inputs(26, 11, 5, 30, ignored=0.2)
     wanted = weighted_results(tensors, target, backend=backend)
     for chunk in (1, 100, 200):
-        LOGITS_IN_CHUNK["cpu"] = chunk
+        CHUNK_BYTES["cpu"] = 8 * chunk
         assert_close(weighted_results(tensors, target, backend=backend), wanted, 1e-13)
 
 
-def test_rows_in_chunk() -> None:
-    cuda = torch.device("cuda")
-    assert rows_in_chunk(8192, 32002, cuda, gradient=True) == 2048
-    assert rows_in_chunk(3072, 32002, cuda, gradient=True) == 1536  # in equal parts, not 2048 and 1024
-    assert rows_in_chunk(8192, 32002, cuda, gradient=False) == 256
-    assert rows_in_chunk(8192, 151936, cuda, gradient=False) == 256  # once 55: lm_head was read 149 times
-    assert rows_in_chunk(8192, 2**18, cuda, gradient=False) == 256
-    assert rows_in_chunk(8192, 2**20, cuda, gradient=False) == 64  # no more than LOGITS_IN_CHUNK
-    assert rows_in_chunk(8192, 1000, cuda, gradient=False) == 8192
-    assert rows_in_chunk(8192, 2**20, torch.device("cpu"), gradient=False) == 2
-    assert rows_in_chunk(100, 32002, cuda, gradient=True) == 100
-    assert rows_in_chunk(8192, 2**27, cuda, gradient=True) == 1
-    assert rows_in_chunk(0, 0, cuda, gradient=True) == 1
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "device", "dtypes", "expected"),
+    [
+        (8192, 32000, "cuda", (torch.float32, torch.bfloat16), 8192),  # once 2048: lm_head was read four times
+        (8192, 32002, "cuda", (torch.float32, torch.float16), 8192),
+        (8448, 32002, "cuda", (torch.float32, torch.bfloat16), 4224),  # in equal parts, not 8320 and 128
+        (8192, 32002, "cuda", (torch.float32, torch.float32), 8192),  # the gradient takes the logits' place
+        (8192, 32002, "cuda", (torch.float64, torch.float64), 4096),
+        (8192, 128256, "cuda", (torch.float32, torch.bfloat16), 2048),
+        (8192, 151936, "cuda", (torch.float32, torch.bfloat16), 1664),
+        (8192, 2**18, "cuda", (torch.float32, torch.bfloat16), 1024),
+        (8192, 2**29, "cuda", (torch.float32, torch.bfloat16), 1),
+        (100, 32002, "cuda", (torch.float32, torch.bfloat16), 100),
+        (0, 0, "cuda", (torch.float32, torch.bfloat16), 1),
+        (2048, 32002, "cuda", (torch.float32, None), 1024),  # once 256
+        (8192, 151936, "cuda", (torch.float32, None), 1024),  # once 55: lm_head was read 149 times
+        (8192, 2**20, "cuda", (torch.float32, None), 384),  # no more than CHUNK_BYTES
+        (8192, 1000, "cuda", (torch.float32, None), 8192),  # 33 MB stay in the cache
+        (8192, 32002, "cuda", (torch.float64, None), 1024),
+        (8192, 2**20, "cpu", (torch.float32, None), 2),
+        (8192, 2**20, "cpu", (torch.float64, torch.float64), 1),
+        (8192, 32002, "xpu", (torch.float32, torch.bfloat16), 8192),  # a device without a bound of its own
+    ],
+)
+def test_rows_in_chunk(
+    rows: int, vocabulary: int, device: str, dtypes: tuple[torch.dtype, torch.dtype | None], expected: int
+) -> None:
+    size = rows_in_chunk(rows, vocabulary, torch.device(device), *dtypes)
+    assert size == expected
+    held = size * vocabulary * sum(kind.itemsize for kind in {*dtypes} - {None})
+    assert size == 1 or held <= {"cpu": 8 * 2**20}.get(device, 1.5 * 2**30)
+
+
+def test_rows_of_logits_begin_at_multiples_of_128_bytes() -> None:
     assert empty_logits(3, 32002, torch.float32, torch.device("cpu")).stride() == (32064, 1)
 
 
@@ -707,7 +728,7 @@ def test_autocast_and_checkpointing_change_nothing(backend: str, interpolation: 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_no_more_logits_than_a_chunk(interpolation: str, weighted: bool) -> None:
     """[N, V] logits would be 100 * 64; the chunk is 512, the rest no larger than two states, 2 * 100 * 4."""
-    LOGITS_IN_CHUNK["cpu"] = 512
+    CHUNK_BYTES["cpu"] = 4 * 512
     tensors, target = random_inputs(9, 100, 4, 64, dtype=torch.float32, ignored=0.2)
     base, thought, weight, head = (x.detach() for x in tensors)
     row_weight = upstream_for(target.float()) if weighted else None

@@ -13,13 +13,13 @@ from torch import Tensor
 from quietstar_kernels import linear_cross_entropy, sample_tokens
 from quietstar_kernels.configurations import use_configuration
 from quietstar_kernels.dispatch import interpreting
-from quietstar_kernels.logits import LOGITS_IN_CHUNK, LogitOptions
+from quietstar_kernels.logits import CHUNK_BYTES, LogitOptions
 from quietstar_kernels.token_sampling import op, uniform_numbers
 from quietstar_kernels.token_sampling.torch_backend import choose_tokens
 from tests.kernels.guard_band import assert_intact, guarded
 from tests.kernels.largest_tensor import LargestTensor
 
-CPU_CHUNK = LOGITS_IN_CHUNK["cpu"]
+CPU_CHUNK = CHUNK_BYTES["cpu"] // 8  # logits in float64
 FAST = ["torch", pytest.param("triton", marks=pytest.mark.skipif(not interpreting(), reason="CPU tensors"))]
 BACKENDS = ["reference", *FAST]
 BLOCKS = {"BLOCK_ROWS": 2, "BLOCK_VOCABULARY": 16, "num_warps": 4, "num_stages": 1}
@@ -28,7 +28,7 @@ BLOCKS = {"BLOCK_ROWS": 2, "BLOCK_VOCABULARY": 16, "num_warps": 4, "num_stages":
 @pytest.fixture(autouse=True)
 def _restore_chunk() -> Any:
     yield
-    LOGITS_IN_CHUNK["cpu"] = CPU_CHUNK
+    CHUNK_BYTES["cpu"] = 8 * CPU_CHUNK
 
 
 def random_inputs(seed: int, N: int, E: int, V: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def test_triton_backend_equals_reference_at_more_problems(**problem: Any) -> Non
 def assert_equals_reference(
     backend: str, inputs: int, seed: int, N: int, V: int, greedy: bool, chunk: int, **options: Any
 ) -> None:
-    LOGITS_IN_CHUNK["cpu"] = chunk
+    CHUNK_BYTES["cpu"] = 8 * chunk
     hidden, head = random_inputs(inputs, N, 4, V)
     wanted_token, wanted_logprob = sample_tokens(hidden, head, seed=seed, greedy=greedy, backend="reference", **options)
     token, logprob = sample_tokens(hidden, head, seed=seed, greedy=greedy, backend=backend, **options)
@@ -117,7 +117,7 @@ def test_reproducible_and_independent_of_the_chunk_size(
     torch.manual_seed(5)  # the global generator plays no part
     state = torch.get_rng_state()
     for chunk in (500, 777, CPU_CHUNK):
-        LOGITS_IN_CHUNK["cpu"] = chunk
+        CHUNK_BYTES["cpu"] = 8 * chunk
         token, logprob = sample_tokens(hidden, head, seed=11)
         assert torch.equal(token, first[0])
         torch.testing.assert_close(logprob, first[1])
@@ -191,7 +191,7 @@ def test_autocast_changes_nothing(backend: str) -> None:
 
 
 def test_no_more_logits_than_a_chunk() -> None:
-    LOGITS_IN_CHUNK["cpu"] = 512
+    CHUNK_BYTES["cpu"] = 4 * 512
     hidden, head = random_inputs(7, 500, 4, 64, torch.float32)
     with LargestTensor() as largest:  # inside of the operator, which it would not look into
         op.compute_tokens(hidden, head, torch.rand(500, dtype=torch.float64), 1.0, 2.0, 1.0, [], "torch")

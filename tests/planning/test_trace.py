@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 from transformers import MistralConfig
 
 from quietstar.config.training import Replay, TrainConfig
 from quietstar.planning import kernels
+from quietstar.planning.meta_tensors import Ledger, MetaTensors
 from quietstar.planning.trace import (
     ACTIVATIONS,
     BACKWARD,
@@ -30,6 +32,7 @@ from quietstar.planning.trace import (
     trace_model,
     trace_step,
 )
+from quietstar_kernels import mixed_cross_entropy
 
 Small = Callable[..., MistralConfig]
 Run = Callable[..., TrainConfig]
@@ -149,3 +152,27 @@ def test_moments_of_eight_bits_take_a_quarter(small: Small, run: Run) -> None:
         for name in ("adamw_8bit", "adamw")
     )
     assert 0.25 < eight.standing[OPTIMIZER] / full.standing[OPTIMIZER] < 0.35  # small tensors keep float32 moments
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "chunks"),
+    [(8192, 32000, 1), (8192, 32002, 1), (8192, 128256, 4), (8192, 151936, 5), (8192, 2**18, 8), (100, 2**18, 1)],
+)
+def test_the_plan_of_a_head_has_its_chunks(rows: int, vocabulary: int, chunks: int) -> None:
+    """Rows of logits in float32 and of their gradient in 16 bits; of states rounded, scaled, and before rounding."""
+    width, size = 64, -(-rows // chunks // 128) * 128 if chunks > 1 else rows
+    ledger = Ledger()
+    with MetaTensors(ledger, kernels.cuda_kernels(ledger)):
+        base, thought = (torch.empty(rows, width, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        head = torch.empty(vocabulary, width, dtype=torch.bfloat16, requires_grad=True)
+        weight, target = torch.empty(rows, requires_grad=True), torch.zeros(rows, dtype=torch.int64)
+        ledger.restart()
+        mixed_cross_entropy(base, thought, weight, head, target, row_weight=torch.empty(rows))
+    work = ledger.work[kernels.LOSS_HEAD]
+    products = {one: times for one, times in work.items() if one.flops}
+    assert sum(products.values()) == 3 * chunks
+    assert sum(one.flops * times for one, times in products.items()) == 3 * 2 * rows * vocabulary * width
+    assert max(one.flops for one in products) == 2 * size * vocabulary * width
+    chunk = size * (-(-vocabulary // 64) * 64) * (4 + 2) + size * width * (2 + 2 + 4)
+    gradients = vocabulary * width * 4 + rows * width * 2
+    assert ledger.largest[kernels.LOGITS] == pytest.approx(chunk + gradients, rel=0.05)

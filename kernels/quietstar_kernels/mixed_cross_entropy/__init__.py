@@ -101,12 +101,13 @@ def mixed_cross_entropy(
     loss is right with and without gradients. Gradients have the error of one such rounding of the state and one of the
     logits' gradient. A CPU multiplies in float32 and rounds neither, like CUDA where the dtypes differ.
 
-    Memory: the logits of one chunk of rows at a time. With gradients that is at most `logits.LOGITS_IN_CHUNK` logits,
-    as far as one row fits, in float32 and, on CUDA, again in the inputs' 16 bits, with three chunks of states; without,
-    `logits.LOGITS_IN_CACHE` in float32, or 256 rows where those are more. For Mistral-7B's head (V = 32002, E = 4096)
-    in bfloat16 on CUDA: 2048 rows, 263 + 131 + 67 MB, or 256 rows, 33 + 4 MB. The gradient of lm_head adds 524 MB of
-    float32 sums and 262 MB for itself; for the backward pass the gradients of the hidden states are kept, [N, E] for
-    each prediction.
+    Memory: the logits of one chunk of rows at a time. With gradients that is at most `logits.CHUNK_BYTES`, as far as
+    one row fits, for logits in float32 and, on CUDA, their gradient in the inputs' 16 bits, with three chunks of states
+    beside them; without, `logits.CACHE_BYTES` of float32, or `logits.ENOUGH_ROWS` rows where those are more. In
+    bfloat16 on CUDA, 8,192 rows of Mistral-7B's head (V = 32002, E = 4096) are one chunk of 1,051 + 525 + 268 MB, and
+    without gradients 1,024 rows are, 131 + 17 MB; of a vocabulary of 262,144 tokens 1,024 rows are a chunk with
+    gradients too, 1,074 + 537 MB. The gradient of lm_head adds 524 MB of float32 sums and 262 MB for itself; for the
+    backward pass the gradients of the hidden states are kept, [N, E] for each prediction.
 
     Args:
         hidden_base: [N, E] final hidden states without thought, any floating dtype.

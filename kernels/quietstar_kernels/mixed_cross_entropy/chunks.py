@@ -121,7 +121,7 @@ class Head:
         device, operand = self.matrix.device, self.matrix.dtype
         needs_states_gradient = to_hidden is not None or to_weight is not None
         needs_gradient = needs_states_gradient or grad_head is not None
-        size = rows_in_chunk(N, V, device, gradient=needs_gradient)
+        size = rows_in_chunk(N, V, device, self.dtype, operand if needs_gradient else None)
         logits = empty_logits(size, V, self.dtype, device)
         dlogits = logits if operand == self.dtype else empty_logits(size if needs_gradient else 0, V, operand, device)
         states = self.matrix.new_empty(size, E)

@@ -56,9 +56,9 @@ def sample_tokens(
     between two tokens: the reference sums a float64 softmax, the others the exponentials in the logits' precision, and
     a product's rounding may depend on the number of rows. No gradient.
 
-    The logits of one chunk of rows are held at a time: at most `logits.LOGITS_IN_CACHE` of them, or 256 rows where
-    those are more, within `logits.LOGITS_IN_CHUNK`, as far as one row fits. On CUDA that is 256 rows for Mistral-7B's
-    head (V = 32002), 33 MB, and for Qwen2.5's (V = 151,936), 156 MB.
+    The logits of one chunk of rows are held at a time: at most `logits.CACHE_BYTES` of them, or `logits.ENOUGH_ROWS`
+    rows where those are more, within `logits.CHUNK_BYTES`, as far as one row fits. On CUDA that is 1,024 rows for
+    Mistral-7B's head (V = 32002), 131 MB of float32, and for Qwen2.5's (V = 151,936), 622 MB.
 
     Args:
         hidden: [N, E] final hidden states, any floating dtype.

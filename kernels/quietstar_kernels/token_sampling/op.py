@@ -111,7 +111,7 @@ def compute_tokens(
     uniform = None if uniform is None else uniform.contiguous()
     with torch.autocast(hidden.device.type, enabled=False):  # autocast would round the logits
         head = dense(lm_head.to(operand_dtype(lm_head, dtype, hidden)))
-        size = rows_in_chunk(N, V, hidden.device, gradient=False)
+        size = rows_in_chunk(N, V, hidden.device, dtype)
         logits = empty_logits(size, V, dtype, hidden.device)
         for first in range(0, N, size):
             rows = slice(first, min(first + size, N))

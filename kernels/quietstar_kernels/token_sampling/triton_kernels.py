@@ -44,7 +44,8 @@ def sample_kernel(
     block_sums = tl.zeros([BLOCK_ROWS, BLOCKS], dtype)  # [rows, blocks], relative to exp(running_max)
     running_max = tl.full([BLOCK_ROWS], float("-inf"), dtype)  # [rows]
     most_probable = tl.zeros([BLOCK_ROWS], tl.int32)  # [rows]
-    for first in range(0, columns, BLOCK_VOCABULARY):
+    # the next two blocks are on their way to shared memory while the sums of this one wait for all threads
+    for first in tl.range(0, columns, BLOCK_VOCABULARY, num_stages=3):
         column = first + tl.arange(0, BLOCK_VOCABULARY)[None, :]  # [1, vocabulary]
         block = tl.load(raw_row + column, mask=column < columns, other=float("-inf"))  # [rows, vocabulary]
         block = tl.where(column < vocabulary, block, float("-inf"))  # [rows, vocabulary]
