@@ -210,7 +210,7 @@ def _has_code_of(function: Callable[..., Any], other: Callable[..., Any]) -> boo
 
     def text(function: Callable[..., Any]) -> tuple[object, ...]:
         code: CodeType = inspect.unwrap(function).__code__
-        values = [value for value in code.co_consts if not isinstance(value, str)]
+        values = [None if isinstance(value, str) else value for value in code.co_consts]  # without one, None is there
         return code.co_code, values, code.co_names, code.co_varnames
 
     return text(function) == text(other)

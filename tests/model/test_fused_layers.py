@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from quietstar import ConfigError, QuietStarForCausalLM, UnsupportedBackboneError
 from quietstar.config.objective import resolve_objective
@@ -235,6 +237,80 @@ def test_the_parts_of_a_family_like_llama(family: str) -> None:
     decoder = make_model(family, changes=ONE_LAYER).decoder
     found = {name: part for name, module in decoder.named_modules() if (part := part_of_llama(module)) is not None}
     assert found == (PARTS | OF_QUERIES if family == "qwen3" else PARTS)
+
+
+class Copied(nn.Module):
+    """A norm of another family: another name and documentation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.variance_epsilon = 1e-6
+
+    def forward(self, hidden_states: Any) -> Any:
+        """Llama's."""
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+
+
+class AnotherFunction(Copied):
+    def forward(self, hidden_states: Any) -> Any:
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.sqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+
+
+class AnotherNumber(Copied):
+    def forward(self, hidden_states: Any) -> Any:
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(4).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+
+
+class AnotherOrder(Copied):
+    def forward(self, hidden_states: Any) -> Any:
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return (self.weight * hidden_states).to(input_dtype)
+
+
+class Swapped(LlamaMLP):
+    def forward(self, x: Any) -> Any:
+        down_proj = self.down_proj(self.act_fn(self.up_proj(x)) * self.gate_proj(x))
+        return down_proj
+
+
+class Renamed(LlamaMLP):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        (Copied, "RMSNorm"),
+        (AnotherFunction, None),
+        (AnotherNumber, None),
+        (AnotherOrder, None),
+        (lambda: Swapped(LlamaConfig()), None),
+        (lambda: Renamed(LlamaConfig()), "MLP"),
+        (lambda: Renamed(LlamaConfig(hidden_act="swish")), "MLP"),
+        (lambda: Renamed(LlamaConfig(hidden_act="relu")), None),
+        (lambda: nn.RMSNorm(4), None),
+        (nn.Identity, None),
+    ],
+)
+def test_a_part_of_llama_is_known_by_its_code(kind: Callable[[], nn.Module], part: LlamaPart | None) -> None:
+    with torch.device("meta"):
+        assert part_of_llama(kind()) == part
 
 
 NO_NORM, NO_ROTATION, NO_MLP = "no RMSNorm", "no rotary embedding", "no MLP"
