@@ -281,7 +281,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
         embed = self.base.get_input_embeddings()
         start, _ = self.thought_vectors()
-        next_embeds = start.expand(batch, streams, 1, -1)
+        next_embeds = start.expand(batch, streams, 1, -1).contiguous()  # like those of later steps
         sampled, logprobs = [], []
         first, total = place or (0, batch)
         for step in range(length):
