@@ -282,7 +282,7 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
         embed = self.base.get_input_embeddings()
         start, _ = self.thought_vectors()
-        next_embeds = start.expand(batch, streams, 1, -1)
+        next_embeds = start.expand(batch, streams, 1, -1).contiguous()  # like those of later steps
         sampled, logprobs = [], []
         uniform = None
         if not greedy:  # all numbers before the first token: a generator could not be part of a CUDA graph

@@ -129,7 +129,7 @@ class _Mask:
         counts = (
             (t.batch.stop - t.batch.start) * (t.streams.stop - t.streams.start) * (t.last - t.first) for t in self.tiles
         )
-        return S * H * max(counts, default=0)
+        return int(S * H * max([0, *counts]))
 
     def hide_text(self, scores: Tensor, tile: Tile) -> None:
         """Put -inf at the hidden keys of scores [b, Hkv, n, S * G, last - first], in place."""
