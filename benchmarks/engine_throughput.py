@@ -14,6 +14,9 @@ the data sheet's rate.
 
 First a model of two layers takes a step with given thoughts by every backend: losses and gradients must agree with the
 reference backend's. The last table is one profiled step, device time by family of kernel.
+
+The side `triton, liger` is the triton backend with the layers' elementwise work in Liger-Kernel's kernels
+(`training.fused_layers liger`); it comes last, for the model then stays so.
 """
 
 from __future__ import annotations
@@ -41,8 +44,10 @@ from benchmarks.gpu_timing import (
     Session,
     card,
     dtype_name,
+    importable_from,
     relative_error,
 )
+from quietstar.model.backbone import fuse_layers
 from quietstar.objective.learning import learn
 from quietstar_kernels.backends import IMPLEMENTED
 
@@ -56,6 +61,7 @@ MODELS = {
         **{"batch": 2, "length": 48, "thoughts": 2, "thought_length": 4, "lookahead": 3},
     },
 }
+LIGER = "triton, liger"
 CHECK_LAYERS, CHECK_LENGTH = 2, 32
 LARGEST_GRADIENT_ERROR = {torch.bfloat16: 0.1, torch.float32: 1e-3}
 """Of all gradients together, whose rounding errors add up through the layers."""
@@ -217,6 +223,7 @@ def given_thoughts(model: Any, backend: str, input_ids: Tensor, tokens: Tensor) 
 # ---------------------------------------------------------------------------------------------------------- profiling
 
 FAMILIES = (
+    ("fused layers", r"^_(block_)?(rms_norm|swiglu|triton_rope)"),
     ("text attention", r"flash|fmha|scaled_dot|sdpa"),
     ("matrix products", r"gemm|gemv|cutlass|nvjet|cublas|xmma|splitk|aten::(mm|addmm|bmm|matmul|linear)"),
     ("copies", r"memcpy|memset|copy|cat|fill|aten::(zero_|to)"),
@@ -266,9 +273,10 @@ def profile(call: Callable[[], object], on_gpu: bool, own: dict[str, str]) -> di
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-def measure_backend(session: Session, model: Any, shape: Shape, backend: str, input_ids: Tensor) -> dict[str, float]:
+def measure_side(session: Session, model: Any, shape: Shape, side: str, input_ids: Tensor) -> dict[str, float]:
     """A row with the time and memory of steps; returns the families of one more."""
-    row = Measurement({"L": shape.length, "S": shape.stream_length}, "step", backend, sum(shape.flops().values()), 0.0)
+    row = Measurement({"L": shape.length, "S": shape.stream_length}, "step", side, sum(shape.flops().values()), 0.0)
+    backend = side.partition(",")[0]
     model.config.backend = backend
 
     def step() -> None:
@@ -277,6 +285,9 @@ def measure_backend(session: Session, model: Any, shape: Shape, backend: str, in
         clear(model)
 
     def prepare() -> Callable[[], None]:
+        if side == LIGER:
+            importlib.import_module("liger_kernel.ops")  # or it is noted as not installed
+            fuse_layers(model)
         step()  # compiles
         return step
 
@@ -362,11 +373,12 @@ def csv_rows(
 
 
 def parser() -> KernelBenchmark:
-    p = KernelBenchmark(__file__, __doc__, IMPLEMENTED, ("bfloat16", "float32"))
+    p = KernelBenchmark(__file__, __doc__, (*IMPLEMENTED, LIGER), ("bfloat16", "float32"))
     what = p.add_argument_group("model and step")
     what.add_argument("--model", choices=list(MODELS), help="shape of model and batch (default: of the device)")
     for name in (field.name for field in dataclasses.fields(Shape)):
         what.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"in place of the model's {name}")
+    what.add_argument("--comparators", type=Path, help="folder with packages that are not installed")
     what.add_argument("--no-check", action="store_true", help="skip the check that all backends take the same step")
     return p
 
@@ -380,10 +392,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sizes |= {"length": 12, "layers": 1}
     sizes |= {name: getattr(options, name) for name in sizes if getattr(options, name) is not None}
     shape = Shape(**sizes)
-    backends = options.sides or (["triton", "torch"] if on_gpu else ["torch", "reference"])
+    sides = sorted(options.sides or (["triton", "torch"] if on_gpu else ["torch", "reference"]), key=LIGER.__eq__)
     session = benchmark.start(options, IMPLEMENTED[:2], seconds_on_gpu=10.0, least=2)
     device = session.meter.device
-    checked = [] if options.no_check else check_backends(shape, dtype, device, backends)
+    checked = (
+        [] if options.no_check else check_backends(shape, dtype, device, [side for side in sides if side != LIGER])
+    )
     session.release()
 
     model = build_model(shape, dtype, device)
@@ -424,9 +438,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     def rows() -> list[dict[str, object]]:
         return csv_rows(session, shape, nominal, weights, families)
 
-    with benchmark.results(session, options, "Training steps by kernel backend", body, rows):
-        for backend in backends:
-            families[backend] = measure_backend(session, model, shape, backend, input_ids)
+    with (
+        importable_from(options.comparators),
+        benchmark.results(session, options, "Training steps by kernel backend", body, rows),
+    ):
+        for side in sides:
+            families[side] = measure_side(session, model, shape, side, input_ids)
 
 
 if __name__ == "__main__":

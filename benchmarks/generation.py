@@ -20,17 +20,32 @@ repeat, because a machine that others use is not always as fast.
 
 Memory is the peak above the model, of a short run of its own: the process's resident set on a CPU, PyTorch's allocator
 on a GPU.
+
+    python benchmarks/generation.py --operators --against COMMIT
+
+counts instead what the host does for one token of the tiny model, whose arithmetic takes next to no time: operators,
+launches (those that compute or copy), the launches of a pass through a decoder layer, the launches that differ from
+those of the token before, which a CUDA graph could not repeat, how often the host waits for a result, generators that
+are made, and microseconds of CPU time. Other sides there: transformers' static cache; thoughts that are sampled, two at
+each token; thoughts of a training step at one position of each text, where a token is one of a thought. With
+`--against` the same is counted with the code of another commit, in processes that alternate with those of this one.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import pairwise
 from operator import truediv
 from pathlib import Path
 from typing import Any
@@ -41,8 +56,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, StoppingCriteria
 
-from benchmarks.environment import markdown_table
+from benchmarks.environment import ROOT, commit, markdown_table
 from benchmarks.gpu_timing import CUT, Meter, card, resolve_device
+from benchmarks.launches import Launches, changed
 from benchmarks.script import Benchmark
 from benchmarks.train_step import MEBIBYTE
 from quietstar.model.modeling import QuietStarForCausalLM
@@ -289,6 +305,146 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown_table(head, cells, text_columns=2)
 
 
+# -- operators and host time -------------------------------------------------------------------------------------------
+
+STATIC, SAMPLED, TRAINING = "base, static cache", "two sampled thoughts", "thoughts of training"
+COUNTED = ("operators", "launches", "layer_launches", "changing", "waits", "generators")
+FEW, MANY = 3, 11
+"""New tokens of two runs whose difference is what a token costs; both texts end in the same block of columns."""
+
+
+def calls_of(
+    model: QuietStarForCausalLM, ids: Tensor, length: int, threshold: float
+) -> dict[str, Callable[[int], object]]:
+    """Each side as a function of the number of its tokens."""
+    options: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    last = torch.tensor([ids.shape[1] - 1])
+
+    def static(tokens: int) -> object:
+        return model.base.generate(ids, max_new_tokens=tokens, cache_implementation="static", **options)
+
+    def thinking(tokens: int, **settings: Any) -> object:
+        model.config.thought_length = length
+        return model.generate(ids, max_new_tokens=tokens, **options, **settings)
+
+    def training(tokens: int) -> object:
+        model.config.thought_length = tokens
+        return model.think(ids, anchors=last)
+
+    return {
+        BASE: lambda tokens: model.base.generate(ids, max_new_tokens=tokens, **options),
+        STATIC: static,
+        NEVER: partial(thinking, think="never"),
+        THOUGHTS: thinking,
+        SAMPLED: partial(thinking, thoughts_per_token=2, thought_temperature=1.0, seed=1),
+        ENTROPY: partial(thinking, think=f"entropy>{threshold}"),
+        TRAINING: training,
+    }
+
+
+def count(model: QuietStarForCausalLM, call: Callable[[int], object]) -> dict[str, float]:
+    """What a token costs, in numbers that are the same each time."""
+    few, many = Launches(), Launches()
+    for launches, tokens in ((few, FEW), (many, MANY)):
+        with launches.within(model):
+            call(tokens)
+    tokens = MANY - FEW
+    passes = (many.layer_passes - few.layer_passes) / tokens
+    names = ("operators", "launches", "waits", "generators")
+    found = {name: (getattr(many, name) - getattr(few, name)) / tokens for name in names}
+    steps = many.steps()
+    return found | {
+        "layer_launches": (many.layer_launches - few.layer_launches) / tokens / passes,
+        "layer_passes": passes,
+        "changing": statistics.median(len(changed(*pair)) for pair in pairwise(steps[1:])),
+    }
+
+
+def host_seconds(call: Callable[[int], object]) -> float:
+    """CPU time of a token."""
+    seconds = {}
+    for tokens in (FEW, MANY):
+        begun = time.process_time()
+        call(tokens)
+        seconds[tokens] = time.process_time() - begun
+    return (seconds[MANY] - seconds[FEW]) / (MANY - FEW)
+
+
+def measure_operators(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row of each batch and side, of the code that is imported."""
+    model, rows = MODELS["tiny"].build(torch.device("cpu")), []
+    length = options.thoughts[len(options.thoughts) // 2]
+    for batch in options.batches:
+        generator = torch.Generator().manual_seed(batch)
+        ids = torch.randint(0, MODELS["tiny"].vocabulary, (batch, options.context or 64), generator=generator)
+        calls = calls_of(model, ids, length, quarter(model, ids, MANY))
+        for call in calls.values():
+            call(FEW)  # warms up
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(options.repeats or 5):
+            for name, call in calls.items():
+                seconds[name].append(host_seconds(call))
+        for name, call in calls.items():
+            about = {"batch": batch, "side": name, "thought_length": 0 if name in (BASE, STATIC, NEVER) else length}
+            rows.append(about | count(model, call) | {"seconds": seconds[name]})
+    return rows
+
+
+def operators(options: argparse.Namespace, given: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of this commit's code and, with `--against`, of the other's, from processes that alternate."""
+    with tempfile.TemporaryDirectory() as folder:
+        trees = {commit(): ROOT}
+        if options.against:
+            other = Path(folder) / "other"
+            other.mkdir()
+            archive = subprocess.run(["git", "archive", options.against], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+            subprocess.run(["tar", "x"], cwd=other, input=archive.stdout, check=True)
+            shutil.rmtree(other / "benchmarks")
+            shutil.copytree(ROOT / "benchmarks", other / "benchmarks")
+            trees = {options.against: other} | trees
+        found: dict[tuple[str, int, str], dict[str, Any]] = {}
+        for turn in range(options.turns):
+            for name, tree in list(trees.items())[:: 1 if turn % 2 == 0 else -1]:
+                paths = os.pathsep.join([str(tree), str(tree / "kernels")])
+                child = subprocess.run(
+                    [sys.executable, str(tree / "benchmarks" / "generation.py"), *given, "--counted-here"],
+                    env={**os.environ, "PYTHONPATH": paths},
+                    check=True,
+                    stdout=subprocess.PIPE,
+                )
+                for row in json.loads(child.stdout.splitlines()[-1]):
+                    seconds = row.pop("seconds")
+                    key = (name, row["batch"], row["side"])
+                    known = found.setdefault(key, {"code": name, **row, "seconds": []})
+                    known["seconds"] += seconds
+        order = {name: place for place, name in enumerate(trees)}
+        sides = [row["side"] for row in found.values()]
+        rows = sorted(found.values(), key=lambda row: (row["batch"], sides.index(row["side"]), order[row["code"]]))
+        return [{**row, "seconds": statistics.median(row["seconds"])} for row in rows]
+
+
+def operators_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = [
+        "side",
+        "code",
+        "batch",
+        "T",
+        "operators",
+        "launches",
+        "launches of a layer and pass",
+        "launches that change",
+    ]
+    head += ["host waits", "generators", "host us", "host us of a layer and pass"]
+    cells = [
+        [row["side"], row["code"], str(row["batch"]), str(row["thought_length"] or "-")]
+        + [f"{row[name]:.1f}" for name in COUNTED]
+        + [f"{1e6 * row['seconds']:.0f}"]
+        + [f"{1e6 * row['seconds'] / row['layer_passes']:.0f}"]
+        for row in rows
+    ]
+    return markdown_table(head, cells, text_columns=2)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Benchmark(__file__, __doc__)
     parser.add_argument("--model", nargs="+", choices=list(MODELS), help="default: tiny small; on a GPU mistral-7b too")
@@ -301,7 +457,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--anew-tokens", type=int, default=2, help="the same for the side without a cache")
     parser.add_argument("--repeats", type=int, help="default: 3, of the tiny model 11")
     parser.add_results("--output-dir")
+    parser.add_argument("--operators", action="store_true", help="count operators and host time instead")
+    parser.add_argument("--against", metavar="COMMIT", help="with --operators: count those of its code too")
+    parser.add_argument("--turns", type=int, default=3, help="with --operators: processes of each commit")
+    parser.add_argument("--counted-here", action="store_true", help=argparse.SUPPRESS)
     options = parser.begin(arguments)
+    if options.operators:
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        if options.counted_here:
+            print(json.dumps(measure_operators(options)))
+            return
+        found = operators(options, given)
+        about = (
+            f"For one token of every text of the batch: counts, and medians of CPU time with {options.threads} "
+            f"thread(s). What is counted is said at the top of `benchmarks/generation.py`. The model: "
+            + ", ".join(f"{key} {value}" for key, value in asdict(MODELS["tiny"]).items() if key != "contexts")
+        )
+        body = f"{about}\n\n{operators_table(found)}"
+        parser.write(options.output_dir / "generation_operators", "Operators and host time of generation", body, found)
+        return
     if options.tokens < 2:
         parser.error(f"--tokens: got {options.tokens}, needs at least 2: a step lies between two tokens")
     device = resolve_device(options.device)

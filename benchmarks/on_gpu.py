@@ -50,7 +50,7 @@ LEAST_SECONDS = 8
 """Time below which no part begins: Python and torch alone take that."""
 GRACE_SECONDS = 4
 """Between the interrupt at a part's limit, at which it writes what it has, and its end."""
-GPU_TESTS = ["tests/kernels", "tests/model/test_backends.py"]
+GPU_TESTS = ["tests/kernels", "tests/model/test_backends.py", "tests/model/test_fused_layers.py"]
 SMOKE_TESTS = (
     "every_head_size and 128-dtype0 or no_bit and dtype0 or nothing_waits and triton or graph or same_seed or "
     "dtype0-True-32002"
@@ -115,10 +115,10 @@ def parts(comparators: Path | None = None, model: Path | None = None, texts: Seq
         ),
         Part(
             "engine",
-            140,
+            180,
             "a 7B step: time, utilisation, memory, kernels by family",
-            "80 GiB of GPU memory",
-            [*engine, "--sides", "triton", "--seconds", "1"],
+            "80 GiB of GPU memory; Liger-Kernel for one side",
+            [*engine, "--sides", "triton", "triton, liger", "--seconds", "1", *beside],
         ),
         Part(
             "head",

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from quietstar.runs.machine import set_up
 
         sweep = make_sweep(parse_config(SWEEP, argv))
-        set_up(sweep.default.config.training.threads)
+        set_up(sweep.default.config.training)
         from quietstar.demos.sweep import run_sweep
 
         run_sweep(sweep)

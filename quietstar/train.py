@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_tokenizer(str(config.model.path))
             check_weights_format(str(config.model.path))
             check_training_text(config.data)
-        set_up(config.training.threads)
+        set_up(config.training)
         if config.training.replay == "auto":
             from quietstar.planning.gpus import known_gpu_here
             from quietstar.planning.plan import with_stage

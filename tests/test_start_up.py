@@ -46,6 +46,10 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "training.steps: got '0.5', needs a whole number": ["--training.steps", "0.5"],
         "training.steps: got 0, needs at least 1": ["--training.steps", "0"],
         "training.device: got 'gpu', needs auto, cpu, cuda or cuda:N": ["--training.device", "gpu"],
+        "training.fused_layers: got liger, whose kernels need a CUDA device, but training.device is cpu": [
+            *("--training.fused_layers", "liger", "--training.device", "cpu")
+        ],
+        "training.fused_layers: got 'ligre', needs one of none, liger": ["--training.fused_layers", "ligre"],
         "textbook.operands: got 'x'": ["--textbook.operands", "x"],
         "preset: got 'plian', needs one of": ["--preset", "plian"],
         "config: cannot read none.yaml: No such file or directory": ["--config", "none.yaml"],
@@ -69,6 +73,9 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "task: none.py:make: there is no file": ["--task", "none.py:make"],
         "config: cannot read none.yaml": ["--config", "none.yaml"],
         "sampling.samples: got 0, needs at least 1": ["--sampling.samples", "0"],
+        "training.fused_layers: got liger, whose kernels need a CUDA device": [
+            *("--training.fused_layers", "liger", "--training.device", "cpu")
+        ],
         "problems.digits: got 'x', needs a range": ["--problems.digits", "x"],
         "problems.path: ./none: no such file": ["--task", "gsm8k", "--model.path", "a/b", "--problems.path", "./none"],
         "model.path: /none is not a directory": ["--model.path", "/none", "--dry_run"],

@@ -36,7 +36,7 @@ def check_distributed(options: DistributedOptions, training: Any, preset: str) -
 
     Args:
         options: Options of the run on several devices.
-        training: Object with the fields `batch_size`, `device` and `optimizer`.
+        training: Object with the fields `batch_size`, `device`, `fused_layers` and `optimizer`.
         preset: Name of the preset.
 
     Raises:
@@ -59,6 +59,11 @@ def check_distributed(options: DistributedOptions, training: Any, preset: str) -
         )
     if preset == "textbook":
         raise ConfigError("preset: textbook trains small models on one device; start it without torchrun")
+    if training.fused_layers != "none":
+        raise ConfigError(
+            f"training.fused_layers: got {training.fused_layers}, which has not been tried on shards; needs none on "
+            "several ranks"
+        )
     if training.optimizer == "adamw_8bit":
         raise ConfigError(
             "training.optimizer: got adamw_8bit, whose moments are not sharded; needs adamw on several ranks"

@@ -171,8 +171,7 @@ class TrainingOptions:
             for bfloat16. Without them most weights do not move at a learning rate of 1e-6.
         max_grad_norm: Largest norm of the gradient of all weights but START and END; a larger one is scaled down to it.
         thought_embedding_lr_multiplier: Learning rate of START and END, in multiples of `learning_rate`.
-        thought_embedding_max_grad_norm: Largest norm of the gradient of START and END, clipped separately from the
-            other weights.
+        thought_embedding_max_grad_norm: Largest norm of the gradient of START and END, clipped by themselves.
         mixing_head_lr_multiplier: Learning rate of the mixing head, in multiples of `learning_rate`.
         reuse_sampling_pass: Whether the pass that samples the thoughts is also the forward pass of gradient
             checkpointing: the same gradients with less work. Turned off, the step has two plain passes.
@@ -181,6 +180,8 @@ class TrainingOptions:
             last, are left out; refused where a norm is behind it, as in Gemma 2. `mlp`: also other products outside of
             attention, whose results are recorded. `linears`: also those of attention. `all`: also attention itself.
             `auto`: the last of these that fits into the memory, by the plan.
+        fused_layers: Kernels of the base's norms, rotary embeddings and MLPs: `none`, PyTorch's operations one by one;
+            `liger`, fused ones of Liger-Kernel (`pip install 'quietstar[gpu]'`), on a GPU, for layers like Llama's.
         eval_every: Steps between evaluations on the held-out text, with one more at the end; 0: no evaluation.
         eval_batches: Number of batches of held-out text per evaluation.
         save_every: Steps between checkpoints, with one more at the end; 0: only at the end.
@@ -201,8 +202,7 @@ class TrainingOptions:
         seed: Seed of the data order and of the thoughts.
         device: Device to train on: `auto` (the first GPU, or the CPU if there is none), `cpu`, `cuda` or `cuda:N`.
         threads: Number of CPU threads. Null: PyTorch's choice.
-        deterministic: Whether only operations that give the same bits each time are used. On a CPU all of them do; on a
-            GPU some are slower.
+        deterministic: Whether only operations that give the same bits each time are used; on a GPU some are slower.
         resume: Whether the run continues from the newest checkpoint in output_dir, if there is one. Turned off, a
             directory with checkpoints is refused; the embedded default deletes what it has written there and starts
             again.
@@ -231,6 +231,7 @@ class TrainingOptions:
     mixing_head_lr_multiplier: NonNegative = 1.0
     reuse_sampling_pass: bool = True
     replay: Literal[Replay, "auto"] = "layers"
+    fused_layers: Literal["none", "liger"] = "none"
     eval_every: Natural = 100
     eval_batches: Count = 8
     save_every: Natural = 500
@@ -402,8 +403,7 @@ def run_options(config: TrainConfig) -> dict[str, Any]:
     Left out are the options of the training loop and the text, which the trainer compares itself; where to read and
     write texts; and `model.backend`, which changes speed alone.
     """
-    names = ("model", "finetuning", "objective", "data")
-    options = {name: asdict(getattr(config, name)) for name in names}
+    options = {name: asdict(getattr(config, name)) for name in ("model", "finetuning", "objective", "data")}
     dropped = {"model.backend", "data.path", "data.validation_path", "data.validation_fraction", "data.workers"}
     dropped |= {"data.on_bad_row", "data.max_bad_rows", "data.special_tokens", "finetuning.gradient_checkpointing"}
     flat = {f"{group}.{name}": value for group, values in options.items() for name, value in values.items()}

@@ -312,8 +312,8 @@ def softcapped_attention(
     Args:
         query: Queries, [B, H, N, D].
         key, value: Keys and values, [B, Hkv, L, D].
-        mask: Mask of the visible tokens, bool, broadcast against [B, H, N, L]; None: causal, where the N queries are
-            the last of the L tokens.
+        mask: Mask of the visible tokens, broadcast against [B, H, N, L]: bool, or numbers that are added to the scores;
+            None: causal, where the N queries are the last of the L tokens.
         scaling: Factor of the scores; None: 1 / sqrt(D).
         softcap: Soft cap: scores become softcap * tanh(scores / softcap).
 
@@ -327,8 +327,11 @@ def softcapped_attention(
     if mask is None:
         count, length = scores.shape[-2:]
         mask = torch.ones(1, 1, count, length, dtype=torch.bool, device=query.device).tril(length - count)
-    # the smallest number, not minus infinity: padding that sees nothing would be NaN, and would spread
-    scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
+    if mask.dtype == torch.bool:
+        # the smallest number, not minus infinity: padding that sees nothing would be NaN, and would spread
+        scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask[:, :, None]
     weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(value.dtype)
     return torch.einsum("bkgnl,bkld->bnkgd", weights, value).flatten(2, 3)
 

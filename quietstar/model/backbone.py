@@ -1,17 +1,22 @@
-"""The probe, which refuses a base model under which thoughts would be silently wrong.
+"""The probe, which refuses a base model under which thoughts would be silently wrong, and fused layers.
 
-It runs a few tokens with a thought stream, and compares the result with what the base computes alone.
+The probe runs a few tokens with a thought stream, and compares the result with what the base computes alone. Where the
+elementwise work of the layers is given to fused kernels, it compares the base with itself before.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from types import MethodType
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 from transformers import PreTrainedConfig
 
 from quietstar.config.training import Replay
@@ -28,7 +33,16 @@ from quietstar.model.layers import (
 )
 from quietstar.model.loading import not_finite
 from quietstar.model.thinking_model import ThinkingModel, output_head
-from quietstar.model.upstream import attention_implementation, untested_versions, with_advice
+from quietstar.model.upstream import (
+    LlamaPart,
+    attention_implementation,
+    part_of_llama,
+    untested_versions,
+    with_advice,
+    with_rotary_embedding,
+)
+from quietstar.runs.machine import WITHOUT_LIGER
+from quietstar_kernels.dispatch import interpreting
 
 PROBE_TEXT = 5
 PROBE_STREAM = 2
@@ -251,6 +265,146 @@ def _find_value_uses(model: ThinkingModel) -> list[dict[str, bool]]:
         embeds, stream, positions, thought_pass = _probe_inputs(model)
         model.run_decoder(torch.cat([embeds, stream], dim=1), positions, thought_pass)
     return found
+
+
+# -- fused layers ------------------------------------------------------------------------------------------------------
+
+
+def fuse_layers(model: nn.Module) -> None:
+    """Gives the elementwise work of a thinking model's layers to the fused kernels of Liger-Kernel, in place.
+
+    RMSNorm, rotary embedding and the product with SiLU are replaced in this model alone, where their code is Llama's.
+    Weights, names and modules stay. A few tokens must have the states and the gradient that they had before.
+
+    Args:
+        model: Thinking model, or a module that holds one, on its device.
+
+    Raises:
+        ConfigError: Liger-Kernel is not installed, or the model is not on a CUDA device.
+        UnsupportedBackboneError: The family has other layers than Llama, or they differ now from what they were; then
+            the model is unchanged.
+    """
+    thinking = next((module for module in model.modules() if isinstance(module, ThinkingModel)), None)
+    if thinking is None:
+        raise ConfigError(
+            f"training.fused_layers: got liger, but {type(model).__name__} is no thinking model; use none"
+        )
+    if thinking.fused:
+        return
+    family = thinking.base.config.model_type
+    if thinking.device.type != "cuda" and not interpreting():
+        raise ConfigError(
+            f"training.fused_layers: got liger, but the model is on {thinking.device}; needs a CUDA device"
+        )
+    forwards = _fused_forwards(thinking.decoder, family)
+    with PROBING, torch.inference_mode(False), torch.enable_grad(), _frozen(thinking.base):
+        plain = _states_and_gradient(thinking)
+        try:
+            for module, forward in forwards.items():
+                vars(module)["forward"] = forward
+            _check_fused(thinking, plain)
+        except BaseException:
+            for module in forwards:
+                vars(module).pop("forward", None)
+            raise
+    thinking.fused = True
+    thinking.value_uses = (), []  # they keep other values for the backward pass
+
+
+def _fused_forwards(decoder: nn.Module, family: str) -> dict[nn.Module, Callable[..., Any]]:
+    """Returns the forwards by Liger-Kernel of a decoder's modules, which use the modules' own weights."""
+    parts = {module: part for module in decoder.modules() if (part := part_of_llama(module)) is not None}
+    for index, layer in enumerate(decoder_layers(decoder)):
+        there = {parts[module] for module in layer.modules() if module in parts}
+        if missing := [part for part in get_args(LlamaPart) if part not in there]:
+            raise UnsupportedBackboneError(
+                f"{family}: layer {index} has no {' and no '.join(missing)} that computes what Llama's does, which "
+                "Liger-Kernel's are used for; needs training.fused_layers none"
+            )
+    try:
+        ops: Any = import_module("liger_kernel.ops")
+    except ImportError as error:
+        raise ConfigError(f"{WITHOUT_LIGER} ({error})") from None
+    run: Any = _Fused.apply
+
+    def norm(module: Any, states: Tensor) -> Any:
+        # not in place: others may hold the gradient over which the norm's would be written
+        arguments = (states, module.weight, module.variance_epsilon, 0.0, "llama", False, None)
+        return run(*arguments, ops.LigerRMSNormFunction)
+
+    def mlp(module: Any, states: Tensor) -> Any:
+        return module.down_proj(run(module.gate_proj(states), module.up_proj(states), ops.LigerSiLUMulFunction))
+
+    def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        rotation: Any = _FusedOnCopies.apply
+        return rotation(query, key, cos, sin, ops.LigerRopeFunction)
+
+    def forward_of(module: nn.Module, part: LlamaPart) -> Callable[..., Any]:
+        forward = norm if part == "RMSNorm" else mlp if part == "MLP" else with_rotary_embedding(module, rotate)
+        return MethodType(forward, module)  # a copy of the model gets its own
+
+    return {module: forward_of(module, part) for module, part in parts.items()}
+
+
+class _Fused(torch.autograd.Function):
+    """An operation of Liger-Kernel, whose gradients are an error where they would be silently wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *given, ctx.operation = arguments
+        return ctx.operation.forward(ctx, *given)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        found = ctx.operation.backward(ctx, *gradients)
+        # some kernels write a gradient over what they have read, which autograd does not see
+        written = {tensor.untyped_storage()._cdata for tensor in found if isinstance(tensor, Tensor)}
+        increment_version([tensor for tensor in saved if tensor.untyped_storage()._cdata in written])
+        return (*found, None)
+
+
+class _FusedOnCopies(_Fused):
+    """An operation that writes over what it is given: projected queries may be recorded, and others hold a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        return _Fused.forward(ctx, *(one.clone() if isinstance(one, Tensor) else one for one in arguments))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return _Fused.backward(ctx, *(gradient.clone() for gradient in gradients))
+
+
+def _states_and_gradient(model: ThinkingModel) -> tuple[Tensor, Tensor]:
+    """Returns the decoder's states of the probe's text, [1, 5, E], and the gradient of the text in some direction."""
+    embeds = _probe_inputs(model)[0].detach().requires_grad_()
+    states = model.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    direction = torch.arange(states.numel(), device=states.device).cos().view_as(states).to(states.dtype)
+    return states.detach(), torch.autograd.grad(states, embeds, direction)[0]
+
+
+def _check_fused(model: ThinkingModel, plain: tuple[Tensor, Tensor]) -> None:
+    family = model.base.config.model_type
+    try:
+        found = _states_and_gradient(model)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # anything that a compiler may raise
+        raise UnsupportedBackboneError(f"{family}: Liger-Kernel can't run in its layers ({error})") from error
+    dtype = plain[0].dtype
+    limits = PROBE_TOLERANCE.get(dtype, LOW_PRECISION_TOLERANCE), PROBE_TOLERANCE.get(dtype, LOW_PRECISION_GRADIENT)
+    for name, ours, theirs, limit in zip(("states", "gradient"), found, plain, limits, strict=True):
+        difference = _relative(ours, theirs)
+        if name == "states" and dtype not in PROBE_TOLERANCE and difference > limit:
+            limit = max(limit, 2 * _rounding(model, _probe_inputs(model)[0].detach(), ours))
+        if bool(theirs.isfinite().all()) and not difference <= limit:
+            raise UnsupportedBackboneError(
+                f"{family}: with Liger-Kernel's operations the {name} of a few tokens differ by {difference:.1e} of "
+                "their size; needs training.fused_layers none"
+            )
 
 
 @contextmanager

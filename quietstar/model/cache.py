@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from quietstar.errors import DataError
-from quietstar.model.draw import substream, uniforms
+from quietstar.model.draw import numbers_of, signed, substream
 from quietstar.model.padding import read_padding
 from quietstar.model.think_rule import ThinkRule
 from quietstar.model.upstream import Cache, DynamicLayer, DynamicSlidingWindowLayer
@@ -37,31 +38,50 @@ class PreallocatedLayer(DynamicLayer):
         DynamicLayer.__init__(self)
         self.capacity = capacity
         self._memory: list[Tensor] = []
+        self._columns: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends new keys and values, [B, Hkv, n, D], and returns all of them."""
         return self.append(key_states, value_states)
 
-    def append(self, key: Tensor, value: Tensor, rows: Tensor | None = None, batch: int = 0) -> tuple[Tensor, Tensor]:
-        """Appends new keys and values of some rows, and returns all of them; the other rows hold meaningless values.
-
-        Args:
-            key, value: New keys and values, [len(rows), Hkv, n, D].
-            rows: Indices of the rows in the batch, int64; None: all rows.
-            batch: Number of rows of the batch, used if `rows` is given.
-        """
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends new keys and values, [B, Hkv, n, D], and returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key, value)
         begin = self.get_seq_length()
         end = begin + key.shape[-2]
         if not self._memory or end > self.capacity:
-            self._grow((key, value), key.shape[0] if rows is None else batch, begin, end)
+            self._grow((key, value), begin, end)
         for memory, states in zip(self._memory, (key, value), strict=True):
-            if rows is None:
-                memory[:, :, begin:end] = states
-            else:
-                memory[rows, :, begin:end] = states
+            memory[:, :, begin:end] = states
         return self._fill(end)
+
+    def write(self, columns: Tensor, key: Tensor, value: Tensor, rows: Tensor | None) -> None:
+        """Writes keys and values of some rows into columns that `reserve` has made; the length stays.
+
+        Args:
+            columns: Columns of the memory, int64 [n], on its device, so that the same launches write elsewhere later.
+            key, value: Keys and values, [len(rows), Hkv, n, D].
+            rows: Indices of the rows in the batch, int64; None: all rows.
+        """
+        for memory, given in zip(self._memory, (key, value), strict=True):
+            states = given if given.dtype == memory.dtype else given.to(memory.dtype)
+            if rows is None:
+                memory.index_copy_(2, columns, states)
+            else:
+                memory[rows[:, None], :, columns] = states.transpose(1, 2)
+
+    def reserve(self, count: int) -> None:
+        """Makes room for `count` tokens in all."""
+        if self.is_initialized and count > self.capacity:
+            self._grow(self._memory, self.get_seq_length(), count)
+
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """Returns the first columns of the memory, [B, Hkv, count, D] each: finite numbers where nothing is stored."""
+        if self._columns is None or self._columns[0].shape[2] != count:
+            keys, values = (memory[:, :, :count] for memory in self._memory)
+            self._columns = keys, values
+        return self._columns
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first tokens."""
@@ -73,7 +93,7 @@ class PreallocatedLayer(DynamicLayer):
         if not self.is_initialized:
             return
         length = self.get_seq_length()
-        memory, self._memory = self._memory, []
+        memory, self._memory, self._columns = self._memory, [], None
         for index, old in enumerate(memory):
             new = self._room(old, len(beam_idx))
             torch.index_select(old[:, :, :length], 0, beam_idx, out=new[:, :, :length])
@@ -81,11 +101,12 @@ class PreallocatedLayer(DynamicLayer):
             memory[index] = new  # frees the old keys before the values are copied
         self._fill(length)
 
-    def _grow(self, like: tuple[Tensor, Tensor], rows: int, length: int, least: int) -> None:
+    def _grow(self, like: Sequence[Tensor], length: int, least: int) -> None:
         if least > self.capacity:
-            self.capacity = least if not self.capacity else least + max(GROWTH, least // 4)
-        for index, states in enumerate(like):
-            new = self._room(states, rows)
+            self.capacity = with_room(least)
+        self._columns = None
+        for index, states in enumerate(tuple(like)):
+            new = self._room(states, len(states))
             if self._memory and length:
                 new[:, :, :length] = self._memory[index][:, :, :length]
             self._memory[index : index + 1] = [new]
@@ -93,12 +114,18 @@ class PreallocatedLayer(DynamicLayer):
     def _room(self, like: Tensor, rows: int) -> Tensor:
         with torch.inference_mode(False):  # so that a text can be continued outside inference mode
             shape = (rows, like.shape[1], self.capacity, like.shape[-1])
-            return torch.empty(shape, dtype=like.dtype, device=like.device)
+            # zeros, because a mask hides numbers, but not those that are none: 0 times NaN is NaN
+            return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
     def _fill(self, length: int) -> tuple[Tensor, Tensor]:
         keys, values = (memory[:, :, :length] for memory in self._memory)
         self.keys, self.values = keys, values
         return keys, values
+
+
+def with_room(least: int) -> int:
+    """Returns how many tokens to make room for where `least` are needed now and more may come."""
+    return least + max(GROWTH, least // 4)
 
 
 def preallocated_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
@@ -140,8 +167,9 @@ class TokenThoughts:
     mixing_weight: Tensor
 
     def cpu(self) -> TokenThoughts:
-        """Returns the same on the CPU, where reading a row does not wait for a device."""
-        return TokenThoughts(self.rows.cpu(), self.tokens.cpu(), self.mixing_weight.cpu())
+        """Returns copies on the CPU, where reading a row does not wait for a device."""
+        kept = (self.rows, self.tokens, self.mixing_weight)
+        return TokenThoughts(*(tensor.to("cpu", copy=True) for tensor in kept))
 
 
 @dataclass
@@ -214,8 +242,9 @@ class ThinkingCache(Cache):
     Attributes:
         text_length: Number of tokens stored for each row, left padding included.
         start: First token of each text, int64 [B]; None if no row is padded.
-        ids: Token ids that are stored, int64 [B, text_length]; None if nothing is stored.
+        least_padding: Fewest tokens of padding that a text has.
         finished: Rows that have ended in this call, bool [B]; None before the call's rows are known.
+        decoding: What the passes over single tokens keep from one token to the next; None: nothing that still holds.
     """
 
     def __init__(self, thinking: Thinking) -> None:
@@ -223,15 +252,23 @@ class ThinkingCache(Cache):
         self.thinking = thinking
         self.text_length = 0
         self.start: Tensor | None = None
-        self.ids: Tensor | None = None
+        self.least_padding = 0
         self.finished: Tensor | None = None
+        self.decoding: Any = None
+        self._ids: Tensor | None = None
         self._prompt_length = 0
         self._seeds: list[int] = []
+        self._state: tuple[int, Tensor] | None = None
 
     def begin(self, thinking: Thinking) -> None:
         """Prepares for another call of `generate`; the stored text stays."""
         self.thinking = thinking
-        self.finished, self._seeds = None, []
+        self.finished, self.decoding, self._seeds, self._state = None, None, [], None
+
+    @property
+    def ids(self) -> Tensor | None:
+        """Token ids that are stored, int64 [B, text_length]; None if nothing is stored."""
+        return None if self._ids is None or not self.text_length else self._ids[:, : self.text_length]
 
     @property
     def index(self) -> int:
@@ -263,6 +300,7 @@ class ThinkingCache(Cache):
                     "padded on the left (tokenizer.padding_side = 'left')"
                 )
             self.start = None if padding.start is None else padding.start.long()
+            self.least_padding = 0 if self.start is None else int(self.start.min())
         self._prompt_length = length
         self._seeds = self._row_seeds(prompt)
         self.finished = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
@@ -279,20 +317,47 @@ class ThinkingCache(Cache):
 
     def read(self, tokens: Tensor) -> None:
         """Notes the ids of tokens, int64 [B, n], that are about to be stored."""
-        self.text_length += tokens.shape[1]
-        self.ids = tokens if self.ids is None else torch.cat([self.ids, tokens], dim=1)
+        begin, self.text_length = self.text_length, self.text_length + tokens.shape[1]
+        if self._ids is None or self._ids.shape[1] < self.text_length:
+            before = self.ids if begin else None
+            with torch.inference_mode(False):
+                shape = (len(tokens), with_room(self.text_length))
+                self._ids = torch.zeros(shape, dtype=torch.int64, device=tokens.device)
+            if before is not None:
+                self._ids[:, :begin] = before[:, :begin]
+        self._ids[:, begin : self.text_length] = tokens
 
     def end(self, rows: Tensor) -> None:
         """Marks rows, bool [B], as ended: they do not think any more."""
         assert self.finished is not None
         self.finished = self.finished | rows
 
+    def running(self) -> Tensor | None:
+        """Returns the rows that have not ended, int64, or None where these are all.
+
+        For several rows the host waits. A single one is running: transformers ends the call with the last row.
+        """
+        if self.batch == 1:
+            return None
+        assert self.finished is not None
+        rows = (~self.finished).nonzero()[:, 0]
+        return None if len(rows) == self.batch else rows
+
     def draws(self, count: int) -> Tensor:
-        """Returns random numbers for the next token of each row, float64 [B, count] in [0, 1).
+        """Returns random numbers for the next token of each row, float64 [B, count] in [0, 1), on the texts' device.
 
         The first number is for the token, the others are for thoughts. A larger `count` begins with the same numbers.
         """
-        return uniforms([substream(seed, self.index) for seed in self._seeds], count)
+        assert self.finished is not None
+        if self._state is None:
+            with torch.inference_mode(False):
+                seeds = [signed(substream(seed, self.index)) for seed in self._seeds]
+                self._state = self.index, torch.tensor(seeds, device=self.finished.device)
+        index, state = self._state
+        if index != self.index:
+            state.add_(signed(substream(0, self.index - index - 1)))
+            self._state = self.index, state
+        return numbers_of(state, count)
 
     def _row_seeds(self, prompt: Tensor) -> list[int]:
         """Makes a seed for each row from the given seed, the prompt, and the row's number among equal prompts.
@@ -347,14 +412,22 @@ class ThinkingCache(Cache):
         for index in range(len(self.layers)):
             self.layer(index).truncate(self.text_length)
 
+    def reserve(self, count: int) -> None:
+        """Makes room for `count` tokens in all layers."""
+        for index in range(len(self.layers)):
+            self.layer(index).reserve(count)
+
     # -- what transformers lets users do with a cache ------------------------------------------------------------------
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Replaces the rows of the cache by those with these indices, int64; an index may occur several times."""
         for index in range(len(self.layers)):
             self.layer(index).reorder_cache(beam_idx)
-        self.ids = None if self.ids is None else self.ids[beam_idx]
-        self.start = None if self.start is None else self.start[beam_idx]
+        with torch.inference_mode(False):  # it is written to later
+            self._ids = None if self._ids is None else self._ids[beam_idx]
+        if self.start is not None:
+            self.start = self.start[beam_idx]
+            self.least_padding = int(self.start.min())
         self.begin(self.thinking)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -363,8 +436,8 @@ class ThinkingCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats each row this many times, side by side."""
-        if self.ids is not None:
-            rows = torch.arange(len(self.ids), device=self.ids.device)
+        if self._ids is not None:
+            rows = torch.arange(len(self._ids), device=self._ids.device)
             self.reorder_cache(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -376,11 +449,10 @@ class ThinkingCache(Cache):
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove: got {tokens_to_remove}, needs 0 or less: minus the tokens to forget")
         self.text_length = max(0, self.text_length + tokens_to_remove)
-        self.ids = None if self.ids is None or not self.text_length else self.ids[:, : self.text_length]
         self.drop_thoughts()
         self.begin(self.thinking)
 
     def reset(self) -> None:
         """Forgets everything, the number of rows too."""
-        self.layers, self.text_length, self.ids, self.start = [], 0, None, None
+        self.layers, self.text_length, self._ids, self.start, self.least_padding = [], 0, None, None, 0
         self.begin(self.thinking)

@@ -19,9 +19,13 @@ RESOLUTION = 2.0**48
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:
     """Return the first `count` numbers of each seed's stream, float64 [len(seeds), count] in [0, 1)."""
-    state = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64)
-    index = torch.arange(1, count + 1) * _signed(GOLDEN)
-    bits = _mix(_mix(state)[:, None] + index)
+    return numbers_of(torch.tensor([signed(seed) for seed in seeds], dtype=torch.int64), count)
+
+
+def numbers_of(seeds: Tensor, count: int) -> Tensor:
+    """Return the same for seeds that are a tensor, int64 [B], on its device, where nothing waits for them."""
+    index = torch.arange(1, count + 1, device=seeds.device) * signed(GOLDEN)
+    bits = _mix(_mix(seeds)[:, None] + index)
     return _shift(bits, 11).double() * 2.0**-53
 
 
@@ -49,14 +53,23 @@ def draw(
     if temperature == 0:
         token = logits.argmax(-1)
     else:
-        probability = likeliest(torch.softmax(logits / temperature, -1), top_k, top_p)
-        cumulative = (probability * RESOLUTION).long().cumsum(-1)
-        total = cumulative[:, -1]
-        threshold = torch.minimum((uniform * total).long(), total - 1)
-        token = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1)
-        token = token.clamp(max=logits.shape[-1] - 1)  # NaN has no order: the caller finds it in the log-probability
+        token = draw_from(likeliest(torch.softmax(logits / temperature, -1), top_k, top_p), uniform)
     logprob = logits.gather(-1, token[:, None]).squeeze(-1) - torch.logsumexp(logits, -1)
     return token, logprob
+
+
+def draw_from(probability: Tensor, uniform: Tensor) -> Tensor:
+    """Draw one token per row, int64 [B].
+
+    Args:
+        probability: Probabilities of the tokens, float32 or float64 [B, V]; they need not sum to 1.
+        uniform: Uniform random numbers, float64 [B] in [0, 1).
+    """
+    cumulative = (probability * RESOLUTION).long().cumsum(-1)
+    total = cumulative[:, -1]
+    threshold = torch.minimum((uniform * total).long(), total - 1)
+    token = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1)
+    return token.clamp(max=probability.shape[-1] - 1)  # NaN has no order: the caller finds it in the log-probability
 
 
 def likeliest(probability: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -73,7 +86,7 @@ def likeliest(probability: Tensor, top_k: int, top_p: float) -> Tensor:
     return probability
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     """Return the lowest 64 bits of a number, read as int64."""
     number %= 2**64
     return number - 2**64 if number >= 2**63 else number
@@ -86,6 +99,6 @@ def _shift(bits: Tensor, count: int) -> Tensor:
 
 def _mix(bits: Tensor) -> Tensor:
     """Apply the finalizer of SplitMix64; products wrap around."""
-    bits = (bits ^ _shift(bits, 30)) * _signed(FIRST)
-    bits = (bits ^ _shift(bits, 27)) * _signed(SECOND)
+    bits = (bits ^ _shift(bits, 30)) * signed(FIRST)
+    bits = (bits ^ _shift(bits, 27)) * signed(SECOND)
     return bits ^ _shift(bits, 31)

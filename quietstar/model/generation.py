@@ -20,7 +20,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 from quietstar.config.options import GENERATION, SAMPLING, TemperatureOr0, ThoughtsPerToken, check_number
 from quietstar.errors import ConfigError, DataError
 from quietstar.model.cache import Thinking, ThinkingCache, ThinkingRecord
-from quietstar.model.draw import draw
+from quietstar.model.draw import draw_from
 from quietstar.model.padding import check_ids, check_mask
 from quietstar.model.think_rule import NO_GATE, parse_think
 from quietstar.model.thinking_model import ThinkingModel
@@ -409,8 +409,7 @@ class OwnStreams(LogitsProcessor):
         """Return scores [B, V]: 0 for the drawn token, minus infinity for all others."""
         if self._scores is not None:
             self._scores.append(scores)
-        uniform = self._cache.draws(1)[:, 0].to(scores.device)
-        token, _ = draw(scores, uniform, temperature=1.0)
+        token = draw_from(scores.softmax(-1), self._cache.draws(1)[:, 0])
         chosen = torch.full_like(scores, float("-inf"))
         return chosen.scatter_(1, token[:, None], 0.0)  # type: ignore[return-value]  # a Tensor of transformers' kind
 

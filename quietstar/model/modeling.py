@@ -31,6 +31,7 @@ from quietstar.model.thoughts import Prediction, Recording, Thoughts, base_entro
 from quietstar.model.upstream import CACHE, Cache, CausalLMOutputWithPast
 from quietstar.runs.files import saving
 from quietstar_kernels import linear_cross_entropy, sample_tokens
+from quietstar_kernels.token_sampling import uniform_numbers
 
 IGNORED = -100  # label of a position that has no loss
 
@@ -282,19 +283,17 @@ class QuietStarForCausalLM(ThinkingGeneration, ThinkingModel, GenerationMixin): 
 
         embed = self.base.get_input_embeddings()
         start, _ = self.thought_vectors()
-        next_embeds = start.expand(batch, streams, 1, -1)
+        next_embeds = start.expand(batch, streams, 1, -1).contiguous()  # like those of later steps
         sampled, logprobs = [], []
-        first, total = place or (0, batch)
+        uniform = None
+        if not greedy:  # all numbers before the first token: a generator could not be part of a CUDA graph
+            first, total = place or (0, batch)
+            uniform = uniform_numbers(start, [seed * 1_000_003 + step for step in range(length)], total * streams)
+            uniform = uniform[:, first * streams : (first + batch) * streams]
         for step in range(length):
             hidden = cached.extend(next_embeds).flatten(0, 2)
-            token, logprob = sample_tokens(
-                hidden,
-                head.weight,
-                seed=(seed * 1_000_003 + step) % (1 << 63),
-                rows=(first * streams, total * streams),
-                greedy=greedy,
-                **head_options,
-            )
+            numbers = None if uniform is None else uniform[step]
+            token, logprob = sample_tokens(hidden, head.weight, uniform=numbers, greedy=greedy, **head_options)
             sampled.append(token.view(batch, streams))
             logprobs.append(logprob.view(batch, streams))
             next_embeds = embed(sampled[-1])[:, :, None]

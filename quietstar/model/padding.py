@@ -124,7 +124,7 @@ def read_padding(
         return attention_mask
     if embedding is not None:
         check_ids("input_ids", input_ids, embedding)
-    index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids).contiguous()
     whole_row = index[:, -1:].expand_as(input_ids)
     if attention_mask is None:
         return Padding(None, torch.ones_like(input_ids, dtype=torch.bool), None, index, index < whole_row, whole_row)

@@ -191,7 +191,7 @@ class ThinkingModel(PreTrainedModel):
         self.thought_embedding = nn.Embedding(2, hidden_size)
         self.mixing_head = MixingHead(config, hidden_size)
         self.thinking_gate = ThinkingGate(hidden_size) if config.thinking_gate else None
-        self.probed = False
+        self.probed = self.fused = False  # of `probe_once` and `fuse_layers`
         self.value_uses: tuple[object, list[dict[str, bool]]] = ((), [])  # of `replayed_products`
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         # not made from the configuration, where `temperature` is that of thoughts
@@ -293,13 +293,16 @@ class ThinkingModel(PreTrainedModel):
         settings = (config.embedding_scale, config.thinking, config.thought_length, config.lookahead)
         return (*settings, *precision, *weights)
 
-    def run_decoder(self, embeds: Tensor, position_ids: Tensor, thought_pass: AttentionPass) -> Tensor:
+    def run_decoder(
+        self, embeds: Tensor, position_ids: Tensor, thought_pass: AttentionPass, last_position: int | None = None
+    ) -> Tensor:
         """Run the decoder on the N tokens that `thought_pass` lays out.
 
         Args:
             embeds: Embeddings of the tokens, [B, N, E].
             position_ids: Positions of the tokens, int64 [B or 1, N].
             thought_pass: Layout of the tokens: which of them see which.
+            last_position: Largest of the positions; None reads it, for which the host waits, where it is checked.
 
         Returns:
             Hidden states after the final norm, [B, N, E].
@@ -317,7 +320,7 @@ class ThinkingModel(PreTrainedModel):
             )
         limit = getattr(config, "max_position_embeddings", None)
         if limit is not None and config.model_type in LEARNED_POSITIONS:
-            last = int(position_ids.max())
+            last = int(position_ids.max()) if last_position is None else last_position
             if last >= limit:
                 raise DataError(
                     f"input_ids: a thought would reach position {last}, "

@@ -84,17 +84,15 @@ class Thoughts:
             return
         anchor, tokens = self.anchor, self.tokens
         grouped = anchor.unflatten(1, (-1, count))
-        if bool((grouped != grouped[..., :1]).any() | (anchor[:, 1:] < anchor[:, :-1]).any()):
+        disordered = (grouped != grouped[..., :1]).any() | (anchor[:, 1:] < anchor[:, :-1]).any()
+        wrong, low, high = torch.stack([disordered, *anchor.aminmax()]).tolist()  # one wait for the device
+        if wrong:
             raise DataError(f"thoughts: anchors must not decrease, the {count} thoughts of a position side by side")
-        if int(anchor.min()) < 0 or int(anchor.max()) >= length:
-            raise DataError(
-                f"thoughts: got anchors {int(anchor.min())}..{int(anchor.max())}, needs positions in the text, "
-                f"0..{length - 1}"
-            )
-        if int(tokens.min()) < lowest or int(tokens.max()) >= vocabulary:
-            raise DataError(
-                f"thoughts: got tokens {int(tokens.min())}..{int(tokens.max())}, needs {lowest}..{vocabulary - 1}"
-            )
+        if low < 0 or high >= length:
+            raise DataError(f"thoughts: got anchors {low}..{high}, needs positions in the text, 0..{length - 1}")
+        low, high = torch.stack(tokens.aminmax()).tolist()
+        if low < lowest or high >= vocabulary:
+            raise DataError(f"thoughts: got tokens {low}..{high}, needs {lowest}..{vocabulary - 1}")
 
 
 @dataclass(frozen=True)
@@ -170,10 +168,9 @@ def expand_anchors(
             raise DataError(
                 f"anchors: got {chosen.dtype} of shape {list(chosen.shape)}, needs integers [A] or [{batch}, A]"
             )
-        if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= length):
-            raise DataError(
-                f"anchors: got {int(chosen.min())}..{int(chosen.max())}, needs positions in the text, 0..{length - 1}"
-            )
+        low, high = torch.stack(chosen.aminmax()).tolist()
+        if low < 0 or high >= length:
+            raise DataError(f"anchors: got {low}..{high}, needs positions in the text, 0..{length - 1}")
         chosen = chosen.sort(dim=-1).values
     return chosen.to(torch.int32).expand(batch, -1).repeat_interleave(thoughts_per_position, dim=1).contiguous()
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, Literal
 
 from packaging.version import Version
 from torch import nn
@@ -93,12 +95,14 @@ __all__ = [
     "DynamicSlidingWindowLayer",
     "GenerateDecoderOnlyOutput",
     "GradientCheckpointingLayer",
+    "LlamaPart",
     "SuppressTokensLogitsProcessor",
     "attention_implementation",
     "cache_argument",
     "checkpointing",
     "ignored_weights",
     "initialization",
+    "part_of_llama",
     "register_attention",
     "sdpa_attention_forward",
     "set_checkpointing",
@@ -106,6 +110,7 @@ __all__ = [
     "tied_weights",
     "untested_versions",
     "with_advice",
+    "with_rotary_embedding",
     "without_checkpointing",
 ]
 
@@ -187,3 +192,58 @@ def without_checkpointing(layer: nn.Module) -> Iterator[None]:
             layer.__dict__[flag] = before
         else:
             layer.__dict__.pop(flag, None)
+
+
+# -- layers that compute what Llama's do -------------------------------------------------------------------------------
+
+ROTARY_EMBEDDING = "apply_rotary_pos_emb"
+"""The function `(query, key, cos, sin) -> (query, key)` that attention finds in the module of its family."""
+LlamaPart = Literal["RMSNorm", "rotary embedding", "MLP"]
+
+
+def _llama(name: str) -> Any:
+    return getattr(import_module("transformers.models.llama.modeling_llama"), name)
+
+
+def _has_code_of(function: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Return whether two functions are the same text but for their documentation: families copy what they share."""
+
+    def text(function: Callable[..., Any]) -> tuple[object, ...]:
+        code: CodeType = inspect.unwrap(function).__code__
+        values = [None if isinstance(value, str) else value for value in code.co_consts]  # without one, None is there
+        return code.co_code, values, code.co_names, code.co_varnames
+
+    return text(function) == text(other)
+
+
+def part_of_llama(module: nn.Module) -> LlamaPart | None:
+    """Return which part of a Llama a module computes, by the code of its class; None: none, or a forward of its own.
+
+    A norm has `weight` and `variance_epsilon`; an MLP is `down_proj(silu(gate_proj(x)) * up_proj(x))`; attention
+    rotates queries and keys by Llama's function, and may do anything else.
+    """
+    forward = inspect.unwrap(type(module).forward)
+    if "forward" in vars(module) or not hasattr(forward, "__code__"):
+        return None
+    if _has_code_of(forward, _llama("LlamaRMSNorm").forward):
+        return "RMSNorm"
+    if _has_code_of(forward, _llama("LlamaMLP").forward):
+        silus = (nn.SiLU, type(import_module("transformers.activations").ACT2FN["silu"]))
+        return "MLP" if type(module.act_fn) in silus else None
+    used = (ROTARY_EMBEDDING, "rotate_half")
+    if ROTARY_EMBEDDING in forward.__code__.co_names and all(name in forward.__globals__ for name in used):
+        same = all(_has_code_of(forward.__globals__[name], _llama(name)) for name in used)
+        return "rotary embedding" if same else None
+    return None
+
+
+def with_rotary_embedding(module: nn.Module, rotate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the forward of an attention, unbound, with another function in place of its rotary embedding.
+
+    Other models of the family keep theirs: the forward is a copy, and so is where it looks names up.
+    """
+    forward = inspect.unwrap(type(module).forward)
+    names = {**forward.__globals__, ROTARY_EMBEDDING: rotate}
+    copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return copy

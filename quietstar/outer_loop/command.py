@@ -26,7 +26,7 @@ def run_loop(config: OuterLoopConfig, with_verifier: bool) -> None:
     """
     started = time.monotonic()
     load_problems(config, with_verifier)
-    set_up(config.training.threads)  # imports torch, after everything that can be refused without it
+    set_up(config.training)  # imports torch, after everything that can be refused without it
     if config.dry_run:
         from quietstar.outer_loop.run import describe
 
@@ -69,7 +69,7 @@ def compare(config: CompareConfig, of_presets: Mapping[str, CompareConfig]) -> N
             print(f"== {name}")
             describe(arm.config)
         return
-    set_up(config.training.threads)
+    set_up(config.training)
     from quietstar.outer_loop.run import run_compared
 
     run_compared(arms, out, config.budget)

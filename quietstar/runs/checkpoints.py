@@ -32,9 +32,10 @@ SHARDS = "training"
 # A change of any other option in the middle of a run would give a run of neither the old nor the new options.
 # `steps` may change, so that a run can be extended: the schedule then follows the new number.
 MAY_CHANGE = frozenset(
-    {"steps", "micro_batch_size", "reuse_sampling_pass", "replay", "eval_every", "eval_batches", "save_every"}
-    | {"keep_checkpoints", "keep_best", "on_save_failure", "on_non_finite", "max_non_finite", "on_out_of_memory"}
-    | {"log_every", "log_to", "report", "device", "threads", "deterministic", "resume", "override", "allow_partial"}
+    {"steps", "micro_batch_size", "reuse_sampling_pass", "replay", "fused_layers", "eval_every", "eval_batches"}
+    | {"save_every", "keep_checkpoints", "keep_best", "on_save_failure", "on_non_finite", "max_non_finite"}
+    | {"on_out_of_memory", "log_every", "log_to", "report", "device", "threads", "deterministic"}
+    | {"resume", "override", "allow_partial"}
 )
 
 _NAME = re.compile(r"step-(\d{8,})")

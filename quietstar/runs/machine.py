@@ -16,18 +16,23 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quietstar.config.options import DEVICE
+from quietstar.config.training import TrainingOptions
 from quietstar.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("quietstar", "torch", "transformers", "triton", "safetensors", "peft", "pyarrow", "numpy")
+PACKAGES = ("quietstar", "torch", "transformers", "triton", "safetensors", "peft", "pyarrow", "numpy", "liger-kernel")
 GIT_SECONDS = 5.0
+WITHOUT_LIGER = (
+    "training.fused_layers: got liger, but Liger-Kernel is not installed; pip install 'quietstar[gpu]', or use none"
+)
 
 STOP = (signal.SIGTERM, signal.SIGINT)
 SAVE = signal.SIGUSR1
@@ -237,15 +242,26 @@ def resolve_device(name: str, option: str = "training.device") -> torch.device:
     return torch.device("cuda", int(index) if index else torch.cuda.current_device())
 
 
-def set_up(threads: int | None) -> None:
-    """Prepares a process for a command that trains.
+def set_up(options: TrainingOptions) -> None:
+    """Prepares a process for a command that trains; what it cannot do is refused before a model is loaded.
 
     Args:
-        threads: Number of CPU threads of PyTorch; None leaves PyTorch's choice.
+        options: Options of the training loop: the number of CPU threads, the device, and what needs a GPU.
+
+    Raises:
+        ConfigError: There is no such device, or `training.fused_layers` needs a GPU or a package that is not here.
     """
+    fused = options.fused_layers == "liger"
+    no_gpu = "training.fused_layers: got liger, whose kernels need a CUDA device, but {}; use none"
+    if fused and options.device == "cpu":
+        raise ConfigError(no_gpu.format("training.device is cpu"))
+    if fused and find_spec("liger_kernel") is None:
+        raise ConfigError(WITHOUT_LIGER)
     import torch
     from transformers.utils import logging
 
+    if fused and resolve_device(options.device).type != "cuda":
+        raise ConfigError(no_gpu.format("PyTorch sees none here"))
     logging.disable_progress_bar()  # of loading and saving; a training has its own
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)

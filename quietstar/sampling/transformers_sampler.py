@@ -154,7 +154,8 @@ class TransformersSampler:
                 top_k=options.top_k,
                 top_p=options.top_p,
             )
-            for row, new, change in zip(rows, token.tolist(), logprob.tolist(), strict=True):
+            drawn = torch.stack([token.double(), logprob.double()]).tolist()  # both with one wait for the device
+            for row, new, change in zip(rows, map(int, drawn[0]), drawn[1], strict=True):
                 if row not in running:
                     continue
                 if not math.isfinite(change):

@@ -22,6 +22,7 @@ from torch import Tensor
 from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
+from quietstar.model.backbone import fuse_layers
 from quietstar.runs.checkpoints import STATE, differences, identity, load_state
 from quietstar.runs.files import (
     CONFIG,
@@ -34,11 +35,7 @@ from quietstar.runs.files import (
     write_whole,
 )
 from quietstar.runs.machine import Signals, StopWaiting, is_out_of_memory, resolve_device
-from quietstar.training.checkpoint import (
-    SavesPretrained,
-    load_optimizer_tensors,
-    load_weights,
-)
+from quietstar.training.checkpoint import SavesPretrained, load_optimizer_tensors, load_weights
 from quietstar.training.loggers import Loggers, Progress
 from quietstar.training.metrics import MetricsWriter, Record, TrainingResult
 from quietstar.training.optimizer import MasterAdamW
@@ -93,7 +90,8 @@ class Trainer(Generic[ModelT]):
             step's texts, and the first writes the files.
 
     Raises:
-        ConfigError: The device does not exist, or nothing can be trained.
+        ConfigError: The device does not exist, nothing can be trained, or `options.fused_layers` can't be used.
+        UnsupportedBackboneError: The model has no layers that `options.fused_layers` stands for.
         ValueError: There are several ranks and an `extra_state`.
         DataError: `train_data` is not int64 [n, L] with at least one text.
     """
@@ -121,6 +119,8 @@ class Trainer(Generic[ModelT]):
     ) -> None:
         self.device = resolve_device(options.device)
         self.model = model.to(self.device)
+        if options.fused_layers == "liger":
+            fuse_layers(self.model)
         self.options = options
         self.output_dir = Path(output_dir)
         if ranks.size > 1 and extra_state is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import engine_throughput
-from benchmarks.engine_throughput import MODELS, Shape, build_model, check_backends, family, main, own_kernels
+from benchmarks.engine_throughput import LIGER, MODELS, Shape, build_model, check_backends, family, main, own_kernels
 from quietstar.objective.learning import learn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,6 +62,10 @@ def test_a_backend_that_takes_another_step_is_refused(monkeypatch: pytest.Monkey
         ("Memcpy DtoD (Device -> Device)", "copies"),
         ("forward_kernel", "thought_attention"),
         ("sample_kernel", "token_sampling"),
+        ("_rms_norm_forward_kernel", "fused layers"),
+        ("_block_rms_norm_backward_kernel", "fused layers"),
+        ("_swiglu_backward_kernel", "fused layers"),
+        ("_triton_rope", "fused layers"),
         ("something new", "other"),
     ],
 )
@@ -79,3 +84,11 @@ def test_a_step_by_every_backend_that_a_cpu_can_run(tmp_path: Path) -> None:
         families = [float(value) for name, value in row.items() if name.endswith(" seconds") and value]
         assert math.isfinite(sum(families)) and sum(families) > 0
     assert "## One step by family of kernel" in (tmp_path / "engine_throughput_cpu.md").read_text()
+
+
+def test_a_side_whose_package_is_missing_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    main(["--quick", "--device", "cpu", "--no-check", "--sides", LIGER, "torch", "--output-dir", str(tmp_path)])
+    text = (tmp_path / "engine_throughput_cpu.csv").read_text()
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    assert [(row["backend"], row["failure"]) for row in rows] == [("torch", ""), (LIGER, "not installed")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,22 @@ import pytest
 import torch
 
 from benchmarks import generation
-from benchmarks.generation import BASE, MODELS, NO_CACHE, THOUGHTS, Clock, Reading, Side, claims, main, take
+from benchmarks.environment import ROOT
+from benchmarks.generation import (
+    BASE,
+    MODELS,
+    NO_CACHE,
+    STATIC,
+    THOUGHTS,
+    TRAINING,
+    Clock,
+    Reading,
+    Side,
+    claims,
+    main,
+    take,
+)
+from benchmarks.launches import Call, Launches, changed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,3 +90,70 @@ def test_it_runs_and_writes_a_row_for_each_side(tmp_path: Path) -> None:
             / float(next(b["step_seconds"] for b in rows if (b["side"], b["batch"]) == ("base", row["batch"])))
         )
     assert "T = 2:" in (tmp_path / "generation_cpu.md").read_text()
+
+
+# -- launches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("work", "operators", "launches", "waits"),
+    [
+        (lambda x: x.view(-1)[1:].t().unsqueeze(0), 4, 0, 0),
+        (lambda x: x + 1, 1, 1, 0),
+        (lambda x: x.add_(1)[:2].zero_(), 3, 2, 0),
+        (lambda x: torch.nn.functional.linear(x[None], x), 5, 1, 0),  # in parts: two views, the product, and back
+        (lambda x: x.sum().item(), 2, 1, 1),
+        (lambda x: (x > 0).nonzero(), 2, 2, 1),
+        (lambda x: torch.empty_like(x), 1, 0, 0),
+        (lambda x: torch.cat([x, x]).reshape(2, 2, 8), 2, 1, 0),
+        (lambda x: x.t().reshape(16), 3, 1, 0),
+        (lambda x: x.to(torch.float64), 1, 1, 0),
+        (lambda x: x.to(torch.float32).contiguous(), 0, 0, 0),
+    ],
+)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_operators_are_counted_alike_in_inference_mode(
+    mode: Any, work: Any, operators: int, launches: int, waits: int
+) -> None:
+    """In inference mode composite operators arrive whole: a sixth fewer of them were no sixth less work."""
+    with mode(), Launches() as found:
+        work(torch.ones(4, 4))
+    created = 1  # torch.ones
+    assert (found.operators, found.launches, found.waits) == (operators + created, launches + created, waits)
+
+
+def test_a_launch_is_told_apart_by_what_a_graph_would_repeat() -> None:
+    memory, column = torch.zeros(4, 8), torch.tensor([1])
+
+    def calls_of(work: Any) -> list[Call]:
+        with torch.no_grad(), Launches() as found:
+            work()
+        return found.calls
+
+    write = calls_of(lambda: memory.index_copy_(1, column, torch.ones(4, 1)))
+    column.add_(1)
+    assert not changed(write, calls_of(lambda: memory.index_copy_(1, column, torch.ones(4, 1))))
+    for work in (
+        lambda: memory.index_copy_(1, column, torch.ones(4, 1, dtype=torch.float64).float()),  # one more
+        lambda: memory[:, 1:].index_copy_(1, column, torch.ones(4, 1)),  # elsewhere
+        lambda: memory[:, :7].index_copy_(1, column, torch.ones(4, 1)),  # another shape
+        lambda: memory.index_copy_(0, column, torch.ones(1, 8)),  # another number
+        lambda: memory.index_add_(1, column, torch.ones(4, 1)),  # another operator
+    ):
+        assert changed(write, calls_of(work))
+
+
+@pytest.mark.slow
+def test_operators_are_counted_beside_those_of_another_commit(tmp_path: Path) -> None:
+    if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False).returncode:
+        pytest.skip("no checkout")
+    options = "--operators --against HEAD --batches 1 --turns 1 --repeats 1 --thoughts 2 --output-dir"
+    main([*options.split(), str(tmp_path)])
+    text = (tmp_path / "generation_operators.csv").read_text()
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    sides = {row["side"]: row for row in rows if row["code"] == "HEAD"}
+    assert len(rows) == 2 * len(sides) and {BASE, STATIC, THOUGHTS, TRAINING} <= set(sides)
+    assert float(sides[BASE]["layer_passes"]) == MODELS["tiny"].layers
+    assert float(sides[THOUGHTS]["layer_passes"]) == 3 * MODELS["tiny"].layers
+    for row in rows:
+        assert float(row["operators"]) > float(row["launches"]) > float(row["layer_launches"]) > 0

@@ -57,9 +57,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_a_run_continues_on_another_number_of_ranks(first: int, then: int, runs: Path) -> None:
     """On the same number bit for bit, on another one to the rounding of float32."""
     resumed, whole = runs / f"{first}-to-{then}", runs / f"whole-{then}"
-    found, wanted = ([metrics_of(line) for line in read_metrics(run / "metrics.jsonl")] for run in (resumed, whole))
-    assert [(line["step"], line["split"]) for line in found] == [(line["step"], line["split"]) for line in wanted]
-    for line, want in zip(found, wanted, strict=True):
+    lines, wanted = (read_metrics(run / "metrics.jsonl") for run in (resumed, whole))
+    assert [(line["step"], line["split"]) for line in lines] == [(line["step"], line["split"]) for line in wanted]
+    for line, want in zip(map(metrics_of, lines), map(metrics_of, wanted), strict=True):
         assert line == (want if first == then else pytest.approx(want, rel=1e-4, abs=1e-5))
     for name, tensor in weights(whole).items():
         if first == then:

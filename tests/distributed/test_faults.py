@@ -87,6 +87,7 @@ REFUSED = [
         2,
         "training.optimizer: got adamw_8bit, .* needs adamw",
     ),
+    ("--training.fused_layers liger --training.batch_size 8", 2, r"training\.fused_layers: got liger, .* needs none"),
     ("--distributed.shard 0 --training.batch_size 8", 2, "distributed.shard: got 0"),
 ]
 

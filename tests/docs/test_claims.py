@@ -124,6 +124,15 @@ SENTENCES = {
     "docs/training.md: Four seeds end at 0.05 to 0.12; the fifth": ("textbook", "0.078, 0.118, 0.084, 0.052, 1.952"),
     "docs/training.md: gains 0.007 nats a token": ("wikitext", "| 200 | 5.934 | 5.927 | 0.00655 |"),
     "docs/training.md: with 14 tokens in each stream": ("train_step", "| 512 | 14 |"),
+    "docs/generation.md: is 36.4 launches, where": (
+        "generation_operators",
+        "| thoughts | a2aef0a | 1 | 8 | 36.4 | 2.0 | 1.0",
+    ),
+    "docs/generation.md: has 36.0": ("generation_operators", "| base | a2aef0a | 1 | - | 36.0"),
+    "docs/generation.md: of a token's 1,493 are": (
+        "generation_operators",
+        "| thoughts | a2aef0a | 1 | 8 | 2905.0 | 1493.0 |",
+    ),
     "docs/star.md: On [32 problems of GSM8K]": ("gsm8k_loops", "32 training problems"),
     "docs/star.md: on 300 held-out problems": ("vstar", "on 300 held-out problems with 32 candidates"),
     "docs/star.md: it makes 3.6 to 5.3 times": ("rationale_sampling", "5.28 | few-shot | 3.62"),

@@ -14,7 +14,7 @@ from quietstar_kernels import linear_cross_entropy, sample_tokens
 from quietstar_kernels.configurations import use_configuration
 from quietstar_kernels.dispatch import interpreting
 from quietstar_kernels.logits import CHUNK_BYTES, LogitOptions
-from quietstar_kernels.token_sampling import op
+from quietstar_kernels.token_sampling import op, uniform_numbers
 from quietstar_kernels.token_sampling.torch_backend import choose_tokens
 from tests.kernels.guard_band import assert_intact, guarded
 from tests.kernels.largest_tensor import LargestTensor
@@ -126,16 +126,48 @@ def test_reproducible_and_independent_of_the_chunk_size(
     assert torch.equal(sample_tokens(hidden, head, seed=11 - 2**63)[0], first[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_number_at_the_very_end_of_the_interval_draws_a_possible_token(
-    backend: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seeds", [[11], [3, 3], [0, 2**63 - 1, 7], [-5, 2**70], [4, 11 - 2**63, 4]])
+def test_numbers_that_are_drawn_beforehand_are_those_of_the_seeds(
+    seeds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Thoughts are sampled in a loop that makes no generator: each was a host object that no CUDA graph can hold."""
+    hidden, head = random_inputs(4, 12, 8, 50)
+    numbers = uniform_numbers(hidden, seeds, 12)
+    wanted = [torch.rand(12, dtype=torch.float64, generator=torch.Generator().manual_seed(s % 2**63)) for s in seeds]
+    assert torch.equal(numbers, torch.stack(wanted))
+    drawn = [sample_tokens(hidden, head, seed=seed) for seed in seeds]
+    parts = [sample_tokens(hidden, head, seed=seed, rows=(5, 40)) for seed in seeds]
+    more = uniform_numbers(hidden, seeds, 40)
+    monkeypatch.delattr(torch, "Generator")
+    for row, (whole, part) in enumerate(zip(drawn, parts, strict=True)):
+        for wanted_of, uniform in ((whole, numbers[row]), (part, more[row, 5:17])):
+            found = sample_tokens(hidden, head, uniform=uniform)
+            assert torch.equal(found[0], wanted_of[0]) and torch.equal(found[1], wanted_of[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "seed: got None, wanted an integer, or"),
+        ({"uniform": torch.zeros(11, dtype=torch.float64)}, r"uniform: got shape \[11\], wanted \[N=12\]"),
+        ({"uniform": torch.zeros(12, 1)}, r"uniform: got shape \[12, 1\]"),
+        ({"uniform": torch.zeros(12, dtype=torch.int64)}, "uniform: got dtype torch.int64"),
+        ({"uniform": torch.zeros(12, device="meta")}, "uniform: got device meta"),
+    ],
+)
+def test_what_a_draw_needs(options: dict[str, Any], message: str) -> None:
+    hidden, head = random_inputs(4, 12, 8, 50)
+    with pytest.raises((TypeError, ValueError), match=message):
+        sample_tokens(hidden, head, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_number_at_the_very_end_of_the_interval_draws_a_possible_token(backend: str) -> None:
     """Rounding in a cumulative sum must not let the last uniform number fall on tokens of probability 0, or past V."""
     nearly_one = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64))
     uniform = torch.stack([nearly_one, torch.zeros_like(nearly_one)]).repeat(50)
-    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: uniform)
     hidden, head = random_inputs(4, 100, 4, 40)
-    options: dict[str, Any] = {"seed": 0, "banned": (0, 1, 38, 39), "temperature": 0.05, "backend": backend}
+    options: dict[str, Any] = {"uniform": uniform, "banned": (0, 1, 38, 39), "temperature": 0.05, "backend": backend}
     token, logprob = sample_tokens(hidden, head, **options)
     assert int(token.min()) >= 2 and int(token.max()) < 38 and torch.isfinite(logprob).all()
 
@@ -172,7 +204,7 @@ def test_opcheck_and_one_compiled_graph(backend: str) -> None:
     uniform = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for numbers in (None, uniform):
         torch.library.opcheck(op.sample, (hidden, head, numbers, 0.7, 2.0, 1.1, [0, 1], backend))
-    torch.library.opcheck(op.draw_uniform, (hidden, 5, 7))
+    torch.library.opcheck(op.draw_uniform, (hidden, [5, 9], 7))
 
     def draw(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         return sample_tokens(hidden, head, seed=3, temperature=0.7, banned=(1,), backend=backend)

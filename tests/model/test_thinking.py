@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from quietstar import QuietStarForCausalLM
 from quietstar.model.passes import PAUSE
@@ -218,3 +220,30 @@ def test_losses_and_rewards_are_float32_whatever_the_weights() -> None:
         assert getattr(step, name).dtype == torch.float32, name
     quantum = step.reward * 64  # NLLs between 2 and 4 in bfloat16 are multiples of 1/64
     assert (quantum - quantum.round()).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("mask", "options"),
+    [
+        (None, {}),
+        (None, {"anchors": "every:2"}),
+        (None, {"anchors": "entropy:2"}),
+        ([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], {}),
+        ([[1, 1, 2, 2, 2], [1, 2, 2, 2, 0]], {}),
+    ],
+)
+def test_the_layers_get_tensors_of_one_layout(
+    mask: list[list[int]] | None, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """START and the positions came expanded, without memory of their own: a compiled layer was compiled twice."""
+    model, ids = make_model(), make_ids(2, 5)
+    seen: list[bool] = []
+    run = model.run_decoder
+
+    def watched(embeds: Tensor, position_ids: Tensor, thought_pass: Any) -> Tensor:
+        seen.extend((embeds.is_contiguous(), position_ids.is_contiguous()))
+        return run(embeds, position_ids, thought_pass)
+
+    monkeypatch.setattr(model, "run_decoder", watched)
+    learn(model, ids, None if mask is None else torch.tensor(mask), **options)
+    assert len(seen) >= 2 * (2 + model.config.thought_length) and all(seen)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from quietstar.model.layers import decoder_layers
 from quietstar.model.upstream import (
     CACHE,
     NEWEST_TESTED,
+    ROTARY_EMBEDDING,
     BaseStreamer,
     Cache,
     Conv1D,
@@ -40,6 +42,7 @@ from quietstar.model.upstream import (
     supports_sdpa,
     tied_weights,
     untested_versions,
+    with_rotary_embedding,
     without_checkpointing,
 )
 from quietstar.objective.learning import learn
@@ -474,3 +477,40 @@ def test_the_probe_leaves_the_model_as_it_was(training: bool) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [checkpointing(layer)[1] for layer in decoder_layers(model.decoder)] == [True, True]
     assert all("forward" not in layer.__dict__ for layer in decoder_layers(model.decoder))
+
+
+def test_the_layers_of_llama_are_what_fused_kernels_stand_for() -> None:
+    """What has Llama's code is replaced by kernels, so this code must be RMSNorm, SwiGLU and a rotation of pairs."""
+    layer = make_base("llama", dtype=torch.float64).model.layers[0]
+    states = torch.randn(2, 5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    norm, mlp = layer.input_layernorm, layer.mlp
+    expected = nn.functional.rms_norm(states, (32,), norm.weight, norm.variance_epsilon)
+    torch.testing.assert_close(norm(states), expected, atol=1e-6, rtol=1e-6)  # computes in float32
+    swiglu = nn.functional.silu(states @ mlp.gate_proj.weight.T) * (states @ mlp.up_proj.weight.T)
+    torch.testing.assert_close(mlp(states), swiglu @ mlp.down_proj.weight.T)
+    rotate = inspect.unwrap(type(layer.self_attn).forward).__globals__[ROTARY_EMBEDDING]
+    query, key = states.view(2, 5, 4, 8).transpose(1, 2), states.view(2, 5, 4, 8)[:, :, :2].transpose(1, 2)
+    angle = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cos, sin = (torch.cat([x, x], -1) for x in (angle.cos(), angle.sin()))
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+    for given, rotated in zip((query, key), rotate(query, key, cos, sin), strict=True):
+        turned = torch.complex(*given.chunk(2, -1)) * turn
+        torch.testing.assert_close(rotated, torch.cat([turned.real, turned.imag], -1))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral_window", "qwen2", "qwen3", "granite", "smollm3", "gemma2"])
+def test_an_attention_with_another_rotary_embedding_is_else_the_same(family: str) -> None:
+    """All names that its forward looks up are there, and a model beside it keeps its own."""
+    base, beside = make_base(family), make_base(family)
+    attention = base.model.layers[0].self_attn
+    own = inspect.unwrap(type(attention).forward).__globals__[ROTARY_EMBEDDING]
+    calls: list[int] = []
+
+    def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        calls.append(query.shape[-2])
+        return own(query, key, cos, sin)
+
+    attention.forward = MethodType(with_rotary_embedding(attention, rotate), attention)
+    with torch.no_grad():
+        assert torch.equal(base(IDS).logits, beside(IDS).logits)
+    assert calls == [IDS.shape[1]]

@@ -129,7 +129,7 @@ class _Mask:
         counts = (
             (t.batch.stop - t.batch.start) * (t.streams.stop - t.streams.start) * (t.last - t.first) for t in self.tiles
         )
-        return S * H * max(counts, default=0)
+        return int(S * H * max([0, *counts]))
 
     def hide_text(self, scores: Tensor, tile: Tile) -> None:
         """Put -inf at the hidden keys of scores [b, Hkv, n, S * G, last - first], in place."""
@@ -178,7 +178,7 @@ class _ThoughtAttention(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:4], dtype=dtype, device=q.device)
         keys, values = _pack_text(k_text, dtype), _pack_text(v_text, dtype)  # [B, Hkv, L, D]
-        hide_own = _own_bias(q, Hkv, T, dtype)
+        hide_own = None if q.shape[2] == 1 else _own_bias(q, Hkv, T, dtype)  # the newest token sees its whole stream
         workspace = keys.new_empty(mask.largest_tile(q))
         for tile in mask.tiles:
             rows = _pack_rows(q, tile, Hkv, dtype).mul_(scale)  # [b, Hkv, n, S * G, D]
@@ -187,7 +187,8 @@ class _ThoughtAttention(torch.autograd.Function):
             for scores in (text, own):
                 _cap(scores, softcap)
             mask.hide_text(text, tile)
-            own.add_(hide_own)
+            if hide_own is not None:
+                own.add_(hide_own)
             top = torch.maximum(text.amax(-1, keepdim=True), own.amax(-1, keepdim=True))  # finite: a query sees itself
             text.sub_(top).exp_()
             own.sub_(top).exp_()

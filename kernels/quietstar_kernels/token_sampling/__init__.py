@@ -15,7 +15,22 @@ from quietstar_kernels.logits import is_reference, make_options
 from quietstar_kernels.token_sampling.op import draw_uniform, sample
 from quietstar_kernels.token_sampling.reference import sample_tokens_reference
 
-__all__ = ["sample_tokens"]
+__all__ = ["sample_tokens", "uniform_numbers"]
+
+
+def uniform_numbers(hidden: Tensor, seeds: Sequence[int], count: int) -> Tensor:
+    """The numbers that `sample_tokens` draws `count` rows with, for several seeds at once and with one generator.
+
+    Args:
+        hidden: any tensor on the device.
+        seeds: seeds of the draws, any integers, taken modulo 2^63.
+        count: number of rows.
+
+    Returns:
+        numbers in [0, 1), float64 [len(seeds), count].
+    """
+    numbers: Tensor = draw_uniform(hidden, [seed % 2**63 for seed in seeds], count)
+    return numbers
 
 
 @torch.no_grad()
@@ -23,7 +38,8 @@ def sample_tokens(
     hidden: Tensor,
     lm_head: Tensor,
     *,
-    seed: int,
+    seed: int | None = None,
+    uniform: Tensor | None = None,
     rows: tuple[int, int] | None = None,
     temperature: float = 1.0,
     greedy: bool = False,
@@ -47,7 +63,10 @@ def sample_tokens(
     Args:
         hidden: [N, E] final hidden states, any floating dtype.
         lm_head: [V, E] output embedding, any floating dtype; where it is not hidden's, both are multiplied in float32.
-        seed: seed of the draws, any integer, taken modulo 2^63. CPU and CUDA draw different numbers from one seed.
+        seed: seed of the draws, any integer, taken modulo 2^63; None where `uniform` or `greedy` is given. CPU and CUDA
+            draw different numbers from one seed.
+        uniform: [N] numbers in [0, 1) to draw with, float64 on hidden's device, such as a part of `uniform_numbers`: no
+            generator is then made, and a CUDA graph can hold the call; None: those of `seed` and `rows`.
         rows: place of these rows among others, (first, total): they are the rows first .. first + N - 1 of total rows,
             and get the numbers that they would get there; None: (0, N).
         temperature: divisor of the logits, above 0.
@@ -77,7 +96,16 @@ def sample_tokens(
     first, total = (0, sizes["N"]) if rows is None else rows
     if first < 0 or total < first + sizes["N"]:
         raise ValueError(f"rows: got {rows}, wanted (first, total) with 0 <= first and first + N={sizes['N']} <= total")
-    uniform = None if greedy else draw_uniform(hidden, seed % 2**63, total)[first : first + sizes["N"]]
+    if uniform is not None:
+        require_floating("uniform", uniform)
+        require_device("uniform", uniform, hidden.device)
+        require_shape("uniform", uniform, ("N",), sizes)
+    if greedy:
+        uniform = None
+    elif uniform is None:
+        if seed is None:
+            raise ValueError("seed: got None, wanted an integer, or the numbers to draw with as uniform")
+        uniform = uniform_numbers(hidden, [seed], total)[0, first : first + sizes["N"]]
     if is_reference(backend):
         with torch.autocast(hidden.device.type, enabled=False):  # autocast would round the logits
             return sample_tokens_reference(hidden, lm_head, uniform, options)

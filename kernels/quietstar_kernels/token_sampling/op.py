@@ -1,7 +1,7 @@
 """Sampling as PyTorch operators: chunks of rows, their product with lm_head, and one pass from logits to tokens.
 
-Nothing here waits for the device. A CUDA graph can hold the operator `quietstar::sample_tokens`, whose uniform numbers
-it is given, but not the function `sample_tokens`, which makes a generator from a seed.
+Nothing here waits for the device. A CUDA graph can hold `quietstar::sample_tokens`, whose uniform numbers it is given,
+but not `quietstar::draw_uniform`, which makes a generator.
 """
 
 from __future__ import annotations
@@ -72,15 +72,18 @@ IMPLEMENTATIONS = {"triton": _choose_tokens_triton, "torch": choose_tokens}
 
 
 @torch.library.custom_op("quietstar::draw_uniform", mutates_args=())
-def draw_uniform(hidden: Tensor, seed: int, count: int) -> Tensor:
-    """float64 numbers in [0, 1), `count` of them, on the device of hidden: the only randomness."""
-    generator = torch.Generator(device=hidden.device).manual_seed(seed)
-    return torch.rand(count, generator=generator, dtype=torch.float64, device=hidden.device)
+def draw_uniform(hidden: Tensor, seeds: Sequence[int], count: int) -> Tensor:
+    """float64 numbers in [0, 1), `count` of each seed, on the device of hidden: the only randomness. One generator."""
+    generator = torch.Generator(device=hidden.device)
+    numbers = torch.empty((len(seeds), count), dtype=torch.float64, device=hidden.device)
+    for row, seed in zip(numbers, seeds, strict=True):
+        torch.rand(count, generator=generator.manual_seed(seed), dtype=row.dtype, device=row.device, out=row)
+    return numbers
 
 
 @draw_uniform.register_fake
-def _(hidden: Tensor, seed: int, count: int) -> Tensor:
-    return hidden.new_empty(count, dtype=torch.float64)
+def _(hidden: Tensor, seeds: Sequence[int], count: int) -> Tensor:
+    return hidden.new_empty((len(seeds), count), dtype=torch.float64)
 
 
 def compute_tokens(
