@@ -21,6 +21,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_ori
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from quietstar.config.distributed import check_alone
 from quietstar.config.options import (
     COMMAS,
     SEVERAL,
@@ -103,6 +104,8 @@ def parse_config(command: Command[ConfigT], argv: Sequence[str] | None = None) -
             the command's own check refuses.
         SystemExit: with status 0 after `--help` or `--print_config`.
     """
+    if command.name != "train":
+        check_alone(command.name)
     options = _options(command.config)
     flags = _split_arguments(sys.argv[1:] if argv is None else argv, command)
     print_help, print_config = flags.pop("help", None), flags.pop("print_config", None)

@@ -27,8 +27,32 @@ class DistributedOptions:
 
 
 def world() -> tuple[int, int]:
-    """Returns the number of this process and of all processes, as torchrun says them; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Returns the number of this process and of all processes, as torchrun says them; (0, 1) without it.
+
+    Raises:
+        ConfigError: The environment has only a part of what torchrun sets.
+    """
+    try:
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        rank = int(os.environ["RANK"]) if size > 1 else 0
+    except (KeyError, ValueError):
+        raise ConfigError(
+            "the environment has WORLD_SIZE, but not what torchrun sets besides; unset it, or start with torchrun"
+        ) from None
+    return rank, size
+
+
+def check_alone(command: str) -> None:
+    """Refuses a command that has nothing to share among the processes of torchrun.
+
+    Raises:
+        ConfigError: There are several processes.
+    """
+    _, size = world()
+    if size > 1:
+        raise ConfigError(
+            f"{command}: torchrun has started {size} processes; only train runs on several, start it alone"
+        )
 
 
 def check_distributed(options: DistributedOptions, training: Any, preset: str) -> None:
@@ -36,7 +60,7 @@ def check_distributed(options: DistributedOptions, training: Any, preset: str) -
 
     Args:
         options: Options of the run on several devices.
-        training: Object with the fields `batch_size`, `device`, `fused_layers` and `optimizer`.
+        training: Object with the fields `batch_size`, `device`, `fused_layers`, `optimizer` and `replay`.
         preset: Name of the preset.
 
     Raises:
@@ -57,6 +81,8 @@ def check_distributed(options: DistributedOptions, training: Any, preset: str) -
         raise ConfigError(
             f"training.device: got {training.device}, but under torchrun each rank has a GPU of its own; needs cuda"
         )
+    if training.replay == "auto":
+        raise ConfigError("training.replay: got auto, which plans for one device; needs a stage on several ranks")
     if preset == "textbook":
         raise ConfigError("preset: textbook trains small models on one device; start it without torchrun")
     if training.fused_layers != "none":

@@ -149,10 +149,11 @@ def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
 
     Args:
         path: Directory of the checkpoint.
-        allow_partial: Whether `optimizer.safetensors` and `state.json` may be missing.
+        allow_partial: Whether the optimizer's state, `optimizer.safetensors` or `training/`, and `state.json` may be
+            missing.
 
     Returns:
-        The names of these two that are missing; empty without `allow_partial`.
+        The names of these that are missing; empty without `allow_partial`.
 
     Raises:
         CheckpointError: The checkpoint is damaged; the message names the first file that is missing, additional, or
@@ -160,10 +161,13 @@ def verify_checkpoint(path: Path, *, allow_partial: bool = False) -> list[str]:
     """
     expected = _read_manifest(path)
     found = listing(path)
-    sharded = any(PurePosixPath(name).parts[0] == SHARDS for name in expected)
-    needed = {STATE} if sharded else {OPTIMIZER, STATE}
+    shards = {name for name in expected if PurePosixPath(name).parts[:1] == (SHARDS,)}
+    needed = {STATE} if shards else {OPTIMIZER, STATE}
     lacking = sorted(needed - found) if allow_partial else []
-    if missing := sorted(expected.keys() - found - set(lacking)):
+    if allow_partial and shards and not shards & found:
+        lacking.append(SHARDS)
+    missing = sorted(expected.keys() - found - set(lacking) - (shards if SHARDS in lacking else set()))
+    if missing:
         raise CheckpointError(f"{path}: {missing[0]} is missing")
     if additional := sorted(found - expected.keys()):
         raise CheckpointError(f"{path}: {additional[0]} does not belong to it")

@@ -119,12 +119,17 @@ class Signals:
     SIGTERM and SIGINT set `stop`; a second one ends the process at once, as kill -9 would. SIGUSR1 sets `save`. Outside
     the main thread, where Python allows no handlers, nothing is noted.
 
+    Args:
+        twice: Whether a second signal ends the process. Under torchrun it comes by itself: from torchrun, which passes
+            on its own, besides the one from whoever signals all processes of a job.
+
     Attributes:
         stop: Signal that asked to stop; None where none did.
         save: Whether a signal asked to save.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, twice: bool = True) -> None:
+        self._twice = twice
         self.stop: signal.Signals | None = None
         self.save = False
         self._interrupting = False
@@ -173,11 +178,14 @@ class Signals:
             self.save = True
             return
         if self.stop is not None:
-            os._exit(128 + number)
+            if self._twice:
+                os._exit(128 + number)
+            return
         self.stop = received
         with suppress(OSError):  # the reader of a pipe may have got the same signal, and have ended
             # os.write, not print: a handler may run in the middle of another write to the same stream
-            os.write(2, f"\n{received.name}: saving, then stopping; a second signal stops at once\n".encode())
+            more = "; a second signal stops at once" if self._twice else ""
+            os.write(2, f"\n{received.name}: saving, then stopping{more}\n".encode())
         if self._interrupting:
             raise StopWaiting
 

@@ -114,8 +114,9 @@ def take_snapshot(
     def own(tensor: Tensor) -> Tensor:
         if id(tensor) not in copies:
             if isinstance(tensor, DTensor):  # every rank gathers it, and the first keeps it
-                gathered = whole(tensor).detach().to("cpu", dtype)
-                copies[id(tensor)] = gathered if dist.get_rank() == 0 else gathered.new_empty(0)
+                gathered = whole(tensor).detach()
+                kept = gathered.to("cpu", dtype, copy=True) if dist.get_rank() == 0 else gathered.new_empty(0)
+                copies[id(tensor)] = kept
             else:
                 copies[id(tensor)] = tensor.detach().to("cpu", copy=True) if copy else tensor.detach()
         return copies[id(tensor)]
@@ -190,8 +191,8 @@ def save_checkpoint(directory: Path, snapshot: Snapshot, ranks: Ranks = ALONE) -
             raise
         _sync(directory)
 
+    ranks.together(prepare, of_the_first=True)
     try:
-        ranks.together(prepare, of_the_first=True)
         written = ranks.together(write)
         ranks.together(finish, of_the_first=True)
     finally:
@@ -224,7 +225,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     rows = {name: own_rows(tensor) for name, tensor in own.items() if isinstance(tensor, DTensor)}
     stored: dict[str, Tensor] = {}
     for file in _weight_files(path):
-        stored |= _load_tensors(file, {name: (first, stop) for name, (first, stop, _) in rows.items()})
+        stored |= _load_tensors(file, rows)
     stored_by_identity = {id(own[name]): name for name in stored if name in own}
     source = {name: name if name in stored else stored_by_identity.get(id(tensor)) for name, tensor in own.items()}
     if missing := [name for name, stored_name in source.items() if stored_name is None]:
@@ -259,22 +260,33 @@ def load_optimizer_tensors(
         return None
     tensors: dict[str, Tensor] = {}
     parts: dict[str, list[tuple[int, Tensor]]] = {}
+    needed: dict[str, int] = {}
     for file in files or [path / OPTIMIZER]:
         with _opened(file) as content:
             written = _rows_in(file, (content.metadata() or {}).get(ROWS, "{}"))
             for name in content.keys():  # noqa: SIM118 (it is no dict)
                 tensor = content.get_slice(name)
                 if name not in written:
-                    first, stop, _ = rows.get(name, (None, None, 0))
-                    tensors[name] = content.get_tensor(name) if first is None else tensor[first:stop]
+                    tensors[name] = _part(file, content, name, rows)
                     continue
                 begin, end, total = written[name]
-                first, stop, _ = rows.get(name, (0, total, total))
+                first, stop, wanted = rows.get(name, (0, total, total))
+                if tensor.get_shape()[:1] != [end - begin] or total != wanted:
+                    raise CheckpointError(
+                        f"{file}: {name} has rows {begin} to {end} of {total}, in {tensor.get_shape()}; needs those of "
+                        f"{wanted}"
+                    )
                 low, high = max(begin, first), min(end, stop)
                 part = tensor[low - begin : high - begin] if low < high else tensor[:0]
                 parts.setdefault(name, []).append((low, part))
+                needed[name] = first
     for name, found in parts.items():
-        tensors[name] = torch.cat([part for _, part in sorted(found, key=itemgetter(0))])
+        found = sorted((place for place in found if len(place[1])), key=itemgetter(0)) or found[:1]
+        for low, part in found:
+            if (len(part) and low != needed[name]) or part.shape[1:] != found[0][1].shape[1:]:
+                raise CheckpointError(f"{path / SHARDS}: the rows of {name} do not follow one another")
+            needed[name] += len(part)
+        tensors[name] = torch.cat([part for _, part in found])
     return tensors
 
 
@@ -310,12 +322,22 @@ def _opened(file: Path) -> Iterator[Any]:
         raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from None
 
 
-def _load_tensors(file: Path, rows: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+def _load_tensors(file: Path, rows: Mapping[str, Rows]) -> dict[str, Tensor]:
     with _opened(file) as content:
-        return {
-            name: content.get_slice(name)[slice(*rows[name])] if name in rows else content.get_tensor(name)
-            for name in content.keys()  # noqa: SIM118 (it is no dict)
-        }
+        return {name: _part(file, content, name, rows) for name in content.keys()}  # noqa: SIM118 (it is no dict)
+
+
+def _part(file: Path, content: Any, name: str, rows: Mapping[str, Rows]) -> Tensor:
+    """Returns the rows of a tensor that this rank holds; all of one that is not sharded."""
+    if name not in rows:
+        tensor: Tensor = content.get_tensor(name)
+        return tensor
+    first, stop, total = rows[name]
+    stored = content.get_slice(name)
+    if stored.get_shape()[:1] != [total]:
+        raise CheckpointError(f"{file}: {name} has the shape {stored.get_shape()}, the model needs {total} rows")
+    part: Tensor = stored[first:stop]
+    return part
 
 
 def _rows_in(file: Path, text: str) -> dict[str, Rows]:
@@ -397,7 +419,10 @@ class CheckpointSaver:
     def _write(self, snapshot: Snapshot, best_step: int | None) -> None:
         try:
             self._written = save_checkpoint(self._directory, snapshot, self._apart)
-            if self._ranks.leads:
+
+            def remove() -> None:
                 remove_old_checkpoints(self._directory, keep=self._keep, newest_step=snapshot.step, best_step=best_step)
+
+            self._apart.together(remove, of_the_first=True)
         except BaseException as error:  # passed to the training thread, which decides
             self._error = error

@@ -215,6 +215,23 @@ class Record:
     best_eval_step: int | None = None
     seconds: float = 0.0
 
+    def result(self, steps: int, checkpoint: Path) -> TrainingResult:
+        """Returns the result of a run.
+
+        Args:
+            steps: Number of optimizer steps done.
+            checkpoint: Directory of the newest checkpoint.
+        """
+        return TrainingResult(
+            steps=steps,
+            train_metrics=self.last_train,
+            eval_metrics=self.last_eval,
+            best_eval=self.best_eval,
+            best_eval_step=self.best_eval_step,
+            checkpoint=checkpoint,
+            seconds=self.seconds,
+        )
+
     def add(self, values: Mapping[str, float]) -> None:
         """Adds the metrics of one step."""
         for name, value in values.items():

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -20,10 +21,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from quietstar.config.distributed import DistributedOptions, world
-from quietstar.errors import ConfigError
+from quietstar.errors import CheckpointError, ConfigError
 
 REPLICATE, SHARD = "replicate", "shard"
 """Names of the dimensions of the mesh: copies of the model, and the ranks that one copy is sharded over."""
+
+
+PATIENCE = datetime.timedelta(hours=6)
+"""How long ranks wait for one that works alone, as the first does on a checkpoint; of one that has ended they know."""
 
 
 class Ranks:
@@ -31,8 +36,7 @@ class Ranks:
 
     Args:
         mesh: Mesh of all ranks, with the dimensions `REPLICATE` and `SHARD`; None: one process alone.
-        group: Group of all ranks that exchange what this object is asked for; None: the default one.
-        device: Device of the tensors that the ranks exchange; None: the CPU.
+        group: Group of all ranks, of the backend gloo: what they say to one another does not wait for a GPU.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -45,14 +49,12 @@ class Ranks:
         self,
         mesh: DeviceMesh | None = None,
         group: dist.ProcessGroup | None = None,
-        device: torch.device | None = None,
     ) -> None:
         self.mesh = mesh
         self.rank = 0 if mesh is None else dist.get_rank()
         self.size = 1 if mesh is None else dist.get_world_size()
         self.leads = self.rank == 0
         self._group = group
-        self._device = device or torch.device("cpu")
 
     @property
     def model_mesh(self) -> DeviceMesh:
@@ -62,7 +64,7 @@ class Ranks:
 
     def for_a_thread(self) -> Ranks:
         """Returns the same ranks for another thread, whose exchanges do not mix with those of this one."""
-        return self if self.mesh is None else Ranks(self.mesh, dist.new_group(backend="gloo"))
+        return self if self.mesh is None else Ranks(self.mesh, dist.new_group(backend="gloo", timeout=PATIENCE))
 
     def share(self, texts: int) -> range:
         """Returns the places of this rank's texts among those of a step, which must divide among the ranks."""
@@ -73,7 +75,7 @@ class Ranks:
         """Returns the sum of a tensor over all ranks; each gives one of the same shape."""
         if self.mesh is None:
             return values
-        summed = values.to(self._device, copy=True)
+        summed = values.to("cpu", copy=True)
         dist.all_reduce(summed, group=self._group)
         return summed.to(values.device)
 
@@ -81,9 +83,9 @@ class Ranks:
         """Returns the sum of a tensor over the ranks that hold the shards of this rank's copy of the model."""
         if self.mesh is None:
             return values
-        summed = values.to(self._device, copy=True)
+        summed = values.clone()
         dist.all_reduce(summed, group=self.mesh.get_group(SHARD))
-        return summed.to(values.device)
+        return summed
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Returns the tensors of all ranks one after another, along their first dimension, where their sizes differ."""
@@ -104,7 +106,7 @@ class Ranks:
 
         Raises:
             Exception: The function's own, on the rank where it failed.
-            OSError: It has failed on another rank; the message has that one's.
+            CheckpointError: It has failed on another rank; the message has that one's.
         """
         if self.mesh is None:
             return [work()]
@@ -119,7 +121,7 @@ class Ranks:
             raise problem
         for rank, (_, other) in enumerate(found):
             if other is not None:
-                raise OSError(f"rank {rank}: {other}")
+                raise CheckpointError(f"rank {rank}: {other}")
         return [value for value, _ in found]
 
     @property
@@ -139,7 +141,7 @@ class Ranks:
         return self.everyones(value if self.leads else None)[0]
 
     def _all(self, tensor: Tensor) -> list[Tensor]:
-        own = tensor.to(self._device)
+        own = tensor.cpu()
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own, group=self._group)
         return [part.to(tensor.device) for part in parts]
@@ -181,6 +183,7 @@ def join_ranks(options: DistributedOptions, device: str) -> Iterator[Ranks]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         shard = options.shard or size
-        yield Ranks(init_device_mesh(own.type, (size // shard, shard), mesh_dim_names=(REPLICATE, SHARD)), device=own)
+        mesh = init_device_mesh(own.type, (size // shard, shard), mesh_dim_names=(REPLICATE, SHARD))
+        yield Ranks(mesh, dist.new_group(backend="gloo", timeout=PATIENCE))
     finally:
         dist.destroy_process_group()

@@ -255,7 +255,8 @@ def _reporter(
         try:
             if held_out is not None and config.training.method == "quietstar":
                 # no more texts at once than a step has: they must fit into the memory too
-                count = min(SAMPLED_TEXTS, config.training.micro_batch_size or config.training.batch_size)
+                own = len(ranks.share(config.training.batch_size))
+                count = min(SAMPLED_TEXTS, config.training.micro_batch_size or own)
                 mask = None if held_out.attention_mask is None else held_out.attention_mask[:count]
                 samples = call(
                     model,

@@ -137,7 +137,7 @@ class RunCheckpoints:
         snapshot, copied = self._take_snapshot(step, optimizer, state())
         self.saved_step = step
         try:
-            before_writing()
+            self._ranks.together(before_writing, of_the_first=True)
             self._saver.start(snapshot, self.best["step"] if self._options.keep_best else None)
         except Exception as error:
             self._failed(error, must_succeed)
@@ -180,13 +180,12 @@ class RunCheckpoints:
         rows = optimizer.state_rows()
         available = available_memory()
         lacking = available is not None and self._size() >= available
-        if (
-            self._ranks.total(torch.tensor(float(lacking))) == 0
-        ):  # Linux kills a process that takes more, without an error
+        lacking = bool(self._ranks.total(torch.tensor(float(lacking))) > 0)
+        if not lacking:  # Linux kills a process that takes more, without an error
             try:
                 return take_snapshot(*parts, rows=rows), True
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if self._ranks.size > 1 or not is_out_of_memory(error):  # the others are in the middle of theirs
                     raise
         message = f"step {step}: no memory for a copy of the checkpoint; training waits until it is written"
         self._events.write(step, "not_copied", message)

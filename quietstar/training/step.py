@@ -134,6 +134,8 @@ class OptimizerStep(Generic[ModelT]):
             OutOfMemoryError: The memory is not enough for one text at a time, or `on_out_of_memory` is `stop`.
             DataError: The batch has nothing to train on.
         """
+        if len(batch) % self._ranks.size:
+            raise DataError(f"step {step}: {len(batch)} texts do not divide among {self._ranks.size} ranks")
         while True:
             versions = self._versions()
             try:
@@ -249,6 +251,9 @@ class OptimizerStep(Generic[ModelT]):
         size = self._size(texts)
         short = problem.split("\n")[0][:300]
         found = f"out of memory at step {step} with {size} text(s) at a time ({short})"
+        if self._ranks.size > 1:  # the others are in the middle of an exchange
+            advice = "ranks do not halve their micro-batch; lower training.micro_batch_size and start again to resume"
+            raise OutOfMemoryError(f"{found} on rank {self._ranks.rank}; {advice}")
         if weights_changed:
             raise OutOfMemoryError(f"{found}, while the weights were changing; start again to resume")
         if self._options.on_out_of_memory == "stop" or size == 1:

@@ -316,10 +316,10 @@ def _sharded_gradient_norm(
     """Returns the same as `_gradient_norm`; only a whole backward pass sums gradients over the ranks."""
     for loss in _losses(model, batch, config, objective, ranks):
         loss.backward()
-    squares = torch.zeros((), dtype=torch.float64)
+    squares = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     for parameter in model.parameters():
         if parameter.grad is not None:
-            squares += _norm(own_part(parameter.grad)).double().square().cpu()
+            squares += _norm(own_part(parameter.grad)).double().square()
             parameter.grad = None
     return float(ranks.total_over_shards(squares).sqrt())
 

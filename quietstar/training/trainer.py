@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
-from quietstar.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
+from quietstar.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError, QuietStarError
 from quietstar.model.backbone import fuse_layers
 from quietstar.runs.checkpoints import STATE, differences, identity, load_state
 from quietstar.runs.files import (
@@ -129,7 +129,7 @@ class Trainer(Generic[ModelT]):
         # what the other ranks write besides checkpoints is the same, and thrown away
         self._discarded = None if ranks.leads else TemporaryDirectory(prefix="quietstar-rank-")
         self._files = self.output_dir if self._discarded is None else Path(self._discarded.name)
-        self._signals = Signals()
+        self._signals = Signals(twice=ranks.size == 1)
         self._stepper = OptimizerStep(
             model, compute_step, options, self.device, self._is_interrupted, self._tell, ranks
         )
@@ -181,6 +181,7 @@ class Trainer(Generic[ModelT]):
             in_training(self.model, self.device, self.options),
             self._signals,
         ):
+            self._check_ranks()
             start = self._resume()
             self._describe()
             if start == 0:
@@ -205,17 +206,10 @@ class Trainer(Generic[ModelT]):
                 self._batches.close()
                 if self._loggers is not None:
                     self._loggers.close()
-        record, checkpoint = self._record, self._checkpoints.newest
-        assert checkpoint is not None  # this run has saved one, or was already finished
-        return TrainingResult(
-            steps=max(start, self.options.steps),
-            train_metrics=record.last_train,
-            eval_metrics=record.last_eval,
-            best_eval=record.best_eval,
-            best_eval_step=record.best_eval_step,
-            checkpoint=checkpoint,
-            seconds=record.seconds,
-        )
+                if self._discarded is not None:
+                    self._discarded.cleanup()
+        assert self._checkpoints.newest is not None  # this run has saved one, or was already finished
+        return self._record.result(max(start, self.options.steps), self._checkpoints.newest)
 
     def _describe(self) -> None:
         """Writes the configuration of the run and the environment of this process."""
@@ -384,6 +378,8 @@ class Trainer(Generic[ModelT]):
         try:
             self._after_evaluation(self.model, step)
         except Exception as error:  # a failed report must not stop the training
+            if self._ranks.size > 1 and not isinstance(error, OSError | QuietStarError):
+                raise  # a rank that has not taken part in all exchanges is no longer in step with the others
             warnings.warn(f"the report of step {step} failed: {type(error).__name__}: {error}", stacklevel=2)
             self._events.write(step, "report_failed", f"{type(error).__name__}: {error}")
 
@@ -481,6 +477,12 @@ class Trainer(Generic[ModelT]):
         has_extra_state = self._extra_state is not None
         options = replace(self.options, micro_batch_size=self._configured_micro_batch_size)
         return identity(options, self._run_options, self._batches.fingerprint(), has_extra_state)
+
+    def _check_ranks(self) -> None:
+        first, *others = self._ranks.everyones(self._identity())
+        for rank, other in enumerate(others, start=1):
+            if changed := differences(first, other):
+                raise ConfigError(f"rank {rank} has another run than rank 0: {'; '.join(changed)}; needs the same")
 
     def _check_same_run(self, path: Path, state: Mapping[str, Any]) -> None:
         changed = differences(state["run"], self._identity())

@@ -25,7 +25,8 @@ def launch(
         try:
             output, _ = process.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.terminate()  # which ends the ranks, too
+            process.wait(60)
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, output)
 
