@@ -460,7 +460,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_model_path(options.model, "--model")
     if not Path(options.model).is_dir():
         raise ConfigError(f"--model: {options.model} is not a directory; needs one with a model and its tokenizer")
-    set_up(options.threads)
+    set_up(TrainingOptions(threads=options.threads, device=options.device))
     make_output_dir(options.output, "--output")
     with RunLock(options.output):
         experiment = Experiment(options)
