@@ -15,12 +15,13 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config.loops import OuterLoopConfig, SamplingOptions, fine_tuning_steps
+from quietstar.config.loops import OuterLoopConfig, fine_tuning_steps
+from quietstar.config.sampling import SamplingOptions
 from quietstar.config.training import FinetuningOptions
 from quietstar.data.examples import encode_example, end_of_sequence
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer, tokenizer_fingerprint
@@ -47,11 +48,10 @@ from quietstar.outer_loop.training_set import (
     write_kept,
 )
 from quietstar.runs.checkpoints import MAY_CHANGE
-from quietstar.runs.files import KEPT, STORE
-from quietstar.runs.machine import resolve_device
-from quietstar.sampling.choice import make_sampler
+from quietstar.runs.files import KEPT, SERVER_LOG, STORE
+from quietstar.sampling.choice import chosen_engine, make_sampler
 from quietstar.sampling.requests import Request, Sampler, check_lengths, sample_seed
-from quietstar.sampling.vllm_sampler import has_vllm
+from quietstar.sampling.vllm_server import reload
 from quietstar.tasks.task import Problem, Task
 
 SCHEDULE = (
@@ -101,7 +101,8 @@ class OuterLoop:
 
     def __init__(self, around: RunContext) -> None:
         # samples of another engine are other samples, so the chosen one is among the options of sampling
-        sampling = replace(around.config.sampling, engine=chosen_engine(around.config))
+        engine = chosen_engine(around.config.sampling, around.config.training.device)
+        sampling = replace(around.config.sampling, engine=engine)
         self.config, self.task, self.out = replace(around.config, sampling=sampling), around.task, around.out
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(around.base)
         end_of_sequence(self.tokenizer)
@@ -114,6 +115,7 @@ class OuterLoop:
         self._base = around.base
         self._store = around.store
         self.tell = around.tell
+        self._reloaded: Generator | None = None
         self._checked: set[tuple[Generator, tuple[tuple[str, int, int, int], ...]]] = set()
         self.completions = Completions(
             self.task,
@@ -367,7 +369,18 @@ class OuterLoop:
     def _sampler(self, generator: Generator, options: SamplingOptions) -> Sampler:
         config, path = self.config, generator.path
         self.check_weights(generator)
-        return make_sampler(path, options, dtype=config.model.dtype, device=config.training.device, stop=self.task.stop)
+        if options.reload_command is not None and generator != self._reloaded:
+            self.tell(f"  {options.reload_command}".replace("{model}", path))
+            reload(options.reload_command, path)
+            self._reloaded = generator
+        return make_sampler(
+            path,
+            options,
+            dtype=config.model.dtype,
+            device=config.training.device,
+            stop=self.task.stop,
+            log=self.out / SERVER_LOG,
+        )
 
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.config.model.dtype)
@@ -385,13 +398,6 @@ def finetuning_inputs(options: FinetuningOptions) -> dict[str, Any]:
     values = asdict(options)
     del values["gradient_checkpointing"]
     return {f"finetuning.{key}": value for key, value in values.items()}
-
-
-def chosen_engine(config: OuterLoopConfig) -> Literal["transformers", "vllm"]:
-    """Returns the engine that samples: `auto` takes vLLM where it is installed and the device is a GPU."""
-    if config.sampling.engine != "auto":
-        return config.sampling.engine
-    return "vllm" if resolve_device(config.training.device).type == "cuda" and has_vllm() else "transformers"
 
 
 def chosen_problems(problems: Sequence[Problem], limit: int | None, seed: int) -> list[Problem]:
