@@ -49,9 +49,9 @@ from quietstar.outer_loop.training_set import (
 )
 from quietstar.runs.checkpoints import MAY_CHANGE
 from quietstar.runs.files import KEPT, SERVER_LOG, STORE
-from quietstar.sampling.choice import chosen_engine, make_sampler
+from quietstar.sampling.choice import chosen_engine, make_sampler, start_server
 from quietstar.sampling.requests import Request, Sampler, check_lengths, sample_seed
-from quietstar.sampling.vllm_server import reload
+from quietstar.sampling.vllm_server import VllmServer
 from quietstar.tasks.task import Problem, Task
 
 SCHEDULE = (
@@ -115,7 +115,8 @@ class OuterLoop:
         self._base = around.base
         self._store = around.store
         self.tell = around.tell
-        self._reloaded: Generator | None = None
+        self._served: Generator | None = None
+        self._server: VllmServer | None = None
         self._checked: set[tuple[Generator, tuple[tuple[str, int, int, int], ...]]] = set()
         self.completions = Completions(
             self.task,
@@ -230,6 +231,7 @@ class OuterLoop:
         }
 
         def train(key: str) -> dict[str, Any]:
+            self.end_server()
             examples = [
                 encode_example(self.tokenizer, before + one.prompt, one.completion, f"problem {one.problem or '-'}")
                 for one in kept
@@ -259,6 +261,12 @@ class OuterLoop:
         forget_checkpoints(directory)
         free_memory()
         return Generator(str(directory / MODEL), outputs["model_sha256"])
+
+    def end_server(self) -> None:
+        """Ends the server that this run samples with, if there is one, so that the device is free for other work."""
+        if self._server is not None:
+            self._server.close()
+            self._server = self._served = None
 
     def samples(self, iteration: int, purpose: str) -> list[Sample]:
         """Returns the samples of a finished phase, with verdicts."""
@@ -369,18 +377,12 @@ class OuterLoop:
     def _sampler(self, generator: Generator, options: SamplingOptions) -> Sampler:
         config, path = self.config, generator.path
         self.check_weights(generator)
-        if options.reload_command is not None and generator != self._reloaded:
-            self.tell(f"  {options.reload_command}".replace("{model}", path))
-            reload(options.reload_command, path)
-            self._reloaded = generator
-        return make_sampler(
-            path,
-            options,
-            dtype=config.model.dtype,
-            device=config.training.device,
-            stop=self.task.stop,
-            log=self.out / SERVER_LOG,
-        )
+        dtype, device = config.model.dtype, config.training.device
+        if generator != self._served:
+            self.end_server()
+            self._server = start_server(path, options, dtype=dtype, device=device, log=self.out / SERVER_LOG)
+            self._served = generator
+        return make_sampler(path, options, dtype=dtype, device=device, stop=self.task.stop, server=self._server)
 
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.config.model.dtype)

@@ -47,14 +47,10 @@ WATCHED = 1.0
 
 
 class LocalServer(Protocol):
-    """A server that belongs to the sampler."""
+    """A server that this run has started."""
 
     def check(self) -> None:
         """Refuses to go on where the server has ended."""
-        ...
-
-    def close(self) -> None:
-        """Ends the server."""
         ...
 
 
@@ -72,7 +68,7 @@ class HttpSampler:
         dtype: Dtype of the weights, such as `bfloat16`.
         device: Device of the own model, which is loaded to check the servers.
         stop: Strings that end a completion, besides the end-of-sequence token.
-        server: Server of this run at the only URL, which is ended with the sampler; completions then have no endpoint.
+        server: Server of this run at the only URL; completions then have no endpoint.
 
     Raises:
         ConfigError: The model or its tokenizer cannot be used.
@@ -165,10 +161,8 @@ class HttpSampler:
             spread.close()
 
     def close(self) -> None:
-        """Frees the own model, and ends the server of this run."""
+        """Frees the own model; the servers stay."""
         self._own.close()
-        if self._server is not None:
-            self._server.close()
 
     def _watch(self) -> None:
         if self._server is not None:

@@ -28,8 +28,11 @@ POLL_SECONDS, END_SECONDS = 0.2, 10.0
 """Time between two looks at a server that starts, and time that it has to end."""
 
 KEEPER = """
-import contextlib, os, signal, subprocess, sys, threading, time
-server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, process_group=0)
+import contextlib, ctypes, os, signal, subprocess, sys, threading, time
+prctl = ctypes.CDLL(None).prctl
+server = subprocess.Popen(
+    sys.argv[2:], stdin=subprocess.DEVNULL, process_group=0, preexec_fn=lambda: prctl(1, signal.SIGKILL, 0, 0, 0)
+)
 def end():
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
@@ -44,7 +47,8 @@ status = server.wait()
 end()
 os._exit(status if status >= 0 else 128 - status)
 """
-"""Runs the server, and ends it and all that it has started when its standard input ends, as it does with this run."""
+"""Runs the server, and ends it and all that it has started when its standard input ends, as it does with this run. The
+server ends with it in turn (PR_SET_PDEATHSIG)."""
 
 OF_TORCHRUN = re.compile(
     r"(RANK|LOCAL_RANK|GROUP_RANK|ROLE_RANK|ROLE_NAME|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_WORLD_SIZE|ROLE_WORLD_SIZE|"
