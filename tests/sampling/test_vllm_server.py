@@ -193,12 +193,13 @@ time.sleep(999)
     run = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
     )
-    assert run.stdout is not None and run.stdout.readline() == b"ready\n"
-    pids = json.loads(log.read_text().splitlines()[0])[2]
-    assert all(map(runs, pids))
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    run.stdout.close()
+    with run:
+        try:
+            assert run.stdout is not None and run.stdout.readline() == b"ready\n"
+            pids = json.loads(log.read_text().splitlines()[0])[2]
+            assert all(map(runs, pids))
+        finally:
+            run.send_signal(signal.SIGKILL)
     until(lambda: not any(map(runs, pids)))
 
 
