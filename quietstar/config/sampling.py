@@ -100,11 +100,9 @@ def check_engine(options: SamplingOptions) -> None:
             f"sampling.reload_command: got {shown(options.reload_command)}, needs a command with {{model}} where the "
             "directory of the model belongs"
         )
-    if "--trust-remote-code" in [
-        word.partition("=")[0].replace("_", "-")
-        for word in split_command("sampling.server_arguments", options.server_arguments)
-    ]:
-        raise ConfigError("sampling.server_arguments: got --trust-remote-code, but code of a model is never run")
+    for word in split_command("sampling.server_arguments", options.server_arguments):
+        if word.startswith("--trust"):  # an argument may be shortened
+            raise ConfigError(f"sampling.server_arguments: got {word}, but code of a model is never run; leave it out")
     if (python := options.server_python) is not None and (
         path_kind(python, "sampling.server_python") != "file" or not os.access(python, os.X_OK)
     ):
