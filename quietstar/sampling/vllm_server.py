@@ -187,13 +187,14 @@ def reload(command: str, model: str | os.PathLike[str]) -> None:
     """Runs the command that gives the servers new weights, without a shell.
 
     Args:
-        command: Command line; `{model}` in a word stands for the model's directory.
-        model: Directory of the model.
+        command: Command line; `{model}` in a word stands for the model.
+        model: Directory of the model, which the command gets as an absolute path, or its hub name.
 
     Raises:
         ServerError: It cannot be started, or ends with another status than 0.
     """
-    words = [word.replace("{model}", os.fspath(model)) for word in split_command("sampling.reload_command", command)]
+    name = os.path.abspath(model) if os.path.isdir(model) else os.fspath(model)
+    words = [word.replace("{model}", name) for word in split_command("sampling.reload_command", command)]
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True)
     except OSError as error:

@@ -256,6 +256,11 @@ def test_a_reload_that_fails(command: str, message: str) -> None:
         reload(command, "/m o d")
 
 
-def test_a_reload_gets_the_model_in_one_word(tmp_path: Path) -> None:
+def test_a_reload_gets_the_model_in_one_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reload(f'sh -c \'printf "%s|" "$@" > {tmp_path}/said\' - --model={{model}} $HOME', "/m o d; rm")
     assert (tmp_path / "said").read_text() == "--model=/m o d; rm|$HOME|"
+    (tmp_path / "m o d").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for model in ("m o d", "hub/name"):
+        reload('sh -c \'printf "%s|" "$@" >> said\' - {model}', model)
+    assert (tmp_path / "said").read_text().endswith(f"$HOME|{tmp_path}/m o d|hub/name|")
