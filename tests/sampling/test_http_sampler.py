@@ -175,6 +175,34 @@ def test_a_request_that_fails_is_tried_again(
     assert sum((server.answered for server in servers), Counter()) == Counter(one.seed for one in ASKED)
 
 
+def test_a_request_that_has_failed_goes_elsewhere_first(
+    directory: Path, serve: Callable[..., StubServer], expected: list[Completion]
+) -> None:
+    def wait_for_failures(_: int) -> None:
+        end = time.monotonic() + 60
+        while len(bad.asked) < 4 and time.monotonic() < end:
+            time.sleep(0.01)
+
+    bad, slow = serve(lambda number: Fault(500)), serve(wait_for_failures)
+    assert_same(sample(directory, [bad.url, slow.url]), expected)
+    tried = Counter(body["seed"] for body in bad.asked)
+    assert len(tried) >= 4 and set(tried.values()) == {1}
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_is_left_alone_for_as_long_as_it_asks(
+    status: int, directory: Path, serve: Callable[..., StubServer]
+) -> None:
+    times: list[float] = []
+
+    def behave(number: int) -> Fault | None:
+        times.append(time.monotonic())
+        return Fault(status, {"Retry-After": "1"}) if number == 0 else None
+
+    sample(directory, [serve(behave).url], ASKED[:2], batch_size=1)
+    assert times[1] - times[0] >= 1
+
+
 def test_a_server_that_stalls_is_left(
     directory: Path, serve: Callable[..., StubServer], expected: list[Completion]
 ) -> None:
