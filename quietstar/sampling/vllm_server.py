@@ -9,6 +9,7 @@ import http.client
 import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -157,6 +158,9 @@ class VllmServer:
             self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(2 * END_SECONDS)
+        for left in _session(self._process.pid):  # of an engine whose keeper was killed
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
         end_session(self._process)
         self._log.close()
 
@@ -230,6 +234,17 @@ def server_environment(device: str, path: str, python: str | None) -> dict[str, 
         found["CUDA_VISIBLE_DEVICES"] = ""
     elif number:
         found["CUDA_VISIBLE_DEVICES"] = seen[int(number)] if int(number) < len(seen) else number
+    return found
+
+
+def _session(leader: int) -> list[int]:
+    """Returns the processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            _state, _parent, _group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader:
+                found.append(int(entry.name))
     return found
 
 

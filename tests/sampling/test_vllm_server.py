@@ -203,6 +203,21 @@ time.sleep(999)
     until(lambda: not any(map(runs, pids)))
 
 
+def test_nothing_is_left_of_a_server_that_was_killed(tmp_path: Path) -> None:
+    """The engine of a killed server stayed, with all of its memory."""
+    log = tmp_path / "server.log"
+    options = replace(OPTIONS, server_python=str(make_python(tmp_path, HEALTHY)))
+    server = VllmServer(tmp_path, options, dtype="float32", device="cpu", log=log)
+    pids = json.loads(log.read_text().splitlines()[0])[2]
+    os.killpg(server._process.pid, signal.SIGKILL)
+    until(lambda: not runs(pids[0]))
+    with pytest.raises(ServerError, match="vllm has ended with status -9"):
+        server.check()
+    assert runs(pids[1])
+    server.close()
+    until(lambda: not runs(pids[1]))
+
+
 def test_it_samples_and_is_named_when_it_dies(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_sampler, "FIRST_WAIT", 0.05)
     monkeypatch.setattr(http_sampler, "WATCHED", 0.1)
