@@ -33,8 +33,8 @@ from quietstar.sampling.endpoint import Answer, Endpoint, TransientError
 from quietstar.sampling.requests import Completion, CompletionText, Request, encode_requests
 
 CHECKED = 4
-"""Completions of each server that are compared with the own model before its others count, and again after a failure:
-it may have been started again with other weights."""
+"""Completions of each server that are compared with the own model before any counts, and again after a failure: it may
+have been started again with other weights."""
 
 FREE_TOKENS = 8
 """Tokens by which a short completion may differ more: the tolerance is that of so many tokens more than it has."""
@@ -129,7 +129,7 @@ class HttpSampler:
             return endpoint.complete(self._body(model, prompts[index], requests[index].seed), self._vocabulary)
 
         spread = _Spread(self._states, greet, ask, missing, self.options.batch_size, self.options.attempts)
-        left, unsure = len(missing), dict[int, tuple[_State, Completion]]()
+        left, held = len(missing), dict[int, _Held]()
         try:
             while left:
                 found: dict[int, Completion] = {}
@@ -137,23 +137,23 @@ class HttpSampler:
                     completion, tokens = self._read(requests[index], prompts[index], state.endpoint, answer)
                     if state.checked >= CHECKED:
                         found[index] = completion
-                    elif tokens:
+                        continue
+                    if tokens:
                         self._check(requests[index], prompts[index], state.endpoint, answer, tokens)
                         state.checked += 1
-                        found[index] = completion
-                    else:
-                        unsure[index] = state, completion  # until another one of this server is as it should be
-                sure = [index for index, (state, _) in unsure.items() if state.checked]
-                found |= {index: unsure.pop(index)[1] for index in sure}
+                    held[index] = _Held(state, completion, bool(tokens))
+                at_end = spread.error is not None or left == len(found) + len(held)
+                sure = [index for index, one in held.items() if one.is_sure(at_end)]
+                found |= {index: held.pop(index).completion for index in sure}
                 left -= len(found)
                 if found:
                     yield found
                 if spread.error is not None:
                     raise spread.error
-                if unsure and left == len(unsure):
-                    index, (state, _) = next(iter(unsure.items()))
+                if at_end and held:
+                    index, one = next(iter(held.items()))
                     raise ServerError(
-                        f"{state.endpoint.url}: gives no token ids (`return_token_ids`), and the text of "
+                        f"{one.state.endpoint.url}: gives no token ids (`return_token_ids`), and the text of "
                         f"{requests[index].name} is not encoded into as many tokens as it has sampled, so its weights "
                         "cannot be checked; needs a server that gives them"
                     )
@@ -294,6 +294,19 @@ class _State:
     failures: int = 0
     failed_at: float = 0.0
     rests_until: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A completion that waits until its server has been checked, and whether it has been compared itself."""
+
+    state: _State
+    completion: Completion
+    is_compared: bool
+
+    def is_sure(self, at_end: bool) -> bool:
+        """Returns whether it can be taken; at the end no others come to compare."""
+        return self.state.checked >= CHECKED or (at_end and (self.is_compared or self.state.checked > 0))
 
 
 @dataclass(eq=False)

@@ -340,6 +340,26 @@ def test_other_weights_are_found_before_anything_is_taken(
     assert {one.endpoint for one in found.values()} <= {right.url}
 
 
+def test_nothing_is_taken_before_the_last_of_the_first_is_compared(
+    directory: Path, serve: Callable[..., StubServer], expected: list[Completion]
+) -> None:
+    """Completions of other weights were stored where these happened to give them nearly the same log-probability."""
+    wrong = of_logprobs(lambda values: [value - 0.5 for value in values])
+    for number, comes in ((0, 0), (2, 0), (3, 0), (4, 15)):
+        server = serve(lambda place, number=number: wrong if place == number else None)
+        found: dict[int, Completion] = {}
+        options = dataclasses.replace(OPTIONS, urls=(server.url,), batch_size=1)
+        sampler = make_sampler(directory, options, device="cpu", stop=STOP)
+        try:
+            for part in sampler.complete(ASKED):
+                found |= part
+        except ServerError as error:
+            assert "has other weights" in str(error)
+        assert len(found) == comes
+    few = sample(directory, [serve().url, serve().url], ASKED[:3])  # fewer than are compared
+    assert_same(few, expected[:3])
+
+
 def test_log_probabilities_after_the_temperature_are_found(directory: Path, serve: Callable[..., StubServer]) -> None:
     with pytest.raises(ServerError, match=r"has other weights .* raw log-probabilities \(vLLM: --logprobs-mode raw"):
         sample(directory, [serve(raw=False).url])
@@ -438,7 +458,7 @@ def test_a_context_that_is_too_short(directory: Path, serve: Callable[..., StubS
 
 def test_a_run_that_is_stopped_leaves_no_request_waiting(directory: Path, serve: Callable[..., StubServer]) -> None:
     before = threading.active_count()
-    server = serve(lambda number: Fault(how="stall") if number > 1 else None)
+    server = serve(lambda number: Fault(how="stall") if number > 5 else None)
     sampler = make_sampler(directory, dataclasses.replace(OPTIONS, urls=(server.url,)), device="cpu", stop=STOP)
     parts = sampler.complete(ASKED)
     next(parts)
