@@ -36,7 +36,7 @@ OPTIONS = SamplingOptions(
     server_python=PYTHON or None,
     server_arguments="--enforce-eager --max-model-len 32 --gpu-memory-utilization 0.1",
 )
-SAMPLES = 20
+SAMPLES = 40
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,10 @@ def test_two_servers_of_which_one_is_killed_half_way(base: Path, tmp_path: Path)
     def kill() -> None:
         while not ended.wait(0.02):
             with suppress(OSError, ValueError):
-                if (count := len(store_lines(out))) >= 30:
+                lines = store_lines(out)
+                if sum(line["endpoint"] == servers[0].url for line in lines) >= 8:  # the first one takes it seconds
                     os.killpg(servers[0]._process.pid, signal.SIGKILL)
-                    killed.append(count)
+                    killed.append(len(lines))
                     return
 
     killer = threading.Thread(target=kill)
@@ -127,8 +128,8 @@ def test_two_servers_of_which_one_is_killed_half_way(base: Path, tmp_path: Path)
     lines = store_lines(out)
     by_server = Counter(line["endpoint"] for line in lines)
     print(f"run: {time.monotonic() - begun:.1f} s, killed after {killed} samples, by server: {dict(by_server)}")
-    assert status == 0 and killed
-    assert by_server[servers[0].url] >= 1 and by_server[servers[1].url] > killed[0] / 2
+    assert status == 0 and killed and killed[0] < len(lines)
+    assert by_server[servers[0].url] >= 8 and by_server[servers[1].url] >= 1
     assert len({line["seed"] for line in lines}) == len(lines)
     by_problem = Counter((line["purpose"], line["problem"]) for line in lines)
     assert set(by_problem.values()) == {SAMPLES} and len([1 for purpose, _ in by_problem if purpose == "sample"]) == 6
