@@ -34,7 +34,7 @@ from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.environment import markdown_table
 from benchmarks.script import Benchmark
-from quietstar.config.loops import SamplingOptions
+from quietstar.config.sampling import SamplingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.model.loading import load_causal_lm
 from quietstar.sampling.choice import make_sampler

@@ -48,6 +48,10 @@ class OutOfMemoryError(QuietStarError, MemoryError):
     """The device has too little memory even for one text at a time."""
 
 
+class ServerError(QuietStarError):
+    """A server that samples cannot be reached, or answers what cannot be used; the message begins with its address."""
+
+
 class Interrupted(SystemExit):
     """A signal has stopped training. Uncaught, it ends the process with status 128 + signal: 143 or 130.
 

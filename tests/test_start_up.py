@@ -77,6 +77,11 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
             *("--training.fused_layers", "liger", "--training.device", "cpu")
         ],
         "problems.digits: got 'x', needs a range": ["--problems.digits", "x"],
+        "sampling.urls: missing; sampling.engine http needs servers": ["--sampling.engine", "http"],
+        "sampling.urls: got 'a:8000', needs http://": ["--sampling.engine", "http", "--sampling.urls", "a:8000"],
+        "sampling.server_python: ./none is no program": [
+            *("--sampling.engine", "vllm", "--sampling.server_python", "./none")
+        ],
         "problems.path: ./none: no such file": ["--task", "gsm8k", "--model.path", "a/b", "--problems.path", "./none"],
         "model.path: /none is not a directory": ["--model.path", "/none", "--dry_run"],
     },

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from quietstar.config.options import (
     INPUT,
@@ -14,13 +14,13 @@ from quietstar.config.options import (
     Positive,
     Seed,
     Share,
-    ShareAbove0,
     TemperatureOr0,
     Text,
     at_least,
     check,
     within,
 )
+from quietstar.config.sampling import SamplingOptions, check_engine
 from quietstar.config.training import (
     BaseModelOptions,
     FinetuningOptions,
@@ -119,33 +119,6 @@ class ProblemOptions:
     reverse: bool = False
     seed: Seed = 0
     timeout: Positive = 5.0
-
-
-@dataclass
-class SamplingOptions:
-    """How completions are sampled.
-
-    Args:
-        engine: Library that samples: `transformers`, or `vllm` (`pip install 'quietstar[vllm]'`); `auto` takes vllm if
-            it is installed and the device is a GPU.
-        samples: Number of completions per problem and iteration.
-        temperature: Sampling temperature; 0 takes the most probable token.
-        top_p: Nucleus sampling: sample from the smallest set of tokens with at least this total probability; 1: all
-            tokens.
-        top_k: Number of most probable tokens to sample from; 0: all tokens.
-        max_new_tokens: Longest completion, in tokens; a completion that needs more ends with finish reason `length`.
-        batch_size: Completions sampled at once; if memory runs out, transformers continues with half as many.
-        few_shot: Whether the task's solved examples stand before each prompt.
-    """
-
-    engine: Literal["auto", "transformers", "vllm"] = "auto"
-    samples: Count = 1
-    temperature: TemperatureOr0 = 0.0
-    top_p: ShareAbove0 = 1.0
-    top_k: Natural = 0
-    max_new_tokens: Count = 256
-    batch_size: Count = 64
-    few_shot: bool = True
 
 
 @dataclass
@@ -333,6 +306,7 @@ def validate_loop(config: OuterLoopConfig, require_inputs: bool = True) -> Outer
             f"sampling.samples: got {sampling.samples}, but at temperature 0 all samples of a problem are the same; "
             "raise sampling.temperature, to 0.7 for instance"
         )
+    check_engine(sampling)
     if loop.iterations == 0 and not loop.supervised_start:
         raise ConfigError("loop.iterations: got 0, which leaves nothing to do unless loop.supervised_start is on")
     parse_ks(config.evaluation.ks)
@@ -384,8 +358,3 @@ def parse_ks(text: str) -> list[int]:
     if not ks or ks[0] < 1:
         raise ConfigError(f"evaluation.ks: got {text!r}, needs whole numbers from 1 with commas, such as 1,4,16")
     return ks
-
-
-def sampling_inputs(options: SamplingOptions) -> dict[str, Any]:
-    """Returns the sampling options that decide which samples come out, by dotted key."""
-    return {f"sampling.{name}": value for name, value in asdict(options).items()}

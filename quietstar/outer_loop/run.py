@@ -77,11 +77,14 @@ def run_outer_loop(config: OuterLoopConfig, with_verifier: bool) -> dict[str, An
         phases = Phases(out, events, config.loop.redo, tell)
         base = make_base(config, task, phases) if config.preset in EMBEDDED else str(config.model.path)
         loop = OuterLoop(RunContext(config, task, out, base, store, phases, tell))
-        generators = loop.run(lambda: _show(out, loop))
-        verifiers = train_verifiers(loop, generators[0]) if with_verifier else {}
-        summary = summarise_run(loop)
-        if config.evaluation.candidates:
-            summary["candidates"] = measure(loop, generators, verifiers)
+        try:
+            generators = loop.run(lambda: _show(out, loop))
+            verifiers = train_verifiers(loop, generators[0]) if with_verifier else {}
+            summary = summarise_run(loop)
+            if config.evaluation.candidates:
+                summary["candidates"] = measure(loop, generators, verifiers)
+        finally:
+            loop.end_server()
         write_json(out / SUMMARY, summary)
         _describe(out, config)  # again: where phases were redone, the options have changed
         events.write(config.loop.iterations, "finished", f"{time.monotonic() - started:.0f} s")

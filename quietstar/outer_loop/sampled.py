@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from quietstar.config.loops import SamplingOptions, sampling_inputs
+from quietstar.config.sampling import SamplingOptions, sampling_inputs
 from quietstar.errors import CheckpointError
 from quietstar.outer_loop.phases import Phases, key_of
 from quietstar.outer_loop.store import Place, Sample, SampleStore
@@ -161,18 +161,15 @@ class Completions:
         ]
         done = self._store.samples(key)
         if len(done) < len(places):
+            kept = {index for index, place in enumerate(places) if (place.problem, place.index) in done}
             sampler = self._make_sampler(generator, options)
             try:
-                finished = 0
-                for batch in sampler.batches(requests):
-                    # a batch that a crash has kept a part of is sampled again as a whole, so that it is the same
-                    missing = [i for i in batch if (places[i].problem, places[i].index) not in done]
-                    if missing:
-                        generations = dict(zip(batch, sampler.sample([requests[i] for i in batch]), strict=True))
-                        self._store.add_samples(
-                            Sample(places[i], key, requests[i].seed, hinted, generations[i]) for i in missing
-                        )
-                    before, finished = finished, finished + len(batch)
+                finished = len(kept)
+                for found in sampler.complete(requests, kept):
+                    self._store.add_samples(
+                        Sample(places[i], key, requests[i].seed, hinted, completion) for i, completion in found.items()
+                    )
+                    before, finished = finished, finished + len(found)
                     if before * TOLD // len(places) < finished * TOLD // len(places):
                         self._tell(f"  {finished} of {len(places)} completions")
             finally:

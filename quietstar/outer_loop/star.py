@@ -15,12 +15,13 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.config.loops import OuterLoopConfig, SamplingOptions, fine_tuning_steps
+from quietstar.config.loops import OuterLoopConfig, fine_tuning_steps
+from quietstar.config.sampling import SamplingOptions
 from quietstar.config.training import FinetuningOptions
 from quietstar.data.examples import encode_example, end_of_sequence
 from quietstar.data.tokenizer import encode_prompt, load_tokenizer, tokenizer_fingerprint
@@ -47,11 +48,10 @@ from quietstar.outer_loop.training_set import (
     write_kept,
 )
 from quietstar.runs.checkpoints import MAY_CHANGE
-from quietstar.runs.files import KEPT, STORE
-from quietstar.runs.machine import resolve_device
-from quietstar.sampling.choice import make_sampler
+from quietstar.runs.files import KEPT, SERVER_LOG, STORE
+from quietstar.sampling.choice import chosen_engine, make_sampler, start_server
 from quietstar.sampling.requests import Request, Sampler, check_lengths, sample_seed
-from quietstar.sampling.vllm_sampler import has_vllm
+from quietstar.sampling.vllm_server import VllmServer
 from quietstar.tasks.task import Problem, Task
 
 SCHEDULE = (
@@ -101,7 +101,8 @@ class OuterLoop:
 
     def __init__(self, around: RunContext) -> None:
         # samples of another engine are other samples, so the chosen one is among the options of sampling
-        sampling = replace(around.config.sampling, engine=chosen_engine(around.config))
+        engine = chosen_engine(around.config.sampling, around.config.training.device)
+        sampling = replace(around.config.sampling, engine=engine)
         self.config, self.task, self.out = replace(around.config, sampling=sampling), around.task, around.out
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(around.base)
         end_of_sequence(self.tokenizer)
@@ -114,6 +115,8 @@ class OuterLoop:
         self._base = around.base
         self._store = around.store
         self.tell = around.tell
+        self._served: Generator | None = None
+        self._server: VllmServer | None = None
         self._checked: set[tuple[Generator, tuple[tuple[str, int, int, int], ...]]] = set()
         self.completions = Completions(
             self.task,
@@ -228,6 +231,7 @@ class OuterLoop:
         }
 
         def train(key: str) -> dict[str, Any]:
+            self.end_server()
             examples = [
                 encode_example(self.tokenizer, before + one.prompt, one.completion, f"problem {one.problem or '-'}")
                 for one in kept
@@ -257,6 +261,12 @@ class OuterLoop:
         forget_checkpoints(directory)
         free_memory()
         return Generator(str(directory / MODEL), outputs["model_sha256"])
+
+    def end_server(self) -> None:
+        """Ends the server that this run samples with, if there is one, so that the device is free for other work."""
+        if self._server is not None:
+            self._server.close()
+            self._server = self._served = None
 
     def samples(self, iteration: int, purpose: str) -> list[Sample]:
         """Returns the samples of a finished phase, with verdicts."""
@@ -367,7 +377,12 @@ class OuterLoop:
     def _sampler(self, generator: Generator, options: SamplingOptions) -> Sampler:
         config, path = self.config, generator.path
         self.check_weights(generator)
-        return make_sampler(path, options, dtype=config.model.dtype, device=config.training.device, stop=self.task.stop)
+        dtype, device = config.model.dtype, config.training.device
+        if generator != self._served:
+            self.end_server()
+            self._server = start_server(path, options, dtype=dtype, device=device, log=self.out / SERVER_LOG)
+            self._served = generator
+        return make_sampler(path, options, dtype=dtype, device=device, stop=self.task.stop, server=self._server)
 
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.config.model.dtype)
@@ -385,13 +400,6 @@ def finetuning_inputs(options: FinetuningOptions) -> dict[str, Any]:
     values = asdict(options)
     del values["gradient_checkpointing"]
     return {f"finetuning.{key}": value for key, value in values.items()}
-
-
-def chosen_engine(config: OuterLoopConfig) -> Literal["transformers", "vllm"]:
-    """Returns the engine that samples: `auto` takes vLLM where it is installed and the device is a GPU."""
-    if config.sampling.engine != "auto":
-        return config.sampling.engine
-    return "vllm" if resolve_device(config.training.device).type == "cuda" and has_vllm() else "transformers"
 
 
 def chosen_problems(problems: Sequence[Problem], limit: int | None, seed: int) -> list[Problem]:

@@ -198,7 +198,10 @@ class SampleStore:
 
 
 def _sample_line(sample: Sample) -> dict[str, Any]:
-    return {**asdict(sample.place), "seed": sample.seed, "hinted": sample.hinted, **asdict(sample.generation)}
+    generation = asdict(sample.generation)
+    if sample.generation.endpoint is None:
+        del generation["endpoint"]
+    return {**asdict(sample.place), "seed": sample.seed, "hinted": sample.hinted, **generation}
 
 
 def _verdict_line(sample: Sample) -> dict[str, Any]:
@@ -210,7 +213,7 @@ def _sample(line: dict[str, Any]) -> Sample:
     for part in (Place, Completion, _SampleLine):
         check_type(line, part, "sample")
     place = Place(line["iteration"], line["purpose"], line["problem"], line["index"])
-    generation = Completion(line["text"], line["logprob"], line["tokens"], line["finish_reason"])
+    generation = Completion(line["text"], line["logprob"], line["tokens"], line["finish_reason"], line.get("endpoint"))
     return Sample(place, line["key"], line["seed"], line["hinted"], generation)
 
 

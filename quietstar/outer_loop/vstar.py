@@ -100,6 +100,7 @@ def train_verifiers(loop: OuterLoop, sft: Generator) -> dict[str, Path]:
         out = loop.out / VERIFIERS / name
 
         def work(key: str, kind: Kind = kind, out: Path = out) -> dict[str, Any]:
+            loop.end_server()
             loop.check_weights(sft)
             forget_other_run(out, key)
             directory = kind.train(base, data, config.verifier, training, config.finetuning, out)
@@ -144,6 +145,7 @@ def measure(loop: OuterLoop, generators: Sequence[Generator], verifiers: Mapping
     file = loop.phases.directory_of(last) / SCORES
 
     def score(_: str) -> dict[str, Any]:
+        loop.end_server()
         for generator in (generators[0], generators[-1]) if verifiers else ():
             loop.check_weights(generator)
         return {"sha256": _write_scores(file, _scores(loop, samples, models))}

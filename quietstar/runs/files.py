@@ -39,6 +39,8 @@ STORE = "samples.jsonl"
 """Every completion that a run of STaR or V-STaR has sampled."""
 KEPT = "kept.jsonl"
 """The completions that an iteration trains on."""
+SERVER_LOG = "server.log"
+"""What the servers have said that the run has started to sample."""
 SUMMARY = "summary.json"
 COMPARISON = "comparison.json"
 

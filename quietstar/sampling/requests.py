@@ -1,19 +1,20 @@
 """Requests and completions, which are the same for every engine, and what the samplers share.
 
-The functions and `CompletionText` after `Sampler` are for implementing one: seeds, checks of lengths, batches, and the
-text of a completion up to its end.
+The functions and `CompletionText` after `Sampler` are for implementing one: seeds, prompts as tokens, checks of
+lengths, batches, and the text of a completion up to its end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import DataError
 
 TOKENS_PER_CHARACTER = 4
@@ -49,27 +50,32 @@ class Completion:
         tokens: Number of sampled tokens, the ending one included.
         finish_reason: Reason of the end: `stop` for an end-of-sequence token or a stop string, `length` for neither
             within the allowed number of tokens.
+        endpoint: URL of the server that sampled the completion; None where this run has its own engine.
     """
 
     text: str
     logprob: float
     tokens: int
     finish_reason: Literal["stop", "length"]
+    endpoint: str | None = None
 
 
 class Sampler(Protocol):
     """A model that completes prompts."""
 
-    def batches(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Returns the indices of requests that are sampled together: a pure function of the requests and the options.
+    def complete(self, requests: Sequence[Request], done: Container[int] = ()) -> Iterator[dict[int, Completion]]:
+        """Samples the completions that are missing.
+
+        Args:
+            requests: All requests of a phase: how they are batched may depend on all of them.
+            done: Indices of the requests whose completions are there already.
+
+        Yields:
+            Completions by index of their request, in parts, as they are finished: what has come is never sampled again.
 
         Raises:
             DataError: A prompt has no tokens, or is too long for the model's context.
         """
-        ...
-
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        """Samples completions of one batch, in its order."""
         ...
 
     def close(self) -> None:
@@ -87,6 +93,29 @@ def sample_seed(seed: int, *parts: int | str | bool) -> int:
     """
     key = json.dumps([seed, *parts], separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+
+
+def encode_requests(
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], max_new_tokens: int, context: int | None
+) -> list[tuple[int, ...]]:
+    """Returns the prompts of requests as token ids, after `check_lengths`.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        requests: Requests with the prompts; equal ones are encoded once.
+        max_new_tokens: Largest number of tokens in a completion.
+        context: Number of tokens that the model can read; None: it has no limit.
+
+    Raises:
+        DataError: A prompt has no tokens, or does not fit with its completion.
+    """
+    known: dict[str, tuple[int, ...]] = {}
+    for request in requests:
+        if request.prompt not in known:
+            known[request.prompt] = tuple(encode_prompt(tokenizer, request.prompt))
+    prompts = [known[request.prompt] for request in requests]
+    check_lengths(requests, prompts, max_new_tokens, context)
+    return prompts
 
 
 def check_lengths(

@@ -10,16 +10,15 @@ import gc
 import inspect
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.config.loops import SamplingOptions
+from quietstar.config.sampling import SamplingOptions
 from quietstar.data.examples import end_of_sequence
-from quietstar.data.tokenizer import encode_prompt
 from quietstar.errors import ConfigError, NonFiniteError, OutOfMemoryError
 from quietstar.model.cache import keeps_keys, preallocated_cache, sees_all
 from quietstar.model.draw import draw, uniforms
@@ -31,7 +30,7 @@ from quietstar.sampling.requests import (
     CompletionText,
     Request,
     batches_by_length,
-    check_lengths,
+    encode_requests,
 )
 
 LEAST_DROPPED = 1 / 8
@@ -80,6 +79,17 @@ class TransformersSampler:
         """
         return batches_by_length(self._encode(requests), self.options.batch_size)
 
+    def complete(self, requests: Sequence[Request], done: Container[int] = ()) -> Iterator[dict[int, Completion]]:
+        """Samples the completions that are missing, batch by batch; see `Sampler`.
+
+        A batch of which a part is there already is sampled again as a whole, so that it is the same.
+        """
+        for batch in self.batches(requests):
+            missing = [index for index in batch if index not in done]
+            if missing:
+                found = dict(zip(batch, self.sample([requests[index] for index in batch]), strict=True))
+                yield {index: found[index] for index in missing}
+
     def sample(self, requests: Sequence[Request]) -> list[Completion]:
         """Samples completions of one batch, in its order. Where memory runs out, half as many are sampled at a time.
 
@@ -125,13 +135,7 @@ class TransformersSampler:
         _free_cached_memory()
 
     def _encode(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
-        known: dict[str, tuple[int, ...]] = {}
-        for request in requests:
-            if request.prompt not in known:
-                known[request.prompt] = tuple(encode_prompt(self.tokenizer, request.prompt))
-        prompts = [known[request.prompt] for request in requests]
-        check_lengths(requests, prompts, self.options.max_new_tokens, self._context)
-        return prompts
+        return encode_requests(self.tokenizer, requests, self.options.max_new_tokens, self._context)
 
     def _sample(self, requests: Sequence[Request], prompts: Sequence[tuple[int, ...]]) -> list[Completion]:
         assert self._model is not None, "the sampler has been closed"
@@ -217,7 +221,9 @@ class Decoding:
         self.cache = preallocated_cache(model.config, longest + room)
         if name is None or not keeps_keys(self.cache):
             kind = model.config.model_type
-            raise ConfigError(f"model.path: {kind} has no KV cache of the usual kind; set sampling.engine to vllm")
+            raise ConfigError(
+                f"model.path: {kind} has no KV cache of the usual kind; take sampling.engine vllm or http"
+            )
         self._cache_argument = name
         self._takes_positions = "position_ids" in accepted
         self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}

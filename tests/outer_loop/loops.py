@@ -78,15 +78,15 @@ def drawn(iterations: int = 2) -> list[Problem]:
     return list(dict.fromkeys(found))
 
 
-def make_base(directory: Path) -> Path:
-    """A model directory.
+def make_base(directory: Path, hidden_size: int = 32) -> Path:
+    """A model directory, of a model of this width.
 
     It knows the problems that are drawn and held out: of three, two right and wrong by halves, and one wrong unless the
     hint is shown.
     """
     task, tokenizer = sums(), character_tokenizer(f"{LOCAL_CHARACTERS}\n", "$")
     end = tokenizer.eos_token_id
-    model = small_llama(0, len(tokenizer), layers=1, hidden_size=32, intermediate_size=64, context=32, end=end)
+    model = small_llama(0, len(tokenizer), layers=1, hidden_size=hidden_size, intermediate_size=64, context=32, end=end)
     model.save_pretrained(directory / "fresh")
     tokenizer.save_pretrained(directory / "fresh")
     problems, texts = [*drawn(), *chosen_problems(task.problems("test"), TEST, 0)], []

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.config.loops import SamplingOptions
+from quietstar.config.sampling import SamplingOptions
 from quietstar.data.tokenizer import load_tokenizer
 from quietstar.errors import ConfigError
 from quietstar.model.loading import ending_tokens

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from quietstar.config.loops import SamplingOptions
+from quietstar.config.sampling import SamplingOptions
 from quietstar.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from quietstar.model.draw import draw, uniforms
 from quietstar.sampling import transformers_sampler as module
-from quietstar.sampling.choice import make_sampler
+from quietstar.sampling.choice import make_sampler, start_server
 from quietstar.sampling.requests import Completion, Request, sample_seed
 from quietstar.sampling.transformers_sampler import Decoding, TransformersSampler
 from tests.model.tiny import make_base, make_model
@@ -255,5 +255,6 @@ def test_a_model_directory(tokenizer: Any, tmp_path: Path) -> None:
     assert sampler.batches([]) == [] == sampler.sample([])
     assert sampler.sample(requests()) == sampler_of(base, tokenizer).sample(requests())
     sampler.close()
-    with pytest.raises(ConfigError, match=r"sampling\.engine: vllm is not installed; pip install 'quietstar\[vllm\]'"):
-        make_sampler(tmp_path, dataclasses.replace(OPTIONS, engine="vllm"), device="cpu")
+    assert start_server(tmp_path, OPTIONS, device="cpu") is None
+    with pytest.raises(ConfigError, match=r"this Python has no vllm; install it in an environment of its own"):
+        start_server(tmp_path, dataclasses.replace(OPTIONS, engine="vllm"), device="cpu")
