@@ -71,6 +71,7 @@ class Part:
         needs: What must be there besides the GPU.
         words: Arguments of Python.
         folders: More arguments of a script of benchmarks/: where its results go, and what it keeps between attempts.
+        inputs: Files of the user that it measures: with others its results are others.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Part:
     needs: str
     words: Sequence[str]
     folders: Sequence[str] = ("--output-dir", "{results}")
+    inputs: Sequence[str] = ()
 
     def command(self, folder: Path) -> list[str]:
         """The command line, with which the part writes into a folder."""
@@ -186,6 +188,7 @@ def real_model(model: Path, texts: Sequence[str]) -> Part:
         "--model and --texts",
         [*words, "--length", "256", "--batch-size", "32", "--thoughts-per-position", "4", "--held-out", "200"],
         ("--output", "{runs}", "--results", "{results}"),
+        [str(model), *texts],
     )
 
 
@@ -211,7 +214,14 @@ class Visit:
         """Runs the parts in order; with `resume` those that are not done yet."""
         self.state["parts"] = {part.name: part.about for part in wanted} | self.state["parts"]
         for part in wanted:
-            done = any(one["part"] == part.name and one["outcome"] == DONE for one in self.state["attempts"])
+            attempts = [one for one in self.state["attempts"] if one["part"] == part.name]
+            other = [one.get("inputs", []) for one in attempts if one.get("inputs", []) != list(part.inputs)]
+            if other:
+                raise SystemExit(
+                    f"error: --output {self.folder}: has {part.name} of {shlex.join(other[-1])}; needs the same model "
+                    "and texts, or another folder"
+                )
+            done = any(one["outcome"] == DONE for one in attempts)
             left = self.until - time.monotonic()
             if resume and done:
                 continue
@@ -228,6 +238,7 @@ class Visit:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         attempt: dict[str, Any] = {"part": part.name, "folder": name, "outcome": CUT, "seconds": None}
+        attempt["inputs"] = list(part.inputs)
         self.state["attempts"].append(attempt)
         self.keep()  # whoever is killed now has been cut here
         begin = time.monotonic()
@@ -468,7 +479,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.begin(arguments)
     if (options.model is None) != (not options.texts):
         parser.error("--model and --texts: got one alone; the part real_model needs both")
-    known = {part.name: part for part in parts(options.comparators, options.model, options.texts)}
+    # the parts run elsewhere
+    model, comparators = (path and path.resolve() for path in (options.model, options.comparators))
+    texts = [
+        str(Path(file).resolve()) + colon + fields for file, colon, fields in (t.partition(":") for t in options.texts)
+    ]
+    known = {part.name: part for part in parts(comparators, model, texts)}
     if unknown := [name for name in options.parts or () if name not in known]:
         parser.error(f"--parts: no part {unknown[0]!r}; needs {', '.join(known)}")
     wanted = [known[name] for name in options.parts or known]
@@ -477,7 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(markdown_table(["part", "what it shows", "needs", "limit, s"], rows, text_columns=3))
     elif options.dry_run:
         for part in wanted:
-            print(shlex.join(part.command(options.output / part.name)))
+            print(shlex.join(part.command(options.output.resolve() / part.name)))
     elif options.page:
         print(f"written: {write_page(options.page, options.results)}")
     elif options.simulate:
@@ -489,7 +505,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             wanted = simulated_parts()
         elif not options.resume and (folder / STATE).exists():
             parser.error(f"--output {folder}: has results already; needs --resume, or another folder")
-        Visit(folder, archive, options.minutes).run(wanted, resume=options.resume)
+        Visit(folder.resolve(), archive, options.minutes).run(wanted, resume=options.resume)
         print(f"written: {archive}")
 
 

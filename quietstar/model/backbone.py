@@ -307,8 +307,17 @@ def fuse_layers(model: nn.Module) -> None:
             for module in forwards:
                 vars(module).pop("forward", None)
             raise
-    thinking.fused = True
+    thinking.fused = list(forwards)
     thinking.value_uses = (), []  # they keep other values for the backward pass
+
+
+def unfuse_layers(model: nn.Module) -> None:
+    """Gives the layers of a model their own forwards again."""
+    for thinking in model.modules():
+        if isinstance(thinking, ThinkingModel) and thinking.fused:
+            for module in thinking.fused:
+                vars(module).pop("forward", None)
+            thinking.fused, thinking.value_uses = [], ((), [])
 
 
 def _fused_forwards(decoder: nn.Module, family: str) -> dict[nn.Module, Callable[..., Any]]:

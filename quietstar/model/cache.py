@@ -74,7 +74,14 @@ class PreallocatedLayer(DynamicLayer):
     def reserve(self, count: int) -> None:
         """Makes room for `count` tokens in all."""
         if self.is_initialized and count > self.capacity:
-            self._grow(self._memory, self.get_seq_length(), count)
+            length = self.get_seq_length()
+            self._grow(self._memory, length, count)
+            self._fill(length)  # else keys and values would hold the old memory
+
+    def clear(self, columns: Tensor) -> None:
+        """Writes zeros into columns, int64 [n]: a mask gives them weight 0, and 0 times NaN is NaN."""
+        for memory in self._memory:
+            memory.index_fill_(2, columns, 0)
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
         """Returns the first columns of the memory, [B, Hkv, count, D] each: finite numbers where nothing is stored."""
@@ -98,7 +105,9 @@ class PreallocatedLayer(DynamicLayer):
             new = self._room(old, len(beam_idx))
             torch.index_select(old[:, :, :length], 0, beam_idx, out=new[:, :, :length])
             self._memory.append(new)
-            memory[index] = new  # frees the old keys before the values are copied
+            memory[index] = new
+            if index == 0:
+                self.keys = new[:, :, :length]  # frees the old keys before the values are copied
         self._fill(length)
 
     def _grow(self, like: Sequence[Tensor], length: int, least: int) -> None:

@@ -62,9 +62,10 @@ def draw_from(probability: Tensor, uniform: Tensor) -> Tensor:
     """Draw one token per row, int64 [B].
 
     Args:
-        probability: Probabilities of the tokens, float32 or float64 [B, V]; they need not sum to 1.
+        probability: Probabilities of the tokens, [B, V]; they need not sum to 1. 16 bits are read as float32.
         uniform: Uniform random numbers, float64 [B] in [0, 1).
     """
+    probability = probability.to(torch.promote_types(probability.dtype, torch.float32))
     cumulative = (probability * RESOLUTION).long().cumsum(-1)
     total = cumulative[:, -1]
     threshold = torch.minimum((uniform * total).long(), total - 1)

@@ -409,7 +409,8 @@ class OwnStreams(LogitsProcessor):
         """Return scores [B, V]: 0 for the drawn token, minus infinity for all others."""
         if self._scores is not None:
             self._scores.append(scores)
-        token = draw_from(scores.softmax(-1), self._cache.draws(1)[:, 0])
+        precise = torch.promote_types(scores.dtype, torch.float32)  # of a logits processor they may have 16 bits
+        token = draw_from(scores.softmax(-1, dtype=precise), self._cache.draws(1)[:, 0])
         chosen = torch.full_like(scores, float("-inf"))
         return chosen.scatter_(1, token[:, None], 0.0)  # type: ignore[return-value]  # a Tensor of transformers' kind
 

@@ -6,8 +6,9 @@ beforehand that the token is thought about, and END together with the last token
 Thoughts are stored after the text in the same memory, token by token with the K streams of a token side by side, so a
 new token is one write and one product. `TextPass` is the attention of a pass over several tokens of the text. A single
 token and its thoughts go through `Decoding`: where they are written, their positions and what they see are tensors on
-the device that move on from token to token, so that every token is the same launches with the same arguments, and the
-host waits for none of them. A CUDA graph can hold them, until the text has grown by a block.
+the device that move on from token to token, so that every token is the same launches with the same arguments. A CUDA
+graph can hold them, until the text has grown by a block. The host waits only to see which texts of several have ended,
+and where a rule has to see the prediction.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def predict_next(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> 
     Returns:
         Logits, float32 [B, V]: after a thought the mixture, after several the log of their mean probabilities.
     """
-    with torch.inference_mode():  # spares the host a seventh of its time
+    with torch.inference_mode():  # spares the host the bookkeeping of versions and views
         logits, thoughts = _predict(model, tokens, cache)
     # copies, because tensors of inference mode can neither be written to elsewhere nor be part of a graph
     if cache.thinking.keep_thoughts:
@@ -92,6 +93,8 @@ def _predict(model: ThinkingModel, tokens: Tensor, cache: ThinkingCache) -> tupl
         if thinking.keep_thoughts:
             who = torch.arange(cache.batch, device=tokens.device) if rows is None else rows
             thoughts = TokenThoughts(who, picked, weight)
+    if thinks:
+        decoding.clear(cache)
     cache.drop_thoughts()
     if mixed is not None and rows is None:
         return mixed, thoughts
@@ -343,6 +346,11 @@ class Decoding:
             positions = positions[rows]
         last = self._length + (end - 2) // self.streams - cache.least_padding
         return model.run_decoder(embeds, positions, StepPass(self, cache, begin, end, columns, rows), last)
+
+    def clear(self, cache: ThinkingCache) -> None:
+        """Clears the keys and values of this token's thoughts, so that numbers that are none end with their thought."""
+        for index in range(len(cache.layers)):
+            cache.layer(index).clear(self._columns[1:])
 
     def mask(self, window: int | None, dtype: torch.dtype, begin: int, end: int, group: int) -> Tensor:
         """Returns what the tokens begin .. end-1 see: 0, and -inf elsewhere, [B or 1, 1, group * n or 1, columns].

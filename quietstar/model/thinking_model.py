@@ -191,7 +191,8 @@ class ThinkingModel(PreTrainedModel):
         self.thought_embedding = nn.Embedding(2, hidden_size)
         self.mixing_head = MixingHead(config, hidden_size)
         self.thinking_gate = ThinkingGate(hidden_size) if config.thinking_gate else None
-        self.probed = self.fused = False  # of `probe_once` and `fuse_layers`
+        self.probed = False  # of `probe_once`
+        self.fused: list[nn.Module] = []  # modules that `fuse_layers` has given other forwards
         self.value_uses: tuple[object, list[dict[str, bool]]] = ((), [])  # of `replayed_products`
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         # not made from the configuration, where `temperature` is that of thoughts

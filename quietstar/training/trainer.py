@@ -22,7 +22,7 @@ from torch import Tensor
 from quietstar.config.training import TrainingOptions
 from quietstar.data.batches import Batch, Batches, IndexedBatches
 from quietstar.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError, QuietStarError
-from quietstar.model.backbone import fuse_layers
+from quietstar.model.backbone import fuse_layers, unfuse_layers
 from quietstar.runs.checkpoints import STATE, differences, identity, load_state
 from quietstar.runs.files import (
     CONFIG,
@@ -119,8 +119,7 @@ class Trainer(Generic[ModelT]):
     ) -> None:
         self.device = resolve_device(options.device)
         self.model = model.to(self.device)
-        if options.fused_layers == "liger":
-            fuse_layers(self.model)
+        (fuse_layers if options.fused_layers == "liger" else unfuse_layers)(self.model)
         self.options = options
         self.output_dir = Path(output_dir)
         if ranks.size > 1 and extra_state is not None:

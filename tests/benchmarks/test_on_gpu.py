@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,10 @@ def test_the_part_of_a_real_model_is_there_where_a_model_is(
     assert ("real_model" in printed) == given
     if given and option == "--dry-run":
         (line,) = [line for line in printed.splitlines() if "real_model" in line]
-        assert "--model smol --texts a.jsonl:question+answer b.txt --minutes 5 --device cuda" in line
-        assert line.endswith("--output build/on_gpu.runs/real_model --results build/on_gpu/real_model")
+        here = Path.cwd()  # the parts run in the repository, wherever the command was given
+        texts = f"{here}/a.jsonl:question+answer {here}/b.txt"
+        assert f"--model {here}/smol --texts {texts} --minutes 5 --device cuda" in line
+        assert line.endswith(f"--output {here}/build/on_gpu.runs/real_model --results {here}/build/on_gpu/real_model")
 
 
 def test_a_real_model_comes_after_the_kernels_and_before_what_is_beside() -> None:
@@ -120,6 +123,24 @@ def test_another_attempt_at_a_real_model_goes_on_with_the_same_runs(tmp_path: Pa
     assert differing == [(str(tmp_path / "visit" / "real_model"), str(tmp_path / "visit" / "real_model-2"))]
     runs = Path(first[first.index("--output") + 1])
     assert runs.is_relative_to(tmp_path) and not runs.is_relative_to(tmp_path / "visit"), "it would be packed"
+
+
+def test_a_part_of_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
+    """The page kept the results of the first model, without a word."""
+    folder = tmp_path / "visit"
+    folder.mkdir()
+    quick = [
+        replace(part, words=["-c", "pass"]) for part in on_gpu.parts(None, tmp_path / "one", ["a.txt"]) if part.inputs
+    ]
+    visit = on_gpu.Visit(folder, tmp_path / "visit.tgz", minutes=1)
+    visit.run(quick, resume=True)
+    assert [one["outcome"] for one in visit.state["attempts"]] == [on_gpu.DONE]
+    again = on_gpu.Visit(folder, tmp_path / "visit.tgz", minutes=1)
+    again.run(quick, resume=True)
+    assert len(again.state["attempts"]) == 1
+    for inputs in ([str(tmp_path / "other"), "a.txt"], [str(tmp_path / "one"), "b.txt"]):
+        with pytest.raises(SystemExit, match=r"has real_model of .*one a.txt; needs the same model and texts"):
+            again.run([replace(quick[0], inputs=inputs)], resume=True)
 
 
 @pytest.mark.parametrize(

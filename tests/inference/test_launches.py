@@ -7,6 +7,7 @@ column longer each time, and in training a generator for each token of a thought
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from benchmarks.launches import Launches, changed
 from quietstar import QuietStarForCausalLM
-from quietstar.model.cache import ThinkingCache
+from quietstar.model.cache import PreallocatedLayer, ThinkingCache
 from quietstar.model.generation import plan_thinking
+from quietstar.model.layers import decoder_layers
 from quietstar.model.prediction import BLOCK
 from quietstar.model.upstream import CACHE
 from tests.inference.generated import LONG, PROMPTS, generate, new_tokens_of, pad_left, thinking_model, thoughts_of
@@ -160,3 +162,66 @@ def test_what_comes_out_can_be_used_everywhere() -> None:
     (logits * weight).sum().backward()
     model.base.get_input_embeddings()(thoughts[0].tokens).sum().backward()
     assert weight.grad is not None
+
+
+def test_growing_holds_one_layer_twice_at_most() -> None:
+    """All layers' old memory stayed until the token's end, nearly as much again as the cache."""
+    model = make_model("llama", changes={"max_position_embeddings": 2048, "num_hidden_layers": 8}, thought_length=3)
+    held: list[tuple[int, int]] = []
+    grow = PreallocatedLayer._grow
+
+    def watched(layer: PreallocatedLayer, *arguments: Any) -> None:
+        grow(layer, *arguments)
+        held.append((layer.capacity, bytes_of_keys(layer._memory[0].shape[-1])))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreallocatedLayer, "_grow", watched)
+        generate(model, [[5, 7] * 500], 300, think="every:50")
+    size = model.config.text_config.num_key_value_heads * (model.config.text_config.hidden_size // 4) * 4 * 2 * 8
+    assert len({capacity for capacity, _ in held}) > 1
+    for capacity, found in held:
+        assert found <= size * capacity * 1.3
+
+
+def bytes_of_keys(size: int) -> int:
+    """Returns the bytes of all tensors that are keys or values, each memory once."""
+    tensors = [thing for thing in gc.get_objects() if type(thing) is Tensor]
+    kept = [tensor.untyped_storage() for tensor in tensors if tensor.ndim == 4 and tensor.shape[-1] == size]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in kept}.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral_window", "qwen3", "phi3"])
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan")])
+def test_a_thought_that_overflows_costs_one_token(family: str, wrong: float) -> None:
+    """Its keys and values stayed behind the text, where weight 0 times NaN is NaN: the rest of the text was lost."""
+    model = make_model(family, changes={**LONG, "num_hidden_layers": 4}, thought_length=3)
+    generate(model, ONE, 1)  # a model tries its base out once
+    count = 0
+    layer = decoder_layers(model.decoder)[0]
+
+    def spoil(module: Any, arguments: Any, output: Any) -> Any:
+        nonlocal count
+        states = output[0] if isinstance(output, tuple) else output
+        count += states.shape[1] == 1  # a pass over a token of a thought
+        if count == 6:
+            states = states * wrong
+            count += 1
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    with layer.register_forward_hook(spoil):
+        found = generate(model, ONE, 8, output_logits=True)
+    finite = [bool(logits.isfinite().all()) for logits in found.logits]
+    assert finite.count(False) == 1 and finite[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_16_bits_are_drawn_from(dtype: torch.dtype) -> None:
+    """A logits processor may return them; in float16 the cumulative probabilities overflowed."""
+    model = thinking_model("llama")
+    settings: dict[str, Any] = {"do_sample": True, "seed": 3, "think": "never"}
+    rounded = [lambda ids, scores: scores.to(dtype).float()]
+    wanted = new_tokens_of(generate(model, ONE, 12, logits_processor=rounded, **settings), 12)
+    found = new_tokens_of(
+        generate(model, ONE, 12, logits_processor=[lambda ids, scores: scores.to(dtype)], **settings), 12
+    )
+    assert found == wanted and len(set(found[0])) > 2

@@ -150,9 +150,12 @@ def test_numbers_that_are_drawn_beforehand_are_those_of_the_seeds(
     [
         ({}, "seed: got None, wanted an integer, or"),
         ({"uniform": torch.zeros(11, dtype=torch.float64)}, r"uniform: got shape \[11\], wanted \[N=12\]"),
-        ({"uniform": torch.zeros(12, 1)}, r"uniform: got shape \[12, 1\]"),
+        ({"uniform": torch.zeros(12, 1, dtype=torch.float64)}, r"uniform: got shape \[12, 1\]"),
+        ({"uniform": torch.zeros(12)}, "uniform: got dtype torch.float32, wanted float64"),
+        ({"uniform": torch.zeros(12, dtype=torch.float64), "seed": 3}, "uniform: got numbers and a seed or rows"),
+        ({"uniform": torch.zeros(12, dtype=torch.float64), "rows": (0, 12)}, "uniform: got numbers and a seed or rows"),
         ({"uniform": torch.zeros(12, dtype=torch.int64)}, "uniform: got dtype torch.int64"),
-        ({"uniform": torch.zeros(12, device="meta")}, "uniform: got device meta"),
+        ({"uniform": torch.zeros(12, dtype=torch.float64, device="meta")}, "uniform: got device meta"),
     ],
 )
 def test_what_a_draw_needs(options: dict[str, Any], message: str) -> None:

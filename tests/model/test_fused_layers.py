@@ -22,7 +22,7 @@ from quietstar import ConfigError, QuietStarForCausalLM, UnsupportedBackboneErro
 from quietstar.config.objective import resolve_objective
 from quietstar.config.training import FinetuningOptions, Replay, TrainingOptions
 from quietstar.model import backbone
-from quietstar.model.backbone import fuse_layers, replayed_products
+from quietstar.model.backbone import fuse_layers, replayed_products, unfuse_layers
 from quietstar.model.upstream import LlamaPart, part_of_llama
 from quietstar.objective.learning import learn
 from quietstar.runs import machine
@@ -463,6 +463,18 @@ def test_an_operation_that_computes_something_else_is_found(
     with pytest.raises(UnsupportedBackboneError, match=rf"mistral: with Liger-Kernel's .* the {what} .*none"):
         fuse_layers(model)
     assert own_forwards(model) == {} and not model.fused
+
+
+@pytest.mark.usefixtures("liger")
+def test_a_model_that_was_fused_can_have_its_own_layers_again() -> None:
+    """A trainer without fused layers trained a model with them that one with them had left."""
+    model = make_model(changes=ONE_LAYER).to(DEVICE)
+    fuse_layers(model)
+    assert own_forwards(model)
+    unfuse_layers(model)
+    assert own_forwards(model) == {} and not model.fused
+    fuse_layers(model)
+    assert own_forwards(model)
 
 
 @pytest.mark.usefixtures("liger")

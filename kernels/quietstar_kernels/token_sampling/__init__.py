@@ -97,7 +97,10 @@ def sample_tokens(
     if first < 0 or total < first + sizes["N"]:
         raise ValueError(f"rows: got {rows}, wanted (first, total) with 0 <= first and first + N={sizes['N']} <= total")
     if uniform is not None:
-        require_floating("uniform", uniform)
+        if seed is not None or rows is not None:
+            raise ValueError("uniform: got numbers and a seed or rows besides, wanted one source of random numbers")
+        if uniform.dtype != torch.float64:
+            raise TypeError(f"uniform: got dtype {uniform.dtype}, wanted float64")
         require_device("uniform", uniform, hidden.device)
         require_shape("uniform", uniform, ("N",), sizes)
     if greedy:
