@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -539,7 +540,8 @@ def test_a_command_refuses_it_before_a_model_is_loaded(
 
 
 def test_without_the_package_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "liger_kernel", None)
+    for name in ("liger_kernel", "liger_kernel.ops"):
+        monkeypatch.setitem(sys.modules, name, None)
     model = make_model().to(DEVICE)
     with pytest.raises(ConfigError, match=r"pip install 'quietstar\[gpu\]'"):
         fuse_layers(model)
