@@ -17,6 +17,7 @@ from quietstar.data.batches import Batch
 from quietstar.model.adapters import add_adapters
 from quietstar.model.modeling import QuietStarForCausalLM
 from quietstar.model.sharding import shard_model, whole
+from quietstar.training.finetuning import set_gradient_checkpointing
 from quietstar.training.ranks import ALONE, Ranks, join_ranks
 from quietstar.training.step import OptimizerStep
 from quietstar.training.step_functions import compute_step, evaluate_on
@@ -41,6 +42,7 @@ class Case:
     micro_alone: int | None = None
     frozen: bool = False
     gathered: bool = False
+    checkpointing: bool = False
 
 
 CASES = {
@@ -53,6 +55,7 @@ CASES = {
     "frozen": Case(frozen=True),
     "pause": Case(thinking="pause"),
     "language modelling": Case(method="language_modeling", padding=True),
+    "language modelling, gradient checkpointing": Case(method="language_modeling", checkpointing=True),
     "two passes": Case(reuse=False),
     "replay": Case(replay="all"),
     "replay, gathered": Case(replay="linears", gathered=True),
@@ -93,6 +96,7 @@ def build(case: Case) -> QuietStarForCausalLM:
         if case.frozen:
             for name, weight in model.named_parameters():
                 weight.requires_grad_("layers.1." not in name and "embed_tokens" not in name)
+        set_gradient_checkpointing(model, case.checkpointing)
         for weight in model.parameters():  # not the buffers: the rotary frequencies stay float32
             weight.data = weight.data.to(case.dtype)
     return model.train()
