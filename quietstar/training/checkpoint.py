@@ -172,7 +172,8 @@ def save_checkpoint(directory: Path, snapshot: Snapshot, ranks: Ranks = ALONE) -
             tensors = {name: tensor.contiguous() for name, tensor in snapshot.optimizer.items()}
             name = OPTIMIZER if ranks.size == 1 else f"{SHARDS}/shard-{ranks.rank:05d}.safetensors"
             save_file(tensors, temporary / name, {ROWS: json.dumps(snapshot.rows)} if snapshot.rows else None)
-        _sync(temporary / name)
+        if ranks.size > 1:  # by the machine that has written it
+            _sync(temporary / name)
         return {name: describe(temporary / name)}
 
     def finish() -> None:
