@@ -4,9 +4,10 @@ token. The counts are the same on every machine, and a CPU counts what a GPU wou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -122,15 +123,13 @@ class Launches(TorchDispatchMode):
 
         spans = [(model, self._steps), (model.base, self._steps), (decoder, self._passes)]
         spans += [(part, self._layers) for part in decoder.modules() if isinstance(part, GradientCheckpointingLayer)]
-        hooks = [hook for module, into in spans for hook in hooks_of(module, into)]
-        torch.Generator = Counted  # type: ignore[misc]
-        try:
-            with self:
-                yield self
-        finally:
-            torch.Generator = plain  # type: ignore[misc]
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as stack:
+            for module, into in spans:
+                for hook in hooks_of(module, into):
+                    stack.callback(hook.remove)
+            stack.enter_context(mock.patch.object(torch, "Generator", Counted))
+            stack.enter_context(self)
+            yield self
 
 
 def changed(before: Sequence[Call], after: Sequence[Call]) -> list[Call]:

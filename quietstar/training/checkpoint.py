@@ -161,7 +161,7 @@ def save_checkpoint(directory: Path, snapshot: Snapshot, ranks: Ranks = ALONE) -
             (temporary / SHARDS).mkdir()
 
     def write() -> dict[str, Any]:
-        if not ranks.leads and not ranks.holds_a_first_copy:
+        if not ranks.holds_a_first_copy:
             return {}
         with saving(temporary):
             if ranks.leads:

@@ -189,8 +189,8 @@ class MasterAdamW:
         apart = {name: tensor for name, tensor in self._trained.items() if tensor is not self._parameters[name]}
         self._shards = {name: tensor for name, tensor in apart.items() if isinstance(self._parameters[name], DTensor)}
         self._copied = {name: tensor for name, tensor in apart.items() if name not in self._shards}
-        narrow = gathered_dtype is not None and gathered_dtype.itemsize < 4 and master_weights
-        self._masters = self._copied | (self._shards if narrow else {})
+        rounded = gathered_dtype is not None and gathered_dtype.itemsize < 4 and master_weights
+        self._masters = self._copied | (self._shards if rounded else {})
         options = [
             {
                 "params": [self._trained[name] for name, _ in group.parameters],

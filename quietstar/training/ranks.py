@@ -26,7 +26,6 @@ from quietstar.errors import CheckpointError, ConfigError
 REPLICATE, SHARD = "replicate", "shard"
 """Names of the dimensions of the mesh: copies of the model, and the ranks that one copy is sharded over."""
 
-
 PATIENCE = datetime.timedelta(hours=6)
 """How long ranks wait for one that works alone, as the first does on a checkpoint; of one that has ended they know."""
 
@@ -45,11 +44,7 @@ class Ranks:
         mesh: Mesh of all ranks; None for one process alone.
     """
 
-    def __init__(
-        self,
-        mesh: DeviceMesh | None = None,
-        group: dist.ProcessGroup | None = None,
-    ) -> None:
+    def __init__(self, mesh: DeviceMesh | None = None, group: dist.ProcessGroup | None = None) -> None:
         self.mesh = mesh
         self.rank = 0 if mesh is None else dist.get_rank()
         self.size = 1 if mesh is None else dist.get_world_size()
@@ -67,7 +62,7 @@ class Ranks:
         return self if self.mesh is None else Ranks(self.mesh, dist.new_group(backend="gloo", timeout=PATIENCE))
 
     def share(self, texts: int) -> range:
-        """Returns the places of this rank's texts among those of a step, which must divide among the ranks."""
+        """Returns the places of this rank's texts among so many; those that do not divide are in nobody's share."""
         count = texts // self.size
         return range(self.rank * count, (self.rank + 1) * count)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 from quietstar.config.distributed import DistributedOptions
-from quietstar.config.training import TrainConfig
+from quietstar.config.training import Replay, TrainConfig
 from quietstar.data.batches import Batch
 from quietstar.model.adapters import add_adapters
 from quietstar.model.modeling import QuietStarForCausalLM
@@ -35,9 +35,9 @@ class Case:
     padding: bool = False
     positions: str = "all"
     thinking: str = "sample"
-    method: str = "quietstar"
+    method: Literal["quietstar", "language_modeling"] = "quietstar"
     reuse: bool = True
-    replay: str = "layers"
+    replay: Replay = "layers"
     micro: int | None = None
     micro_alone: int | None = None
     frozen: bool = False
@@ -117,7 +117,7 @@ def options(case: Case, alone: bool) -> TrainConfig:
     config = TrainConfig()
     config.model.positions = case.positions
     training = config.training
-    training.method, training.reuse_sampling_pass, training.replay = case.method, case.reuse, case.replay  # type: ignore[assignment]
+    training.method, training.reuse_sampling_pass, training.replay = case.method, case.reuse, case.replay
     training.batch_size, training.learning_rate, training.warmup_steps = TEXTS, 1e-3, 0
     training.micro_batch_size = case.micro_alone if alone and case.micro_alone else case.micro
     training.eval_batches = 2
